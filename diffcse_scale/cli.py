@@ -1,0 +1,52 @@
+"""`diffcse-scale`: everything but the training loop itself, which is `train.py`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffcse_scale.errors import InputError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(
+    context: typer.Context,
+    processes: Annotated[int | None, typer.Option(help="ranks on this machine; all devices if absent")] = None,
+) -> None:
+    """Launch train.py with DeepSpeed; all other arguments are train.py's."""
+    checkout = Path(__file__).parents[1] / "train.py"
+    program = checkout if checkout.is_file() else resources.files("diffcse_scale") / "train.py"
+    count = ["--num_gpus", str(processes)] if processes else []
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *count, str(program), *context.args]
+    os.execv(sys.executable, launcher)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="a sentence-transformers or transformers folder")],
+    data: Annotated[str, typer.Option(help="folder of STS tasks, a file of graded pairs, or 'hub'")],
+    json: Annotated[Path | None, typer.Option(help="also write the results here")] = None,
+    pooling: Annotated[str | None, typer.Option(help="cls, mean, last or first_last_mean")] = None,
+    max_length: Annotated[int | None, typer.Option(min=3, help="tokens a sentence")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 128,
+) -> None:
+    """Semantic textual similarity: Spearman on STS12-16, STS-B and SICK-R."""
+    from diffcse_scale.evaluation.command import evaluate_model
+
+    evaluate_model(model, data, json_file=json, pooling=pooling, max_length=max_length, batch_size=batch_size)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,56 @@
+"""What a number was obtained with: versions and machine. Stands in every result file and checkpoint."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = (
+    "diffcse-scale",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "deepspeed",
+    "datasets",
+    "sentence-transformers",
+    "numpy",
+    "scipy",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, JSON-serialisable; nothing that names a person, a host or a path."""
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "devices": devices,
+        "cuda": torch.version.cuda,
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """The processor's marketing name; Linux is the only system whose standard library does not know it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,130 @@
+"""The way out: a directory that sentence-transformers, transformers and mteb load as it is.
+
+    model.safetensors, config.json, tokenizer files     at the root: what AutoModel and AutoTokenizer read
+    modules.json, sentence_bert_config.json, 1_*/, 2_*/  what SentenceTransformer reads besides
+
+The sentence-transformers files are written here and not by the library, in the form that new and old versions
+read: the library would write names that versions before 5.4 do not know, and load the weights once more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from diffcse_scale.errors import InputError
+
+MODULES_FILE = "modules.json"
+POOLINGS = {"cls": "cls", "mean": "mean", "last": "lasttoken", "first_last_mean": "mean"}
+"""Our poolings and the modes of sentence-transformers' Pooling that do them."""
+POOLING_FLAGS = {"cls": "cls_token", "mean": "mean_tokens", "lasttoken": "lasttoken"}
+
+
+def export_sentence_transformer(
+    encoder: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pooling: str,
+    max_length: int,
+    directory: str | Path,
+    card: str | None = None,
+) -> None:
+    """Write the encoder as a directory that `SentenceTransformer` and `AutoModel` load.
+
+    The directory appears whole or not at all. An earlier export in its place is replaced, nothing else is.
+
+    Args:
+        encoder: the backbone that is kept; no projection, no discriminator.
+        pooling: cls, mean, last or first_last_mean.
+        max_length: tokens a sentence that users get unless they say otherwise.
+        card: text of README.md, the model card.
+
+    Raises:
+        InputError: `directory` is something else than an earlier export.
+    """
+    directory = Path(directory).absolute()
+    if directory.exists() and not (directory / MODULES_FILE).is_file() and not _is_empty_folder(directory):
+        raise InputError(f"{directory} exists and is no exported model; choose another name.")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        encoder.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        config = encoder.config
+        write_modules(temporary, pooling, max_length, config.hidden_size, config.num_hidden_layers)
+        if card is not None:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+        _replace(directory, temporary)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_modules(folder: Path, pooling: str, max_length: int | None, width: int, layers: int) -> None:
+    """Make a transformers folder a sentence-transformers folder: the files beside weights and tokenizer.
+
+    `first_last_mean` is a layer average with weight 1 on the embedding output and on the last layer and 0
+    between, followed by the mean over tokens.
+
+    Raises:
+        ValueError: unknown pooling.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
+    transformer: dict[str, Any] = {"max_seq_length": max_length, "do_lower_case": False}
+    names = ["Transformer", "Pooling"]
+    if pooling == "first_last_mean":
+        transformer["config_args"] = {"output_hidden_states": True}
+        names.insert(1, "WeightedLayerPooling")
+        layer_average = folder / "1_WeightedLayerPooling"
+        config = {"word_embedding_dimension": width, "layer_start": 0, "num_hidden_layers": layers}
+        _write(layer_average / "config.json", config)
+        save_file({"layer_weights": first_and_last(layers)}, layer_average / "model.safetensors")
+    paths = ["" if index == 0 else f"{index}_{name}" for index, name in enumerate(names)]
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for index, (path, name) in enumerate(zip(paths, names, strict=True))
+    ]
+    flags = {f"pooling_mode_{flag}": mode == POOLINGS[pooling] for mode, flag in POOLING_FLAGS.items()}
+    _write(folder / paths[-1] / "config.json", {"word_embedding_dimension": width, **flags})
+    _write(folder / "sentence_bert_config.json", transformer)
+    _write(folder / MODULES_FILE, modules)
+    libraries = ("sentence-transformers", "transformers", "torch")
+    versions = {name.replace("-", "_"): metadata.version(name) for name in libraries}
+    about = {"__version__": versions, "prompts": {}, "similarity_fn_name": "cosine"}
+    _write(folder / "config_sentence_transformers.json", about)
+
+
+def first_and_last(layers: int) -> Tensor:
+    """Weights [layers + 1] of an average over embedding output (0) and all layers: first and last only."""
+    weights = torch.zeros(layers + 1)
+    weights[0] = weights[-1] = 1.0
+    return weights
+
+
+def _write(file: Path, content: Any) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _replace(directory: Path, new: Path) -> None:
+    """Put `new` in the place of `directory`; nothing can be renamed over a full folder, so it steps aside."""
+    if not directory.exists():
+        new.rename(directory)
+        return
+    old = new.with_suffix(".old")
+    directory.rename(old)
+    new.rename(directory)
+    shutil.rmtree(old)

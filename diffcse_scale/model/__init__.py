@@ -1,0 +1,1 @@
+"""The networks of DiffCSE. Nothing here knows of DeepSpeed."""

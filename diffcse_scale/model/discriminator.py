@@ -1,0 +1,84 @@
+"""The conditional discriminator: which tokens were replaced, given only the edit and the original's embedding."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffcse_kernels import RTDCounts, replaced_token_bce
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from diffcse_scale.model.backbone import first_layer
+
+
+class ConditionalDiscriminator(nn.Module):
+    """A backbone that reads the edited sentence with z in the place of its first token.
+
+    z replaces slot 0 of the hidden states that enter the first layer: after the embeddings' LayerNorm and dropout,
+    without position or type embedding of its own (DiffCSE, section 3; the official program's `cls_input`). A
+    pre-hook on the first layer does this for every family.
+    """
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self._condition: Tensor | None = None
+        first_layer(backbone).register_forward_pre_hook(self._insert_condition, with_kwargs=True)
+
+    def _insert_condition(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        assert self._condition is not None, "the discriminator was called without z"
+        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = torch.cat([self._condition[:, None].to(hidden.dtype), hidden[:, 1:]], dim=1)
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    def forward(self, edited_ids: Tensor, attention_mask: Tensor, condition: Tensor) -> Tensor:
+        """edited_ids, attention_mask: [B, L] int64; condition: z [B, H]; returns [B, L, H]."""
+        self._condition = condition
+        try:
+            return self.backbone(input_ids=edited_ids, attention_mask=attention_mask).last_hidden_state
+        finally:
+            self._condition = None
+
+
+class RTDLoss(NamedTuple):
+    """Replaced-token detection over some rows: sums, so that chunks and ranks add up."""
+
+    loss_sum: Tensor  # 0-dim, the sum of the losses of `positions` tokens
+    positions: Tensor  # 0-dim int64, how many tokens the loss was summed over
+    counts: RTDCounts  # over real tokens
+
+
+class RTDHead(nn.Module):
+    """One logit a token (`sampled`) or two classes (`official`), and the loss on them."""
+
+    def __init__(self, width: int, fidelity: str) -> None:
+        super().__init__()
+        self.official = fidelity == "official"
+        self.linear = nn.Linear(width, 2 if self.official else 1)
+
+    def forward(self, hidden: Tensor, original_ids: Tensor, edited_ids: Tensor, attention_mask: Tensor) -> RTDLoss:
+        """hidden: [B, L, H]; the others [B, L] int64. A token is replaced where edited and original ids differ."""
+        if self.official:
+            return self._official(hidden, original_ids, edited_ids, attention_mask)
+        loss_sum, counts = replaced_token_bce(
+            hidden.flatten(0, 1),
+            self.linear.weight.squeeze(0),
+            self.linear.bias.squeeze(0),
+            original_ids.flatten(),
+            edited_ids.flatten(),
+            attention_mask.flatten().bool(),
+        )
+        return RTDLoss(loss_sum, counts.real, counts)
+
+    def _official(self, hidden: Tensor, original_ids: Tensor, edited_ids: Tensor, mask: Tensor) -> RTDLoss:
+        """Two-class cross-entropy over all positions, padding (label 0) included, as the official program has it."""
+        replaced = (edited_ids != original_ids) & mask.bool()
+        logits = self.linear(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss_sum = F.cross_entropy(logits.flatten(0, 1), replaced.flatten().long(), reduction="sum")
+        right = (logits.argmax(-1) == replaced) & mask.bool()
+        counts = RTDCounts(mask.sum(), replaced.sum(), (right & replaced).sum(), (right & ~replaced).sum())
+        positions = torch.full((), replaced.numel(), dtype=torch.int64, device=mask.device)
+        return RTDLoss(loss_sum, positions, counts)

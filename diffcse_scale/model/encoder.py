@@ -1,0 +1,68 @@
+"""The network that is kept: backbone and pooling, and its use to encode sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from diffcse_scale.distributed import gather_rows, rank, world_size
+from diffcse_scale.model.pooling import pool
+
+
+class Encoder(nn.Module):
+    """Sentences' tokens to sentence embeddings h."""
+
+    def __init__(self, backbone: PreTrainedModel, pooling: str) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pooling = pooling
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """input_ids, attention_mask: [B, L] int64; returns h [B, H]."""
+        outputs = self.backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            output_hidden_states=self.pooling == "first_last_mean",
+        )
+        return pool(outputs, attention_mask, self.pooling)
+
+
+@torch.no_grad()
+def encode_sentences(
+    encoder: Encoder,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[str],
+    max_length: int,
+    batch_size: int = 128,
+) -> np.ndarray:
+    """Embed sentences with every rank's help; the encoder's mode is restored afterwards.
+
+    Called on all ranks alike. Sentences are sorted by length and dealt out in turn; each rank makes the same
+    number of forward passes, which ZeRO-3 needs.
+
+    Returns:
+        [n, H] float32, in the order of `sentences`, the same on every rank.
+    """
+    device = next(encoder.parameters()).device
+    tokens = tokenizer(list(sentences), truncation=True, max_length=max_length)["input_ids"]
+    order = np.argsort([-len(ids) for ids in tokens], kind="stable")
+    # the last rank's missing rows are filled with the shortest sentence and dropped after the gather
+    filled = np.append(order, np.repeat(order[-1:], -len(order) % world_size()))
+    mine = filled[rank() :: world_size()]
+    was_training = encoder.training
+    encoder.eval()
+    parts = []
+    for start in range(0, len(mine), batch_size):
+        rows = [tokens[index] for index in mine[start : start + batch_size]]
+        batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(device)
+        parts.append(encoder(batch["input_ids"], batch["attention_mask"]).float())
+    encoder.train(was_training)
+    gathered = gather_rows(torch.cat(parts)).cpu().numpy()
+    by_rank = np.concatenate([filled[other :: world_size()] for other in range(world_size())])
+    embeddings = np.empty((len(tokens), gathered.shape[1]), dtype=np.float32)
+    embeddings[by_rank] = gathered
+    return embeddings

@@ -1,0 +1,104 @@
+"""The frozen masked language model that edits sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffcse_kernels import sample_tokens
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.model.backbone import check_same_vocabulary, load_masked_lm, load_tokenizer
+from diffcse_scale.randomness import derive_seed
+from diffcse_scale.recipe import Recipe
+from diffcse_scale.text.batches import Chunk
+
+# more than any sequence is long, so that (row, column) never share a counter
+MAX_POSITIONS = 1 << 20
+
+
+class Generator:
+    """Writes the edited sentence. Not an `nn.Module` of the trained model: no optimizer or checkpoint sees it.
+
+    Two fidelities: `sampled` (the paper's words: "sampling from a masked language model") draws a token at each
+    corrupted position with dropout off; `official` takes the argmax at *every* position with dropout on.
+    """
+
+    def __init__(self, model: PreTrainedModel, fidelity: str, special_ids: list[int], seed: int) -> None:
+        """model: any `AutoModelForMaskedLM`; special_ids: never sampled."""
+        self.sampled = fidelity == "sampled"
+        self.seed = seed
+        self.model = model.requires_grad_(False).train(not self.sampled)
+        self.head = model.get_output_embeddings()
+        if not isinstance(self.head, nn.Linear):
+            raise InputError(f"{type(model).__name__} has no linear vocabulary head, so it cannot be a generator.")
+        # With the vocabulary head taken out, the model's own forward ends at the head's input, in every family,
+        # and the head is fused with the choice of a token: no rows x vocabulary logits.
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if child is self.head:
+                    setattr(module, name, nn.Identity())
+        self.forbidden = torch.zeros(self.head.out_features, dtype=torch.bool, device=self.head.weight.device)
+        self.forbidden[torch.tensor(special_ids, dtype=torch.long)] = True
+        self._rows: Tensor | None = None
+        model.base_model.register_forward_hook(self._keep_rows)
+
+    def _keep_rows(self, module: nn.Module, inputs: Any, outputs: Any) -> Any:
+        """Let only `self._rows` (flat indices into [B * L]) of the body's output reach the head's transform."""
+        if self._rows is not None:
+            outputs["last_hidden_state"] = outputs.last_hidden_state.flatten(0, 1)[self._rows][None]
+        return outputs
+
+    @torch.no_grad()
+    def edit(self, chunk: Chunk) -> Tensor:
+        """Edited sentences of one chunk.
+
+        Returns:
+            [C, S, L] int64: the ids that the discriminator sees. In `sampled`, the original ids but for the
+            corrupted positions. In `official`, id 0 on padding, as the official program has it (also where the
+            padding id is another: RoBERTa).
+        """
+        ids, mask = chunk.corrupted_ids.flatten(0, 1), chunk.attention_mask.flatten(0, 1)
+        self._rows = chunk.corrupted if self.sampled else None
+        hidden = self.model(input_ids=ids, attention_mask=mask).logits.flatten(0, 1)
+        if self.sampled:
+            return self._sampled(chunk, hidden)
+        return self._official(chunk, hidden)
+
+    def _sampled(self, chunk: Chunk, hidden: Tensor) -> Tensor:
+        length = chunk.input_ids.shape[-1]
+        # one number for each token of the run, whatever the batch, the padding and the rank
+        row, column = chunk.corrupted // length, chunk.corrupted % length
+        positions = chunk.row_ids.flatten()[row] * MAX_POSITIONS + column
+        tokens = sample_tokens(
+            hidden, self.head.weight, self.head.bias, positions, seed=self.seed, forbidden=self.forbidden
+        )
+        edited = chunk.input_ids.flatten().index_copy(0, chunk.corrupted, tokens)
+        return edited.view_as(chunk.input_ids)
+
+    def _official(self, chunk: Chunk, hidden: Tensor) -> Tensor:
+        positions = torch.arange(hidden.shape[0], device=hidden.device)
+        tokens = sample_tokens(hidden, self.head.weight, self.head.bias, positions, seed=0, temperature=0.0)
+        edited = tokens.view_as(chunk.input_ids).clone()
+        edited[..., 0] = chunk.input_ids[..., 0]
+        return edited * chunk.attention_mask
+
+
+def load_generator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Generator | None:
+    """The recipe's generator on `device`, in bfloat16 on accelerators that have it; None when `rtd_weight` is 0.
+
+    Raises:
+        InputError: it cannot be loaded, or its vocabulary is not the encoder's.
+    """
+    if recipe.objective.rtd_weight == 0 or recipe.model.generator is None:
+        return None
+    names = (recipe.model.encoder, recipe.model.generator)
+    trusted = recipe.model.trust_remote_code
+    check_same_vocabulary(tokenizer, load_tokenizer(names[1], trusted), names)
+    model = load_masked_lm(names[1], trusted)
+    if device.type != "cpu" and torch.get_device_module(device).is_bf16_supported():
+        model = model.bfloat16()
+    seed = derive_seed(recipe.seed, "sampling")
+    return Generator(model.to(device), recipe.objective.fidelity, tokenizer.all_special_ids, seed)

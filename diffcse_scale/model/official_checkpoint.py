@@ -1,0 +1,73 @@
+"""Reading checkpoints of the official DiffCSE and SimCSE programs.
+
+Their `state_dict` holds the encoder as `bert.*` or `roberta.*` (or without a prefix, as published on the Hub), the
+projection as `mlp.*` (in published SimCSE checkpoints as `pooler.dense.*`), and for DiffCSE also `discriminator.*`
+and `electra_head.*`. The masked-LM head and the generator in them are dead weight and are left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.model.diffcse import DiffCSE
+
+# official prefix -> ours; the first that matches counts
+PREFIXES = (
+    ("generator.", None),
+    ("lm_head.", None),
+    ("cls.", None),
+    ("discriminator.", "discriminator.backbone."),
+    ("electra_head.", "rtd_head.linear."),
+    ("mlp.", "projection."),
+    ("pooler.dense.", "projection.dense."),
+    ("bert.", "encoder.backbone."),
+    ("roberta.", "encoder.backbone."),
+    ("", "encoder.backbone."),
+)
+
+
+def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Official parameter names to those of `DiffCSE`."""
+    renamed = {}
+    for name, value in state.items():
+        # the index of positions was a buffer in older transformers and is none today
+        if name.endswith(("position_ids", "token_type_ids")):
+            continue
+        theirs, ours = next(pair for pair in PREFIXES if name.startswith(pair[0]))
+        # `bert.pooler` is the unused pooler of the trunk, not the projection
+        if ours is not None and ".pooler." not in name:
+            renamed[ours + name.removeprefix(theirs)] = value
+    return renamed
+
+
+def load_official_checkpoint(model: DiffCSE, folder: Path) -> list[str]:
+    """Load an official checkpoint folder into `model`.
+
+    Returns:
+        Names of parameters of `model` that the checkpoint does not have (a published encoder has no RTD head, say).
+
+    Raises:
+        InputError: no weights there, or not one of the encoder's parameters among them, or a width that differs.
+    """
+    state = rename(_read(folder))
+    if not any(name.startswith("encoder.") for name in state.keys() & model.state_dict().keys()):
+        raise InputError(f"Checkpoint {folder} holds no parameter of this encoder; is it of another architecture?")
+    try:
+        result = model.load_state_dict({k: v for k, v in state.items() if k in model.state_dict()}, strict=False)
+    except RuntimeError as error:
+        raise InputError(f"Checkpoint {folder} does not fit: {str(error).splitlines()[-1].strip()}") from None
+    return list(result.missing_keys)
+
+
+def _read(folder: Path) -> dict[str, Tensor]:
+    if (folder / "model.safetensors").is_file():
+        return load_file(folder / "model.safetensors")
+    if (folder / "pytorch_model.bin").is_file():
+        state: dict[str, Tensor] = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+        return state
+    raise InputError(f"Checkpoint {folder} has neither model.safetensors nor pytorch_model.bin.")

@@ -1,0 +1,98 @@
+"""The projection z = p(h), used in training only.
+
+`mlp` is SimCSE's head; `batchnorm` is DiffCSE's (section 4 of the paper, `--batchnorm` in the official program).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from diffcse_scale.distributed import gather_rows
+
+
+class GlobalBatchNorm(nn.BatchNorm1d):
+    """`BatchNorm1d` whose statistics are those of the global batch, on any device, with exact gradients.
+
+    Each rank contributes its count, mean and sum of squared deviations through one differentiable gather; they
+    are combined by Chan's formula, which does not cancel as E[x^2] - E[x]^2 does. (`SyncBatchNorm` refuses CPUs.)
+    Computed in at least float32 whatever the precision of the run.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: [rows, C], any float dtype; returns [rows, C] in at least float32."""
+        with torch.autocast(input.device.type, enabled=False):
+            rows = input.to(torch.promote_types(input.dtype, torch.float32))
+            if self.training:
+                mean, variance = self._batch_statistics(rows)
+            else:
+                assert self.running_mean is not None and self.running_var is not None
+                mean, variance = self.running_mean.to(rows.dtype), self.running_var.to(rows.dtype)
+            normal = (rows - mean) * torch.rsqrt(variance + self.eps)
+            if self.affine:
+                normal = normal * self.weight.to(rows.dtype) + self.bias.to(rows.dtype)
+            return normal
+
+    def _batch_statistics(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        mean = rows.mean(0)
+        deviation = (rows - mean).square().sum(0)
+        count = torch.full_like(mean, rows.shape[0])
+        counts, means, deviations = gather_rows(torch.stack([count, mean, deviation])[None]).unbind(1)
+        total = counts.sum(0)
+        mean = (counts * means).sum(0) / total
+        deviation = (deviations + counts * (means - mean).square()).sum(0)
+        self._update_running(mean.detach(), deviation.detach() / (total - 1).clamp(min=1))
+        return mean, deviation / total
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), self.momentum)
+        self.num_batches_tracked += 1
+
+
+class MLPProjection(nn.Module):
+    """Linear and tanh, width H to H."""
+
+    def __init__(self, width: int, initializer_range: float = 0.02) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        nn.init.normal_(self.dense.weight, std=initializer_range)
+        nn.init.zeros_(self.dense.bias)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """[rows, H] to [rows, H]."""
+        return torch.tanh(self.dense(embeddings))
+
+
+class BatchNormProjection(nn.Module):
+    """Linear(H, 2H) - BatchNorm - ReLU - Linear(2H, H) - BatchNorm without affine, width H to H."""
+
+    def __init__(self, width: int, initializer_range: float = 0.02) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(width, 2 * width, bias=False),
+            GlobalBatchNorm(2 * width),
+            nn.ReLU(),
+            nn.Linear(2 * width, width, bias=False),
+            GlobalBatchNorm(width, affine=False),
+        )
+        for layer in (self.net[0], self.net[3]):
+            nn.init.normal_(layer.weight, std=initializer_range)  # type: ignore[arg-type]
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """[rows, H] to [rows, H]; rows of all views together, as in the official program."""
+        hidden = embeddings
+        for layer in self.net:
+            # GlobalBatchNorm returns float32; a bfloat16 model's linear layers want their own dtype
+            hidden = layer(hidden.to(layer.weight.dtype) if isinstance(layer, nn.Linear) else hidden)
+        return hidden
+
+
+def make_projection(kind: str, width: int, initializer_range: float = 0.02) -> nn.Module:
+    """`batchnorm`, `mlp` or `none`, of width H."""
+    if kind == "none":
+        return nn.Identity()
+    return {"batchnorm": BatchNormProjection, "mlp": MLPProjection}[kind](width, initializer_range)

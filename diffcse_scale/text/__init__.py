@@ -1,0 +1,1 @@
+"""Sentences in, token batches out: corpus, tokens, order, corruption, batches."""

@@ -1,0 +1,204 @@
+"""Token batches: the same global batches for any number of ranks, each known from its step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.randomness import derive_seed
+from diffcse_scale.recipe import Recipe
+from diffcse_scale.text.corruption import Corruption
+from diffcse_scale.text.order import epoch_order
+from diffcse_scale.text.prefetch import prefetch
+from diffcse_scale.text.tokens import TokenizedCorpus
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some sentences of a rank's share, padded to their longest row: C sentences, S views, L tokens.
+
+    Attributes:
+        input_ids: int64 [C, S, L].
+        attention_mask: int64 [C, S, L], 1 on real tokens.
+        corrupted_ids: int64 [C, S, L], what the generator reads.
+        corrupted: int64 [K], the positions that the generator predicts, as ascending indices into the
+            flattened [C * S * L]. Made on the CPU, so that the device need not be asked how many there are.
+        row_ids: int64 [C, S], a number unique to (epoch, position in the epoch's order, view): the base of
+            all random numbers of that row.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    corrupted_ids: Tensor
+    corrupted: Tensor
+    row_ids: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Chunk:
+        """The same on another device."""
+        return Chunk(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a global batch.
+
+    Attributes:
+        step: counted over all epochs, from 0.
+        sentences: in the global batch, that is on all ranks together.
+    """
+
+    step: int
+    epoch: int
+    chunks: list[Chunk]
+    sentences: int
+
+
+class Batches:
+    """The shares of one rank, by step.
+
+    Global batch b of an epoch holds positions [b * B, (b + 1) * B) of the epoch's order, for any number of
+    ranks; the last, partial batch is dropped. Its sentences are sorted by length and dealt out in turn, so
+    that ranks have equal work; a share is cut into `length_groups` chunks, each padded to its longest row.
+    With fidelity 'official' nothing is sorted, and all ranks pad to the longest row of the global batch.
+
+    Args:
+        tokenizer: that of `tokens`: its padding, mask and special ids are used.
+        recipe: seed, batch and objective are used.
+
+    Raises:
+        InputError: the world size does not divide the batch, more length groups than sentences in a share,
+            fewer sentences than one global batch, or RTD with a tokenizer that has no mask token.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenizedCorpus,
+        tokenizer: PreTrainedTokenizerBase,
+        recipe: Recipe,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.tokens, self.rank, self.world_size, self.seed = tokens, rank, world_size, recipe.seed
+        self.sentences = recipe.batch.sentences
+        self.length_groups = recipe.batch.length_groups
+        self.official = recipe.objective.fidelity == "official"
+        self.padding = padding_id(tokenizer)
+        self.corruption: Corruption | None = None
+        if recipe.objective.rtd_weight > 0:
+            seed = derive_seed(recipe.seed, "corruption")
+            self.corruption = Corruption.of(tokenizer, recipe.objective.masking_ratio, seed)
+        self._check()
+
+    def _check(self) -> None:
+        size, ranks, groups = self.sentences, self.world_size, self.length_groups
+        if size % ranks:
+            below = size // ranks * ranks
+            nearest = f"{below} or {below + ranks}" if below else f"{ranks}"
+            raise InputError(
+                f"batch.sentences = {size} cannot be shared equally by {ranks} ranks; "
+                f"nearest that work: {nearest}."
+            )
+        if self.official and groups != 1:
+            raise InputError(f"batch.length_groups = {groups} must be 1 with objective.fidelity=official.")
+        if groups > size // ranks:
+            raise InputError(
+                f"batch.length_groups = {groups} is more than the {size // ranks} sentences of a share."
+            )
+        if len(self.tokens) < size:
+            raise InputError(
+                f"The corpus has {len(self.tokens)} sentences, fewer than one global batch "
+                f"(batch.sentences = {size}); add text or lower batch.sentences."
+            )
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        return len(self.tokens) // self.sentences
+
+    def batch(self, step: int) -> Batch:
+        """This rank's share of the global batch of any step, counted over all epochs from 0."""
+        epoch, index = divmod(step, len(self))
+        positions = np.arange(index * self.sentences, (index + 1) * self.sentences)
+        sentences = epoch_order(positions, len(self.tokens), self.seed, epoch)
+        lengths = np.max([self.tokens.lengths(view, sentences) for view in range(self.tokens.views)], axis=0)
+        chunks = [
+            self._chunk(sentences[part], epoch * len(self.tokens) + positions[part], int(length))
+            for part, length in self._parts(lengths)
+        ]
+        return Batch(step, epoch, chunks, self.sentences)
+
+    def prefetch(self, start: int, stop: int) -> AbstractContextManager[Iterator[Batch]]:
+        """Iterates over the batches of steps [start, stop), which a thread makes ahead of their use.
+
+        with batches.prefetch(0, 100) as iterator:
+            for batch in iterator: ...
+        """
+        return prefetch(self.batch, start, stop)
+
+    def _parts(self, lengths: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], int]]:
+        """This rank's chunks: which sentences of the global batch, and the length to pad them to."""
+        if self.official:
+            yield np.array_split(np.arange(len(lengths)), self.world_size)[self.rank], lengths.max()
+            return
+        share = np.argsort(lengths, kind="stable")[self.rank :: self.world_size]
+        for part in np.array_split(share, self.length_groups):
+            yield part, lengths[part].max()
+
+    def _chunk(self, sentences: NDArray[np.int64], places: NDArray[np.int64], length: int) -> Chunk:
+        views = range(self.tokens.views)
+        ids = np.stack([self.tokens.padded(sentences, view, length, self.padding) for view in views], axis=1)
+        lengths = np.stack([self.tokens.lengths(view, sentences) for view in views], axis=1)
+        row_ids = places[:, None] * len(views) + np.arange(len(views))
+        return _make_chunk(ids, lengths, row_ids, self.corruption)
+
+
+def collate(
+    views: Sequence[Sequence[Sequence[int]]],
+    tokenizer: PreTrainedTokenizerBase,
+    masking_ratio: float,
+    *,
+    seed: int,
+    first_row: int = 0,
+) -> Chunk:
+    """One chunk of token lists that come from elsewhere, padded to the longest, corrupted as in training.
+
+    Args:
+        views: for each view the token ids of every sentence, special tokens included.
+        first_row: sentence i has the row ids (first_row + i) * views + view.
+
+    Raises:
+        InputError: the tokenizer has no mask token.
+    """
+    lengths = np.array([[len(ids) for ids in view] for view in views]).T
+    ids = np.full((*lengths.shape, lengths.max()), padding_id(tokenizer), dtype=np.int64)
+    for view, sentences in enumerate(views):
+        for row, tokens in enumerate(sentences):
+            ids[row, view, : len(tokens)] = tokens
+    row_ids = (first_row + np.arange(len(lengths)))[:, None] * len(views) + np.arange(len(views))
+    return _make_chunk(ids, lengths, row_ids, Corruption.of(tokenizer, masking_ratio, seed))
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding token; for tokenizers without one (some decoders) any id: the attention mask hides it."""
+    return 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def _make_chunk(
+    ids: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    row_ids: NDArray[np.int64],
+    corruption: Corruption | None,
+) -> Chunk:
+    input_ids, row_ids_tensor = torch.from_numpy(ids), torch.from_numpy(row_ids)
+    attention_mask = torch.from_numpy((np.arange(ids.shape[-1]) < lengths[..., None]).astype(np.int64))
+    if corruption is None:
+        return Chunk(input_ids, attention_mask, input_ids, torch.empty(0, dtype=torch.int64), row_ids_tensor)
+    corrupted_ids, corrupted = corruption(input_ids, attention_mask, row_ids_tensor)
+    return Chunk(input_ids, attention_mask, corrupted_ids, corrupted, row_ids_tensor)

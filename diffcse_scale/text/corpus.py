@@ -1,0 +1,218 @@
+"""From files to clean, distinct sentences: a memory-mapped `datasets.Dataset` of any size."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.recipe import DataRecipe
+from diffcse_scale.text.cache import cache_folder, fingerprint, locked, num_proc, workers
+from diffcse_scale.text.sources import TEXT, Source, find_sources
+
+log = logging.getLogger(__name__)
+
+# part of every cached name: raise it when cleaning changes
+CLEANING = 1
+DEDUPLICATION_BUCKETS = 16
+
+
+class Flaw(IntEnum):
+    """What keeps a row out of the corpus."""
+
+    NONE = 0
+    EMPTY = 1
+    UNDECODABLE = 2
+    MALFORMED = 3
+
+
+@dataclass(frozen=True)
+class CorpusReport:
+    """Rows read = empty + undecodable + duplicate + unused (beyond `data.limit`) + kept."""
+
+    read: int
+    empty: int
+    undecodable: int
+    duplicate: int
+    unused: int
+    kept: int
+
+    @property
+    def level(self) -> int:
+        """A warning if anything was dropped."""
+        return logging.WARNING if self.empty or self.undecodable or self.duplicate else logging.INFO
+
+    def __str__(self) -> str:
+        """One line with what was dropped and why."""
+        dropped = [("empty", self.empty), ("undecodable", self.undecodable), ("identical", self.duplicate)]
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped if count)
+        beyond = f", {self.unused:,} beyond data.limit" if self.unused else ""
+        return f"{self.read:,} rows read, {self.kept:,} kept; dropped: {reasons or 'none'}{beyond}"
+
+
+def load_corpus(data: DataRecipe, *, seed: int = 0) -> datasets.Dataset:
+    """The sentences that `data` names, cleaned, in the order of the files; logs in one line what was dropped.
+
+    Returns:
+        Dataset with string columns `text_0` (sentences), with `text_1` (pairs) and `text_2` (hard negatives)
+        where `data.columns` names two or three. Stripped of surrounding white space; rows that are empty or
+        undecodable in one of the columns, and repetitions of an earlier row, are left out.
+
+    Raises:
+        InputError: missing or malformed file, no text column, nothing left; with `data.strict` the first
+            empty or undecodable row, with its file and line.
+    """
+    corpus, report = read_corpus(data, seed=seed)
+    log.log(report.level, "Corpus %s: %s.", ", ".join(data.files), report)
+    return corpus
+
+
+def read_corpus(data: DataRecipe, *, seed: int = 0) -> tuple[datasets.Dataset, CorpusReport]:
+    """`load_corpus` with its report and without the log line. `seed` is that of the embedded grammar."""
+    sources = find_sources(data.files, data.limit, seed)
+    folder = cache_folder(data) / f"corpus-{corpus_fingerprint(data, seed=seed)}"
+    with locked(folder):
+        parts = [_clean(source, data, folder / f"source-{index}") for index, source in enumerate(sources)]
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        raise InputError(f"Corpus {', '.join(data.files)} is empty.")
+    rows = datasets.concatenate_datasets(parts)
+    flaws, keep = _column(rows, "flaw"), _first_occurrences(_column(rows, "hash"))
+    keep &= flaws == Flaw.NONE
+    empty, undecodable = (int((flaws == flaw).sum()) for flaw in (Flaw.EMPTY, Flaw.UNDECODABLE))
+    distinct = np.flatnonzero(keep)
+    kept = distinct[: data.limit]
+    report = CorpusReport(
+        read=len(rows),
+        empty=empty,
+        undecodable=undecodable,
+        duplicate=len(rows) - empty - undecodable - len(distinct),
+        unused=len(distinct) - len(kept),
+        kept=len(kept),
+    )
+    if not report.kept:
+        raise InputError(f"Corpus {', '.join(data.files)} has no usable sentence: {report}.")
+    corpus = rows if len(kept) == len(rows) else rows.select(kept)
+    return corpus.remove_columns(["flaw", "hash"]), report
+
+
+def corpus_fingerprint(data: DataRecipe, *, seed: int = 0) -> str:
+    """Changes when a file (path, size or time), the columns or the way of cleaning do."""
+    sources = find_sources(data.files, data.limit, seed)
+    return fingerprint(CLEANING, data.columns, [source.identity() for source in sources])
+
+
+def _clean(source: Source, data: DataRecipe, folder: Path) -> datasets.Dataset:
+    """All rows of one source, stripped, with their `flaw` and `hash`.
+
+    Raises:
+        InputError: a malformed row; with `data.strict` an empty or undecodable one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    raw, names = source.read(data.columns, folder, workers(data))
+    if not len(raw):
+        return raw
+    rows = raw.map(
+        _clean_batch,
+        batched=True,
+        fn_kwargs={"names": names, "parse": source.format == "json"},
+        remove_columns=raw.column_names,
+        features=datasets.Features(
+            {f"text_{index}": TEXT for index in range(len(names))}
+            | {"flaw": datasets.Value("int8"), "hash": datasets.Value("int64")}
+        ),
+        num_proc=num_proc(workers(data), len(raw)),
+        cache_file_name=str(folder / "clean.arrow"),
+        new_fingerprint=fingerprint(CLEANING, str(folder)),
+        desc="cleaning",
+    )
+    flaws = _column(rows, "flaw")
+    refused = flaws != Flaw.NONE if data.strict else flaws == Flaw.MALFORMED
+    if refused.any():
+        first = int(refused.argmax())
+        where, flaw = source.place(first, names, folder), Flaw(int(flaws[first]))
+        if flaw == Flaw.MALFORMED:
+            raise InputError(f"Corpus file {where}: not a JSON object with text in {' and '.join(names)}.")
+        raise InputError(
+            f"Corpus file {where}: {flaw.name.lower()}; mend it, or set data.strict=false to skip it."
+        )
+    return rows
+
+
+def _clean_batch(batch: dict[str, list[Any]], names: Sequence[str], parse: bool) -> dict[str, list[Any]]:
+    if parse:
+        rows = [_parse(line, names) for line in batch["text"]]
+    else:
+        rows = [_strip(values) for values in zip(*(batch[name] for name in names), strict=True)]
+    return {f"text_{column}": [texts[column] for texts, _ in rows] for column in range(len(names))} | {
+        "flaw": [int(flaw) for _, flaw in rows],
+        "hash": [_hash(texts) for texts, _ in rows],
+    }
+
+
+def _parse(line: str, names: Sequence[str]) -> tuple[list[str], Flaw]:
+    """The texts of a JSON line; a missing one counts as empty."""
+    nothing = [""] * len(names)
+    if "\ufffd" in line:
+        return nothing, Flaw.UNDECODABLE
+    try:
+        record = json.loads(line) if line.strip() else {}
+        values = [record.get(name) for name in names]
+    except (ValueError, AttributeError):  # no JSON, no object
+        return nothing, Flaw.MALFORMED
+    if not all(value is None or isinstance(value, str) for value in values):
+        return nothing, Flaw.MALFORMED
+    return _strip(values)
+
+
+def _strip(values: Sequence[str | None]) -> tuple[list[str], Flaw]:
+    """The texts of a row without white space around them, and what is wrong; if anything, no texts."""
+    texts = [(value or "").strip() for value in values]
+    flaw = Flaw.NONE if all(texts) else Flaw.EMPTY
+    # U+FFFD stands where bytes could not be decoded, now or when the text was made; NUL is a sign of UTF-16
+    if any("\ufffd" in text or "\0" in text or not _encodable(text) for text in texts):
+        flaw = Flaw.UNDECODABLE
+    return ([""] * len(texts) if flaw else texts), flaw
+
+
+def _hash(texts: Sequence[str]) -> int:
+    return int.from_bytes(blake2b("\0".join(texts).encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def _encodable(text: str) -> bool:
+    """False for the half characters (lone surrogates) that JSON can escape."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _column(rows: datasets.Dataset, name: str) -> np.ndarray:
+    """A column of numbers of a dataset as it was written (no selection)."""
+    return rows.data.column(name).to_numpy()
+
+
+def _first_occurrences(hashes: np.ndarray) -> np.ndarray:
+    """True where a value occurs for the first time.
+
+    Two of n different sentences share a 64-bit hash with probability n * n / 2**65, 3e-8 for a million; the
+    second is then lost. Bucket by bucket, so that sorting needs little memory beside `hashes` itself.
+    """
+    first = np.ones(len(hashes), dtype=bool)
+    buckets = hashes.astype("<i8", copy=False).view(np.uint8)[::8] % DEDUPLICATION_BUCKETS
+    for bucket in range(DEDUPLICATION_BUCKETS):
+        rows = np.flatnonzero(buckets == bucket)
+        order = np.argsort(hashes[rows], kind="stable")
+        ordered = hashes[rows[order]]
+        first[rows[order[1:][ordered[1:] == ordered[:-1]]]] = False
+    return first

@@ -1,0 +1,85 @@
+"""Masking before the generator, as a function of the place of each token in the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from diffcse_kernels import counter_uniform
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from diffcse_scale.errors import InputError
+
+# of the selected tokens; the rest stay as they are (BERT; official program's collator)
+MASKED = 0.8
+RANDOM = 0.1
+
+# more than any sequence is long and than a token draws, so that no two draws of a run share a counter
+_MAX_POSITIONS = 1 << 20
+_DRAWS = 4
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """Selects tokens and replaces them: 80% by the mask, 10% by a random token, 10% by themselves.
+
+    Special tokens and padding are never selected. A row is corrupted alike in whatever batch, chunk or
+    rank it is, and however it is padded.
+
+    Args:
+        vocabulary: random tokens are drawn from range(vocabulary), special ones included (official program).
+        special_ids: never selected.
+    """
+
+    masking_ratio: float
+    mask_id: int
+    vocabulary: int
+    special_ids: tuple[int, ...]
+    seed: int
+    _special: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        special = torch.zeros(self.vocabulary, dtype=torch.bool)
+        special[torch.tensor(self.special_ids, dtype=torch.long)] = True
+        object.__setattr__(self, "_special", special)
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, masking_ratio: float, seed: int) -> Corruption:
+        """The corruption for the mask, the special tokens and the vocabulary of `tokenizer`.
+
+        Raises:
+            InputError: it has no mask token.
+        """
+        if tokenizer.mask_token_id is None:
+            raise InputError(
+                f"The tokenizer {tokenizer.name_or_path!r} has no mask token, so no generator can edit its "
+                "sentences; choose a masked language model, or set objective.rtd_weight=0."
+            )
+        specials = tuple(sorted(set(tokenizer.all_special_ids)))
+        return cls(masking_ratio, tokenizer.mask_token_id, len(tokenizer), specials, seed)
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, row_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Corrupt some rows.
+
+        Args:
+            input_ids: int64 [..., L].
+            attention_mask: int64 [..., L].
+            row_ids: int64 [...], a number of each row that is unique in the run.
+
+        Returns:
+            The corrupted ids, int64 [..., L], and the selected positions, ascending indices into the
+            flattened `input_ids`, int64 [K].
+        """
+        places = torch.arange(input_ids.shape[-1], dtype=torch.int64)
+        counters = ((row_ids[..., None] * _MAX_POSITIONS + places) * _DRAWS).flatten()
+        eligible = (attention_mask.bool() & ~self._special[input_ids]).flatten()
+        chosen = eligible & (counter_uniform(self.seed, counters) < self.masking_ratio)
+        selected = chosen.nonzero().flatten()
+        counters = counters[selected]
+        kind = counter_uniform(self.seed, counters + 1)
+        random_ids = (counter_uniform(self.seed, counters + 2) * self.vocabulary).long()
+        corrupted_ids = input_ids.flatten()
+        replacement = torch.where(kind < MASKED + RANDOM, random_ids, corrupted_ids[selected])
+        replacement = replacement.masked_fill(kind < MASKED, self.mask_id)
+        return corrupted_ids.index_copy(0, selected, replacement).view_as(input_ids), selected

@@ -1,0 +1,57 @@
+"""The order of sentences in an epoch: a pseudo-random permutation, any part of it known without the rest."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffcse_scale.randomness import derive_seed
+
+# four are enough for large halves (Luby and Rackoff 1988); more, because ours are small
+ROUNDS = 8
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+_WORD = 1 << 64
+
+
+def permute(positions: NDArray[np.int64], n: int, key: int) -> NDArray[np.int64]:
+    """Values at `positions` of a permutation of range(n) that is a function of `key`; O(1) memory.
+
+    A Feistel network over side * side >= n values, side = ceil(sqrt(n)), applied again to what falls outside
+    range(n) (cycle walking; Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+
+    Args:
+        positions: int64 in range(n), any shape.
+        key: any integer, taken modulo 2**64.
+
+    Returns:
+        int64 of the shape of `positions`.
+    """
+    side = np.uint64(math.isqrt(n - 1) + 1)
+    values = positions.astype(np.uint64).reshape(-1)
+    outside = np.ones(len(values), dtype=bool)
+    while outside.any():
+        values[outside] = _feistel(values[outside], side, key)
+        outside = values >= n
+    return values.astype(np.int64).reshape(positions.shape)
+
+
+def epoch_order(positions: NDArray[np.int64], n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Which of `n` sentences stand at `positions` of an epoch, int64 of the same shape."""
+    return permute(positions, n, derive_seed(seed, "order", epoch))
+
+
+def _feistel(values: NDArray[np.uint64], side: np.uint64, key: int) -> NDArray[np.uint64]:
+    left, right = values // side, values % side
+    for index in range(1, ROUNDS + 1):
+        round_key = np.uint64((key + index * _GOLDEN_GAMMA) % _WORD)
+        left, right = right, (left + _mix(_mix(right + round_key) ^ round_key) % side) % side
+    return left * side + right
+
+
+def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64; products wrap around."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))

@@ -1,0 +1,82 @@
+"""Checkpoints that are whole or absent.
+
+Every rank writes its shards into `checkpoints/step-00000100.partial/`; when all are done the folder is renamed and
+only then may be resumed from. Random state is not in it: it is derived from seed, step and rank (`randomness.py`),
+and so is the order of sentences. The frozen generator is not in it either.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from diffcse_scale.distributed import barrier, broadcast_object, is_main, world_size
+from diffcse_scale.errors import InputError
+
+log = logging.getLogger(__name__)
+
+PARTIAL = ".partial"
+STATE = "training_state.json"
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the whole checkpoints in `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in folder.iterdir())
+    return sorted(int(match[1]) for match in found if match and (folder / match[0] / STATE).is_file())
+
+
+def save_checkpoint(engine: Any, folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
+    """Write the checkpoint of `step`, then delete all but the newest `keep`. Called on every rank.
+
+    Args:
+        state: JSON-serialisable state of the loop.
+    """
+    tag = f"step-{step:08d}"
+    partial, whole = folder / (tag + PARTIAL), folder / tag
+    if is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+    barrier()
+    engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
+    barrier()
+    if is_main():
+        written = {**state, "step": step, "world_size": world_size(), "zero_stage": engine.zero_optimization_stage()}
+        (partial / STATE).write_text(json.dumps(written, indent=1), encoding="utf-8")
+        shutil.rmtree(whole, ignore_errors=True)
+        partial.rename(whole)
+        for old in checkpoint_steps(folder)[:-keep]:
+            shutil.rmtree(folder / f"step-{old:08d}")
+    barrier()
+
+
+def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
+    """Load the newest whole checkpoint into the engine; returns the state it was saved with.
+
+    Raises:
+        InputError: there is none, or it was saved by another world size or ZeRO stage.
+    """
+    steps = broadcast_object(checkpoint_steps(folder))
+    if not steps:
+        raise InputError(f"There is no checkpoint to resume from in {folder}; start without --resume.")
+    tag = f"step-{steps[-1]:08d}"
+    state: dict[str, Any] = json.loads((folder / tag / STATE).read_text(encoding="utf-8"))
+    here = {"world_size": world_size(), "zero_stage": engine.zero_optimization_stage()}
+    for key, value in here.items():
+        if state[key] != value:
+            raise InputError(
+                f"Checkpoint {folder / tag} was saved with {key.replace('_', ' ')} {state[key]}, this run has {value}; "
+                f"resume with {state[key]}."
+            )
+    for entry in folder.glob(f"*{PARTIAL}"):
+        if is_main():
+            log.warning("Checkpoint %s is half-written and not used.", entry.name)
+    path, _ = engine.load_checkpoint(str(folder), tag=tag)
+    if path is None:
+        raise InputError(f"Checkpoint {folder / tag} could not be loaded; delete it to resume from the one before.")
+    return state

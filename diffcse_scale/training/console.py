@@ -1,0 +1,73 @@
+"""What a person sees at the start and at the end of a run."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+from diffcse_scale.distributed import is_main
+from diffcse_scale.recipe import EMBEDDED, Recipe
+from diffcse_scale.training.run_directory import RunDirectory
+from diffcse_scale.training.schedule import Plan
+
+NEXT_COMMANDS = """\
+Next, with your own text (one sentence a line) and a real backbone:
+  deepspeed train.py --deepspeed_config ds_configs/zero2.json --recipe bert_base_sts data.files=YOUR.txt
+  diffcse-scale evaluate --model {model} --data STS_FOLDER
+In Python:
+  SentenceTransformer("{model}").encode(["a sentence"])"""
+
+
+def setup_logging() -> None:
+    """Warnings and one-line reports from the main rank; libraries' chatter from none."""
+    logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, format="%(message)s", force=True)
+    for name in ("DeepSpeed", "transformers", "datasets", "sentence_transformers", "httpx", "filelock", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def print_start(recipe: Recipe, plan: Plan, precision: str, zero_stage: int) -> None:
+    """The batch table, on the main rank."""
+    if not is_main():
+        return
+    table = Table(title=f"recipe {recipe.name}", title_justify="left", show_header=False)
+    for name, value in plan.table():
+        table.add_row(name, value)
+    table.add_row("objective", _objective(recipe))
+    table.add_row("sharding", f"ZeRO-{zero_stage}, {precision}")
+    Console().print(table)
+
+
+def _objective(recipe: Recipe) -> str:
+    objective = recipe.objective
+    if objective.rtd_weight == 0:
+        return "InfoNCE (SimCSE)"
+    return f"{objective.contrastive_weight:g} x InfoNCE + {objective.rtd_weight:g} x RTD ({objective.fidelity})"
+
+
+def print_summary(recipe: Recipe, run: RunDirectory, result: dict[str, Any]) -> None:
+    """Scores before and after, and where things lie, on the main rank."""
+    if not is_main():
+        return
+    table = Table(title="result", title_justify="left", show_header=False)
+    if before := result.get("before"):
+        poolings = {"dev_spearman": recipe.model.pooling}
+        shown = ", ".join(f"{value:.2f} ({poolings.get(k, k.rsplit('_')[-1])})" for k, value in before.items())
+        table.add_row("development Spearman x 100 before", shown)
+        best = result["best"]
+        table.add_row("after", f"{best['dev_spearman']:.2f} (best, step {best['step']:.0f} of {result['steps']})")
+    if "rtd_balanced_accuracy" in result:
+        tokens = result["rtd_replaced_tokens"]
+        table.add_row("RTD balanced accuracy", f"{result['rtd_balanced_accuracy']:.3f} ({tokens:,.0f} replaced tokens)")
+    table.add_row("model", str(run.model))
+    table.add_row("curves, metrics", f"{run.curves}, {run.metrics.path}")
+    Console(soft_wrap=True).print(table)
+    if recipe.model.encoder == EMBEDDED:
+        print(NEXT_COMMANDS.format(model=run.model))

@@ -1,0 +1,86 @@
+"""What is measured while training: similarity of held-out pairs, and replaced-token detection on their sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from diffcse_scale.distributed import all_sum, rank, world_size
+from diffcse_scale.embedded.grammar import graded_pairs
+from diffcse_scale.evaluation.sts import spearman
+from diffcse_scale.evaluation.tasks import GradedPair, load_sts
+from diffcse_scale.model.diffcse import DiffCSE
+from diffcse_scale.model.encoder import Encoder, encode_sentences
+from diffcse_scale.model.generator import Generator
+from diffcse_scale.recipe import EMBEDDED, Recipe
+from diffcse_scale.text.batches import collate
+
+EMBEDDED_PAIRS = 1500
+# enough replaced tokens for a recall's standard error below 1%
+ENOUGH_REPLACED = 5000
+
+
+class DevelopmentSet:
+    """Graded pairs that choose the best checkpoint: STS-B dev, or the recipe's own."""
+
+    def __init__(self, pairs: list[GradedPair], tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self.pairs = pairs
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+
+    @classmethod
+    def of(cls, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> DevelopmentSet | None:
+        """The set that `recipe.evaluation.data` names, or None where it names none.
+
+        Raises:
+            InputError: missing or malformed data.
+        """
+        source = recipe.evaluation.data
+        if source is None:
+            return None
+        if source == EMBEDDED:
+            # one fixed set, whatever the run's seed: scores of several seeds can be compared
+            pairs = graded_pairs(EMBEDDED_PAIRS, seed=0)
+        else:
+            (task,) = load_sts(source, names=["STS-B dev"])
+            pairs = task.pairs
+        return cls(pairs, tokenizer, recipe.evaluation.max_length)
+
+    def spearman(self, encoder: Encoder) -> float:
+        """Spearman x 100. Called on every rank."""
+        return spearman(lambda s: encode_sentences(encoder, self.tokenizer, s, self.max_length), self.pairs)
+
+    @torch.no_grad()
+    def rtd_accuracy(self, model: DiffCSE, generator: Generator, recipe: Recipe, device: Any) -> dict[str, float]:
+        """Recall on replaced and on kept tokens and their mean, dropout off, over at least 5,000 replaced tokens.
+
+        Sentences are edited again, with new corruption, until there are enough. Called on every rank.
+        """
+        sentences = sorted({sentence for pair in self.pairs for sentence in pair[1:]})
+        mine = sentences[: len(sentences) // world_size() * world_size()][rank() :: world_size()]
+        tokens = self.tokenizer(mine, truncation=True, max_length=recipe.data.max_length)["input_ids"]
+        was_training = model.training
+        model.eval()
+        total = torch.zeros(4, dtype=torch.float64, device=device)
+        starts = range(0, len(tokens), 64)
+        for number in range(20 * len(starts)):  # new corruption each time around
+            repetition, index = divmod(number, len(starts))
+            rows = tokens[starts[index] : starts[index] + 64]
+            first_row = (repetition * len(tokens) + starts[index]) * world_size() + rank()
+            chunk = collate([rows, rows], self.tokenizer, recipe.objective.masking_ratio, seed=0, first_row=first_row)
+            chunk = chunk.to(device)
+            detection = model.detect([chunk], [generator.edit(chunk)], model.embed([chunk]))
+            total += torch.stack(detection.counts).double()
+            if float(all_sum(total)[1]) >= ENOUGH_REPLACED:
+                break
+        model.train(was_training)
+        real, replaced, right_replaced, right_kept = all_sum(total).tolist()
+        recalls = right_replaced / max(replaced, 1), right_kept / max(real - replaced, 1)
+        return {
+            "rtd_replaced_tokens": replaced,
+            "rtd_recall_replaced": recalls[0],
+            "rtd_recall_kept": recalls[1],
+            "rtd_balanced_accuracy": sum(recalls) / 2,
+        }

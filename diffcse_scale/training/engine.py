@@ -1,0 +1,164 @@
+"""Where DeepSpeed is met: its configuration completed and checked, its launch, and what differs by ZeRO stage."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import deepspeed.ops
+import torch
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor, nn
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.recipe import Recipe, nearest
+from diffcse_scale.training.schedule import Plan
+
+# what a DeepSpeed configuration may say; DeepSpeed itself accepts a misspelt top-level key in silence
+KNOWN_KEYS = {
+    "activation_checkpointing", "aio", "bf16", "checkpoint", "comms_logger", "communication_data_type", "csv_monitor",
+    "data_types", "disable_allgather", "dump_state", "flops_profiler", "fp16", "gradient_accumulation_steps",
+    "gradient_clipping", "memory_breakdown", "prescale_gradients", "seq_parallel_communication_data_type",
+    "steps_per_print", "tensorboard", "torch_autocast", "train_batch_size", "train_micro_batch_size_per_gpu",
+    "wall_clock_breakdown", "wandb", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
+    "zero_optimization",
+}  # fmt: skip
+RECIPE_KEYS = {
+    "optimizer": "optimizer",
+    "scheduler": "optimizer.schedule",
+    "gradient_clipping": "optimizer.clip",
+}
+
+
+def start_process_group() -> None:
+    """Join the ranks that the launcher started, or be the only one; compiles nothing."""
+    # a bare `python train.py` is a run of one process, not a search for MPI
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_PORT", "29500")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if get_accelerator().device_name() == "cpu":
+        # on CPUs DeepSpeed would compile a shared-memory backend for its own collectives: a minute's wait and a
+        # compiler, for operations we do not call; without it gloo serves
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed()
+
+
+def load_deepspeed_config(path: str | Path | None) -> dict[str, Any]:
+    """Read a DeepSpeed JSON (None: the shipped zero2.json) and refuse what would be ignored or would contradict the recipe.
+
+    Raises:
+        InputError: missing file, malformed JSON, unknown key, or a setting that belongs in the recipe.
+    """
+    if path is None:
+        checkout = Path(__file__).parents[2] / "ds_configs"
+        path = Path(str(checkout if checkout.is_dir() else resources.files("diffcse_scale.ds_configs"))) / "zero2.json"
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"DeepSpeed configuration {path} cannot be read; ds_configs/ has one for each stage.") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"DeepSpeed configuration {path} is not valid JSON: {error}.") from None
+    if not isinstance(config, dict):
+        raise InputError(f"DeepSpeed configuration {path} must be a JSON object.")
+    for key in config:
+        if key in RECIPE_KEYS:
+            raise InputError(f"DeepSpeed configuration {path}: {key} belongs in the recipe ({RECIPE_KEYS[key]}).")
+        if key not in KNOWN_KEYS:
+            raise InputError(f"DeepSpeed configuration {path}: unknown key {key}{nearest(key, KNOWN_KEYS)}.")
+    return config
+
+
+def complete_config(config: dict[str, Any], recipe: Recipe, plan: Plan) -> dict[str, Any]:
+    """Fill in batch sizes, clipping and precisions that say "auto".
+
+    Raises:
+        InputError: batch sizes in the JSON contradict the recipe; spells out the arithmetic.
+    """
+    batch_keys = {
+        "train_batch_size": plan.global_batch,
+        "train_micro_batch_size_per_gpu": plan.share,
+        "gradient_accumulation_steps": 1,
+    }
+    for key, ours in batch_keys.items():
+        theirs = config.get(key, "auto")
+        if theirs not in ("auto", ours):
+            raise InputError(
+                f"DeepSpeed configuration says {key} = {theirs}, but the recipe's batch.sentences = "
+                f"{plan.global_batch} = {plan.share} sentences per device x {plan.world_size} devices x 1 "
+                f"accumulation step; remove the key or set it to {ours}."
+            )
+    completed = {"steps_per_print": 10**9, **config, **batch_keys, "gradient_clipping": recipe.optimizer.clip}
+    for section in ("bf16", "torch_autocast"):
+        if completed.get(section, {}).get("enabled") == "auto":
+            on = get_accelerator().device_name() != "cpu" and get_accelerator().is_bf16_supported()
+            completed[section] = {**completed[section], "enabled": on}
+    if completed.get("fp16", {}).get("enabled") and not get_accelerator().is_fp16_supported():
+        raise InputError(
+            f"DeepSpeed configuration asks for fp16, which {get_accelerator().device_name()} devices do not have here; "
+            "use torch_autocast with bfloat16, or no reduced precision."
+        )
+    return completed
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW over the trained parameters; biases and normalisation weights are not decayed."""
+    settings = recipe.optimizer
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    # the recipe's learning rate is set before every step, as a function of the step
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=settings.betas, eps=settings.eps)
+
+
+def initialize(model: nn.Module, recipe: Recipe, config: dict[str, Any]) -> Any:
+    """The DeepSpeed engine around `model`; `config` is complete."""
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=make_optimizer(model, recipe), config=config, dist_init_required=False
+    )
+    return engine
+
+
+def device() -> torch.device:
+    """This rank's device."""
+    return torch.device(get_accelerator().current_device_name())
+
+
+def mixed_precision(config: dict[str, Any]) -> torch.dtype | None:
+    """The reduced dtype that a completed configuration computes in, or None for float32."""
+    if config.get("fp16", {}).get("enabled"):
+        return torch.float16
+    if config.get("bf16", {}).get("enabled"):
+        return torch.bfloat16
+    autocast = config.get("torch_autocast", {})
+    return getattr(torch, str(autocast.get("dtype", "bfloat16")).removeprefix("torch.")) if autocast.get("enabled") else None
+
+
+def optimizer_step(engine: Any) -> float | Tensor:
+    """Take the engine's step; returns the norm of the averaged gradient before clipping."""
+    norm = None
+    if engine.zero_optimization_stage() == 0:
+        # at stage 0 the engine clips without telling the norm
+        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+    engine.step()
+    reported = engine.get_global_grad_norm()
+    if reported is not None:
+        return reported  # type: ignore[no-any-return]
+    return float("nan") if norm is None else norm
+
+
+@contextmanager
+def whole_parameters(module: nn.Module, engine: Any) -> Iterator[None]:
+    """Inside, every rank sees `module`'s full parameters, also where ZeRO-3 has partitioned them."""
+    enabled = engine.zero_optimization_stage() == 3
+    with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=enabled):
+        yield

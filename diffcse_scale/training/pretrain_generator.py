@@ -1,0 +1,373 @@
+"""Masked-LM training of a generator (BERT, Devlin et al. 2019) from raw text.
+
+DiffCSE needs a masked language model that knows the language of the corpus. Where none exists (a new domain, a new
+language) this makes one: from scratch with a WordPiece vocabulary learnt on the text, or from an existing checkpoint.
+The loop is transformers' Trainer, so that `torchrun`, bf16 and several GPUs work as they do elsewhere; ours are the
+options, the vocabulary and a head that reads masked tokens only.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.compute as pc
+import pydantic
+import tokenizers
+import torch
+import torch.nn.functional as F
+import transformers
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizer,
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from diffcse_scale.embedded import backbone_path
+from diffcse_scale.errors import InputError
+from diffcse_scale.recipe import EMBEDDED, DataRecipe, OneOrMore, Section, Share
+from diffcse_scale.text.corpus import load_corpus
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
+IGNORED = -100  # label of a token that is not predicted, as everywhere in transformers
+
+
+class PretrainOptions(Section):
+    """What to train, on what, for how long."""
+
+    files: OneOrMore = Field(description="the corpus: text, .gz/.xz/.zst text, .jsonl, .csv, .parquet, globs, a Hub name")
+    output: str = Field(description="folder to write; must not exist, or be empty")
+    base: str | None = Field(None, description="continue from this masked LM (folder, Hub name, 'embedded')")
+    layers: int = Field(4, ge=1, description="from scratch: layers of the BERT")
+    hidden: int = Field(256, ge=1, description="from scratch: width")
+    heads: int = Field(4, ge=1, description="from scratch: attention heads; must divide hidden")
+    intermediate: int | None = Field(None, ge=1, description="from scratch: feed-forward width; 4 x hidden if absent")
+    max_positions: int = Field(512, ge=3, description="from scratch: the longest sentence the model can ever read")
+    tokenizer: str | None = Field(None, description="from scratch: use this tokenizer instead of learning one")
+    vocab_size: int = Field(30_000, ge=6, description="entries of the WordPiece vocabulary that is learnt")
+    lowercase: bool = Field(True, description="the learnt vocabulary is lower-cased and without accents, as bert-uncased")
+    character_coverage: Share = Field(
+        0.9995, description="the learnt vocabulary spells out so much of the text; rarer characters become [UNK]"
+    )
+    max_length: int = Field(128, ge=3, description="tokens a sentence, special ones included; longer are truncated")
+    limit: int | None = Field(None, ge=1, description="use only the first so many sentences")
+    held_out: int = Field(1000, ge=1, description="sentences kept from training, for the accuracy in the record")
+    steps: int = Field(10_000, ge=1, description="optimizer steps")
+    seconds: float | None = Field(None, gt=0, description="stop after so many seconds even if steps remain")
+    batch_size: int = Field(128, ge=1, description="sentences a step and device")
+    learning_rate: float = Field(5e-4, gt=0, description="peak; linear decay to 0")
+    warmup: Share = Field(0.05, description="share of the steps over which the learning rate rises from 0")
+    weight_decay: float = Field(0.01, ge=0)
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="in this training only (short ones want 0); the model's own if absent"
+    )
+    masking_ratio: Share = Field(0.15, description="share of tokens to predict: 80% [MASK], 10% random, 10% kept")
+    bf16: bool = Field(False, description="autocast to bfloat16 while training")
+    store_bf16: bool = Field(False, description="write the weights in bfloat16, half the size; they load as float32")
+    seed: int = Field(42, ge=0)
+    log_every: int = Field(100, ge=1, description="steps between points of the loss curve")
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> PretrainOptions:
+        if self.hidden % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide hidden ({self.hidden})")
+        scratch = {"layers", "hidden", "heads", "intermediate", "max_positions", "tokenizer", "vocab_size"}
+        if self.base is not None and (unused := sorted(scratch & self.model_fields_set)):
+            raise ValueError(f"base brings its own size and tokenizer; remove {', '.join(unused)}")
+        return self
+
+
+def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
+    """Train a masked language model and write it, its tokenizer and `training_record.json` to `options.output`.
+
+    The result is a function of the options (fp32, CPU, a fixed number of threads; `seconds` set aside).
+
+    Returns:
+        The record: options, loss curve, held-out accuracy before and after, versions, command.
+
+    Raises:
+        InputError: the output holds something, the base is not a masked LM, or the corpus cannot be used.
+    """
+    output = Path(options.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"Output {output} already exists; choose another folder or remove it.")
+    transformers.set_seed(options.seed)
+    text = _read_text(options)
+    tokenizer = _tokenizer(options, text)
+    model = _model(options, tokenizer)
+    tokens = _tokenize(text, tokenizer, options.max_length)
+    parts = tokens.train_test_split(test_size=options.held_out, seed=options.seed)
+
+    before = held_out_accuracy(model, tokenizer, parts["test"], options)
+    trainer = _trainer(options, model, tokenizer, parts["train"])
+    start = time.perf_counter()
+    trainer.train()
+    minutes = (time.perf_counter() - start) / 60
+    after = held_out_accuracy(model, tokenizer, parts["test"], options)
+
+    record = {
+        "options": options.model_dump(mode="json"),
+        "sentences": {"train": len(parts["train"]), "held_out": len(parts["test"])},
+        "steps": trainer.state.global_step,
+        "minutes": round(minutes, 2),
+        "loss": [
+            {"step": entry["step"], "loss": round(entry["loss"], 4)}
+            for entry in trainer.state.log_history
+            if "loss" in entry
+        ],
+        "held_out_before": before,
+        "held_out_after": after,
+        "parameters": model.num_parameters(),
+        "versions": {
+            "python": platform.python_version(),
+            **{library.__name__: library.__version__ for library in (torch, transformers, tokenizers, datasets)},
+        },
+        "command": shlex.join(["diffcse-scale", *sys.argv[1:]]),
+    }
+    if trainer.is_world_process_zero():
+        _save(output, options, model, tokenizer, record)
+    return record
+
+
+def held_out_accuracy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: datasets.Dataset, options: PretrainOptions
+) -> dict[str, float]:
+    """Mean cross-entropy and share predicted exactly, over the masked tokens of `tokens`; the mask depends on the seed."""
+    loader = DataLoader(tokens, batch_size=options.batch_size, collate_fn=_collator(tokenizer, options))
+    loss, right, count = 0.0, 0, 0
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for batch in loader:
+            batch = {name: value.to(model.device) for name, value in batch.items()}
+            labels = batch.pop("labels")
+            logits = _masked_logits(model, model, batch, labels != IGNORED).float()
+            labels = labels[labels != IGNORED]
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            right += int((logits.argmax(-1) == labels).sum())
+            count += len(labels)
+    model.train(training)
+    return {"loss": round(loss / count, 4), "accuracy": round(right / count, 4), "masked_tokens": count}
+
+
+class MaskedLMTrainer(Trainer):
+    """A Trainer whose vocabulary head reads the masked tokens only: the same loss, 2.4 times faster on a small model."""
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
+        labels = inputs.pop("labels")
+        logits = _masked_logits(model, self.accelerator.unwrap_model(model), inputs, labels != IGNORED)
+        return F.cross_entropy(logits.float(), labels[labels != IGNORED])
+
+    def _get_train_sampler(self, dataset: Any = None) -> LengthGroupedSampler:
+        # "group_by_length" of the arguments is this, but asks the memory-mapped tokens for one length at a time
+        return LengthGroupedSampler(self.args.train_batch_size, lengths=_lengths(self.train_dataset))
+
+
+class TimeLimit(TrainerCallback):
+    """Stops the training when `seconds` have passed."""
+
+    def __init__(self, seconds: float) -> None:
+        self.deadline = time.monotonic() + seconds
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop |= time.monotonic() > self.deadline
+
+
+def _masked_logits(
+    model: nn.Module, bare: PreTrainedModel, inputs: dict[str, torch.Tensor], masked: torch.Tensor
+) -> torch.Tensor:
+    """Logits [masked tokens, vocabulary] of `model`, which is `bare` or wraps it; inputs and `masked` are [rows, length].
+
+    A hook takes the other tokens away between trunk and head, which works for every model whose head is position-wise.
+    """
+
+    def keep_masked(_module: nn.Module, _arguments: Any, output: Any) -> Any:
+        output["last_hidden_state"] = output.last_hidden_state[masked].unsqueeze(0)
+        return output
+
+    hook = bare.base_model.register_forward_hook(keep_masked)
+    try:
+        return model(**inputs).logits.squeeze(0)
+    finally:
+        hook.remove()
+
+
+def _read_text(options: PretrainOptions) -> datasets.Dataset:
+    """The corpus as one column `text`; the columns of pairs and triples are put one after another."""
+    data = DataRecipe(files=options.files, limit=options.limit)
+    corpus = load_corpus(data)
+    columns = [corpus.select_columns(name).rename_column(name, "text") for name in corpus.column_names]
+    text = datasets.concatenate_datasets(columns)
+    if len(text) < options.held_out + options.batch_size:
+        raise InputError(
+            f"Corpus {', '.join(options.files)} has {len(text)} sentences; held_out ({options.held_out}) and one batch "
+            f"({options.batch_size}) need {options.held_out + options.batch_size}: lower one of them or add text."
+        )
+    return text
+
+
+def _tokenizer(options: PretrainOptions, text: datasets.Dataset) -> PreTrainedTokenizerBase:
+    source = options.base or options.tokenizer
+    if source is None:
+        return learn_tokenizer(text, options)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(backbone_path() if source == EMBEDDED else source)
+    except (OSError, ValueError) as error:
+        raise InputError(f"Tokenizer of {source!r} cannot be loaded: {_one_line(error)}") from None
+    if tokenizer.mask_token is None:
+        raise InputError(f"Tokenizer of {source!r} has no mask token; choose that of a masked language model.")
+    return tokenizer
+
+
+def learn_tokenizer(text: datasets.Dataset, options: PretrainOptions) -> BertTokenizer:
+    """A WordPiece tokenizer with at most `options.vocab_size` entries, learnt on the column `text`.
+
+    `character_coverage` keeps characters that hardly occur from filling a small vocabulary (each costs two entries).
+    """
+    backend = BertTokenizer(do_lower_case=options.lowercase).backend_tokenizer
+    characters: collections.Counter[str] = collections.Counter()
+    for sentences in _batches(text):
+        characters.update(backend.normalizer.normalize_str(" ".join(sentences)))
+    del characters[" "]
+    wanted, covered, alphabet = options.character_coverage * characters.total(), 0, 0
+    for _, count in characters.most_common():
+        if covered >= wanted:
+            break
+        covered, alphabet = covered + count, alphabet + 1
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=options.vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        limit_alphabet=alphabet,
+        show_progress=False,
+    )
+    backend.train_from_iterator(_batches(text), trainer=trainer, length=len(text))
+    vocabulary = backend.get_vocab()
+    return BertTokenizer(
+        vocab={token: vocabulary[token] for token in sorted(vocabulary, key=vocabulary.__getitem__)},
+        do_lower_case=options.lowercase,
+    )
+
+
+def _batches(text: datasets.Dataset) -> Iterator[list[str]]:
+    for rows in text.iter(batch_size=10_000):
+        yield rows["text"]
+
+
+def _model(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    if options.base is not None:
+        folder = backbone_path() if options.base == EMBEDDED else options.base
+        try:
+            return AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise InputError(f"Base {options.base!r} is not a masked language model: {_one_line(error)}") from None
+    return BertForMaskedLM(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            num_hidden_layers=options.layers,
+            hidden_size=options.hidden,
+            num_attention_heads=options.heads,
+            intermediate_size=options.intermediate or 4 * options.hidden,
+            max_position_embeddings=options.max_positions,
+            # BERT's 0.02 at width 768, in proportion: with 0.02 a narrow model stays at word frequencies for long
+            initializer_range=round(0.02 * (768 / options.hidden) ** 0.5, 4),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def _tokenize(text: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> datasets.Dataset:
+    def tokenize(rows: dict[str, list[str]]) -> dict[str, list[Any]]:
+        return tokenizer(rows["text"], truncation=True, max_length=max_length, return_special_tokens_mask=True)
+
+    return text.map(tokenize, batched=True, remove_columns=text.column_names, desc="tokenizing")
+
+
+def _lengths(tokens: datasets.Dataset) -> list[int]:
+    ids = tokens.with_format("arrow")[:]["input_ids"]
+    return pc.list_value_length(ids).to_pylist()
+
+
+def _collator(tokenizer: PreTrainedTokenizerBase, options: PretrainOptions) -> DataCollatorForLanguageModeling:
+    return DataCollatorForLanguageModeling(tokenizer, mlm_probability=options.masking_ratio, seed=options.seed)
+
+
+def _trainer(
+    options: PretrainOptions,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: datasets.Dataset,
+) -> MaskedLMTrainer:
+    if options.dropout is not None:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = options.dropout  # not the configuration, which is saved
+    arguments = TrainingArguments(
+        output_dir=options.output,
+        max_steps=options.steps,
+        per_device_train_batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=round(options.warmup * options.steps),
+        weight_decay=options.weight_decay,
+        bf16=options.bf16,
+        seed=options.seed,
+        dataloader_drop_last=True,
+        remove_unused_columns=False,
+        logging_steps=options.log_every,
+        save_strategy="no",
+        report_to="none",
+    )
+    return MaskedLMTrainer(
+        model=model,
+        args=arguments,
+        data_collator=_collator(tokenizer, options),
+        train_dataset=tokens,
+        processing_class=tokenizer,
+        callbacks=[TimeLimit(options.seconds)] if options.seconds else [],
+    )
+
+
+def _save(
+    output: Path,
+    options: PretrainOptions,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    record: dict[str, Any],
+) -> None:
+    """Everything under a temporary name first, so that a folder with the final name is whole."""
+    partial = output.with_name(f".{output.name}.partial")
+    model.save_pretrained(partial)
+    if options.store_bf16:  # config.json keeps float32, the dtype to load as
+        for file in partial.glob("*.safetensors"):
+            weights = {name: weight.bfloat16() for name, weight in load_file(file).items()}
+            save_file(weights, file, metadata={"format": "pt"})
+    tokenizer.save_pretrained(partial)
+    (partial / "training_record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, output)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,91 @@
+"""Batch arithmetic, the number of steps, and the learning rate: pure functions of recipe and world size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.recipe import OptimizerRecipe, Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a recipe's global batch falls on the ranks, and how long the run is."""
+
+    global_batch: int
+    world_size: int
+    share: int  # sentences a device
+    negatives: int  # negatives an anchor
+    steps: int
+    steps_per_epoch: int
+
+    def table(self) -> list[tuple[str, str]]:
+        """The rows printed at the start of every run."""
+        return [
+            ("global batch", f"{self.global_batch:,} sentences"),
+            ("world size", f"{self.world_size:,}"),
+            ("sentences per device", f"{self.share:,}"),
+            ("negatives per anchor", f"{self.negatives:,}"),
+            ("steps", f"{self.steps:,} ({self.steps_per_epoch:,} an epoch)"),
+            ("sentences in all", f"{self.steps * self.global_batch:,}"),
+        ]
+
+
+def share_of(global_batch: int, world_size: int) -> int:
+    """Sentences per device.
+
+    Raises:
+        InputError: the world size does not divide the global batch; names the nearest sizes that work.
+    """
+    if global_batch % world_size:
+        below = global_batch // world_size * world_size
+        fitting = [str(size) for size in (below, below + world_size) if size >= world_size]
+        raise InputError(
+            f"batch.sentences = {global_batch} cannot be shared equally by {world_size} devices; "
+            f"the nearest that can are {' and '.join(fitting)}."
+        )
+    return global_batch // world_size
+
+
+def make_plan(recipe: Recipe, sentences: int, views: int, world_size: int) -> Plan:
+    """Plan a run over a corpus of `sentences` rows with `views` views each.
+
+    Raises:
+        InputError: fewer sentences than one global batch, or an indivisible batch.
+    """
+    batch = recipe.batch.sentences
+    share = share_of(batch, world_size)
+    if share < recipe.batch.length_groups:
+        raise InputError(
+            f"batch.length_groups = {recipe.batch.length_groups} is more than the {share} sentences per device."
+        )
+    if sentences < batch:
+        raise InputError(
+            f"The corpus has {sentences} sentences, fewer than one global batch (batch.sentences = {batch}); "
+            "add text or lower batch.sentences."
+        )
+    per_epoch = sentences // batch
+    steps = max(1, math.floor(per_epoch * recipe.epochs))
+    if recipe.max_steps is not None:
+        steps = min(steps, recipe.max_steps)
+    # a hard negative adds one column for every sentence of the batch
+    negatives = batch - 1 + (batch if views > 2 else 0)
+    return Plan(batch, world_size, share, negatives, steps, per_epoch)
+
+
+def learning_rate(optimizer: OptimizerRecipe, step: int, steps: int) -> float:
+    """The learning rate of step `step` (from 0) of `steps`: linear warm-up, then decay to 0 at the end.
+
+    Without warm-up and with `linear`, step s gets lr * (1 - s / steps), as in the official program.
+    """
+    warmup = round(optimizer.warmup * steps)
+    if step < warmup:
+        return optimizer.learning_rate * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, steps - warmup)
+    factor = {
+        "constant": 1.0,
+        "linear": 1 - progress,
+        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+    }[optimizer.schedule]
+    return optimizer.learning_rate * factor

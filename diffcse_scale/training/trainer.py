@@ -1,0 +1,169 @@
+"""The loop: edit, forward, backward, step; log, evaluate, checkpoint, export."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from diffcse_scale.distributed import barrier, is_main, rank
+from diffcse_scale.errors import InputError
+from diffcse_scale.export import export_sentence_transformer
+from diffcse_scale.model.diffcse import DiffCSE
+from diffcse_scale.model.encoder import Encoder
+from diffcse_scale.model.generator import Generator
+from diffcse_scale.randomness import derive_seed, seed_everything
+from diffcse_scale.recipe import Recipe
+from diffcse_scale.text.batches import Batch, Batches
+from diffcse_scale.training.checkpoint import load_checkpoint, save_checkpoint
+from diffcse_scale.training.curves import draw_curves
+from diffcse_scale.training.development import DevelopmentSet
+from diffcse_scale.training.engine import device, optimizer_step, whole_parameters
+from diffcse_scale.training.metrics import Window, console_line
+from diffcse_scale.training.run_directory import RunDirectory
+from diffcse_scale.training.schedule import Plan, learning_rate
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Trains one recipe to its end; every rank has one.
+
+    Args:
+        engine: the DeepSpeed engine around a `DiffCSE`.
+        generator: None when `rtd_weight` is 0.
+        development: what chooses the best checkpoint; None to keep the last.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        plan: Plan,
+        engine: Any,
+        generator: Generator | None,
+        batches: Batches,
+        tokenizer: PreTrainedTokenizerBase,
+        development: DevelopmentSet | None,
+        run: RunDirectory,
+    ) -> None:
+        self.recipe, self.plan, self.engine, self.generator = recipe, plan, engine, generator
+        self.batches, self.tokenizer, self.development, self.run = batches, tokenizer, development, run
+        self.model: DiffCSE = engine.module
+        self.step = 0  # steps done
+        self.best: dict[str, float] = {}
+        self.window = Window()
+
+    def resume(self) -> None:
+        """Continue from the newest whole checkpoint of the run directory."""
+        state = load_checkpoint(self.engine, self.run.checkpoints)
+        self.step, self.best = state["step"], state["best"]
+        if is_main():
+            self.run.metrics.forget_after(self.step)
+            log.info("Resuming after step %d of %d.", self.step, self.plan.steps)
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the last step, export the best encoder, and return what `result.json` says."""
+        if self.step == 0:
+            self._evaluate()
+        self.engine.train()
+        self.window = Window()
+        with (
+            tqdm(total=self.plan.steps, initial=self.step, unit="step", disable=not is_main()) as bar,
+            self.batches.prefetch(self.step, self.plan.steps) as batches,
+        ):
+            for batch in batches:
+                self._train_step(batch)
+                bar.update()
+        return self._finish()
+
+    def _train_step(self, batch: Batch) -> None:
+        self.step = batch.step + 1
+        last = self.step == self.plan.steps
+        checkpoint = self.step % self.recipe.checkpoint_every == 0 and not last
+        # dropout, and the official generator's, are replayed by a resumed run
+        seed_everything(derive_seed(self.recipe.seed, "dropout", batch.step, rank()))
+        real_tokens = sum(int(chunk.attention_mask.sum()) for chunk in batch.chunks)
+        positions = sum(chunk.attention_mask.numel() for chunk in batch.chunks)
+        chunks = [chunk.to(device()) for chunk in batch.chunks]
+        edited = [self.generator.edit(chunk) for chunk in chunks] if self.generator else None
+        rate = learning_rate(self.recipe.optimizer, batch.step, self.plan.steps)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        output = self.engine(chunks, edited)
+        self.engine.backward(output.loss)
+        norm = optimizer_step(self.engine)
+        self.window.add(output, batch.sentences, real_tokens, positions)
+        if self.step % self.recipe.log_every == 0 or checkpoint or last:
+            self._log(rate, norm)
+        if self.step % self.recipe.evaluation.every == 0 or last:
+            self._evaluate()
+        if checkpoint:
+            state = {"best": self.best, "recipe": self.recipe.fingerprint()}
+            save_checkpoint(self.engine, self.run.checkpoints, self.step, state, self.recipe.keep_checkpoints)
+
+    def _log(self, rate: float, norm: Any) -> None:
+        if not self.window.finite():
+            raise InputError(
+                f"The loss is not finite at or shortly before step {self.step}; nothing was saved since the last "
+                "checkpoint; lower optimizer.learning_rate, or resume from the checkpoint with another seed."
+            )
+        row = {**self.window.read(), "gradient_norm": float(norm), "learning_rate": rate}
+        if is_main():
+            self.run.metrics.write({"step": self.step, **row})
+            tqdm.write(console_line(self.step, self.plan.steps, row))
+        if self.engine.monitor.enabled:
+            events = [(f"train/{name}", value, self.step) for name, value in row.items() if value is not None]
+            self.engine.monitor.write_events(events)
+
+    def _evaluate(self) -> None:
+        """Measure the development set; keep the encoder if it is the best so far."""
+        if self.development is None:
+            return
+        score = self.development.spearman(self.model.encoder)
+        row = {"step": self.step, "dev_spearman": score}
+        if self.step == 0 and self.model.encoder.pooling in ("cls", "mean"):
+            # what training has to beat is the better of the two untrained poolings
+            other = "mean" if self.model.encoder.pooling == "cls" else "cls"
+            row[f"dev_spearman_{other}"] = self.development.spearman(Encoder(self.model.encoder.backbone, other))
+        if is_main():
+            self.run.metrics.write(row)
+            shown = "  ".join(f"{name} {value:.2f}" for name, value in row.items() if name != "step")
+            tqdm.write(f"step {self.step:>{len(str(self.plan.steps))}}/{self.plan.steps}  {shown}  (Spearman x 100)")
+        if self.step > 0 and not score <= self.best.get("dev_spearman", float("-inf")):
+            self.best = {"step": self.step, "dev_spearman": score}
+            self._export(self.run.best)
+        self.window = Window() if self.step == 0 else self.window
+
+    def _export(self, folder: Path) -> None:
+        with whole_parameters(self.model.encoder.backbone, self.engine):
+            if is_main():
+                export_sentence_transformer(
+                    self.model.encoder.backbone,
+                    self.tokenizer,
+                    self.recipe.model.pooling,
+                    self.recipe.evaluation.max_length,
+                    folder,
+                )
+        barrier()
+
+    def _finish(self) -> dict[str, Any]:
+        result: dict[str, Any] = {"steps": self.step}
+        if self.development is not None:
+            before = next(row for row in self.run.metrics.rows() if row["step"] == 0) if is_main() else {}
+            result["before"] = {name: value for name, value in before.items() if name != "step"}
+            result["best"] = self.best
+            if self.generator is not None:
+                result.update(self.development.rtd_accuracy(self.model, self.generator, self.recipe, device()))
+        else:
+            self._export(self.run.best)
+        if is_main():
+            shutil.rmtree(self.run.model, ignore_errors=True)
+            shutil.copytree(self.run.best, self.run.model)
+            draw_curves(self.run.metrics.rows(), self.run.curves)
+            self.run.finish(**result)
+        barrier()
+        return result

@@ -1,0 +1,60 @@
+"""Random numbers without a state: the n-th number of a seed, for any n, in any order, on any device.
+
+The generator is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA
+2014), whose n-th output is a hash of n. The seed is hashed first, so that neighbouring seeds give unrelated
+sequences.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_SHIFTS = (30, 27, 31)
+_WORD = 1 << 64
+
+
+def counter_uniform(seed: int, counters: Tensor) -> Tensor:
+    """One uniform number in [0, 1) for each counter, the same on every platform.
+
+    Args:
+        seed: any integer; taken modulo 2**64.
+        counters: int64, any shape. Equal counters give equal numbers.
+
+    Returns:
+        float64 of the same shape and device: multiples of 2**-53, which float64 holds exactly.
+
+    Raises:
+        ValueError: `counters` is not int64.
+    """
+    if counters.dtype != torch.int64:
+        raise ValueError(f"counters must be int64, not {counters.dtype}")
+    key = _mix_integer((seed + _GOLDEN_GAMMA) % _WORD)
+    bits = _mix(counters * _signed(_GOLDEN_GAMMA) + _signed(key))
+    return _shift_right(bits, 11).to(torch.float64) * 2.0**-53
+
+
+def _mix(words: Tensor) -> Tensor:
+    """SplitMix64's finaliser on words held in int64, whose products wrap around as unsigned ones do."""
+    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
+        words = (words ^ _shift_right(words, shift)) * _signed(multiplier)
+    return words ^ _shift_right(words, _SHIFTS[-1])
+
+
+def _mix_integer(word: int) -> int:
+    """`_mix` for one Python integer in [0, 2**64)."""
+    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
+        word = (word ^ (word >> shift)) * multiplier % _WORD
+    return word ^ (word >> _SHIFTS[-1])
+
+
+def _shift_right(words: Tensor, count: int) -> Tensor:
+    """Logical shift: int64 has only the arithmetic one, which copies the sign bit."""
+    return (words >> count) & ((1 << (64 - count)) - 1)
+
+
+def _signed(word: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit word."""
+    return word - _WORD if word >= _WORD // 2 else word

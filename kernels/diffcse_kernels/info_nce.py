@@ -1,0 +1,178 @@
+"""InfoNCE (van den Oord et al., 2018) without the similarity matrix."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypedDict, Unpack, overload
+
+from torch import Tensor
+
+from . import reference
+from .implementations import resolve
+from .reference import InfoNCEStats
+
+__all__ = ["InfoNCEStats", "info_nce"]
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+class _Options(TypedDict, total=False):
+    """The keyword arguments of `info_nce` that do not change the type of its result."""
+
+    positive_offset: int
+    hard_negatives: Tensor | None
+    hard_negative_offset: int
+    hard_negative_weight: float
+    row_weights: Tensor | None
+    normalize: bool
+    symmetric: bool
+    reduction: Reduction
+    impl: str
+
+
+@overload
+def info_nce(
+    queries: Tensor,
+    keys: Tensor,
+    temperature: float | Tensor = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[_Options],
+) -> Tensor: ...
+
+
+@overload
+def info_nce(
+    queries: Tensor,
+    keys: Tensor,
+    temperature: float | Tensor = ...,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[_Options],
+) -> tuple[Tensor, InfoNCEStats]: ...
+
+
+def info_nce(
+    queries: Tensor,
+    keys: Tensor,
+    temperature: float | Tensor = 0.05,
+    *,
+    positive_offset: int = 0,
+    hard_negatives: Tensor | None = None,
+    hard_negative_offset: int = 0,
+    hard_negative_weight: float = 0.0,
+    row_weights: Tensor | None = None,
+    normalize: bool = True,
+    symmetric: bool = False,
+    reduction: Reduction = "mean",
+    return_stats: bool = False,
+    impl: str = "auto",
+) -> Tensor | tuple[Tensor, InfoNCEStats]:
+    """Contrastive cross-entropy of every query against all keys, of which one is its positive.
+
+    With the defaults it equals
+
+        F.cross_entropy(F.normalize(queries) @ F.normalize(keys).T / temperature, torch.arange(len(queries)))
+
+    but neither the similarities nor their gradient ever exist for all rows at once. All keys get a gradient,
+    so a caller that gathered them from other processes reduces it back with the adjoint of its gather.
+
+    float64 inputs are computed in float64, all others in float32 (also under autocast); gradients have the
+    dtype of their input. There is no second derivative.
+
+    Args:
+        queries: [N, D].
+        keys: [M, D]. The positive of row `i` is key `positive_offset + i`; the others are its negatives.
+        temperature: a positive number, or a tensor of one element, which then gets a gradient. A tensor's
+            value is not checked, because that would wait for the device.
+        positive_offset: where this caller's rows begin among the keys.
+        hard_negatives: [K, D], more negatives for every row, after the keys.
+        hard_negative_offset: row `i`'s own hard negative is number `hard_negative_offset + i`.
+        hard_negative_weight: added, after the division by the temperature, to the logit of a row's own hard
+            negative, as SimCSE and DiffCSE do. Without `hard_negatives` it has no effect.
+        row_weights: [N], a factor on each row's loss. They are constants: a weight that requires a gradient
+            is refused.
+        normalize: True compares by cosine, each row divided by its norm, or by 1e-12 if that is larger; a row
+            that short has no direction and gets a gradient of zero. False compares by dot product.
+        symmetric: the mean of this loss and of the one with queries and keys exchanged (CLIP). Needs N == M,
+            no offset and no hard negatives.
+        reduction: "mean" is sum(weight * loss) / sum(weight), "sum" leaves the division out, "none" gives
+            [N]. The first two make the gradients during the forward pass; "none" computes the similarities
+            again in backward.
+        return_stats: also return `InfoNCEStats`, of the direction from queries to keys.
+        impl: "auto", "triton" or "reference".
+
+    Returns:
+        The loss, float32 (float64 for float64 inputs), or a tuple of the loss and the statistics.
+
+    Raises:
+        ValueError: shapes or options that do not fit together, or an implementation that is not installed.
+    """
+    resolve(impl)
+    _check_rows(queries, keys, positive_offset)
+    _check_hard_negatives(queries, hard_negatives, hard_negative_offset, hard_negative_weight)
+    _check_temperature(temperature)
+    if row_weights is not None:
+        if row_weights.shape != queries.shape[:1]:
+            raise ValueError(f"row_weights must be [{len(queries)}], not {list(row_weights.shape)}")
+        if row_weights.requires_grad:
+            raise ValueError("row_weights must not require a gradient: they are constants of the loss")
+    if symmetric and (len(queries) != len(keys) or hard_negatives is not None):
+        raise ValueError("symmetric=True needs as many queries as keys and no hard_negatives")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
+    loss, stats = reference.info_nce(
+        queries,
+        keys,
+        temperature,
+        positive_offset=positive_offset,
+        hard_negatives=hard_negatives,
+        hard_negative_offset=hard_negative_offset,
+        hard_negative_weight=hard_negative_weight,
+        row_weights=row_weights,
+        normalize=normalize,
+        symmetric=symmetric,
+        reduction=reduction,
+    )
+    return (loss, stats) if return_stats else loss
+
+
+def _check_rows(queries: Tensor, keys: Tensor, positive_offset: int) -> None:
+    for name, rows in (("queries", queries), ("keys", keys)):
+        if rows.dim() != 2 or not rows.is_floating_point():
+            raise ValueError(
+                f"{name} must be a floating-point matrix, not {list(rows.shape)} of {rows.dtype}"
+            )
+    if queries.shape[1] != keys.shape[1]:
+        raise ValueError(f"queries and keys differ in width: {queries.shape[1]} and {keys.shape[1]}")
+    if positive_offset < 0 or positive_offset + len(queries) > len(keys):
+        raise ValueError(
+            f"the positives of {len(queries)} queries at positive_offset={positive_offset} are not all among "
+            f"{len(keys)} keys"
+        )
+
+
+def _check_hard_negatives(queries: Tensor, hard_negatives: Tensor | None, offset: int, weight: float) -> None:
+    if hard_negatives is None:
+        return
+    shape, width = list(hard_negatives.shape), queries.shape[1]
+    if len(shape) != 2 or shape[1] != width or not hard_negatives.is_floating_point():
+        raise ValueError(
+            f"hard_negatives must be a floating-point [K, {width}], not {shape} of {hard_negatives.dtype}"
+        )
+    if weight != 0 and (offset < 0 or offset + len(queries) > len(hard_negatives)):
+        raise ValueError(
+            f"hard_negative_weight needs a hard negative for each of {len(queries)} queries, but there "
+            f"are {len(hard_negatives)} and hard_negative_offset={offset}"
+        )
+
+
+def _check_temperature(temperature: float | Tensor) -> None:
+    if isinstance(temperature, Tensor):
+        if temperature.numel() != 1 or not temperature.is_floating_point():
+            raise ValueError(
+                f"a temperature tensor must hold one floating-point number, not {list(temperature.shape)} "
+                f"of {temperature.dtype}"
+            )
+    elif not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature must be a positive finite number, not {temperature}")

@@ -1,0 +1,27 @@
+"""Blocks of rows within a byte budget, and the precision that the reference computes in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+BLOCK_BYTES = 32 * 2**20  # larger blocks are no faster on CPUs; these stay in cache from one pass to the next
+
+
+def rows_a_block(bytes_a_row: int) -> int:
+    """How many rows fit the budget; one at least."""
+    return max(1, BLOCK_BYTES // max(1, bytes_a_row))
+
+
+def row_blocks(rows: int, bytes_a_row: int) -> Iterator[slice]:
+    """Slices of at most `rows_a_block` rows that cover `rows`."""
+    height = rows_a_block(bytes_a_row)
+    for start in range(0, rows, height):
+        yield slice(start, min(start + height, rows))
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if any of the tensors is, float32 otherwise."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32

@@ -1,0 +1,62 @@
+"""Definition of `diffcse_kernels.sample_tokens`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..counter import counter_uniform
+from .blocks import compute_dtype, rows_a_block
+
+SAMPLING_ROWS = 64  # enough to use the processor well, few enough to waste little on a short call
+
+
+@torch.no_grad()
+def sample_tokens(
+    hidden: Tensor,
+    embedding: Tensor,
+    bias: Tensor | None,
+    positions: Tensor,
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    forbidden: Tensor | None = None,
+) -> Tensor:
+    """`diffcse_kernels.sample_tokens`.
+
+    A row's logits must not depend on the rows that share its call, but a library picks another order of
+    summation for another shape of product. Hence every block has the same number of rows, the last one
+    padded.
+    """
+    dtype = compute_dtype(hidden, embedding)
+    vocabulary = embedding.to(dtype).T
+    offset = embedding.new_zeros(len(embedding), dtype=dtype) if bias is None else bias.to(dtype)
+    if forbidden is not None:
+        offset = offset.masked_fill(forbidden, -torch.inf)
+    bytes_a_logit = offset.element_size() + 8  # and its cumulative probability
+    height = min(SAMPLING_ROWS, rows_a_block(len(offset) * bytes_a_logit))
+    uniform = counter_uniform(seed, positions)
+    ids = torch.empty_like(positions)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for start in range(0, len(hidden), height):
+            rows = slice(start, start + height)
+            block = hidden[rows].to(dtype)
+            padded = F.pad(block, (0, 0, 0, height - len(block)))
+            logits = torch.addmm(offset, padded, vocabulary)[: len(block)]
+            if temperature == 0:
+                ids[rows] = logits.argmax(dim=1)
+            else:
+                ids[rows] = _invert_distribution(logits, uniform[rows], temperature)
+    return ids
+
+
+def _invert_distribution(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """The first token whose cumulative probability exceeds the row's uniform number; `logits` is overwritten.
+
+    One of zero probability is never the first to exceed anything, and the last cumulative value exceeds every
+    target, since a uniform number is at most 1 - 2**-53.
+    """
+    logits.sub_(logits.amax(dim=1, keepdim=True)).div_(temperature).exp_()
+    cumulative = logits.cumsum(dim=1, dtype=torch.float64)
+    return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]

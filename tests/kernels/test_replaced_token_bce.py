@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffcse_kernels import RTDCounts, replaced_token_bce
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def eager_bce(
+    hidden: Tensor, weight: Tensor, bias: Tensor, original_ids: Tensor, edited_ids: Tensor, mask: Tensor
+) -> Tensor:
+    """The same loss with logits and labels for all tokens, in the dtype of the inputs."""
+    labels = (original_ids != edited_ids).to(hidden.dtype)
+    losses = F.binary_cross_entropy_with_logits(hidden @ weight + bias, labels, reduction="none")
+    return losses[mask].sum()
+
+
+def random_case(tokens: int, width: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(tokens)
+    return {
+        "hidden": torch.randn(tokens, width, generator=generator, dtype=torch.float64).to(dtype),
+        "weight": (torch.randn(width, generator=generator, dtype=torch.float64) / width**0.5).to(dtype),
+        "bias": torch.tensor(0.3, dtype=dtype),
+        "original_ids": torch.randint(0, 3, (tokens,), generator=generator),
+        "edited_ids": torch.randint(0, 3, (tokens,), generator=generator),
+        "mask": torch.rand(tokens, generator=generator) < 0.8,
+    }
+
+
+def loss_and_gradients(
+    function: Callable[..., Any], case: dict[str, Tensor], upstream: float = 0.7
+) -> tuple[Tensor, list[Tensor]]:
+    leaves = {name: case[name].detach().clone().requires_grad_() for name in ("hidden", "weight", "bias")}
+    result = function(**{**case, **leaves})
+    loss = result if isinstance(result, Tensor) else result[0]
+    return loss.detach(), list(torch.autograd.grad(loss * upstream, list(leaves.values())))
+
+
+def error(value: Tensor, truth: Tensor) -> float:
+    return float((value.double() - truth).norm() / truth.norm().clamp_min(1e-30))
+
+
+@pytest.mark.parametrize("size", [1, 200, 32 * 2**20], ids=["one row a block", "ragged blocks", "one block"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (37, 5), (64, 16)], ids=str)
+def test_equals_the_eager_expression_in_float64(
+    shape: tuple[int, int], size: int, block_bytes: Callable[[int], None]
+) -> None:
+    block_bytes(size)
+    case = random_case(*shape)
+    torch.testing.assert_close(
+        loss_and_gradients(replaced_token_bce, case),
+        loss_and_gradients(eager_bce, case),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+
+
+def test_gradcheck() -> None:
+    case = random_case(6, 4)
+    fixed = {name: case.pop(name) for name in ("original_ids", "edited_ids", "mask")}
+    leaves = [value.requires_grad_() for value in case.values()]
+    assert torch.autograd.gradcheck(lambda h, w, b: replaced_token_bce(h, w, b, **fixed)[0], leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(33, 40), (257, 63)], ids=str)
+def test_is_as_accurate_as_pytorch_in_the_same_dtype(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    case = random_case(*shape, dtype=dtype)
+    exact = {name: value.double() if value.is_floating_point() else value for name, value in case.items()}
+    truth = loss_and_gradients(eager_bce, exact)
+    ours, plain = loss_and_gradients(replaced_token_bce, case), loss_and_gradients(eager_bce, case)
+    assert ours[0].dtype == torch.float32
+    assert error(ours[0], truth[0]) <= error(plain[0], truth[0]) + 1e-6
+    for value, eager, correct in zip(ours[1], plain[1], truth[1], strict=True):
+        assert value.dtype == dtype
+        assert error(value, correct) <= error(eager, correct) + 1e-6
+        assert error(value, correct) <= torch.finfo(dtype).eps + 1e-6  # only the result is rounded to `dtype`
+
+
+def test_counts_of_a_case_worked_by_hand() -> None:
+    # The head reads the logit straight from the state.
+    logits = torch.tensor([[2.0], [-2.0], [3.0], [-1.0], [0.0], [0.0], [5.0], [-5.0]])
+    original = torch.tensor([1, 1, 1, 1, 1, 1, 1, 1])
+    edited = torch.tensor([2, 2, 1, 1, 2, 1, 2, 1])
+    mask = torch.tensor([True, True, True, True, True, True, False, False])
+    loss, counts = replaced_token_bce(logits, torch.ones(1), torch.zeros(1), original, edited, mask)
+    assert counts == RTDCounts(real=6, replaced=3, right_on_replaced=1, right_on_kept=2)
+    assert all(count.dtype == torch.int64 and count.dim() == 0 for count in counts)
+    expected = F.softplus(torch.tensor([-2.0, 2.0, 3.0, -1.0, 0.0, 0.0])).sum()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_huge_logits_give_finite_losses_and_exact_gradients() -> None:
+    logits = torch.tensor([[1000.0], [-1000.0], [1000.0], [-1000.0]])
+    case = {
+        "hidden": logits,
+        "weight": torch.ones(1),
+        "bias": torch.tensor(0.0),
+        "original_ids": torch.tensor([1, 1, 1, 1]),
+        "edited_ids": torch.tensor([2, 2, 1, 1]),
+        "mask": torch.ones(4, dtype=torch.bool),
+    }
+    loss, (hidden, _, bias) = loss_and_gradients(replaced_token_bce, case, upstream=1.0)
+    assert loss == 2000
+    assert hidden.flatten().tolist() == [0, -1, 1, 0]
+    assert bias == 0
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float32, 1e-5), (torch.float64, 1e-14)], ids=str)
+@pytest.mark.parametrize("logit", [25.0, -25.0])
+def test_confident_tokens_keep_the_relative_precision_of_loss_and_gradient(
+    logit: float, dtype: torch.dtype, precision: float
+) -> None:
+    """In float32, sigmoid(25) - 1 is zero; the gradient is -1.4e-11."""
+    case = {
+        "hidden": torch.tensor([[logit]], dtype=dtype),
+        "weight": torch.ones(1, dtype=dtype),
+        "bias": torch.zeros((), dtype=dtype),
+        "original_ids": torch.tensor([1]),
+        "edited_ids": torch.tensor([2]),
+        "mask": torch.tensor([True]),
+    }
+    loss, (hidden, _, _) = loss_and_gradients(replaced_token_bce, case, upstream=1.0)
+    exact_loss = math.log1p(math.exp(-abs(logit))) + max(-logit, 0)
+    assert float(loss) == pytest.approx(exact_loss, rel=precision, abs=0)
+    assert float(hidden) == pytest.approx(-1 / (1 + math.exp(logit)), rel=precision, abs=0)
+
+
+def test_no_token_in_the_mask_gives_zero() -> None:
+    case = random_case(5, 3)
+    case["mask"] = torch.zeros(5, dtype=torch.bool)
+    loss, gradients = loss_and_gradients(replaced_token_bce, case)
+    assert loss == 0
+    assert not any(gradient.any() for gradient in gradients)
+    empty = {name: value if name in ("weight", "bias") else value[:0] for name, value in case.items()}
+    assert loss_and_gradients(replaced_token_bce, empty)[0] == 0
+
+
+def test_autocast_changes_nothing() -> None:
+    case = random_case(20, 8, torch.float32)
+    expected = loss_and_gradients(replaced_token_bce, case)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = loss_and_gradients(replaced_token_bce, case)
+    torch.testing.assert_close(result, expected, rtol=0, atol=0)
+
+
+def test_backward_keeps_one_number_a_token_and_not_the_states() -> None:
+    case = random_case(500, 64, torch.float32)
+    case["hidden"].requires_grad_()
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        replaced_token_bce(**case)
+    assert 500 <= sum(saved) < 2 * 500
+
+
+def test_working_memory_is_a_block(
+    block_bytes: Callable[[int], None], peak_memory: Callable[[Callable[[], Any]], int]
+) -> None:
+    """A bfloat16 state is read block by block: a float32 copy of all would be twice its size."""
+    case = random_case(4096, 64, torch.bfloat16)
+    block_bytes(16 * 1024)
+    size = case["hidden"].numel() * 2
+    assert peak_memory(lambda: replaced_token_bce(**case)) < size + 4096 * 40
+    case["hidden"].requires_grad_()
+    assert peak_memory(lambda: replaced_token_bce(**case)[0].backward()) < 2 * size + 4096 * 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden": torch.zeros(5)}, "hidden must be a floating-point matrix"),
+        ({"weight": torch.zeros(4)}, r"weight must be \[3\]"),
+        ({"bias": torch.zeros(2)}, "bias one number"),
+        ({"edited_ids": torch.zeros(4)}, r"edited_ids must be \[5\]"),
+        ({"mask": torch.zeros(5)}, "mask must be bool"),
+        ({"impl": "triton"}, "available: 'auto', 'reference'"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replaced_token_bce(**{**random_case(5, 3), **changes})

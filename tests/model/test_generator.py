@@ -1,0 +1,142 @@
+"""The frozen generator, with real masked language models of several families and random weights."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    MPNetConfig,
+    MPNetForMaskedLM,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.model.backbone import check_same_vocabulary
+from diffcse_scale.model.generator import Generator
+from tests.toys import VOCABULARY, toy_chunk
+
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 40,
+    "initializer_range": 0.5,
+    "pad_token_id": 0,
+}
+FAMILIES = {
+    "bert": lambda: BertForMaskedLM(BertConfig(**SIZES)),
+    "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**SIZES)),
+    "electra": lambda: ElectraForMaskedLM(ElectraConfig(embedding_size=8, **SIZES)),
+    "mpnet": lambda: MPNetForMaskedLM(MPNetConfig(**SIZES)),
+    "distilbert": lambda: DistilBertForMaskedLM(
+        DistilBertConfig(vocab_size=VOCABULARY, dim=16, n_layers=2, n_heads=2, hidden_dim=32, initializer_range=0.5)
+    ),
+}
+SPECIAL = [0, 1, 2]
+
+
+def _model(family):
+    torch.manual_seed(0)
+    return FAMILIES[family]()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_official_edits_are_the_argmax_of_the_whole_model(family):
+    model = _model(family)
+    whole = copy.deepcopy(model).eval()
+    chunk, _ = toy_chunk()
+    generator = Generator(model, "official", SPECIAL, seed=0)
+    generator.model.eval()  # dropout off, so that there is one answer
+    edited = generator.edit(chunk)
+    mask = chunk.attention_mask.flatten(0, 1)
+    expected = whole(input_ids=chunk.corrupted_ids.flatten(0, 1), attention_mask=mask).logits.argmax(-1) * mask
+    expected[:, 0] = chunk.input_ids.flatten(0, 1)[:, 0]
+    assert torch.equal(edited.flatten(0, 1), expected)
+
+
+def test_official_generator_keeps_its_dropout():
+    generator = Generator(_model("bert"), "official", SPECIAL, seed=0)
+    chunk, _ = toy_chunk()
+    assert not torch.equal(generator.edit(chunk), generator.edit(chunk))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_follow_the_softmax_of_the_whole_model(family):
+    model = _model(family)
+    whole = copy.deepcopy(model).eval()
+    chunk, _ = toy_chunk(sentences=1)
+    chunk = replace(chunk, corrupted=torch.tensor([1]))  # one position, drawn many times
+    logits = whole(
+        input_ids=chunk.corrupted_ids.flatten(0, 1), attention_mask=chunk.attention_mask.flatten(0, 1)
+    ).logits[0, 1]
+    logits[SPECIAL] = float("-inf")
+    generator = Generator(model, "sampled", SPECIAL, seed=0)
+    draws = []
+    for row in range(400):
+        one = replace(chunk, row_ids=torch.tensor([[2 * row, 2 * row + 1]]))
+        draws.append(int(generator.edit(one).flatten()[1]))
+    observed = torch.bincount(torch.tensor(draws), minlength=VOCABULARY) / len(draws)
+    # total variation of 400 draws from about 57 outcomes is about 0.15; a wrong distribution is far off
+    assert float((observed - logits.softmax(0)).abs().sum() / 2) < 0.25
+    assert not set(draws) & set(SPECIAL)
+
+
+def test_only_corrupted_positions_are_edited():
+    chunk, _ = toy_chunk()
+    edited = Generator(_model("bert"), "sampled", SPECIAL, seed=0).edit(chunk)
+    untouched = torch.ones(edited.numel(), dtype=torch.bool)
+    untouched[chunk.corrupted] = False
+    assert torch.equal(edited.flatten()[untouched], chunk.input_ids.flatten()[untouched])
+    assert not torch.equal(edited, chunk.input_ids)
+
+
+def test_a_rows_edit_does_not_depend_on_the_batch_it_is_in():
+    generator = Generator(_model("bert"), "sampled", SPECIAL, seed=0)
+    chunk, _ = toy_chunk()
+    together = generator.edit(chunk)
+    length = chunk.input_ids.shape[-1]
+    for n in range(len(chunk.input_ids)):
+        inside = (chunk.corrupted // (2 * length)) == n
+        alone = type(chunk)(
+            chunk.input_ids[n : n + 1],
+            chunk.attention_mask[n : n + 1],
+            chunk.corrupted_ids[n : n + 1],
+            chunk.corrupted[inside] - n * 2 * length,
+            chunk.row_ids[n : n + 1],
+        )
+        assert torch.equal(generator.edit(alone)[0], together[n])
+
+
+def test_the_generator_is_frozen():
+    generator = Generator(_model("bert"), "sampled", SPECIAL, seed=0)
+    assert not any(parameter.requires_grad for parameter in generator.model.parameters())
+    assert not generator.head.weight.requires_grad
+    assert not generator.model.training
+
+
+def _tokenizer(words):
+    from tokenizers import Tokenizer, models
+
+    vocabulary = {word: index for index, word in enumerate(words)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="a")))
+
+
+def test_vocabularies_are_compared_by_content():
+    check_same_vocabulary(_tokenizer("abc"), _tokenizer("abc"), ("one", "two"))
+    with pytest.raises(InputError, match="encoder one and generator two: id 1 is 'b' in one and 'x' in the other"):
+        check_same_vocabulary(_tokenizer("abc"), _tokenizer("axc"), ("one", "two"))
+    with pytest.raises(InputError, match="id 2 is 'c' in one and 'nothing'"):
+        check_same_vocabulary(_tokenizer("abc"), _tokenizer("ab"), ("one", "two"))

@@ -1,0 +1,153 @@
+"""Gradients of the whole objective do not depend on the number of ranks (design: the first of the tests that count).
+
+The truth is one process with the whole batch in float64. Ranks hold contiguous shares with very different numbers
+of real tokens. Tolerances, of each tensor's norm: float64 1e-9; float32 through DeepSpeed 5e-5; bfloat16 2e-2 against
+one rank in bfloat16. Tensors whose gradient is zero by mathematics (key biases) are compared absolutely.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from unittest import mock
+
+import deepspeed
+import pytest
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_grad
+
+from diffcse_scale import distributed
+from diffcse_scale.model import diffcse, projection
+from diffcse_scale.recipe import ObjectiveRecipe
+from diffcse_scale.training.engine import start_process_group
+from tests.ranks import run_ranks
+from tests.toys import share, toy_chunk, toy_model
+
+Gradients = dict[str, torch.Tensor]
+SAMPLED = ObjectiveRecipe(fidelity="sampled", rtd_weight=0.5)
+
+
+def _objective_gradients(objective: ObjectiveRecipe, head: str, views: int, dtype: torch.dtype) -> Gradients:
+    """This rank's share through forward and backward, then the average over ranks that DeepSpeed would take."""
+    model = toy_model(objective, head).to(dtype)
+    chunk, edited = share(*toy_chunk(views=views), distributed.rank(), distributed.world_size())
+    model([chunk], [edited]).loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if dist.is_initialized():
+        for gradient in gradients.values():
+            dist.all_reduce(gradient)
+            gradient /= dist.get_world_size()
+    return gradients
+
+
+def _broken_gather_backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+    first = distributed.rank() * ctx.share
+    return gradient[first : first + ctx.share]
+
+
+FAULTS = {
+    "the gather's backward keeps only local gradients": lambda: mock.patch.object(
+        distributed._GatherRows, "backward", staticmethod(_broken_gather_backward)
+    ),
+    "token means are per rank": lambda: mock.patch.object(diffcse, "all_sum", lambda count: count * distributed.world_size()),
+    "the loss is not multiplied by the world size": lambda: mock.patch.object(diffcse, "world_size", lambda: 1),
+    "batch normalisation sees only its own rank": lambda: mock.patch.object(projection, "gather_rows", lambda rows: rows),
+}
+
+
+def _with_fault(fault: str) -> Gradients:
+    with FAULTS[fault]():
+        return _objective_gradients(SAMPLED, "batchnorm", 2, torch.float64)
+
+
+def _largest_deviation(found: Gradients, truth: Gradients) -> float:
+    """Largest deviation relative to each tensor's norm; relative to the whole gradient for mathematical zeros."""
+    assert found.keys() == truth.keys()
+    whole = torch.stack([gradient.norm() for gradient in truth.values()]).norm()
+    deviations = []
+    for name, true in truth.items():
+        norm = true.norm() if true.norm() > 1e-10 * whole else whole
+        deviations.append(float((found[name].double() - true.double()).norm() / norm))
+    return max(deviations)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize(
+    ("objective", "head", "views"),
+    [
+        (SAMPLED, "batchnorm", 2),
+        (ObjectiveRecipe(fidelity="sampled", rtd_weight=0.5, hard_negative_weight=1.0), "mlp", 3),
+    ],
+    ids=["sampled-batchnorm-pairs", "sampled-mlp-triples"],
+)
+def test_gradients_in_float64_are_those_of_one_process(tmp_path, world_size, objective, head, views):
+    truth = _objective_gradients(objective, head, views, torch.float64)
+    for found in run_ranks(_objective_gradients, world_size, tmp_path, objective, head, views, torch.float64):
+        assert _largest_deviation(found, truth) < 1e-9
+
+
+def _all_faults() -> dict[str, Gradients]:
+    return {fault: _with_fault(fault) for fault in FAULTS}
+
+
+def test_each_planted_fault_is_noticed(tmp_path):
+    truth = _objective_gradients(SAMPLED, "batchnorm", 2, torch.float64)
+    found = run_ranks(_all_faults, 2, tmp_path)[0]
+    for fault in FAULTS:
+        assert _largest_deviation(found[fault], truth) > 1e-3, fault
+
+
+ENGINE_CASES = [(stage, precision) for precision in ("fp32", "bf16") for stage in (0, 2)]
+
+
+def _engine_gradients() -> dict[tuple[int, str], Gradients]:
+    """Averaged gradients out of DeepSpeed for every stage and precision."""
+    start_process_group()
+    found = {}
+    for stage, precision in ENGINE_CASES:
+        model = toy_model(SAMPLED)
+        chunk, edited = share(*toy_chunk(), distributed.rank(), distributed.world_size())
+        config = {
+            "train_micro_batch_size_per_gpu": chunk.input_ids.shape[0],
+            "zero_optimization": {"stage": stage},
+            "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16"},
+            "steps_per_print": 10**9,
+        }
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3), config=config, dist_init_required=False
+        )
+        engine.backward(engine([chunk], [edited]).loss)
+        found[stage, precision] = {
+            name: safe_get_full_grad(p).float().clone() for name, p in model.named_parameters()
+        }
+    return found
+
+
+@pytest.fixture(scope="module")
+def engine_gradients(tmp_path_factory):
+    return {size: run_ranks(_engine_gradients, size, tmp_path_factory.mktemp(f"ranks{size}"))[0] for size in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("stage", [0, 2])
+def test_engine_gradients_in_float32_are_those_of_one_process_in_float64(engine_gradients, stage, world_size):
+    truth = _objective_gradients(SAMPLED, "batchnorm", 2, torch.float64)
+    assert _largest_deviation(engine_gradients[world_size][stage, "fp32"], truth) < 5e-5
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("stage", [0, 2])
+def test_engine_gradients_in_bfloat16_are_those_of_one_rank(engine_gradients, stage, world_size):
+    # against one rank in bfloat16: what must not depend on ranks is the sum, not bfloat16's own rounding
+    one_rank = engine_gradients[1][stage, "bf16"]
+    truth = _objective_gradients(SAMPLED, "batchnorm", 2, torch.float64)
+    nonzero = {name for name, gradient in truth.items() if gradient.norm() > 1e-8}
+    found = engine_gradients[world_size][stage, "bf16"]
+    assert _largest_deviation({n: found[n] for n in nonzero}, {n: one_rank[n] for n in nonzero}) < 2e-2
+
+
+def test_without_a_process_group_there_is_one_rank():
+    if dist.is_initialized() or "RANK" in os.environ:
+        pytest.skip("another test of this process has joined a process group")
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)

@@ -1,0 +1,210 @@
+"""Global batches are the same for any number of ranks and known from the step alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.text.batches import Batch, Batches, Chunk, collate
+from diffcse_scale.text.order import epoch_order
+from diffcse_scale.text.tokens import TokenizedCorpus
+from tests.text.conftest import training_recipe
+
+Corpora = dict[int, TokenizedCorpus]
+SIZE = 16
+OFFICIAL = {"objective": {"fidelity": "official"}}
+
+
+@pytest.fixture
+def make(corpora: Corpora, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """make(columns=..., rank=..., world_size=..., recipe sections) -> Batches of 16 sentences out of 101."""
+
+    def make(columns: int = 1, rank: int = 0, world_size: int = 1, **sections: Any) -> Batches:
+        batch = {"sentences": SIZE} | sections.pop("batch", {})
+        return Batches(
+            corpora[columns], tokenizer, training_recipe(batch=batch, **sections), rank, world_size
+        )
+
+    return make
+
+
+def assert_same(first: Batch, second: Batch) -> None:
+    assert (first.step, first.epoch, first.sentences) == (second.step, second.epoch, second.sentences)
+    for a, b in zip(first.chunks, second.chunks, strict=True):
+        for name in Chunk.__dataclass_fields__:
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+Row = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+def rows_of(batches: list[Batch]) -> dict[int, Row]:
+    """Row id to (ids, corrupted ids, corrupted positions) without the padding."""
+    found: dict[int, Row] = {}
+    for chunk in (chunk for batch in batches for chunk in batch.chunks):
+        chosen = torch.zeros(chunk.input_ids.numel(), dtype=torch.bool)
+        chosen[chunk.corrupted] = True
+        tensors = (chunk.row_ids, chunk.attention_mask, chunk.input_ids, chunk.corrupted_ids)
+        flat = [tensor.reshape(chunk.row_ids.numel(), -1) for tensor in (*tensors, chosen)]
+        for row_id, mask, ids, corrupted_ids, selected in zip(*flat, strict=True):
+            length = int(mask.sum())
+            assert int(row_id) not in found
+            assert not selected[length:].any()
+            where = tuple(selected.nonzero().flatten().tolist())
+            found[int(row_id)] = (tuple(ids[:length].tolist()), tuple(corrupted_ids[:length].tolist()), where)
+    return found
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3])
+@pytest.mark.parametrize(
+    "sections", [{}, {"batch": {"length_groups": 3}}, OFFICIAL], ids=["1", "3", "official"]
+)
+def test_shares_of_any_number_of_ranks_make_up_the_same_global_batch(
+    make: Any, columns: int, sections: dict[str, Any]
+) -> None:
+    for step in (0, 4, 8):
+        whole = rows_of([make(columns).batch(step)])
+        for world_size in (1, 2, 4):
+            ranks = [make(columns, rank, world_size, **sections) for rank in range(world_size)]
+            assert rows_of([batches.batch(step) for batches in ranks]) == whole
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_a_global_batch_holds_its_positions_of_the_epochs_order(
+    make: Any, corpora: Corpora, columns: int
+) -> None:
+    views = corpora[columns].views
+    step, epoch, first = 8, 1, 2 * SIZE  # 6 steps an epoch
+    sentences = epoch_order(np.arange(first, first + SIZE), 101, 42, epoch)
+    expected = {
+        (epoch * 101 + first + place) * views + view: tuple(
+            corpora[columns].rows(sentences[[place]], view)[0].tolist()
+        )
+        for place in range(SIZE)
+        for view in range(views)
+    }
+    batch = make(columns).batch(step)
+    assert (batch.step, batch.epoch, batch.sentences) == (step, epoch, SIZE)
+    assert {row_id: row[0] for row_id, row in rows_of([batch]).items()} == expected
+
+
+def test_an_epoch_visits_every_sentence_at_most_once_and_drops_the_partial_batch(make: Any) -> None:
+    batches = make()
+    assert len(batches) == 101 // SIZE == 6
+    epoch = rows_of([batches.batch(step) for step in range(6)])
+    assert len({row[0] for row in epoch.values()}) == 6 * SIZE
+    assert not epoch.keys() & rows_of([batches.batch(step) for step in range(6, 12)]).keys()
+
+
+def test_the_order_differs_by_epoch_and_seed(make: Any) -> None:
+    contents = [
+        {row[0] for row in rows_of([make(seed=seed).batch(step)]).values()}
+        for seed in (1, 2)
+        for step in (0, 6)
+    ]
+    assert all(first != second for i, first in enumerate(contents) for second in contents[:i])
+
+
+def test_the_two_views_of_a_sentence_are_corrupted_differently(make: Any) -> None:
+    (chunk,) = make().batch(0).chunks
+    assert torch.equal(chunk.input_ids[:, 0], chunk.input_ids[:, 1])
+    assert not torch.equal(chunk.corrupted_ids[:, 0], chunk.corrupted_ids[:, 1])
+
+
+def test_iterating_equals_random_access_from_any_step(make: Any) -> None:
+    batches = make(columns=2, rank=1, world_size=2, batch={"length_groups": 2})
+    with batches.prefetch(4, 15) as iterator:  # resumed in the middle of an epoch, over two epochs' ends
+        for step, batch in zip(range(4, 15), iterator, strict=True):
+            assert batch.step == step
+            assert_same(batch, batches.batch(step))
+
+
+def test_every_chunk_is_padded_to_its_own_longest_row_and_no_further(make: Any) -> None:
+    chunks = make(columns=3, batch={"length_groups": 5}).batch(0).chunks
+    assert [len(chunk.input_ids) for chunk in chunks] == [4, 3, 3, 3, 3]
+    lengths = [int(chunk.attention_mask.sum(-1).max()) for chunk in chunks]
+    assert [chunk.input_ids.shape[-1] for chunk in chunks] == lengths == sorted(lengths)
+    assert lengths[0] < lengths[-1]
+    for chunk in chunks:
+        assert chunk.input_ids.dtype == chunk.attention_mask.dtype == chunk.row_ids.dtype == torch.int64
+        assert (chunk.input_ids[chunk.attention_mask == 0] == 0).all()
+        assert (chunk.input_ids[chunk.attention_mask == 1] != 0).all()
+
+
+def test_ranks_hold_equal_shares_with_nearly_equal_work(make: Any) -> None:
+    shares = [make(rank=rank, world_size=4).batch(0).chunks for rank in range(4)]
+    assert [sum(len(chunk.input_ids) for chunk in chunks) for chunks in shares] == [4, 4, 4, 4]
+    tokens = [sum(int(chunk.attention_mask.sum()) for chunk in chunks) for chunks in shares]
+    lengths = make().batch(0).chunks[0].attention_mask.sum(-1)
+    # sorted and dealt in turn, two ranks differ by no more than the longest and the shortest sentence do
+    assert max(tokens) - min(tokens) <= int(lengths.max() - lengths.min()) * 2
+
+
+def test_official_pads_all_ranks_to_the_longest_row_of_the_global_batch_in_the_epochs_order(
+    make: Any,
+) -> None:
+    steps = range(6)
+    for step in steps:
+        shares = [make(rank=rank, world_size=4, **OFFICIAL).batch(step).chunks for rank in range(4)]
+        assert [len(chunks) for chunks in shares] == [1, 1, 1, 1]
+        longest = max(int(chunk.attention_mask.sum(-1).max()) for (chunk,) in shares)
+        assert {chunk.input_ids.shape[-1] for (chunk,) in shares} == {longest}
+        row_ids = torch.cat([chunk.row_ids for (chunk,) in shares]).flatten()
+        assert row_ids.tolist() == list(range(step * SIZE * 2, (step + 1) * SIZE * 2))
+
+
+def test_without_replaced_token_detection_nothing_is_corrupted(
+    corpora: Corpora, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    recipe = training_recipe(batch={"sentences": SIZE}, objective={"rtd_weight": 0})
+    decoder = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer
+    )  # no mask, no padding token
+    (chunk,) = Batches(corpora[1], decoder, recipe).batch(0).chunks
+    assert torch.equal(chunk.corrupted_ids, chunk.input_ids)
+    assert len(chunk.corrupted) == 0
+
+
+def test_to_moves_every_tensor(make: Any) -> None:
+    (chunk,) = make().batch(0).chunks
+    moved = chunk.to("meta", non_blocking=True)
+    assert all(getattr(moved, name).is_meta for name in Chunk.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"world_size": 3},
+            "batch.sentences = 16 cannot be shared equally by 3 ranks; nearest that work: 15 or 18",
+        ),
+        ({"world_size": 32}, "by 32 ranks; nearest that work: 32"),
+        ({"world_size": 4, "batch": {"length_groups": 5}}, "length_groups = 5 is more than the 4 sentences"),
+        (
+            {"batch": {"sentences": 102}},
+            "has 101 sentences, fewer than one global batch .batch.sentences = 102",
+        ),
+    ],
+)
+def test_sizes_that_cannot_work_are_refused(make: Any, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make(**arguments)
+
+
+def test_collate_makes_a_chunk_of_token_lists(tokenizer: PreTrainedTokenizerFast) -> None:
+    first, second = [[2, 9, 3], [2, 10, 11, 12, 3]], [[2, 13, 14, 3], [2, 15, 3]]
+    chunk = collate([first, second], tokenizer, 1.0, seed=3, first_row=10)
+    assert chunk.input_ids.tolist() == [
+        [[2, 9, 3, 0, 0], [2, 13, 14, 3, 0]],
+        [[2, 10, 11, 12, 3], [2, 15, 3, 0, 0]],
+    ]
+    assert torch.equal(chunk.attention_mask, (chunk.input_ids != 0).long())
+    assert chunk.row_ids.tolist() == [[20, 21], [22, 23]]
+    assert chunk.corrupted.tolist() == [1, 6, 7, 11, 12, 13, 16]
+    again = collate([first[1:], second[1:]], tokenizer, 1.0, seed=3, first_row=11)
+    assert torch.equal(again.corrupted_ids[0], chunk.corrupted_ids[1])

@@ -1,0 +1,294 @@
+"""Every accepted form gives the same sentences, and what is dropped is counted."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import logging
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.recipe import DataRecipe
+from diffcse_scale.text.corpus import CorpusReport, _first_occurrences, load_corpus, read_corpus
+
+MakeRecipe = Callable[..., DataRecipe]
+SENTENCES = [
+    "A first one.",
+    "Zweiter Satz: größer, schöner.",
+    'He said "no", then left.',
+    "第四句",
+    "NA",
+    "'Tis 5",
+]
+
+
+def text(sentences: list[str]) -> bytes:
+    return "".join(line + "\n" for line in sentences).encode()
+
+
+def json_lines(sentences: list[str]) -> bytes:
+    return "".join(json.dumps({"id": i, "text": line}) + "\n" for i, line in enumerate(sentences)).encode()
+
+
+def comma_separated(sentences: list[str]) -> bytes:
+    quoted = ['"' + line.replace('"', '""') + '"' for line in sentences]
+    return ("id,text\n" + "".join(f"{i},{line}\n" for i, line in enumerate(quoted))).encode()
+
+
+def tab_separated(sentences: list[str]) -> bytes:
+    return ("text\tid\n" + "".join(f"{line}\t{i}\n" for i, line in enumerate(sentences))).encode()
+
+
+def parquet(sentences: list[str]) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table({"id": range(len(sentences)), "text": sentences}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+FORMS: dict[str, Callable[[list[str]], bytes]] = {
+    "a.txt": text,
+    "no_ending": text,
+    "a.txt.gz": lambda s: gzip.compress(text(s)),
+    "a.gz": lambda s: gzip.compress(text(s)),
+    "a.txt.xz": lambda s: lzma.compress(text(s)),
+    "a.txt.zst": lambda s: zstandard.compress(text(s)),
+    "a.txt.bz2": lambda s: bz2.compress(text(s)),
+    "a.jsonl": json_lines,
+    "a.jsonl.zst": lambda s: zstandard.compress(json_lines(s)),
+    "a.csv": comma_separated,
+    "a.csv.gz": lambda s: gzip.compress(comma_separated(s)),
+    "a.tsv": tab_separated,
+    "a.parquet": parquet,
+    "brackets[1].txt": text,
+    "windows.txt": lambda s: b"\xef\xbb\xbf" + text(s).replace(b"\n", b"\r\n"),
+    "no_last_line_end.txt": lambda s: text(s)[:-1],
+}
+
+
+def sentences_of(data: DataRecipe) -> list[str]:
+    return load_corpus(data)["text_0"][:]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_of_file_gives_the_same_sentences(tmp_path: Path, recipe: MakeRecipe, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(FORMS[name](SENTENCES))
+    assert sentences_of(recipe(path)) == SENTENCES
+
+
+def test_files_of_several_forms_keep_their_order(tmp_path: Path, recipe: MakeRecipe) -> None:
+    paths = [tmp_path / name for name in ("b.txt", "a.jsonl", "a.csv", "a.txt")]
+    for index, path in enumerate(paths):
+        path.write_bytes(
+            FORMS[path.name.replace("b", "a")]([f"{path.name} {index} {line}" for line in range(3)])
+        )
+    expected = [f"{path.name} {index} {line}" for index, path in enumerate(paths) for line in range(3)]
+    assert sentences_of(recipe(*paths)) == expected
+
+
+def test_a_glob_gives_its_files_sorted_by_name(tmp_path: Path, recipe: MakeRecipe) -> None:
+    for name in ("part-2.txt", "part-10.txt", "part-1.txt"):
+        (tmp_path / name).write_text(f"{name}\n")
+    (tmp_path / "other.txt").write_text("other\n")
+    assert sentences_of(recipe(tmp_path / "part-*.txt")) == ["part-1.txt", "part-10.txt", "part-2.txt"]
+
+
+def test_several_processes_give_the_same_as_one(tmp_path: Path, recipe: MakeRecipe) -> None:
+    for part in range(2):
+        lines = [f"sentence {part} {i}" if i % 10 else "repeated" for i in range(6000)]
+        (tmp_path / f"{part}.txt").write_text("\n".join(lines))
+    one = read_corpus(recipe(tmp_path / "*.txt", workers=1))
+    two = read_corpus(recipe(tmp_path / "*.txt", workers=2, cache_dir=str(tmp_path / "other")))
+    assert one[0]["text_0"][:] == two[0]["text_0"][:]
+    assert one[1] == two[1] == CorpusReport(12000, 0, 0, 1199, 0, 10801)
+
+
+def test_pairs_and_triples_take_the_columns_in_the_order_asked_for(
+    tmp_path: Path, recipe: MakeRecipe
+) -> None:
+    path = tmp_path / "nli.csv"
+    path.write_text("hard_neg,sent0,label,sent1\nc1,a1,0,b1\nc2,a2,1,b2\nc1,a1,2,b1\n,a3,1,b3\n")
+    corpus, report = read_corpus(recipe(path, columns=["sent0", "sent1", "hard_neg"]))
+    assert corpus[:] == {"text_0": ["a1", "a2"], "text_1": ["b1", "b2"], "text_2": ["c1", "c2"]}
+    assert report == CorpusReport(read=4, empty=1, undecodable=0, duplicate=1, unused=0, kept=2)
+
+
+def test_the_only_text_column_is_found_whatever_its_name(tmp_path: Path, recipe: MakeRecipe) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("label,review\n1,good\n0,bad\n")
+    assert sentences_of(recipe(path)) == ["good", "bad"]
+
+
+def test_the_embedded_grammar_is_a_corpus(recipe: MakeRecipe) -> None:
+    sentences = sentences_of(recipe("embedded", limit=50))
+    assert len(set(sentences)) == 50
+    assert sentences == sentences_of(recipe("embedded", limit=50))
+
+
+DIRTY = "one\n\n  two \t\n\u00a0\nbroken \udcff byte\none\n two\nhalf \x00\nreplaced \ufffd\nthree\nfour\n"
+
+
+def test_cleaning_counts_what_it_drops(tmp_path: Path, recipe: MakeRecipe) -> None:
+    path = tmp_path / "dirty.txt"
+    path.write_bytes(DIRTY.encode(errors="surrogateescape"))
+    corpus, report = read_corpus(recipe(path, limit=3))
+    assert corpus["text_0"][:] == ["one", "two", "three"]
+    assert report == CorpusReport(read=11, empty=2, undecodable=3, duplicate=2, unused=1, kept=3)
+
+
+def test_what_was_dropped_is_reported_in_one_line(
+    tmp_path: Path, recipe: MakeRecipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "dirty.txt"
+    path.write_bytes(DIRTY.encode(errors="surrogateescape"))
+    with caplog.at_level(logging.INFO, "diffcse_scale"):
+        load_corpus(recipe(path))
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    expected = "11 rows read, 4 kept; dropped: 2 empty, 3 undecodable, 2 identical."
+    assert record.message == f"Corpus {path}: {expected}"
+
+
+def test_json_lines_are_cleaned_like_text(tmp_path: Path, recipe: MakeRecipe) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [b'{"text": "one"}', b"", b'{"text": null}', b"{}", b'{"text": "\xff"}', b'{"text": "\\ud800"}']
+    path.write_bytes(b"\n".join([*lines, b'{"text": " one "}', b'{"text": "two"}']))
+    corpus, report = read_corpus(recipe(path))
+    assert corpus["text_0"][:] == ["one", "two"]
+    assert report == CorpusReport(read=8, empty=3, undecodable=2, duplicate=1, unused=0, kept=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("second.txt", b"two\nthree\n\nfour\n", "line 3: empty"),
+        ("second.txt", b"two\nthr\xffee\n\n", "line 2: undecodable"),
+        ("second.jsonl", b'{"text": "two"}\n\n', "line 2: empty"),
+        ("second.csv", b'id,text\n1,"two\nlines"\n2,three\n3,\n', "line 5: empty"),
+        ("second.tsv", b"id\ttext\n1\ttwo\n2\t\xff\n", "line 3: undecodable"),
+        ("second.parquet", parquet(["two", " "]), "row 2: empty"),
+    ],
+)
+def test_strict_names_file_and_line(
+    tmp_path: Path, recipe: MakeRecipe, name: str, content: bytes, place: str
+) -> None:
+    first = tmp_path / f"first{Path(name).suffix}"
+    first.write_bytes(FORMS[f"a{first.suffix}"](["one", "two", "three", "four", "five", "six"]))
+    second = tmp_path / name
+    second.write_bytes(content)
+    assert read_corpus(recipe(first, second))[1].kept >= 6
+    with pytest.raises(InputError) as refusal:
+        read_corpus(recipe(first, second, strict=True))
+    assert f"{second}, {place}" in str(refusal.value)
+
+
+@pytest.mark.parametrize("line", ['{"text": "open', '["text"]', '{"text": 5}'])
+def test_a_malformed_json_line_stops_with_file_and_line(
+    tmp_path: Path, recipe: MakeRecipe, line: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "fine"}\n' + line + "\n")
+    with pytest.raises(InputError, match=r"a\.jsonl, line 2: not a JSON object with text in text"):
+        load_corpus(recipe(path))
+
+
+REFUSALS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
+    "missing file": ({}, {"files": "absent.txt"}, r"absent\.txt: no such file"),
+    "missing folder": ({}, {"files": "/no/such/absent"}, "absent: no such file"),
+    "glob without match": ({}, {"files": "*.jsonl"}, r"\*\.jsonl: no file matches"),
+    "folder": ({"sub/a.txt": b"x"}, {"files": "sub"}, r"sub is a folder.*/sub/\*\.txt"),
+    "unknown ending": ({"a.doc": b"x"}, {"files": "a.doc"}, r"unknown ending \.doc; known are \.txt"),
+    "empty file": ({"a.txt": b""}, {"files": "a.txt"}, r"a\.txt is empty"),
+    "empty archive": ({"a.txt.gz": gzip.compress(b"")}, {"files": "a.txt.gz"}, r"a\.txt\.gz is empty"),
+    "header only": ({"a.csv": b"id,text\n"}, {"files": "a.csv", "columns": ["text"]}, r"a\.csv is empty"),
+    "nothing usable": ({"a.txt": b"\n \n"}, {"files": "a.txt"}, "no usable sentence: 2 rows read, 0 kept"),
+    "no text column": (
+        {"a.csv": b"id,label\n1,2\n"},
+        {"files": "a.csv"},
+        "no column of text .* its columns are id, label: set data.columns",
+    ),
+    "two text columns": (
+        {"a.jsonl": b'{"left": "x", "right": "y"}\n'},
+        {"files": "a.jsonl"},
+        "2 columns of text .* its columns are left, right: set data.columns",
+    ),
+    "missing column": (
+        {"a.parquet": parquet(["x"])},
+        {"files": "a.parquet", "columns": ["sentence"]},
+        "no column 'sentence'; its columns are id, text",
+    ),
+    "column of numbers": (
+        {"a.parquet": parquet(["x"])},
+        {"files": "a.parquet", "columns": ["id"]},
+        "column 'id' holds int64, not text",
+    ),
+    "damaged archive": (
+        {"a.txt.gz": gzip.compress(b"many words\n" * 99)[:40]},
+        {"files": "a.txt.gz"},
+        r"a\.txt\.gz cannot be read as text",
+    ),
+    "damaged parquet": ({"a.parquet": b"PAR1"}, {"files": "a.parquet"}, "not valid parquet"),
+    "unquoted comma": (
+        {"a.csv": b"id,text\n1,Well, yes\n"},
+        {"files": "a.csv"},
+        "line 2: 3 fields under a header of 2",
+    ),
+    "later unquoted comma": (
+        {"a.csv": b"id,text\n1,no\n2,Well, yes\n"},
+        {"files": "a.csv"},
+        r"a\.csv .*Expected 2 fields in line 3, saw 3",
+    ),
+    "headers that differ": (
+        {"a.csv": b"text\nx\n", "b.csv": b"sentence\ny\n"},
+        {"files": ["a.csv", "b.csv"]},
+        r"b\.csv cannot be read as csv",
+    ),
+    "no such Hub dataset": ({}, {"files": "nobody/nothing:train"}, "'nobody/nothing:train' is no file here"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_unusable_input_is_refused_in_a_sentence(
+    tmp_path: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    files, options, message = REFUSALS[case]
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    entries = [options["files"]] if isinstance(options["files"], str) else options["files"]
+    if case != "no such Hub dataset":
+        entries = [str(tmp_path / entry) for entry in entries]
+    with pytest.raises(InputError, match=message) as refusal:
+        load_corpus(recipe(*entries, **{key: value for key, value in options.items() if key != "files"}))
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_first_of_equal_hashes_is_kept() -> None:
+    hashes = np.random.default_rng(0).integers(-300, 300, 5000)
+    seen: set[int] = set()
+    expected = [not (value in seen or seen.add(value)) for value in hashes.tolist()]
+    assert _first_occurrences(hashes).tolist() == expected
+
+
+@pytest.mark.realdata
+def test_real_sentences_survive_cleaning_unchanged(
+    recipe: MakeRecipe, data_folder: Path, tmp_path: Path
+) -> None:
+    (shard, *_) = sorted((data_folder / "corpus").glob("*.txt.gz"))
+    with gzip.open(shard, "rt", encoding="utf-8") as lines:
+        sentences = [line.rstrip("\n") for line, _ in zip(lines, range(20_000), strict=False)]
+    path = tmp_path / "head.txt"
+    path.write_text("\n".join(sentences))
+    corpus, report = read_corpus(recipe(path))
+    assert corpus["text_0"][:] == sentences
+    assert report.kept == report.read == 20_000

@@ -1,0 +1,50 @@
+"""The order of an epoch is a permutation, different for every seed and epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffcse_scale.text.order import epoch_order, permute
+
+
+@settings(max_examples=200, deadline=None)
+@given(n=st.integers(1, 3000), key=st.integers(0, 2**63 - 1))
+def test_it_is_a_bijection(n: int, key: int) -> None:
+    assert np.array_equal(np.sort(permute(np.arange(n), n, key)), np.arange(n))
+
+
+@pytest.mark.parametrize("n", [10**6, 10**12 + 1, 2**62])
+def test_any_part_is_known_without_the_rest(n: int) -> None:
+    positions = np.array([0, 1, n // 2, n - 1, 17])
+    whole = permute(positions, n, key=3)
+    assert [int(permute(np.array([p]), n, key=3)[0]) for p in positions] == whole.tolist()
+    assert len(set(whole.tolist())) == 5
+    assert 0 <= whole.min() <= whole.max() < n
+
+
+def test_seeds_and_epochs_have_orders_of_their_own() -> None:
+    orders = [epoch_order(np.arange(1000), 1000, seed, epoch) for seed in range(3) for epoch in range(3)]
+    for i, first in enumerate(orders):
+        for second in orders[:i]:
+            # two independent permutations agree in 1 place on average (Poisson)
+            assert (first == second).sum() < 10
+
+
+@pytest.mark.parametrize("n", [5, 7, 30])
+def test_every_sentence_is_equally_likely_at_every_position(n: int) -> None:
+    epochs = 2000
+    counts = np.zeros((n, n))
+    for epoch in range(epochs):
+        counts[np.arange(n), epoch_order(np.arange(n), n, seed=1, epoch=epoch)] += 1
+    # chi-square of an n x n table with fixed margins: (n - 1)^2 degrees of freedom
+    statistic, freedom = ((counts - epochs / n) ** 2 / (epochs / n)).sum(), (n - 1) ** 2
+    assert abs(statistic - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+def test_neighbours_do_not_stay_neighbours() -> None:
+    order = epoch_order(np.arange(100_000), 100_000, seed=0, epoch=0)
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.02
+    assert abs(np.corrcoef(order, np.arange(100_000))[0, 1]) < 0.02

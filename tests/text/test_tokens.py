@@ -1,0 +1,210 @@
+"""Tokens are those of the tokenizer, cut at the length, made once and shared by whoever asks."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+import diffcse_scale.text.tokens
+from diffcse_scale.errors import InputError
+from diffcse_scale.recipe import DataRecipe
+from diffcse_scale.text.tokens import TokenizedCorpus, tokenize
+from tests.text.conftest import WORDS, make_tokenizer, sentence
+
+MakeRecipe = Callable[..., DataRecipe]
+
+
+def rows(tokens: TokenizedCorpus, view: int = 0) -> list[list[int]]:
+    return [row.tolist() for row in tokens.rows(np.arange(len(tokens)), view)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n".join(sentence(index) for index in range(60)))
+    return path
+
+
+@pytest.fixture
+def forbid_work(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From the call on, reading text is an error."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the cache was not used")
+
+    return lambda: monkeypatch.setattr(diffcse_scale.text.tokens, "read_corpus", refuse)
+
+
+@pytest.mark.parametrize("max_length", [5, 9, 32])
+def test_tokens_are_what_the_tokenizer_truncates_to(
+    path: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast, max_length: int
+) -> None:
+    tokens = tokenize(recipe(path, max_length=max_length), tokenizer)
+    sentences = path.read_text().split("\n")
+    assert rows(tokens) == tokenizer(sentences, truncation=True, max_length=max_length)["input_ids"]
+    assert tokens.truncated == sum(len(text.split()) + 2 > max_length for text in sentences)
+    assert tokens.lengths().tolist() == [len(row) for row in rows(tokens)]
+
+
+def test_several_processes_give_the_same_as_one(
+    tmp_path: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("\n".join(sentence(index) for index in range(10_500)))
+    one = tokenize(recipe(path, workers=1), tokenizer)
+    two = tokenize(recipe(path, workers=2, cache_dir=str(tmp_path / "other")), tokenizer)
+    assert len(one) == 10_500
+    assert rows(one) == rows(two)
+
+
+def test_one_column_is_its_own_second_view_and_pairs_and_triples_have_theirs(
+    corpora: dict[int, TokenizedCorpus], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    assert [corpora[columns].views for columns in (1, 2, 3)] == [2, 2, 3]
+    assert rows(corpora[1], 0) == rows(corpora[1], 1)
+    for columns in (2, 3):
+        for view in range(columns):
+            sentences = [sentence(index + 101 * view) for index in range(101)]
+            assert rows(corpora[columns], view) == tokenizer(sentences)["input_ids"]
+
+
+def test_padded_rows_are_rows_filled_up(corpora: dict[int, TokenizedCorpus]) -> None:
+    indices = np.array([100, 3, 3, 50])
+    padded = corpora[2].padded(indices, 1, 20, -7)
+    assert padded.dtype == np.int64
+    expected = [row.tolist() + [-7] * (20 - len(row)) for row in corpora[2].rows(indices, 1)]
+    assert padded.tolist() == expected
+
+
+def test_sentences_without_a_token_are_left_out_and_counted(
+    tmp_path: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("w1\n\u200b\nw2\n")  # a zero-width space is no white space, but the tokenizer drops it
+    tokens = tokenize(recipe(path), tokenizer)
+    assert rows(tokens) == [[2, 6, 3], [2, 7, 3]]
+    assert tokens.without_tokens == 1
+
+
+def test_truncation_is_reported_once_and_only_by_the_main_process(
+    path: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "diffcse_scale"):
+        tokenize(recipe(path, max_length=13), tokenizer, main=False)
+        assert not caplog.records
+        tokenize(recipe(path, max_length=13), tokenizer)
+    (record,) = caplog.records
+    # of 60 sentences of 4 to 15 tokens each length is there 5 times
+    assert record.message.endswith(
+        "60 rows read, 60 kept; dropped: none; 10 sentences truncated to 13 tokens."
+    )
+
+
+def test_the_second_start_only_reads(
+    path: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast, forbid_work: Callable[[], None]
+) -> None:
+    first = tokenize(recipe(path), tokenizer)
+    forbid_work()
+    # truncation and padding are state that a call leaves in a tokenizer, not what it is
+    tokenizer(["w1 w2 w3"], truncation=True, max_length=4, padding="max_length")
+    second = tokenize(recipe(path), tokenizer)
+    assert second.fingerprint == first.fingerprint
+    assert rows(second) == rows(first)
+    assert second.report == first.report
+
+
+@pytest.mark.parametrize("change", ["content", "same size", "length", "limit", "strict", "tokenizer"])
+def test_the_cache_is_renewed_when_anything_changes(
+    path: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast, change: str
+) -> None:
+    first = tokenize(recipe(path), tokenizer)
+    options = {"length": {"max_length": 6}, "limit": {"limit": 7}, "strict": {"strict": True}}.get(change, {})
+    if change == "content":
+        path.write_text("w1 w2\nw3 w4\n")
+    if change == "same size":
+        path.write_text(path.read_text().replace("w1 ", "w2 "))
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    other = make_tokenizer(WORDS[::-1]) if change == "tokenizer" else tokenizer
+    second = tokenize(recipe(path, **options), other)
+    assert second.fingerprint != first.fingerprint
+    assert (rows(second) != rows(first)) == (change != "strict")
+
+
+def test_an_interrupted_start_is_begun_again(
+    path: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(diffcse_scale.text.tokens, "_write_column", _interrupt)
+        tokenize(recipe(path), tokenizer)
+    assert len(tokenize(recipe(path), tokenizer)) == 60
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_processes_that_start_at_once_share_one_preparation(
+    path: Path, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    arguments = (recipe(path), results, tmp_path / "prepared")
+    processes = [context.Process(target=_prepare, args=arguments) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+    assert len({results.get() for _ in processes}) == 1
+    assert (tmp_path / "prepared").read_text() == "once\n"
+
+
+def _prepare(data: DataRecipe, results: multiprocessing.SimpleQueue[str], prepared: Path) -> None:
+    write = diffcse_scale.text.tokens._write
+
+    def counted(*arguments: object) -> None:
+        with prepared.open("a") as lines:
+            lines.write("once\n")
+        write(*arguments)  # type: ignore[arg-type]
+
+    diffcse_scale.text.tokens._write = counted
+    results.put(str(rows(tokenize(data, make_tokenizer(WORDS)))))
+
+
+def test_the_cache_may_be_named_by_the_environment(
+    path: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFCSE_CACHE", str(tmp_path / "elsewhere"))
+    tokens = tokenize(DataRecipe.model_validate({"files": str(path), "workers": 1}), tokenizer)
+    assert (tmp_path / "elsewhere" / f"tokens-{tokens.fingerprint}").is_dir()
+
+
+def test_a_length_that_special_tokens_fill_is_refused(
+    path: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    data = recipe(path).model_copy(update={"max_length": 2})
+    with pytest.raises(InputError, match="max_length = 2 has no room"):
+        tokenize(data, tokenizer)
+
+
+@pytest.mark.realdata
+def test_real_tokens_are_those_of_the_models_tokenizer(
+    recipe: MakeRecipe, data_folder: Path, models_folder: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(models_folder / "wiki-mini")
+    (shard, *_) = sorted((data_folder / "corpus").glob("*.txt.gz"))
+    data = recipe(shard, limit=20_000, workers=2)
+    tokens = tokenize(data, tokenizer)
+    sentences = diffcse_scale.text.tokens.read_corpus(data)[0]["text_0"][:]
+    assert len(tokens) == len(sentences) == 20_000
+    for start in (0, 10_000, 19_900):
+        expected = tokenizer(sentences[start : start + 100], truncation=True, max_length=32)["input_ids"]
+        assert [row.tolist() for row in tokens.rows(np.arange(start, start + 100))] == expected

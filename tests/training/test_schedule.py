@@ -1,0 +1,54 @@
+"""Batch arithmetic and learning rate, on cases worked by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.recipe import OptimizerRecipe, load_recipe
+from diffcse_scale.training.schedule import learning_rate, make_plan, share_of
+
+
+def test_the_global_batch_is_shared_equally():
+    assert share_of(64, 4) == 16
+
+
+def test_an_indivisible_batch_names_the_nearest_that_work():
+    with pytest.raises(InputError, match=r"64 cannot be shared equally by 3 devices.* 63 and 66"):
+        share_of(64, 3)
+    with pytest.raises(InputError, match=r"nearest that can are 8\."):
+        share_of(4, 8)
+
+
+def test_plan_of_a_small_corpus():
+    plan = make_plan(load_recipe("quickstart", ["epochs=2.5"]), sentences=1000, views=2, world_size=2)
+    # 1000 // 64 = 15 batches an epoch, floor(15 * 2.5) = 37
+    assert (plan.share, plan.negatives, plan.steps_per_epoch, plan.steps) == (32, 63, 15, 37)
+
+
+def test_hard_negatives_count_as_negatives():
+    assert make_plan(load_recipe("quickstart"), sentences=1000, views=3, world_size=1).negatives == 63 + 64
+
+
+def test_max_steps_cuts_the_epochs():
+    assert make_plan(load_recipe("quickstart", ["max_steps=5"]), 1000, 2, 1).steps == 5
+
+
+def test_too_small_a_corpus_is_named_with_its_size():
+    with pytest.raises(InputError, match="63 sentences, fewer than one global batch"):
+        make_plan(load_recipe("quickstart"), 63, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("linear", 0.0, {0: 1.0, 5: 0.5, 9: 0.1}),
+        ("constant", 0.0, {0: 1.0, 9: 1.0}),
+        ("cosine", 0.0, {0: 1.0, 5: 0.5}),
+        ("linear", 0.2, {0: 1 / 3, 1: 2 / 3, 2: 1.0, 6: 0.5}),
+    ],
+)
+def test_learning_rate(schedule, warmup, expected):
+    optimizer = OptimizerRecipe(learning_rate=1.0, schedule=schedule, warmup=warmup)
+    for step, rate in expected.items():
+        assert learning_rate(optimizer, step, 10) == pytest.approx(rate, abs=1e-12)

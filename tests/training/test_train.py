@@ -1,0 +1,89 @@
+"""Whole runs of train.py on two ranks: resume, repeat, and leave what the documentation promises."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel
+
+from tests.training.launch import ROOT, launch, metrics
+
+ZERO2 = str(ROOT / "ds_configs" / "zero2.json")
+
+
+@pytest.fixture(scope="module")
+def finished(toy_world, tmp_path_factory):
+    """A run of 12 steps with a checkpoint after step 6."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    result = launch("--deepspeed_config", ZERO2, "--recipe", str(toy_world / "toy.yaml"), "--output", str(run))
+    assert result.returncode == 0, result.stdout
+    return run, result.stdout
+
+
+def test_a_run_states_its_batch_and_leaves_its_files(finished):
+    run, output = finished
+    for words in ("global batch", "sentences per device", "negatives per anchor", "InfoNCE + 0.1 x RTD (sampled)"):
+        assert words in output
+    for name in ("recipe.yaml", "run.json", "metrics.jsonl", "curves.png", "result.json", "model/config.json"):
+        assert (run / name).is_file(), name
+    assert json.loads((run / "run.json").read_text())["plan"]["share"] == 8
+
+
+def test_metrics_hold_every_number_a_log_line_promises(finished):
+    rows = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    (last,) = [row for row in rows if row["step"] == 12 and "loss" in row]
+    assert last["loss"] == pytest.approx(last["contrastive"] + 0.1 * last["rtd"], rel=1e-5)
+    assert 0 < last["replaced_share"] < 0.5 and 0 <= last["padding_share"] < 1
+    assert last["gradient_norm"] > 0 and last["learning_rate"] == pytest.approx(1e-3 / 12)
+    for name in ("positive_cosine", "negative_cosine", "sentences_per_second", "real_tokens_per_second", "peak_memory_gb"):
+        assert isinstance(last[name], float)
+
+
+def test_the_exported_model_loads_in_both_libraries(finished):
+    model = finished[0] / "model"
+    vectors = SentenceTransformer(str(model), device="cpu").encode(["a dog runs", "two children play"])
+    assert vectors.shape == (2, 32) and np.isfinite(vectors).all()
+    assert AutoModel.from_pretrained(model).config.hidden_size == 32
+
+
+def test_the_generator_is_in_no_checkpoint(finished):
+    import torch
+
+    (file,) = (finished[0] / "checkpoints" / "step-00000006").glob("*model_states.pt")
+    names = torch.load(file, weights_only=False)["module"].keys()
+    assert {name.split(".")[0] for name in names} == {"encoder", "projection", "discriminator", "rtd_head"}
+
+
+def test_a_resumed_run_gives_the_same_numbers_bit_for_bit(finished, toy_world, tmp_path):
+    run, _ = finished
+    resumed = tmp_path / "resumed"
+    shutil.copytree(run, resumed)
+    (resumed / "result.json").unlink()
+    shutil.rmtree(resumed / "model")
+    recipe = str(toy_world / "toy.yaml")
+    result = launch("--deepspeed_config", ZERO2, "--recipe", recipe, "--output", str(resumed), "--resume")
+    assert result.returncode == 0, result.stdout
+    assert "Resuming after step 6 of 12" in result.stdout
+    assert metrics(resumed) == metrics(run)
+
+
+def test_a_second_run_from_the_start_gives_the_same_numbers(finished, toy_world, tmp_path):
+    recipe = str(toy_world / "toy.yaml")
+    result = launch("--deepspeed_config", ZERO2, "--recipe", recipe, "--output", str(tmp_path / "again"))
+    assert result.returncode == 0, result.stdout
+    for mine, other in zip(metrics(tmp_path / "again"), metrics(finished[0]), strict=True):
+        assert mine == pytest.approx(other, rel=1e-5, nan_ok=True)
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(finished, toy_world):
+    run, _ = finished
+    recipe = str(toy_world / "toy.yaml")
+    result = launch("--recipe", recipe, "--output", str(run), "seed=2", ranks=1)
+    assert "error: " + str(run) + " holds a run of another recipe" in result.stdout
+    assert "seed: 2, not 1" in result.stdout
+    assert "Traceback" not in result.stdout
+    assert result.returncode != 0
