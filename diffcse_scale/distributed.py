@@ -75,7 +75,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     Returns:
         [W * n, ...]; its gradient is summed over all ranks before each takes back its own rows.
     """
-    return _GatherRows.apply(rows) if world_size() > 1 else rows  # type: ignore[no-any-return, no-untyped-call]
+    return _GatherRows.apply(rows) if world_size() > 1 else rows
 
 
 @torch.no_grad()

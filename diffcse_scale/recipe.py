@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -196,7 +196,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_explain(problem) for problem in error.errors())
+        problems = "; ".join(explain(problem, Recipe) for problem in error.errors())
         raise InputError(f"Recipe {name_or_path}: {problems}.") from None
 
 
@@ -257,27 +257,18 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + key, value
 
 
-def nearest(word: str, known: Any) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean X?)` for the word of `known` that is most like `word`, or nothing."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]}?)" if match else ""
 
 
-def _fields_of(location: Sequence[int | str]) -> dict[str, Any]:
-    """The fields of the section that contains `location`."""
-    section: type[BaseModel] = Recipe
-    for part in location[:-1]:
-        annotation = section.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return {}
-        section = annotation
-    return dict(section.model_fields)
-
-
-def _explain(problem: Any) -> str:
+def explain(problem: Any, schema: type[BaseModel]) -> str:
+    """One of the problems that pydantic found with values for `schema`, in a user's words."""
     location = problem["loc"]
     key = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
-        fields = _fields_of(location)
+        fields = _fields_of(location, schema)
         return f"unknown key {key}{nearest(str(location[-1]), fields)}, allowed here are {', '.join(fields)}"
     if problem["type"] == "missing":
         return f"{key} is missing"
@@ -287,3 +278,13 @@ def _explain(problem: Any) -> str:
     given = problem.get("input")
     shown = "" if isinstance(given, dict) else f" (given: {given!r})"
     return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _fields_of(location: Sequence[int | str], schema: type[BaseModel]) -> dict[str, Any]:
+    """The fields of the section that contains `location`."""
+    for part in location[:-1]:
+        annotation = schema.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return {}
+        schema = annotation
+    return dict(schema.model_fields)

@@ -1,4 +1,4 @@
-"""What the package carries so that it runs without a download: a tiny backbone and a grammar that writes sentences."""
+"""What lets the package run without a download: a tiny backbone, and a grammar that writes sentences."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def backbone_path() -> Path:
-    """Folder of the embedded backbone, a BERT with its masked-LM head and tokenizer: encoder and generator alike."""
+    """Folder of the embedded backbone: a BERT with masked-LM head, encoder and generator alike."""
     return Path(str(resources.files(__name__))) / "backbone"

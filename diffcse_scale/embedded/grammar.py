@@ -1,13 +1,13 @@
 """A small grammar that writes caption-like English, and pairs of sentences graded by what they mean.
 
-A *scene* is a meaning: who (number, kind, perhaps a property) does what, to what or whom, where, when, and whether
-it happens at all. A *wording* is one of the many ways to say it: synonyms, active or passive voice, tense, "there is",
-and the order of place and time. Sentences are independent wordings of scenes, so two sentences with one meaning may
-share few words, and two that share nearly all of them may differ in what counts ("a dog is chasing two boys", "two
-boys are chasing a dog").
+A *scene* is a meaning: who (number, kind, perhaps a property) does what, to what or whom, where, when, and
+whether it is so at all. A *wording* is one of the many ways to say it: synonyms, active or passive, tense,
+"there is", the order of place and time, and what captions say besides ("in this picture"). The two sentences
+of a pair are independent wordings: with one meaning they may share few words, and with nearly all words in
+common they may differ in what counts ("a dog is chasing two boys", "two boys are chasing a dog").
 
-Scenes are divided once and for all by a hash of their content: training text comes from one side, graded pairs from
-the other, so that no sentence of the test, nor a paraphrase of one, is ever in the training text.
+Scenes are divided once and for all by a hash of their content: training text comes from one side, graded
+pairs from the other, so that no sentence of the test, nor a paraphrase of one, is ever in training text.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Scene:
-    """A meaning, in concepts of the lexicon. Exactly one of `thing` and `patient` is set if the act has an object."""
+    """A meaning, in concepts of the lexicon. An act has a `thing` or a `patient` as its object, or none."""
 
     agent: Actor
     act: str
@@ -78,9 +78,9 @@ def training_sentences(count: int, seed: int) -> list[str]:
 
 
 def graded_pairs(count: int, seed: int) -> list[tuple[float, str, str]]:
-    """`count` pairs (similarity 0 to 5, sentence, sentence) of held-out scenes, the six grades equally frequent.
+    """`count` pairs (similarity, sentence, sentence) of held-out scenes, the grades equally frequent.
 
-    The two sentences of a pair are never the same string. What the grades mean is said in `similarity`.
+    The two sentences of a pair are never the same string. What the grades 0 to 5 mean: see `similarity`.
     """
     rng = random.Random(f"pairs {seed}")
     grades = [index % 6 for index in range(count)]
@@ -93,7 +93,7 @@ def similarity(first: Scene, second: Scene) -> float:
 
     5: the same scene.
     4: one unimportant detail differs or is missing (a property of an actor or of the place, the time).
-    3: two such details, or one important one (how many, who of the same kin, the object of the act, the place).
+    3: more such details, or an important one (number, kind within the kin, object of the act, place).
     2: two important details; or the same actors and place, but another act, the negation, or exchanged roles.
     1: more differs, yet the act, the object, an actor or the place is shared.
     0: nothing of these is shared.

@@ -1,4 +1,4 @@
-"""The words of the grammar: every concept with the ways to say it. No expression stands for two concepts of a kind."""
+"""The words of the grammar: every concept with the ways to say it. No two concepts share an expression."""
 
 from __future__ import annotations
 
@@ -169,39 +169,80 @@ ACTS: dict[str, Act] = {
     for act in (
         _act("perform", "play/plays/playing/played", "guitar piano violin drums"),
         _act("play", "play/plays/playing/played", "football tennis basketball chess cards"),
-        _act("eat", "eat/eats/eating/eaten consume/consumes/consuming/consumed", "apple bread fish cake rice soup meat"),
+        _act(
+            "eat",
+            "eat/eats/eating/eaten consume/consumes/consuming/consumed",
+            "apple bread fish cake rice soup meat",
+        ),
         _act("drink", "drink/drinks/drinking/drunk", "milk tea coffee wine water"),
         _act("cook", "cook/cooks/cooking/cooked prepare/prepares/preparing/prepared", "fish rice soup meat"),
         _act("drive", "drive/drives/driving/driven", "car truck bus"),
         _act("ride", "ride/rides/riding/ridden", "bicycle train bus"),
         _act("read", "read/reads/reading/read study/studies/studying/studied", "book newspaper letter poem map"),
-        _act("write", "write/writes/writing/written compose/composes/composing/composed", "letter poem story song book"),
+        _act(
+            "write",
+            "write/writes/writing/written compose/composes/composing/composed",
+            "letter poem story song book",
+        ),
         _act("draw", "draw/draws/drawing/drawn", "map picture tree flowers"),
         _act("paint", "paint/paints/painting/painted", "wall door boat house picture"),
-        _act("build", "build/builds/building/built construct/constructs/constructing/constructed",
-             "house wall boat tower road"),
-        _act("repair", "repair/repairs/repairing/repaired fix/fixes/fixing/fixed",
-             "roof car bicycle clock computer boat"),
-        _act("wash", "wash/washes/washing/washed clean/cleans/cleaning/cleaned", "car window clothes shoes truck"),
-        _act("carry", "carry/carries/carrying/carried transport/transports/transporting/transported",
-             "box bag stone flag wood flowers"),
+        _act(
+            "build",
+            "build/builds/building/built construct/constructs/constructing/constructed",
+            "house wall boat tower road",
+        ),
+        _act(
+            "repair",
+            "repair/repairs/repairing/repaired fix/fixes/fixing/fixed",
+            "roof car bicycle clock computer boat",
+        ),
+        _act(
+            "wash",
+            "wash/washes/washing/washed clean/cleans/cleaning/cleaned",
+            "car window clothes shoes truck",
+        ),
+        _act(
+            "carry",
+            "carry/carries/carrying/carried transport/transports/transporting/transported",
+            "box bag stone flag wood flowers",
+        ),
         _act("throw", "throw/throws/throwing/thrown cast/casts/casting/cast", "ball stone hat bag"),
         _act("open", "open/opens/opening/opened", "window door gate box letter"),
         _act("close", "close/closes/closing/closed shut/shuts/shutting/shut", "window door gate box"),
         _act("cut", "cut/cuts/cutting/cut", "tree wood bread meat cake"),
-        _act("buy", "buy/buys/buying/bought purchase/purchases/purchasing/purchased",
-             "flowers fruit shoes camera newspaper hat"),
+        _act(
+            "buy",
+            "buy/buys/buying/bought purchase/purchases/purchasing/purchased",
+            "flowers fruit shoes camera newspaper hat",
+        ),
         _act("sell", "sell/sells/selling/sold", "flowers fruit shoes bread fish wine"),
-        _act("find", "find/finds/finding/found discover/discovers/discovering/discovered", "camera bicycle bag car wine"),
+        _act(
+            "find",
+            "find/finds/finding/found discover/discovers/discovering/discovered",
+            "camera bicycle bag car wine",
+        ),
         _act("watch", "watch/watches/watching/watched view/views/viewing/viewed", "film match"),
         _act("chase", "chase/chases/chasing/chased pursue/pursues/pursuing/pursued", on_actors=True),
-        _act("attack", "attack/attacks/attacking/attacked assault/assaults/assaulting/assaulted", on_actors=True),
+        _act(
+            "attack",
+            "attack/attacks/attacking/attacked assault/assaults/assaulting/assaulted",
+            on_actors=True,
+        ),
         _act("follow", "follow/follows/following/followed", on_actors=True),
         _act("lead", "lead/leads/leading/led guide/guides/guiding/guided", on_actors=True),
-        _act("help", "help/helps/helping/helped assist/assists/assisting/assisted", on_actors=True, by_people=True),
+        _act(
+            "help",
+            "help/helps/helping/helped assist/assists/assisting/assisted",
+            on_actors=True,
+            by_people=True,
+        ),
         _act("meet", "meet/meets/meeting/met encounter/encounters/encountering/encountered", on_actors=True),
         _act("feed", "feed/feeds/feeding/fed", on_actors=True, by_people=True),
-        _act("protect", "protect/protects/protecting/protected defend/defends/defending/defended", on_actors=True),
+        _act(
+            "protect",
+            "protect/protects/protecting/protected defend/defends/defending/defended",
+            on_actors=True,
+        ),
         _act("walk", "walk/walks/walking/walked"),
         _act("run", "run/runs/running/run race/races/racing/raced"),
         _act("swim", "swim/swims/swimming/swum"),
@@ -215,7 +256,7 @@ ACTS: dict[str, Act] = {
         _act("wait", "wait/waits/waiting/waited"),
         _act("pray", "pray/prays/praying/prayed", by_people=True),
     )
-}  # fmt: skip
+}
 
 # place -> (preposition, noun) so that a property fits in between: "in a", "park"
 PLACES: dict[str, list[tuple[str, str]]] = {

@@ -62,7 +62,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
         InputError: it cannot be loaded.
     """
     try:
-        return AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
+        return AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"Tokenizer of {name} cannot be loaded: {reason}") from error

@@ -75,7 +75,7 @@ class DiffCSE(nn.Module):
     def embed(self, chunks: list[Chunk]) -> Tensor:
         """Projections z of all rows, [n * S, H], views interleaved."""
         h = torch.cat([self.encoder(*_flat(chunk.input_ids, chunk.attention_mask)) for chunk in chunks])
-        return self.projection(h)  # type: ignore[no-any-return]
+        return self.projection(h)
 
     def detect(self, chunks: list[Chunk], edited: list[Tensor], z: Tensor) -> RTDLoss:
         """Replaced-token detection, summed over this rank's tokens.

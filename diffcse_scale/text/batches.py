@@ -103,15 +103,12 @@ class Batches:
             below = size // ranks * ranks
             nearest = f"{below} or {below + ranks}" if below else f"{ranks}"
             raise InputError(
-                f"batch.sentences = {size} cannot be shared equally by {ranks} ranks; "
-                f"nearest that work: {nearest}."
+                f"batch.sentences = {size} cannot be shared equally by {ranks} ranks; nearest that work: {nearest}."
             )
         if self.official and groups != 1:
             raise InputError(f"batch.length_groups = {groups} must be 1 with objective.fidelity=official.")
         if groups > size // ranks:
-            raise InputError(
-                f"batch.length_groups = {groups} is more than the {size // ranks} sentences of a share."
-            )
+            raise InputError(f"batch.length_groups = {groups} is more than the {size // ranks} sentences of a share.")
         if len(self.tokens) < size:
             raise InputError(
                 f"The corpus has {len(self.tokens)} sentences, fewer than one global batch "

@@ -142,9 +142,7 @@ def _clean(source: Source, data: DataRecipe, folder: Path) -> datasets.Dataset:
         where, flaw = source.place(first, names, folder), Flaw(int(flaws[first]))
         if flaw == Flaw.MALFORMED:
             raise InputError(f"Corpus file {where}: not a JSON object with text in {' and '.join(names)}.")
-        raise InputError(
-            f"Corpus file {where}: {flaw.name.lower()}; mend it, or set data.strict=false to skip it."
-        )
+        raise InputError(f"Corpus file {where}: {flaw.name.lower()}; mend it, or set data.strict=false to skip it.")
     return rows
 
 

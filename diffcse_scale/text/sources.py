@@ -59,9 +59,7 @@ class Source:
         states = [(name, Path(name).stat()) for name in self.names]
         return [self.format, *([name, state.st_size, state.st_mtime_ns] for name, state in states)]
 
-    def read(
-        self, columns: list[str] | None, cache: Path, workers: int
-    ) -> tuple[datasets.Dataset, tuple[str, ...]]:
+    def read(self, columns: list[str] | None, cache: Path, workers: int) -> tuple[datasets.Dataset, tuple[str, ...]]:
         """All rows in the order of the files, and the names of the columns that hold sentences.
 
         The rows of a JSON-lines source are its unparsed lines, in one column `text`. Bytes that are not UTF-8
@@ -130,9 +128,7 @@ class Source:
             builder, options = "text", {**delimited.DECODING, "features": datasets.Features({"text": TEXT})}
         files = [glob.escape(name) for name in self.names]
         try:
-            prepared = datasets.load_dataset_builder(
-                builder, data_files=files, cache_dir=str(cache), **options
-            )
+            prepared = datasets.load_dataset_builder(builder, data_files=files, cache_dir=str(cache), **options)
             prepared.download_and_prepare(num_proc=num_proc(workers, len(files), rows_per_worker=1))
         except (OSError, EOFError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise InputError(f"Corpus {self} cannot be read as {self.format}: {_one_line(error)}") from None

@@ -99,9 +99,7 @@ def tokenize(
         InputError: as `load_corpus`; a tokenizer whose special tokens alone fill `data.max_length`.
     """
     if tokenizer.num_special_tokens_to_add() >= data.max_length:
-        raise InputError(
-            f"data.max_length = {data.max_length} has no room beside the special tokens; raise it."
-        )
+        raise InputError(f"data.max_length = {data.max_length} has no room beside the special tokens; raise it.")
     name = fingerprint(
         FORMAT,
         corpus_fingerprint(data, seed=seed),

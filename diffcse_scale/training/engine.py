@@ -152,7 +152,7 @@ def optimizer_step(engine: Any) -> float | Tensor:
     engine.step()
     reported = engine.get_global_grad_norm()
     if reported is not None:
-        return reported  # type: ignore[no-any-return]
+        return reported
     return float("nan") if norm is None else norm
 
 

@@ -1,41 +1,31 @@
 """Masked-LM training of a generator (BERT, Devlin et al. 2019) from raw text.
 
-DiffCSE needs a masked language model that knows the language of the corpus. Where none exists (a new domain, a new
-language) this makes one: from scratch with a WordPiece vocabulary learnt on the text, or from an existing checkpoint.
-The loop is transformers' Trainer, so that `torchrun`, bf16 and several GPUs work as they do elsewhere; ours are the
-options, the vocabulary and a head that reads masked tokens only.
+DiffCSE needs a masked language model that knows the language of the corpus. Where there is none (a new domain,
+a new language) this makes one: from scratch with a WordPiece vocabulary learnt on the text, or from another.
+The loop is transformers' Trainer, so that `torchrun` and bf16 work as elsewhere; ours are the options, the
+vocabulary, and a head that reads masked tokens only.
 """
 
 from __future__ import annotations
 
-import collections
 import json
 import os
-import platform
 import shlex
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow.compute as pc
-import pydantic
-import tokenizers
 import torch
 import torch.nn.functional as F
-import transformers
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
-    AutoModelForMaskedLM,
-    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
-    BertTokenizer,
     DataCollatorForLanguageModeling,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -43,22 +33,26 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from diffcse_scale.embedded import backbone_path
+from diffcse_scale.environment import environment
 from diffcse_scale.errors import InputError
-from diffcse_scale.recipe import EMBEDDED, DataRecipe, OneOrMore, Section, Share
+from diffcse_scale.model.backbone import load_masked_lm, load_tokenizer
+from diffcse_scale.randomness import seed_everything
+from diffcse_scale.recipe import DataRecipe, OneOrMore, Section, Share
+from diffcse_scale.text.cache import num_proc, workers
 from diffcse_scale.text.corpus import load_corpus
+from diffcse_scale.training.wordpiece import learn_wordpiece
 
-SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
 IGNORED = -100  # label of a token that is not predicted, as everywhere in transformers
 
 
 class PretrainOptions(Section):
     """What to train, on what, for how long."""
 
-    files: OneOrMore = Field(description="the corpus: text, .gz/.xz/.zst text, .jsonl, .csv, .parquet, globs, a Hub name")
+    files: OneOrMore = Field(
+        description="the corpus, as data.files of a recipe; $VARIABLES are expanded, and kept in the record"
+    )
     output: str = Field(description="folder to write; must not exist, or be empty")
     base: str | None = Field(None, description="continue from this masked LM (folder, Hub name, 'embedded')")
     layers: int = Field(4, ge=1, description="from scratch: layers of the BERT")
@@ -68,12 +62,16 @@ class PretrainOptions(Section):
     max_positions: int = Field(512, ge=3, description="from scratch: the longest sentence the model can ever read")
     tokenizer: str | None = Field(None, description="from scratch: use this tokenizer instead of learning one")
     vocab_size: int = Field(30_000, ge=6, description="entries of the WordPiece vocabulary that is learnt")
-    lowercase: bool = Field(True, description="the learnt vocabulary is lower-cased and without accents, as bert-uncased")
+    lowercase: bool = Field(
+        True, description="the learnt vocabulary is lower-cased and without accents, as bert-uncased"
+    )
     character_coverage: Share = Field(
-        0.9995, description="the learnt vocabulary spells out so much of the text; rarer characters become [UNK]"
+        0.9995,
+        description="the learnt vocabulary spells out so much of the text; rarer characters become [UNK]",
     )
     max_length: int = Field(128, ge=3, description="tokens a sentence, special ones included; longer are truncated")
     limit: int | None = Field(None, ge=1, description="use only the first so many sentences")
+    workers: int | None = Field(None, ge=1, description="processes that clean and tokenize; all cores if absent")
     held_out: int = Field(1000, ge=1, description="sentences kept from training, for the accuracy in the record")
     steps: int = Field(10_000, ge=1, description="optimizer steps")
     seconds: float | None = Field(None, gt=0, description="stop after so many seconds even if steps remain")
@@ -90,10 +88,12 @@ class PretrainOptions(Section):
     seed: int = Field(42, ge=0)
     log_every: int = Field(100, ge=1, description="steps between points of the loss curve")
 
-    @pydantic.model_validator(mode="after")
+    @model_validator(mode="after")
     def _consistent(self) -> PretrainOptions:
         if self.hidden % self.heads:
             raise ValueError(f"heads ({self.heads}) must divide hidden ({self.hidden})")
+        if self.base is None and self.max_length > self.max_positions:
+            raise ValueError(f"max_length ({self.max_length}) is more than max_positions ({self.max_positions})")
         scratch = {"layers", "hidden", "heads", "intermediate", "max_positions", "tokenizer", "vocab_size"}
         if self.base is not None and (unused := sorted(scratch & self.model_fields_set)):
             raise ValueError(f"base brings its own size and tokenizer; remove {', '.join(unused)}")
@@ -101,12 +101,12 @@ class PretrainOptions(Section):
 
 
 def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
-    """Train a masked language model and write it, its tokenizer and `training_record.json` to `options.output`.
+    """Train a masked language model; write it, its tokenizer and `training_record.json` to `options.output`.
 
-    The result is a function of the options (fp32, CPU, a fixed number of threads; `seconds` set aside).
+    The result is a function of the options on a CPU with a fixed number of threads, unless `seconds` ends it.
 
     Returns:
-        The record: options, loss curve, held-out accuracy before and after, versions, command.
+        The record: options, loss curve, loss and accuracy on held-out text before and after, machine, command.
 
     Raises:
         InputError: the output holds something, the base is not a masked LM, or the corpus cannot be used.
@@ -114,11 +114,11 @@ def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
     output = Path(options.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"Output {output} already exists; choose another folder or remove it.")
-    transformers.set_seed(options.seed)
+    seed_everything(options.seed)
     text = _read_text(options)
     tokenizer = _tokenizer(options, text)
     model = _model(options, tokenizer)
-    tokens = _tokenize(text, tokenizer, options.max_length)
+    tokens = _tokenize(text, tokenizer, options)
     parts = tokens.train_test_split(test_size=options.held_out, seed=options.seed)
 
     before = held_out_accuracy(model, tokenizer, parts["test"], options)
@@ -141,21 +141,21 @@ def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
         "held_out_before": before,
         "held_out_after": after,
         "parameters": model.num_parameters(),
-        "versions": {
-            "python": platform.python_version(),
-            **{library.__name__: library.__version__ for library in (torch, transformers, tokenizers, datasets)},
-        },
-        "command": shlex.join(["diffcse-scale", *sys.argv[1:]]),
+        "environment": environment(),
+        "command": _command(options),
     }
     if trainer.is_world_process_zero():
-        _save(output, options, model, tokenizer, record)
+        _save(options, model, tokenizer, record)
     return record
 
 
 def held_out_accuracy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: datasets.Dataset, options: PretrainOptions
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: datasets.Dataset,
+    options: PretrainOptions,
 ) -> dict[str, float]:
-    """Mean cross-entropy and share predicted exactly, over the masked tokens of `tokens`; the mask depends on the seed."""
+    """Mean cross-entropy, and share guessed right, of the masked tokens; the seed decides which they are."""
     loader = DataLoader(tokens, batch_size=options.batch_size, collate_fn=_collator(tokenizer, options))
     loss, right, count = 0.0, 0, 0
     training = model.training
@@ -174,15 +174,17 @@ def held_out_accuracy(
 
 
 class MaskedLMTrainer(Trainer):
-    """A Trainer whose vocabulary head reads the masked tokens only: the same loss, 2.4 times faster on a small model."""
+    """A Trainer whose vocabulary head reads masked tokens only: the same loss, 2.4 times faster if tiny."""
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         labels = inputs.pop("labels")
         logits = _masked_logits(model, self.accelerator.unwrap_model(model), inputs, labels != IGNORED)
-        return F.cross_entropy(logits.float(), labels[labels != IGNORED])
+        labels = labels[labels != IGNORED]
+        # a sum: of one short sentence perhaps nothing is masked, and a mean over nothing is not a number
+        return F.cross_entropy(logits.float(), labels, reduction="sum") / max(len(labels), 1)
 
     def _get_train_sampler(self, dataset: Any = None) -> LengthGroupedSampler:
-        # "group_by_length" of the arguments is this, but asks the memory-mapped tokens for one length at a time
+        # the argument "group_by_length" means the same, but reads memory-mapped lengths one by one: minutes
         return LengthGroupedSampler(self.args.train_batch_size, lengths=_lengths(self.train_dataset))
 
 
@@ -199,9 +201,9 @@ class TimeLimit(TrainerCallback):
 def _masked_logits(
     model: nn.Module, bare: PreTrainedModel, inputs: dict[str, torch.Tensor], masked: torch.Tensor
 ) -> torch.Tensor:
-    """Logits [masked tokens, vocabulary] of `model`, which is `bare` or wraps it; inputs and `masked` are [rows, length].
+    """Logits [masked tokens, vocabulary] of `model` (`bare`, or a wrapper of it); `masked`: bool [rows, length].
 
-    A hook takes the other tokens away between trunk and head, which works for every model whose head is position-wise.
+    A hook takes the other tokens away between trunk and head: right wherever the head is position-wise.
     """
 
     def keep_masked(_module: nn.Module, _arguments: Any, output: Any) -> Any:
@@ -215,16 +217,34 @@ def _masked_logits(
         hook.remove()
 
 
+def _command(options: PretrainOptions) -> str:
+    """The command line with these options, left to be expanded by us and not by a shell."""
+    words = ["diffcse-scale", "pretrain-generator"]
+    for name, value in options.model_dump(exclude_defaults=True).items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-"))
+        else:
+            for item in value if isinstance(value, list) else [value]:
+                words += [flag, str(item)]
+    return shlex.join(words)
+
+
+def _data(options: PretrainOptions) -> DataRecipe:
+    files = [os.path.expandvars(name) for name in options.files]
+    return DataRecipe(files=files, limit=options.limit, workers=options.workers)
+
+
 def _read_text(options: PretrainOptions) -> datasets.Dataset:
     """The corpus as one column `text`; the columns of pairs and triples are put one after another."""
-    data = DataRecipe(files=options.files, limit=options.limit)
-    corpus = load_corpus(data)
+    corpus = load_corpus(_data(options))
     columns = [corpus.select_columns(name).rename_column(name, "text") for name in corpus.column_names]
     text = datasets.concatenate_datasets(columns)
-    if len(text) < options.held_out + options.batch_size:
+    needed = options.held_out + options.batch_size
+    if len(text) < needed:
         raise InputError(
-            f"Corpus {', '.join(options.files)} has {len(text)} sentences; held_out ({options.held_out}) and one batch "
-            f"({options.batch_size}) need {options.held_out + options.batch_size}: lower one of them or add text."
+            f"Corpus {', '.join(options.files)} has {len(text)} sentences, but held_out ({options.held_out}) "
+            f"and one batch ({options.batch_size}) need {needed}: lower one of them or add text."
         )
     return text
 
@@ -232,57 +252,20 @@ def _read_text(options: PretrainOptions) -> datasets.Dataset:
 def _tokenizer(options: PretrainOptions, text: datasets.Dataset) -> PreTrainedTokenizerBase:
     source = options.base or options.tokenizer
     if source is None:
-        return learn_tokenizer(text, options)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(backbone_path() if source == EMBEDDED else source)
-    except (OSError, ValueError) as error:
-        raise InputError(f"Tokenizer of {source!r} cannot be loaded: {_one_line(error)}") from None
+        return learn_wordpiece(text, options.vocab_size, options.lowercase, options.character_coverage)
+    tokenizer = load_tokenizer(source)
     if tokenizer.mask_token is None:
-        raise InputError(f"Tokenizer of {source!r} has no mask token; choose that of a masked language model.")
+        raise InputError(f"Tokenizer of {source} has no mask token; choose that of a masked language model.")
     return tokenizer
-
-
-def learn_tokenizer(text: datasets.Dataset, options: PretrainOptions) -> BertTokenizer:
-    """A WordPiece tokenizer with at most `options.vocab_size` entries, learnt on the column `text`.
-
-    `character_coverage` keeps characters that hardly occur from filling a small vocabulary (each costs two entries).
-    """
-    backend = BertTokenizer(do_lower_case=options.lowercase).backend_tokenizer
-    characters: collections.Counter[str] = collections.Counter()
-    for sentences in _batches(text):
-        characters.update(backend.normalizer.normalize_str(" ".join(sentences)))
-    del characters[" "]
-    wanted, covered, alphabet = options.character_coverage * characters.total(), 0, 0
-    for _, count in characters.most_common():
-        if covered >= wanted:
-            break
-        covered, alphabet = covered + count, alphabet + 1
-    trainer = tokenizers.trainers.WordPieceTrainer(
-        vocab_size=options.vocab_size,
-        special_tokens=SPECIAL_TOKENS,
-        limit_alphabet=alphabet,
-        show_progress=False,
-    )
-    backend.train_from_iterator(_batches(text), trainer=trainer, length=len(text))
-    vocabulary = backend.get_vocab()
-    return BertTokenizer(
-        vocab={token: vocabulary[token] for token in sorted(vocabulary, key=vocabulary.__getitem__)},
-        do_lower_case=options.lowercase,
-    )
-
-
-def _batches(text: datasets.Dataset) -> Iterator[list[str]]:
-    for rows in text.iter(batch_size=10_000):
-        yield rows["text"]
 
 
 def _model(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     if options.base is not None:
-        folder = backbone_path() if options.base == EMBEDDED else options.base
-        try:
-            return AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise InputError(f"Base {options.base!r} is not a masked language model: {_one_line(error)}") from None
+        model = load_masked_lm(options.base)
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if positions is not None and options.max_length > positions:
+            raise InputError(f"max_length {options.max_length} is more than {options.base} can read, {positions}.")
+        return model
     return BertForMaskedLM(
         BertConfig(
             vocab_size=len(tokenizer),
@@ -291,18 +274,26 @@ def _model(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) -> PreT
             num_attention_heads=options.heads,
             intermediate_size=options.intermediate or 4 * options.hidden,
             max_position_embeddings=options.max_positions,
-            # BERT's 0.02 at width 768, in proportion: with 0.02 a narrow model stays at word frequencies for long
+            # BERT's 0.02 at width 768, in proportion; with 0.02 a narrow model learns nothing for a while
             initializer_range=round(0.02 * (768 / options.hidden) ** 0.5, 4),
             pad_token_id=tokenizer.pad_token_id,
         )
     )
 
 
-def _tokenize(text: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> datasets.Dataset:
+def _tokenize(text: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, options: PretrainOptions) -> datasets.Dataset:
     def tokenize(rows: dict[str, list[str]]) -> dict[str, list[Any]]:
-        return tokenizer(rows["text"], truncation=True, max_length=max_length, return_special_tokens_mask=True)
+        return tokenizer(
+            rows["text"], truncation=True, max_length=options.max_length, return_special_tokens_mask=True
+        ).data
 
-    return text.map(tokenize, batched=True, remove_columns=text.column_names, desc="tokenizing")
+    return text.map(
+        tokenize,
+        batched=True,
+        remove_columns=text.column_names,
+        num_proc=num_proc(workers(_data(options)), len(text)),
+        desc="tokenizing",
+    )
 
 
 def _lengths(tokens: datasets.Dataset) -> list[int]:
@@ -325,7 +316,7 @@ def _trainer(
             if isinstance(module, nn.Dropout):
                 module.p = options.dropout  # not the configuration, which is saved
     arguments = TrainingArguments(
-        output_dir=options.output,
+        output_dir=str(_partial(options)),  # nothing is written there before the end
         max_steps=options.steps,
         per_device_train_batch_size=options.batch_size,
         learning_rate=options.learning_rate,
@@ -335,11 +326,13 @@ def _trainer(
         bf16=options.bf16,
         seed=options.seed,
         dataloader_drop_last=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         logging_steps=options.log_every,
         save_strategy="no",
         report_to="none",
     )
+    arguments._n_gpu = 1  # several devices: torchrun. DataParallel would split the batch beneath the hook
     return MaskedLMTrainer(
         model=model,
         args=arguments,
@@ -350,15 +343,19 @@ def _trainer(
     )
 
 
+def _partial(options: PretrainOptions) -> Path:
+    output = Path(options.output)
+    return output.with_name(f".{output.name}.partial")
+
+
 def _save(
-    output: Path,
     options: PretrainOptions,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     record: dict[str, Any],
 ) -> None:
     """Everything under a temporary name first, so that a folder with the final name is whole."""
-    partial = output.with_name(f".{output.name}.partial")
+    partial = _partial(options)
     model.save_pretrained(partial)
     if options.store_bf16:  # config.json keeps float32, the dtype to load as
         for file in partial.glob("*.safetensors"):
@@ -366,8 +363,4 @@ def _save(
             save_file(weights, file, metadata={"format": "pt"})
     tokenizer.save_pretrained(partial)
     (partial / "training_record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, output)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    os.replace(partial, options.output)

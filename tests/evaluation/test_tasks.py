@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from diffcse_scale.errors import InputError
 from diffcse_scale.evaluation import STS_TASKS, load_sts, read_pairs
-from diffcse_scale.evaluation.tasks import pairs_from_rows
+from diffcse_scale.evaluation.tasks import STSTask, pairs_from_rows
 
 ROW = "2.5\ta dog runs\ta cat sleeps\n"
 
@@ -99,16 +99,17 @@ def test_windows_line_ends_a_byte_order_mark_and_unicode_separators_are_text(tmp
     assert read_pairs(file) == [(1.0, "one", "two"), (2.0, "three\u2028", "four")]
 
 
+MTEB_COLUMNS = {"split": "test", "sentence1": "a", "sentence2": "b", "score": 3.5}
+SICK_COLUMNS = {"id": "1", "sentence_A": "a", "sentence_B": "b", "label": 1, "relatedness_score": 3.5}
+
+
 @pytest.mark.parametrize("task", STS_TASKS, ids=lambda task: task.name)
-def test_columns_of_a_hub_data_set_become_graded_pairs(task) -> None:
-    score, first, second = task.hub.columns
-    dataset = Dataset.from_dict({second: ["b"], "label": [7], score: [3.5], first: ["a"]})
-    assert pairs_from_rows(dataset, task.hub) == [(3.5, "a", "b")]
+def test_columns_of_a_hub_data_set_become_graded_pairs(task: STSTask) -> None:
+    row = SICK_COLUMNS if task.name.startswith("SICK") else MTEB_COLUMNS
+    assert pairs_from_rows(Dataset.from_list([row]), task.hub) == [(3.5, "a", "b")]
 
 
 def test_a_hub_data_set_without_the_columns_is_refused() -> None:
     dataset = Dataset.from_dict({"score": [1.0], "text1": ["a"], "text2": ["b"]})
-    with pytest.raises(
-        InputError, match=r"mteb/sts12-sts \(test\), row 0 has no column 'sentence1', only score"
-    ):
+    with pytest.raises(InputError, match=r"mteb/sts12-sts \(test\), row 0 has no column 'sentence1', only score"):
         pairs_from_rows(dataset, STS_TASKS[2].hub)

@@ -120,9 +120,7 @@ def test_hard_negatives_weights_and_a_learnt_temperature_equal_the_eager_express
         inputs["temperature"] = torch.tensor(options["temperature"], dtype=torch.float64)
         options = {name: value for name, value in options.items() if name != "temperature"}
     loss, gradients = loss_and_gradients(info_nce, inputs, positive_offset=3, **options)
-    expected_loss, expected_gradients = loss_and_gradients(
-        eager_info_nce, inputs, positive_offset=3, **options
-    )
+    expected_loss, expected_gradients = loss_and_gradients(eager_info_nce, inputs, positive_offset=3, **options)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradients, expected_gradients, rtol=1e-11, atol=1e-11)
 
@@ -189,9 +187,7 @@ def test_is_as_accurate_as_pytorch_in_the_same_dtype(
     keys = random_rows(columns, width, seed=2)
     queries = keys[:rows] + 1.5 * random_rows(rows, width, seed=1)  # some positives are found, some are not
     inputs = {"queries": queries.to(dtype), "keys": keys.to(dtype)}
-    truth = loss_and_gradients(
-        eager_info_nce, {k: v.double() for k, v in inputs.items()}, temperature=temperature
-    )
+    truth = loss_and_gradients(eager_info_nce, {k: v.double() for k, v in inputs.items()}, temperature=temperature)
     ours = loss_and_gradients(info_nce, inputs, temperature=temperature)
     eager = loss_and_gradients(eager_info_nce, inputs, temperature=temperature)
     assert ours[0].dtype == torch.float32
@@ -232,17 +228,13 @@ def test_statistics_are_those_of_the_matrix() -> None:
         F.normalize(queries) @ F.normalize(keys).T,
         F.normalize(queries) @ F.normalize(hard).T,
     )
-    positive = torch.zeros_like(cosines, dtype=torch.bool).diagonal_scatter(
-        torch.ones(30, dtype=torch.bool), 2
-    )
+    positive = torch.zeros_like(cosines, dtype=torch.bool).diagonal_scatter(torch.ones(30, dtype=torch.bool), 2)
     found = cosines.argmax(dim=1) == 2 + torch.arange(30)
     still_found = found & (hard_cosines.amax(dim=1) < cosines[positive])
     assert 0 < still_found.sum() < found.sum() < 30
 
     _, plain = info_nce(queries, keys, positive_offset=2, return_stats=True)
-    _, stats = info_nce(
-        queries.requires_grad_(), keys, positive_offset=2, hard_negatives=hard, return_stats=True
-    )
+    _, stats = info_nce(queries.requires_grad_(), keys, positive_offset=2, hard_negatives=hard, return_stats=True)
     for result, accuracy in ((plain, found), (stats, still_found)):
         torch.testing.assert_close(result.positive_cosine, cosines[positive].mean())
         torch.testing.assert_close(result.negative_cosine, cosines[~positive].mean())
@@ -327,9 +319,9 @@ def test_no_product_is_computed_that_is_not_needed() -> None:
     # FlopCounterMode's count of the statistics (one row against one row) is far below 1%.
     assert products(lambda: info_nce(queries, keys).backward(), queries, keys) == pytest.approx(3, rel=0.01)
     assert products(lambda: info_nce(queries, fixed).backward(), queries, keys) == pytest.approx(2, rel=0.01)
-    assert products(
-        lambda: info_nce(queries, keys, reduction="none").sum().backward(), queries, keys
-    ) == pytest.approx(4, rel=0.01)
+    assert products(lambda: info_nce(queries, keys, reduction="none").sum().backward(), queries, keys) == pytest.approx(
+        4, rel=0.01
+    )
     with torch.no_grad():
         assert products(lambda: info_nce(queries, keys), queries, keys) == pytest.approx(1, rel=0.01)
 

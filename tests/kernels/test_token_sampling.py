@@ -62,17 +62,13 @@ def test_inverts_the_cumulative_distribution_at_the_uniform_number_of_the_positi
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
 @pytest.mark.parametrize("shape", [(301, 1000, 32), (150, 8192, 96)], ids=str)
-def test_a_row_gets_the_same_token_however_rows_are_grouped(
-    shape: tuple[int, int, int], temperature: float
-) -> None:
+def test_a_row_gets_the_same_token_however_rows_are_grouped(shape: tuple[int, int, int], temperature: float) -> None:
     rows, vocabulary, width = shape
     embedding, bias = random_head(vocabulary, width)
     hidden, positions = random_states(rows, width), torch.arange(rows) * 1013 + 5
 
     def sample(index: Tensor) -> Tensor:
-        return sample_tokens(
-            hidden[index], embedding, bias, positions[index], seed=9, temperature=temperature
-        )
+        return sample_tokens(hidden[index], embedding, bias, positions[index], seed=9, temperature=temperature)
 
     everything = sample(torch.arange(rows))
     for sizes in ([1] * 20, [2, 3, 64, 65], [rows // 2, rows - rows // 2], [rows - 1, 1]):
@@ -131,9 +127,7 @@ def test_temperature_zero_is_the_most_probable_allowed_token(dtype: torch.dtype)
     assert torch.equal(ids, logits.argmax(1))
     forbidden = torch.zeros(97, dtype=torch.bool)
     forbidden[ids[:10]] = True
-    ids = sample_tokens(
-        hidden, embedding, bias, torch.arange(70), seed=0, temperature=0.0, forbidden=forbidden
-    )
+    ids = sample_tokens(hidden, embedding, bias, torch.arange(70), seed=0, temperature=0.0, forbidden=forbidden)
     assert torch.equal(ids, logits.masked_fill(forbidden, -torch.inf).argmax(1))
 
 

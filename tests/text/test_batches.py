@@ -13,7 +13,7 @@ from diffcse_scale.errors import InputError
 from diffcse_scale.text.batches import Batch, Batches, Chunk, collate
 from diffcse_scale.text.order import epoch_order
 from diffcse_scale.text.tokens import TokenizedCorpus
-from tests.text.conftest import training_recipe
+from tests.text.material import training_recipe
 
 Corpora = dict[int, TokenizedCorpus]
 SIZE = 16
@@ -26,9 +26,7 @@ def make(corpora: Corpora, tokenizer: PreTrainedTokenizerFast) -> Any:
 
     def make(columns: int = 1, rank: int = 0, world_size: int = 1, **sections: Any) -> Batches:
         batch = {"sentences": SIZE} | sections.pop("batch", {})
-        return Batches(
-            corpora[columns], tokenizer, training_recipe(batch=batch, **sections), rank, world_size
-        )
+        return Batches(corpora[columns], tokenizer, training_recipe(batch=batch, **sections), rank, world_size)
 
     return make
 
@@ -61,9 +59,7 @@ def rows_of(batches: list[Batch]) -> dict[int, Row]:
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3])
-@pytest.mark.parametrize(
-    "sections", [{}, {"batch": {"length_groups": 3}}, OFFICIAL], ids=["1", "3", "official"]
-)
+@pytest.mark.parametrize("sections", [{}, {"batch": {"length_groups": 3}}, OFFICIAL], ids=["1", "3", "official"])
 def test_shares_of_any_number_of_ranks_make_up_the_same_global_batch(
     make: Any, columns: int, sections: dict[str, Any]
 ) -> None:
@@ -75,16 +71,12 @@ def test_shares_of_any_number_of_ranks_make_up_the_same_global_batch(
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3])
-def test_a_global_batch_holds_its_positions_of_the_epochs_order(
-    make: Any, corpora: Corpora, columns: int
-) -> None:
+def test_a_global_batch_holds_its_positions_of_the_epochs_order(make: Any, corpora: Corpora, columns: int) -> None:
     views = corpora[columns].views
     step, epoch, first = 8, 1, 2 * SIZE  # 6 steps an epoch
     sentences = epoch_order(np.arange(first, first + SIZE), 101, 42, epoch)
     expected = {
-        (epoch * 101 + first + place) * views + view: tuple(
-            corpora[columns].rows(sentences[[place]], view)[0].tolist()
-        )
+        (epoch * 101 + first + place) * views + view: tuple(corpora[columns].rows(sentences[[place]], view)[0].tolist())
         for place in range(SIZE)
         for view in range(views)
     }
@@ -103,9 +95,7 @@ def test_an_epoch_visits_every_sentence_at_most_once_and_drops_the_partial_batch
 
 def test_the_order_differs_by_epoch_and_seed(make: Any) -> None:
     contents = [
-        {row[0] for row in rows_of([make(seed=seed).batch(step)]).values()}
-        for seed in (1, 2)
-        for step in (0, 6)
+        {row[0] for row in rows_of([make(seed=seed).batch(step)]).values()} for seed in (1, 2) for step in (0, 6)
     ]
     assert all(first != second for i, first in enumerate(contents) for second in contents[:i])
 
@@ -162,9 +152,7 @@ def test_without_replaced_token_detection_nothing_is_corrupted(
     corpora: Corpora, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     recipe = training_recipe(batch={"sentences": SIZE}, objective={"rtd_weight": 0})
-    decoder = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer
-    )  # no mask, no padding token
+    decoder = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)  # no mask, no padding token
     (chunk,) = Batches(corpora[1], decoder, recipe).batch(0).chunks
     assert torch.equal(chunk.corrupted_ids, chunk.input_ids)
     assert len(chunk.corrupted) == 0

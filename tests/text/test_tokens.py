@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import multiprocessing
 import os
@@ -10,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import diffcse_scale.text.tokens
 from diffcse_scale.errors import InputError
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.tokens import TokenizedCorpus, tokenize
-from tests.text.conftest import WORDS, make_tokenizer, sentence
+from tests.text.material import WORDS, make_tokenizer, sentence
 
 MakeRecipe = Callable[..., DataRecipe]
 
@@ -60,8 +61,7 @@ def test_several_processes_give_the_same_as_one(
     path.write_text("\n".join(sentence(index) for index in range(10_500)))
     one = tokenize(recipe(path, workers=1), tokenizer)
     two = tokenize(recipe(path, workers=2, cache_dir=str(tmp_path / "other")), tokenizer)
-    assert len(one) == 10_500
-    assert rows(one) == rows(two)
+    assert rows(one) == rows(two) == tokenizer(path.read_text().split("\n"))["input_ids"]
 
 
 def test_one_column_is_its_own_second_view_and_pairs_and_triples_have_theirs(
@@ -102,9 +102,7 @@ def test_truncation_is_reported_once_and_only_by_the_main_process(
         tokenize(recipe(path, max_length=13), tokenizer)
     (record,) = caplog.records
     # of 60 sentences of 4 to 15 tokens each length is there 5 times
-    assert record.message.endswith(
-        "60 rows read, 60 kept; dropped: none; 10 sentences truncated to 13 tokens."
-    )
+    assert record.message.endswith("60 rows read, 60 kept; dropped: none; 10 sentences truncated to 13 tokens.")
 
 
 def test_the_second_start_only_reads(
@@ -150,9 +148,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_processes_that_start_at_once_share_one_preparation(
-    path: Path, recipe: MakeRecipe, tmp_path: Path
-) -> None:
+def test_processes_that_start_at_once_share_one_preparation(path: Path, recipe: MakeRecipe, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     results = context.SimpleQueue()
     arguments = (recipe(path), results, tmp_path / "prepared")
@@ -196,15 +192,15 @@ def test_a_length_that_special_tokens_fill_is_refused(
 
 @pytest.mark.realdata
 def test_real_tokens_are_those_of_the_models_tokenizer(
-    recipe: MakeRecipe, data_folder: Path, models_folder: Path
+    recipe: MakeRecipe, data_folder: Path, models_folder: Path, tmp_path: Path
 ) -> None:
-    transformers = pytest.importorskip("transformers")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(models_folder / "wiki-mini")
+    tokenizer = AutoTokenizer.from_pretrained(models_folder / "wiki-mini")
     (shard, *_) = sorted((data_folder / "corpus").glob("*.txt.gz"))
-    data = recipe(shard, limit=20_000, workers=2)
-    tokens = tokenize(data, tokenizer)
-    sentences = diffcse_scale.text.tokens.read_corpus(data)[0]["text_0"][:]
-    assert len(tokens) == len(sentences) == 20_000
+    with gzip.open(shard, "rt", encoding="utf-8") as lines:
+        sentences = [line.rstrip("\n") for line, _ in zip(lines, range(20_000), strict=False)]
+    (tmp_path / "head.txt").write_text("\n".join(sentences))
+    tokens = tokenize(recipe(tmp_path / "head.txt", workers=2), tokenizer)
+    assert len(tokens) == 20_000
     for start in (0, 10_000, 19_900):
         expected = tokenizer(sentences[start : start + 100], truncation=True, max_length=32)["input_ids"]
         assert [row.tolist() for row in tokens.rows(np.arange(start, start + 100))] == expected

@@ -104,7 +104,8 @@ class _InfoNCE(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.options = options
         ctx.per_row = coefficients is None
-        needs = ctx.needs_input_grad[:3] if options.gradients_wanted else (False, False, False)
+        now = options.gradients_wanted and coefficients is not None
+        needs = ctx.needs_input_grad[:3] if now else (False, False, False)
         losses, stats, gradients = _contrast(queries, columns, temperature, coefficients, options, needs)
         ctx.mark_non_differentiable(*stats)
         if coefficients is None:
@@ -134,10 +135,7 @@ def _contrast(
     options: _Options,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, InfoNCEStats, _Gradients]:
-    """Row losses, statistics, and the gradients of `coefficients @ losses` that `needs` asks for.
-
-    Without coefficients there are no gradients, whatever `needs` says.
-    """
+    """Row losses, statistics, and the gradients of `coefficients @ losses` that `needs` asks for."""
     with torch.autocast(queries.device.type, enabled=False):
         scale = temperature.reciprocal()
         q, q_norms = _normalize(queries) if options.normalize else (queries, None)
@@ -187,9 +185,7 @@ def _sweep(
     return losses, positives, is_right
 
 
-def _softmax_minus_one_hot_(
-    logits: Tensor, first_row: int, options: _Options
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _softmax_minus_one_hot_(logits: Tensor, first_row: int, options: _Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Turn a block of logits into (softmax - one-hot of the positive) * sums, in place; return the sums last.
 
     The positive is kept apart from the sum of the others. When it takes almost all the probability, both its

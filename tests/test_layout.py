@@ -1,0 +1,62 @@
+"""The repository's layout does no harm to its neighbours and ships what it promises."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def _python(code: str, *paths: Path) -> str:
+    """Output of `code` run from the repository's root, with `paths` on the module path after it."""
+    setup = "import sys; " + "".join(f"sys.path.append({str(path)!r}); " for path in paths)
+    return subprocess.run(
+        [sys.executable, "-c", setup + code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_the_kernels_folder_is_no_package():
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert [path.name for path in (ROOT / "kernels").glob("*.py")] == []
+
+
+def test_an_installed_kernels_package_is_found_before_the_folder(tmp_path):
+    # Hugging Face's `kernels` stands in site-packages, after the working directory on the path
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("name = 'the installed one'")
+    assert _python("import kernels; print(kernels.name)", tmp_path) == "the installed one"
+
+
+def test_transformers_does_not_take_the_folder_for_hugging_faces_package():
+    pytest.importorskip("transformers")
+    from importlib import metadata
+
+    if "kernels" in {name.lower() for d in metadata.distributions() if (name := d.metadata["Name"])}:
+        pytest.skip("Hugging Face's kernels package is installed here")
+    code = "from transformers.utils import is_kernels_available; print(is_kernels_available())"
+    assert _python(code) == "False"
+
+
+def test_the_kernels_package_does_not_know_the_trainer():
+    for file in (ROOT / "kernels" / "diffcse_kernels").rglob("*.py"):
+        assert "diffcse_scale" not in file.read_text(encoding="utf-8"), file
+
+
+def test_only_one_module_names_collectives():
+    for file in (ROOT / "diffcse_scale").rglob("*.py"):
+        if file.name not in ("distributed.py",):
+            assert "torch.distributed" not in file.read_text(encoding="utf-8"), file
+
+
+def test_recipes_and_configurations_are_found_from_any_folder(tmp_path):
+    code = (
+        "from diffcse_scale.recipe import load_recipe; from diffcse_scale.training.engine import load_deepspeed_config; "
+        "print(load_recipe('quickstart').name, load_deepspeed_config(None)['zero_optimization'])"
+    )
+    command = [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'kernels')!r}]; {code}"]
+    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "quickstart {'stage': 2}" in output

@@ -1,0 +1,86 @@
+"""DeepSpeed configurations: completed from the recipe, and refused where they contradict it or would be ignored."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.recipe import load_recipe
+from diffcse_scale.training.engine import complete_config, load_deepspeed_config, make_optimizer, mixed_precision
+from diffcse_scale.training.schedule import make_plan
+from tests.toys import toy_model
+from tests.training.launch import ROOT
+
+RECIPE = load_recipe("quickstart")
+PLAN = make_plan(RECIPE, sentences=1000, views=2, world_size=4)
+
+
+def _file(tmp_path, content):
+    file = tmp_path / "ds.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    return file
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_shipped_configurations_are_complete_after_ours(stage):
+    config = complete_config(load_deepspeed_config(ROOT / "ds_configs" / f"zero{stage}.json"), RECIPE, PLAN)
+    assert config["zero_optimization"]["stage"] == stage
+    assert (config["train_batch_size"], config["train_micro_batch_size_per_gpu"]) == (64, 16)
+    assert (config["gradient_accumulation_steps"], config["gradient_clipping"]) == (1, RECIPE.optimizer.clip)
+
+
+def test_auto_precision_is_float32_on_a_cpu():
+    config = complete_config(load_deepspeed_config(None), RECIPE, PLAN)
+    assert config["torch_autocast"]["enabled"] is False
+    assert mixed_precision(config) is None
+
+
+def test_a_batch_size_that_agrees_is_accepted():
+    assert complete_config({"train_batch_size": 64}, RECIPE, PLAN)["train_batch_size"] == 64
+
+
+@pytest.mark.parametrize("key", ["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"])
+def test_a_batch_size_that_contradicts_the_recipe_gets_the_arithmetic(key):
+    with pytest.raises(InputError, match=rf"{key} = 48, .*64 = 16 sentences per device x 4 devices x 1 accumulation"):
+        complete_config({key: 48}, RECIPE, PLAN)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"zero_optimisation": {"stage": 2}}, "unknown key zero_optimisation .did you mean zero_optimization"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer belongs in the recipe"),
+        ({"scheduler": {}}, "scheduler belongs in the recipe"),
+        ({"gradient_clipping": 1.0}, r"gradient_clipping belongs in the recipe .optimizer.clip"),
+        ("{", "not valid JSON"),
+        ("[]", "must be a JSON object"),
+    ],
+)
+def test_what_deepspeed_would_ignore_or_override_is_refused(tmp_path, content, words):
+    with pytest.raises(InputError, match=words):
+        load_deepspeed_config(_file(tmp_path, content))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere.json cannot be read"):
+        load_deepspeed_config(tmp_path / "nowhere.json")
+
+
+def test_fp16_is_refused_where_the_device_lacks_it():
+    from deepspeed.accelerator import get_accelerator
+
+    if get_accelerator().is_fp16_supported():
+        pytest.skip("this device has fp16")
+    with pytest.raises(InputError, match="asks for fp16"):
+        complete_config({"fp16": {"enabled": True}}, RECIPE, PLAN)
+
+
+def test_only_matrices_are_decayed():
+    recipe = load_recipe("quickstart", ["optimizer.weight_decay=0.1"])
+    model = toy_model(recipe.objective)
+    decayed, kept = make_optimizer(model, recipe).param_groups
+    assert decayed["weight_decay"] == 0.1 and kept["weight_decay"] == 0.0
+    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in kept["params"])
+    assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
