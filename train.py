@@ -22,13 +22,13 @@ from diffcse_scale.model.generator import load_generator
 from diffcse_scale.model.official_checkpoint import load_official_checkpoint
 from diffcse_scale.randomness import seed_everything
 from diffcse_scale.recipe import load_recipe
-from diffcse_scale.text.batches import Batches
+from diffcse_scale.text.batches import Batches, share_of
 from diffcse_scale.text.tokens import tokenize
 from diffcse_scale.training import engine as deepspeed_engine
 from diffcse_scale.training.console import print_start, print_summary, setup_logging
 from diffcse_scale.training.development import DevelopmentSet
 from diffcse_scale.training.run_directory import RunDirectory
-from diffcse_scale.training.schedule import make_plan, share_of
+from diffcse_scale.training.schedule import make_plan
 from diffcse_scale.training.trainer import Trainer
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     config = deepspeed_engine.load_deepspeed_config(arguments.deepspeed_config)
     deepspeed_engine.start_process_group()
     setup_logging()
-    share_of(recipe.batch.sentences, world_size())
+    share_of(recipe.batch.sentences, world_size(), recipe.batch.length_groups)  # before anything is written
     run = RunDirectory.open(arguments.output, recipe, arguments.resume)
     seed_everything(recipe.seed)
 
@@ -54,8 +54,8 @@ def main() -> None:
     development = DevelopmentSet.of(recipe, tokenizer)
     generator = load_generator(recipe, tokenizer, deepspeed_engine.device())
     tokens = tokenize(recipe.data, tokenizer, seed=recipe.seed, main=is_main())
-    plan = make_plan(recipe, len(tokens), tokens.views, world_size())
     batches = Batches(tokens, tokenizer, recipe, rank(), world_size())
+    plan = make_plan(recipe, len(tokens), tokens.views, world_size())
 
     backbone = load_backbone(recipe.model.encoder, recipe.model.trust_remote_code)
     if recipe.model.gradient_checkpointing:

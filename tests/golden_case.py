@@ -31,7 +31,7 @@ OUR_NAMES = {
     "encoder.": "encoder.backbone.",
     "discriminator.": "discriminator.backbone.",
     "mlp.": "projection.",
-    "electra_head.": "rtd_head.linear.",
+    "electra_head.": "rtd_head.",
 }
 # array -> key of the manifest's `fp32_vs_fp64_max_abs`
 RECORDED_AS = {

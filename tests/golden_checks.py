@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_case import LOSSES, OUR_NAMES, Case, chunk_of, make_generator, make_model
+from tests.golden_case import LOSSES, OUR_NAMES, Case, chunk_of, make_generator, make_model
 from torch import Tensor
 
 from diffcse_scale.model.diffcse import DiffCSE, StepOutput
@@ -21,7 +21,7 @@ def run_step(case: Case, model: DiffCSE) -> tuple[StepOutput, dict[str, Tensor]]
     def keep(name: str) -> Any:
         return lambda module, inputs, output: inside.__setitem__(name, output)
 
-    for name in ("encoder", "projection", "discriminator", "rtd_head.linear"):
+    for name in ("encoder", "projection", "discriminator"):
         model.get_submodule(name).register_forward_hook(keep(name))
     chunk = chunk_of(case)
     edited = make_generator(case).edit(chunk)
@@ -39,7 +39,7 @@ def run_step(case: Case, model: DiffCSE) -> tuple[StepOutput, dict[str, Tensor]]
         "e_inputs": edited,
         "replaced": (edited != ids).long() * mask,
         "disc_last_hidden": inside["discriminator"],
-        "rtd_logits": inside["rtd_head.linear"],
+        "rtd_logits": F.linear(inside["discriminator"], model.rtd_head.weight, model.rtd_head.bias),
         "contrastive_loss": output.contrastive,
         "rtd_loss": output.rtd,
         "total_loss": output.loss,

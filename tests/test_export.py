@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tiny_models import tiny_bert, tiny_llama, tiny_tokenizer
+from tests.tiny_models import tiny_bert, tiny_llama, tiny_tokenizer
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from diffcse_scale.errors import InputError

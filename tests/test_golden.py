@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden_case import Case, chunk_of, make_generator, make_model, read_case
-from golden_checks import check_step, compare_gradients, compare_values, official_gradients, run_step
-from official_reference import BERT, ROBERTA, Reference, random_roberta_case
+from tests.golden_case import Case, chunk_of, make_generator, make_model, read_case
+from tests.golden_checks import check_step, compare_gradients, compare_values, official_gradients, run_step
+from tests.official_reference import BERT, ROBERTA, Reference, random_roberta_case
 from torch import Tensor
 
 GOLDEN = os.environ.get("DIFFCSE_GOLDEN")

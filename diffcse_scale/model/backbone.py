@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,10 +32,10 @@ def resolve(name: str) -> str:
     return name
 
 
-def _from_pretrained(factory: type, name: str, trust_remote_code: bool, **options: object) -> PreTrainedModel:
+def _from_pretrained(factory: Any, name: str, trust_remote_code: bool, **options: object) -> PreTrainedModel:
     try:
         # float32 weights always: precision is the DeepSpeed configuration's business
-        return factory.from_pretrained(  # type: ignore[attr-defined, no-any-return]
+        return factory.from_pretrained(
             resolve(name), dtype=torch.float32, trust_remote_code=trust_remote_code, **options
         )
     except (OSError, ValueError) as error:

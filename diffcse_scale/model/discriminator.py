@@ -50,22 +50,26 @@ class RTDLoss(NamedTuple):
     counts: RTDCounts  # over real tokens
 
 
-class RTDHead(nn.Module):
-    """One logit a token (`sampled`) or two classes (`official`), and the loss on them."""
+class RTDHead(nn.Linear):
+    """One logit a token (`sampled`) or two classes (`official`), and the loss on them.
+
+    It is the linear layer itself, and does not hold one: ZeRO-3 gathers a module's own parameters when it is called.
+    """
 
     def __init__(self, width: int, fidelity: str) -> None:
-        super().__init__()
+        super().__init__(width, 2 if fidelity == "official" else 1)
         self.official = fidelity == "official"
-        self.linear = nn.Linear(width, 2 if self.official else 1)
 
-    def forward(self, hidden: Tensor, original_ids: Tensor, edited_ids: Tensor, attention_mask: Tensor) -> RTDLoss:
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, original_ids: Tensor, edited_ids: Tensor, attention_mask: Tensor
+    ) -> RTDLoss:
         """hidden: [B, L, H]; the others [B, L] int64. A token is replaced where edited and original ids differ."""
         if self.official:
             return self._official(hidden, original_ids, edited_ids, attention_mask)
         loss_sum, counts = replaced_token_bce(
             hidden.flatten(0, 1),
-            self.linear.weight.squeeze(0),
-            self.linear.bias.squeeze(0),
+            self.weight.squeeze(0),
+            self.bias.squeeze(0),
             original_ids.flatten(),
             edited_ids.flatten(),
             attention_mask.flatten().bool(),
@@ -75,7 +79,7 @@ class RTDHead(nn.Module):
     def _official(self, hidden: Tensor, original_ids: Tensor, edited_ids: Tensor, mask: Tensor) -> RTDLoss:
         """Two-class cross-entropy over all positions, padding (label 0) included, as the official program has it."""
         replaced = (edited_ids != original_ids) & mask.bool()
-        logits = self.linear(hidden)
+        logits = super().forward(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss_sum = F.cross_entropy(logits.flatten(0, 1), replaced.flatten().long(), reduction="sum")
         right = (logits.argmax(-1) == replaced) & mask.bool()

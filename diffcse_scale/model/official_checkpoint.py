@@ -22,7 +22,7 @@ PREFIXES = (
     ("lm_head.", None),
     ("cls.", None),
     ("discriminator.", "discriminator.backbone."),
-    ("electra_head.", "rtd_head.linear."),
+    ("electra_head.", "rtd_head."),
     ("mlp.", "projection."),
     ("pooler.dense.", "projection.dense."),
     ("bert.", "encoder.backbone."),

@@ -61,6 +61,26 @@ class Batch:
     sentences: int
 
 
+def share_of(global_batch: int, world_size: int, length_groups: int = 1) -> int:
+    """Sentences per device.
+
+    Raises:
+        InputError: the world size does not divide the global batch (names the nearest sizes that work), or a share
+            has fewer sentences than length groups.
+    """
+    if global_batch % world_size:
+        below = global_batch // world_size * world_size
+        fitting = [str(size) for size in (below, below + world_size) if size >= world_size]
+        raise InputError(
+            f"batch.sentences = {global_batch} cannot be shared equally by {world_size} devices; "
+            f"the nearest that can are {' and '.join(fitting)}."
+        )
+    share = global_batch // world_size
+    if length_groups > share:
+        raise InputError(f"batch.length_groups = {length_groups} is more than the {share} sentences per device.")
+    return share
+
+
 class Batches:
     """The shares of one rank, by step.
 
@@ -95,24 +115,11 @@ class Batches:
         if recipe.objective.rtd_weight > 0:
             seed = derive_seed(recipe.seed, "corruption")
             self.corruption = Corruption.of(tokenizer, recipe.objective.masking_ratio, seed)
-        self._check()
-
-    def _check(self) -> None:
-        size, ranks, groups = self.sentences, self.world_size, self.length_groups
-        if size % ranks:
-            below = size // ranks * ranks
-            nearest = f"{below} or {below + ranks}" if below else f"{ranks}"
+        share_of(self.sentences, world_size, self.length_groups)
+        if len(tokens) < self.sentences:
             raise InputError(
-                f"batch.sentences = {size} cannot be shared equally by {ranks} ranks; nearest that work: {nearest}."
-            )
-        if self.official and groups != 1:
-            raise InputError(f"batch.length_groups = {groups} must be 1 with objective.fidelity=official.")
-        if groups > size // ranks:
-            raise InputError(f"batch.length_groups = {groups} is more than the {size // ranks} sentences of a share.")
-        if len(self.tokens) < size:
-            raise InputError(
-                f"The corpus has {len(self.tokens)} sentences, fewer than one global batch "
-                f"(batch.sentences = {size}); add text or lower batch.sentences."
+                f"The corpus has {len(tokens)} sentences, fewer than one global batch (batch.sentences = "
+                f"{self.sentences}); add text or lower batch.sentences."
             )
 
     def __len__(self) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from diffcse_scale.errors import InputError
 from diffcse_scale.recipe import OptimizerRecipe, Recipe
+from diffcse_scale.text.batches import share_of
 
 
 @dataclass(frozen=True)
@@ -32,39 +32,14 @@ class Plan:
         ]
 
 
-def share_of(global_batch: int, world_size: int) -> int:
-    """Sentences per device.
-
-    Raises:
-        InputError: the world size does not divide the global batch; names the nearest sizes that work.
-    """
-    if global_batch % world_size:
-        below = global_batch // world_size * world_size
-        fitting = [str(size) for size in (below, below + world_size) if size >= world_size]
-        raise InputError(
-            f"batch.sentences = {global_batch} cannot be shared equally by {world_size} devices; "
-            f"the nearest that can are {' and '.join(fitting)}."
-        )
-    return global_batch // world_size
-
-
 def make_plan(recipe: Recipe, sentences: int, views: int, world_size: int) -> Plan:
     """Plan a run over a corpus of `sentences` rows with `views` views each.
 
     Raises:
-        InputError: fewer sentences than one global batch, or an indivisible batch.
+        InputError: an indivisible batch (`Batches` has refused a corpus smaller than one).
     """
     batch = recipe.batch.sentences
-    share = share_of(batch, world_size)
-    if share < recipe.batch.length_groups:
-        raise InputError(
-            f"batch.length_groups = {recipe.batch.length_groups} is more than the {share} sentences per device."
-        )
-    if sentences < batch:
-        raise InputError(
-            f"The corpus has {sentences} sentences, fewer than one global batch (batch.sentences = {batch}); "
-            "add text or lower batch.sentences."
-        )
+    share = share_of(batch, world_size, recipe.batch.length_groups)
     per_epoch = sentences // batch
     steps = max(1, math.floor(per_epoch * recipe.epochs))
     if recipe.max_steps is not None:

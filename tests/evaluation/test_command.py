@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
-from tiny_models import WORDS, tiny_bert, tiny_tokenizer
+from tests.tiny_models import WORDS, tiny_bert, tiny_tokenizer
 
 from diffcse_scale.errors import InputError
 from diffcse_scale.evaluation import read_pairs, spearman

@@ -21,7 +21,7 @@ def _official_state(prefix):
     state = {f"{prefix}.{k}": v + 1 for k, v in model.encoder.backbone.state_dict().items()}
     state |= {f"discriminator.{k}": v + 2 for k, v in model.discriminator.backbone.state_dict().items()}
     state |= {f"mlp.{k}": v + 3 for k, v in model.projection.state_dict().items()}
-    state |= {f"electra_head.{k}": v + 4 for k, v in model.rtd_head.linear.state_dict().items()}
+    state |= {f"electra_head.{k}": v + 4 for k, v in model.rtd_head.state_dict().items()}
     state |= {f"{prefix}.embeddings.position_ids": torch.arange(32)[None]}
     generator = BertForMaskedLM(toy_backbone().config)
     state |= {f"generator.{k}": v for k, v in generator.state_dict().items()}

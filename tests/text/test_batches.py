@@ -169,9 +169,9 @@ def test_to_moves_every_tensor(make: Any) -> None:
     [
         (
             {"world_size": 3},
-            "batch.sentences = 16 cannot be shared equally by 3 ranks; nearest that work: 15 or 18",
+            "batch.sentences = 16 cannot be shared equally by 3 devices; the nearest that can are 15 and 18",
         ),
-        ({"world_size": 32}, "by 32 ranks; nearest that work: 32"),
+        ({"world_size": 32}, "by 32 devices; the nearest that can are 32"),
         ({"world_size": 4, "batch": {"length_groups": 5}}, "length_groups = 5 is more than the 4 sentences"),
         (
             {"batch": {"sentences": 102}},
