@@ -67,7 +67,7 @@ def main() -> None:
     engine = deepspeed_engine.initialize(model, recipe, config)
 
     run.describe(plan=asdict(plan), deepspeed_config=config, data_fingerprint=tokens.fingerprint)
-    print_start(recipe, plan, str(deepspeed_engine.mixed_precision(config) or "float32"), engine.zero_optimization_stage())
+    print_start(recipe, plan, deepspeed_engine.precision(config), engine.zero_optimization_stage())
     trainer = Trainer(recipe, plan, engine, generator, batches, tokenizer, development, run)
     if arguments.resume:
         trainer.resume()

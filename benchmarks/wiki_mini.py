@@ -1,18 +1,17 @@
 """DiffCSE against its ablation on real text: a small grid chosen on STS-B dev, then three seeds of each winner.
 
     export DIFFCSE_DATA=... DIFFCSE_MODELS=...
-    python benchmarks/wiki_mini.py train  --runs runs/wiki_mini     # grid, then seeds; finished runs are skipped
-    python benchmarks/wiki_mini.py report --runs runs/wiki_mini --output docs/results/wiki_mini
+    python benchmarks/wiki_mini.py train     # grid, then seeds; adds a row to wiki_mini.jsonl after each run
+    python benchmarks/wiki_mini.py report    # tables and curves from the rows
 
 Backbone and generator are `$DIFFCSE_MODELS/wiki-mini`, the corpus is the first 20,032 sentences (313 global batches of
-64) of `$DIFFCSE_DATA/corpus`, every run is `deepspeed --num_gpus 2 train.py` under ZeRO-2 on CPUs. `report` measures
-the seven test sets before and after and writes a table (CSV and Markdown) and the curves (PNG).
+64) of `$DIFFCSE_DATA/corpus`, every run is `deepspeed --num_gpus 2 train.py` under ZeRO-2 on CPUs. Rows that are there
+already are not run again, so the work may be spread over several days and machines; each row names its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -25,11 +24,13 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from scipy import stats
 
+from diffcse_scale.environment import environment
 from diffcse_scale.evaluation.command import load_model
-from diffcse_scale.evaluation.sts import STSResults, evaluate_sts
+from diffcse_scale.evaluation.sts import evaluate_sts
 from diffcse_scale.evaluation.tasks import load_sts
 
 ROOT = Path(__file__).parents[1]
+Candidate = tuple[str, str, str]  # learning rate, lambda, masking ratio
 SEEDS = (42, 43, 44)
 COMMON = [
     "epochs=1",
@@ -37,20 +38,20 @@ COMMON = [
     "evaluation.every=52",
     "evaluation.max_length=64",
 ]
-# objective -> candidates: (learning rate, lambda, masking ratio)
-GRID: dict[str, list[tuple[str, str, str]]] = {
-    "lambda0": [("1e-4", "0", "0.30"), ("2e-4", "0", "0.30")],
-    "sampled": [("1e-4", "0.005", "0.30"), ("1e-4", "0.05", "0.30"), ("1e-4", "0.05", "0.15")],
-    "official": [("1e-4", "0.005", "0.30"), ("1e-4", "0.05", "0.30"), ("1e-4", "0.05", "0.15")],
+# the learning rate is chosen at lambda 0, then lambda and masking ratio at that rate
+GRID: dict[str, list[Candidate]] = {
+    "lambda0": [("3e-5", "0", "0.30"), ("1e-4", "0", "0.30")],
+    "sampled": [("3e-5", "0.005", "0.30"), ("3e-5", "0.05", "0.30"), ("3e-5", "0.05", "0.15")],
+    "official": [("3e-5", "0.005", "0.30"), ("3e-5", "0.05", "0.30"), ("3e-5", "0.05", "0.15")],
 }
 
 
-def name_of(objective: str, candidate: tuple[str, str, str], seed: int) -> str:
+def name_of(objective: str, candidate: Candidate, seed: int) -> str:
     rate, weight, masking = candidate
     return f"{objective}-lr{rate}-lambda{weight}-mask{masking}-seed{seed}"
 
 
-def overrides(objective: str, candidate: tuple[str, str, str], seed: int) -> list[str]:
+def overrides(objective: str, candidate: Candidate, seed: int) -> list[str]:
     """What a run changes in the recipe `bert_base_sts`."""
     rate, weight, masking = candidate
     official = objective == "official"
@@ -71,45 +72,71 @@ def overrides(objective: str, candidate: tuple[str, str, str], seed: int) -> lis
     ]
 
 
-def run(runs: Path, objective: str, candidate: tuple[str, str, str], seed: int) -> None:
-    """One training run, unless it has finished already."""
-    folder = runs / name_of(objective, candidate, seed)
-    if (folder / "result.json").is_file():
+def run(runs: Path, rows: Path, objective: str, candidate: Candidate, seed: int) -> None:
+    """One training run and its row, unless the row is there already."""
+    name = name_of(objective, candidate, seed)
+    if name in read(rows):
         return
-    command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", str(ROOT / "train.py")]
-    command += ["--deepspeed_config", str(ROOT / "ds_configs" / "zero2.json"), "--recipe", "bert_base_sts"]
-    command += ["--output", str(folder), *overrides(objective, candidate, seed)]
-    if (folder / "recipe.yaml").is_file():
-        command.insert(command.index("--output"), "--resume")
-    print(folder.name, flush=True)
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    folder = runs / name
+    if not (folder / "result.json").is_file():
+        command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", str(ROOT / "train.py")]
+        command += ["--deepspeed_config", str(ROOT / "ds_configs" / "zero2.json"), "--recipe", "bert_base_sts"]
+        command += ["--output", str(folder), *overrides(objective, candidate, seed)]
+        print(name, flush=True)
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    row = {
+        "name": name,
+        "seed": seed,
+        "before": result["before"],
+        "best": result["best"],
+        "curve": [[line["step"], line["dev_spearman"]] for line in metrics if "dev_spearman" in line],
+        "rtd_balanced_accuracy": result.get("rtd_balanced_accuracy"),
+        "tests": measure(folder / "model"),
+        "environment": environment(),
+    }
+    append(rows, row)
 
 
-def result(runs: Path, objective: str, candidate: tuple[str, str, str], seed: int) -> dict[str, Any]:
-    folder = runs / name_of(objective, candidate, seed)
-    return {"folder": folder, **json.loads((folder / "result.json").read_text(encoding="utf-8"))}
-
-
-def chosen(runs: Path, objective: str) -> tuple[str, str, str]:
-    """The candidate with the best STS-B dev score under the first seed."""
-    return max(GRID[objective], key=lambda c: result(runs, objective, c, SEEDS[0])["best"]["dev_spearman"])
-
-
-def train(runs: Path) -> None:
-    for objective, candidates in GRID.items():
-        for candidate in candidates:
-            run(runs, objective, candidate, SEEDS[0])
-    for seed in SEEDS[1:]:
-        for objective in GRID:
-            run(runs, objective, chosen(runs, objective), seed)
-
-
-def measure(folder: Path, pooling: str | None = None) -> STSResults:
-    """All tasks of `$DIFFCSE_DATA/sts`."""
+def measure(folder: Path, pooling: str | None = None) -> dict[str, float]:
+    """All tasks of `$DIFFCSE_DATA/sts`, Spearman x 100."""
     model, _ = load_model(folder, pooling, Console(quiet=True))
     model.max_seq_length = 64
     tasks = load_sts(Path(os.environ["DIFFCSE_DATA"]) / "sts")
-    return evaluate_sts(lambda sentences: np.asarray(model.encode(sentences, batch_size=64)), tasks)
+    results = evaluate_sts(lambda sentences: np.asarray(model.encode(sentences, batch_size=64)), tasks)
+    return {**{score.name: score.spearman for score in results.scores}, "mean of seven": results.mean_of_seven or 0.0}
+
+
+def append(rows: Path, row: dict[str, Any]) -> None:
+    with rows.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read(rows: Path) -> dict[str, dict[str, Any]]:
+    """Rows by name."""
+    if not rows.is_file():
+        return {}
+    return {row["name"]: row for row in map(json.loads, rows.read_text(encoding="utf-8").splitlines())}
+
+
+def chosen(found: dict[str, dict[str, Any]], objective: str) -> Candidate:
+    """The candidate with the best STS-B dev score under the first seed."""
+    return max(GRID[objective], key=lambda c: found[name_of(objective, c, SEEDS[0])]["best"]["dev_spearman"])
+
+
+def train(runs: Path, rows: Path) -> None:
+    backbone = Path(os.environ["DIFFCSE_MODELS"]) / "wiki-mini"
+    for pooling in ("cls", "mean"):
+        if f"untrained-{pooling}" not in read(rows):
+            tests = measure(backbone, pooling)
+            append(rows, {"name": f"untrained-{pooling}", "tests": tests, "environment": environment()})
+    for objective, candidates in GRID.items():
+        for candidate in candidates:
+            run(runs, rows, objective, candidate, SEEDS[0])
+    for seed in SEEDS[1:]:
+        for objective in GRID:
+            run(runs, rows, objective, chosen(read(rows), objective), seed)
 
 
 def interval(values: list[float]) -> str:
@@ -120,52 +147,41 @@ def interval(values: list[float]) -> str:
     return f"{np.mean(values):.2f} ± {half:.2f}"
 
 
-def report(runs: Path, output: Path) -> None:
-    rows: dict[str, list[STSResults]] = {}
-    backbone = Path(os.environ["DIFFCSE_MODELS"]) / "wiki-mini"
-    for pooling in ("cls", "mean"):
-        rows[f"untrained, {pooling}"] = [measure(backbone, pooling)]
-    for objective in GRID:
-        candidate = chosen(runs, objective)
+def report(rows: Path) -> None:
+    found = read(rows)
+    winners = {objective: chosen(found, objective) for objective in GRID}
+    results = {f"untrained, {pooling}": [found[f"untrained-{pooling}"]["tests"]] for pooling in ("cls", "mean")}
+    for objective, candidate in winners.items():
+        names = [name_of(objective, candidate, seed) for seed in SEEDS]
         title = f"{objective} (lr {candidate[0]}, lambda {candidate[1]}, mask {candidate[2]})"
-        models = [result(runs, objective, candidate, seed)["folder"] / "model" for seed in SEEDS]
-        rows[title] = [measure(model) for model in models]
-    _write_tables(rows, runs, output)
-    _draw(runs, output.with_suffix(".png"))
-
-
-def _write_tables(rows: dict[str, list[STSResults]], runs: Path, output: Path) -> None:
-    names = [score.name for score in next(iter(rows.values()))[0].scores]
-    lines = [f"| | {' | '.join(names)} | mean of seven |", f"|---|{'---|' * (len(names) + 1)}"]
-    with output.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["model", "seed", *names, "mean of seven"])
-        for title, results in rows.items():
-            cells = [[r[name].spearman for r in results] for name in names]
-            means = [r.mean_of_seven or float("nan") for r in results]
-            for seed, *values in zip(SEEDS, *cells, means, strict=False):
-                writer.writerow([title, seed, *(f"{value:.4f}" for value in values)])
-            lines.append(f"| {title} | {' | '.join(interval(values) for values in [*cells, means])} |")
-    lines += ["", "| grid (seed 42) | best STS-B dev | step |", "|---|---|---|"]
+        results[title] = [found[name]["tests"] for name in names if name in found]
+    tasks = list(found["untrained-cls"]["tests"])
+    lines = [f"| mean ± 95% interval over seeds | {' | '.join(tasks)} |", f"|---|{'---|' * len(tasks)}"]
+    for title, tests in results.items():
+        cells = [interval([test[task] for test in tests]) for task in tasks]
+        lines.append(f"| {title}, n = {len(tests)} | {' | '.join(cells)} |")
+    lines += ["", "| grid (seed 42) | best STS-B dev | at step | RTD balanced accuracy |", "|---|---|---|---|"]
     for objective, candidates in GRID.items():
         for candidate in candidates:
-            best = result(runs, objective, candidate, SEEDS[0])["best"]
-            lines.append(f"| {name_of(objective, candidate, 42)} | {best['dev_spearman']:.2f} | {best['step']} |")
-    output.with_suffix(".table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            row = found[name_of(objective, candidate, SEEDS[0])]
+            rtd = row["rtd_balanced_accuracy"]
+            cells = f"{row['best']['dev_spearman']:.2f} | {row['best']['step']} | {f'{rtd:.3f}' if rtd else '-'}"
+            lines.append(f"| {row['name']} | {cells} |")
+    rows.with_suffix(".table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
+    _draw(found, winners, rows.with_suffix(".png"))
 
 
-def _draw(runs: Path, file: Path) -> None:
+def _draw(found: dict[str, dict[str, Any]], winners: dict[str, Candidate], file: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for colour, objective in enumerate(GRID):
+    for colour, (objective, candidate) in enumerate(winners.items()):
         for seed in SEEDS:
-            folder = result(runs, objective, chosen(runs, objective), seed)["folder"]
-            rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-            points = [(row["step"], row["dev_spearman"]) for row in rows if "dev_spearman" in row]
-            label = objective if seed == SEEDS[0] else None
-            axes.plot(*zip(*points, strict=True), color=f"C{colour}", alpha=0.8, marker="o", markersize=3, label=label)
-    axes.set(xlabel="step (64 sentences each)", ylabel="STS-B dev, Spearman x 100", title="wiki-mini, three seeds each")
+            if row := found.get(name_of(objective, candidate, seed)):
+                label = objective if seed == SEEDS[0] else None
+                steps, scores = zip(*row["curve"], strict=True)
+                axes.plot(steps, scores, color=f"C{colour}", alpha=0.8, marker="o", markersize=3, label=label)
+    axes.set(xlabel="step (64 sentences each)", ylabel="STS-B dev, Spearman x 100", title="wiki-mini")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=150)
@@ -175,12 +191,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "report"))
     parser.add_argument("--runs", type=Path, default=Path("runs/wiki_mini"))
-    parser.add_argument("--output", type=Path, default=Path("docs/results/wiki_mini"))
+    parser.add_argument("--rows", type=Path, default=ROOT / "docs" / "results" / "wiki_mini.jsonl")
     arguments = parser.parse_args()
     if arguments.what == "train":
-        train(arguments.runs)
+        train(arguments.runs, arguments.rows)
     else:
-        report(arguments.runs, arguments.output)
+        report(arguments.rows)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class DevelopmentSet:
         for number in range(20 * len(starts)):  # new corruption each time around
             repetition, index = divmod(number, len(starts))
             rows = tokens[starts[index] : starts[index] + 64]
-            first_row = (repetition * len(tokens) + starts[index]) * world_size() + rank()
+            first_row = (repetition * world_size() + rank()) * len(tokens) + starts[index]
             chunk = collate([rows, rows], self.tokenizer, recipe.objective.masking_ratio, seed=0, first_row=first_row)
             chunk = chunk.to(device)
             detection = model.detect([chunk], [generator.edit(chunk)], model.embed([chunk]))

@@ -52,7 +52,7 @@ def start_process_group() -> None:
 
 
 def load_deepspeed_config(path: str | Path | None) -> dict[str, Any]:
-    """Read a DeepSpeed JSON (None: the shipped zero2.json) and refuse what would be ignored or would contradict the recipe.
+    """Read a DeepSpeed JSON (None: the shipped zero2.json) and refuse what would be ignored or contradict the recipe.
 
     Raises:
         InputError: missing file, malformed JSON, unknown key, or a setting that belongs in the recipe.
@@ -63,7 +63,7 @@ def load_deepspeed_config(path: str | Path | None) -> dict[str, Any]:
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError:
-        raise InputError(f"DeepSpeed configuration {path} cannot be read; ds_configs/ has one for each stage.") from None
+        raise InputError(f"DeepSpeed configuration {path} cannot be read; ds_configs/ has one a stage.") from None
     except json.JSONDecodeError as error:
         raise InputError(f"DeepSpeed configuration {path} is not valid JSON: {error}.") from None
     if not isinstance(config, dict):
@@ -117,7 +117,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     # the recipe's learning rate is set before every step, as a function of the step
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=settings.betas, eps=settings.eps)
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)
 
 
 def initialize(model: nn.Module, recipe: Recipe, config: dict[str, Any]) -> Any:
@@ -133,14 +134,15 @@ def device() -> torch.device:
     return torch.device(get_accelerator().current_device_name())
 
 
-def mixed_precision(config: dict[str, Any]) -> torch.dtype | None:
-    """The reduced dtype that a completed configuration computes in, or None for float32."""
-    if config.get("fp16", {}).get("enabled"):
-        return torch.float16
-    if config.get("bf16", {}).get("enabled"):
-        return torch.bfloat16
+def precision(config: dict[str, Any]) -> str:
+    """What a completed configuration computes in, in words."""
+    for section, words in (("fp16", "float16"), ("bf16", "bfloat16")):
+        if config.get(section, {}).get("enabled"):
+            return words
     autocast = config.get("torch_autocast", {})
-    return getattr(torch, str(autocast.get("dtype", "bfloat16")).removeprefix("torch.")) if autocast.get("enabled") else None
+    if autocast.get("enabled"):
+        return f"float32 weights, {autocast.get('dtype', 'bfloat16')} products"
+    return "float32"
 
 
 def optimizer_step(engine: Any) -> float | Tensor:

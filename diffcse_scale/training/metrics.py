@@ -67,7 +67,7 @@ class Window:
         assert self._sums is not None
         means = all_mean(torch.cat([tensor.reshape(-1) for tensor in self._sums])) / self._steps
         device = means.device
-        tokens = all_sum(torch.tensor([self._real_tokens, self._positions], dtype=torch.float64, device="cpu").to(device))
+        tokens = all_sum(torch.tensor([self._real_tokens, self._positions], dtype=torch.float64, device=device))
         peak = float(all_max(torch.tensor(peak_memory_gb(device), device=device)))
         loss, contrastive, rtd, positive, negative, real, replaced, right_replaced, right_kept = means.tolist()
         real_tokens, positions = tokens.tolist()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import datasets
 import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
@@ -39,65 +37,13 @@ from diffcse_scale.environment import environment
 from diffcse_scale.errors import InputError
 from diffcse_scale.model.backbone import load_masked_lm, load_tokenizer
 from diffcse_scale.randomness import seed_everything
-from diffcse_scale.recipe import DataRecipe, OneOrMore, Section, Share
+from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.cache import num_proc, workers
 from diffcse_scale.text.corpus import load_corpus
+from diffcse_scale.training.pretrain_options import PretrainOptions
 from diffcse_scale.training.wordpiece import learn_wordpiece
 
 IGNORED = -100  # label of a token that is not predicted, as everywhere in transformers
-
-
-class PretrainOptions(Section):
-    """What to train, on what, for how long."""
-
-    files: OneOrMore = Field(
-        description="the corpus, as data.files of a recipe; $VARIABLES are expanded, and kept in the record"
-    )
-    output: str = Field(description="folder to write; must not exist, or be empty")
-    base: str | None = Field(None, description="continue from this masked LM (folder, Hub name, 'embedded')")
-    layers: int = Field(4, ge=1, description="from scratch: layers of the BERT")
-    hidden: int = Field(256, ge=1, description="from scratch: width")
-    heads: int = Field(4, ge=1, description="from scratch: attention heads; must divide hidden")
-    intermediate: int | None = Field(None, ge=1, description="from scratch: feed-forward width; 4 x hidden if absent")
-    max_positions: int = Field(512, ge=3, description="from scratch: the longest sentence the model can ever read")
-    tokenizer: str | None = Field(None, description="from scratch: use this tokenizer instead of learning one")
-    vocab_size: int = Field(30_000, ge=6, description="entries of the WordPiece vocabulary that is learnt")
-    lowercase: bool = Field(
-        True, description="the learnt vocabulary is lower-cased and without accents, as bert-uncased"
-    )
-    character_coverage: Share = Field(
-        0.9995,
-        description="the learnt vocabulary spells out so much of the text; rarer characters become [UNK]",
-    )
-    max_length: int = Field(128, ge=3, description="tokens a sentence, special ones included; longer are truncated")
-    limit: int | None = Field(None, ge=1, description="use only the first so many sentences")
-    workers: int | None = Field(None, ge=1, description="processes that clean and tokenize; all cores if absent")
-    held_out: int = Field(1000, ge=1, description="sentences kept from training, for the accuracy in the record")
-    steps: int = Field(10_000, ge=1, description="optimizer steps")
-    seconds: float | None = Field(None, gt=0, description="stop after so many seconds even if steps remain")
-    batch_size: int = Field(128, ge=1, description="sentences a step and device")
-    learning_rate: float = Field(5e-4, gt=0, description="peak; linear decay to 0")
-    warmup: Share = Field(0.05, description="share of the steps over which the learning rate rises from 0")
-    weight_decay: float = Field(0.01, ge=0)
-    dropout: float | None = Field(
-        None, ge=0, lt=1, description="in this training only (short ones want 0); the model's own if absent"
-    )
-    masking_ratio: Share = Field(0.15, description="share of tokens to predict: 80% [MASK], 10% random, 10% kept")
-    bf16: bool = Field(False, description="autocast to bfloat16 while training")
-    store_bf16: bool = Field(False, description="write the weights in bfloat16, half the size; they load as float32")
-    seed: int = Field(42, ge=0)
-    log_every: int = Field(100, ge=1, description="steps between points of the loss curve")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> PretrainOptions:
-        if self.hidden % self.heads:
-            raise ValueError(f"heads ({self.heads}) must divide hidden ({self.hidden})")
-        if self.base is None and self.max_length > self.max_positions:
-            raise ValueError(f"max_length ({self.max_length}) is more than max_positions ({self.max_positions})")
-        scratch = {"layers", "hidden", "heads", "intermediate", "max_positions", "tokenizer", "vocab_size"}
-        if self.base is not None and (unused := sorted(scratch & self.model_fields_set)):
-            raise ValueError(f"base brings its own size and tokenizer; remove {', '.join(unused)}")
-        return self
 
 
 def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
@@ -142,7 +88,7 @@ def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
         "held_out_after": after,
         "parameters": model.num_parameters(),
         "environment": environment(),
-        "command": _command(options),
+        "command": options.command(),
     }
     if trainer.is_world_process_zero():
         _save(options, model, tokenizer, record)
@@ -215,19 +161,6 @@ def _masked_logits(
         return model(**inputs).logits.squeeze(0)
     finally:
         hook.remove()
-
-
-def _command(options: PretrainOptions) -> str:
-    """The command line with these options, left to be expanded by us and not by a shell."""
-    words = ["diffcse-scale", "pretrain-generator"]
-    for name, value in options.model_dump(exclude_defaults=True).items():
-        flag = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            words.append(flag if value else flag.replace("--", "--no-"))
-        else:
-            for item in value if isinstance(value, list) else [value]:
-                words += [flag, str(item)]
-    return shlex.join(words)
 
 
 def _data(options: PretrainOptions) -> DataRecipe:

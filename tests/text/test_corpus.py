@@ -28,7 +28,7 @@ SENTENCES = [
     'He said "no", then left.',
     "第四句",
     "NA",
-    "'Tis 5",
+    '"Unclosed" and no more',
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from diffcse_scale.errors import InputError
 from diffcse_scale.recipe import load_recipe
-from diffcse_scale.training.engine import complete_config, load_deepspeed_config, make_optimizer, mixed_precision
+from diffcse_scale.training.engine import complete_config, load_deepspeed_config, make_optimizer, precision
 from diffcse_scale.training.schedule import make_plan
 from tests.toys import toy_model
 from tests.training.launch import ROOT
@@ -34,7 +34,7 @@ def test_shipped_configurations_are_complete_after_ours(stage):
 def test_auto_precision_is_float32_on_a_cpu():
     config = complete_config(load_deepspeed_config(None), RECIPE, PLAN)
     assert config["torch_autocast"]["enabled"] is False
-    assert mixed_precision(config) is None
+    assert precision(config) == "float32"
 
 
 def test_a_batch_size_that_agrees_is_accepted():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,14 @@ from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
 )
+from typer.testing import CliRunner
 
+from diffcse_scale.cli import app
 from diffcse_scale.embedded.grammar import training_sentences
 from diffcse_scale.errors import InputError
 from diffcse_scale.training import pretrain_generator as module
-from diffcse_scale.training.pretrain_generator import PretrainOptions, pretrain_generator
+from diffcse_scale.training.pretrain_generator import pretrain_generator
+from diffcse_scale.training.pretrain_options import PretrainOptions
 
 SENTENCES = training_sentences(500, seed=9)
 
@@ -97,6 +101,16 @@ def test_training_continues_where_a_checkpoint_stopped(options, tmp_path):
     assert second["held_out_before"] == first["held_out_after"]
     assert second["held_out_after"]["loss"] < first["held_out_after"]["loss"]
     assert (tmp_path / "out" / "tokenizer.json").read_text() == (tmp_path / "first" / "tokenizer.json").read_text()
+
+
+def test_the_recorded_command_is_a_command_line_that_does_the_same(options, tmp_path):
+    wanted = options(steps=1, lowercase=False, store_bf16=True, dropout=0)
+    name, *arguments = shlex.split(wanted.command())
+    result = CliRunner().invoke(app, arguments)
+    assert name == "diffcse-scale" and result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "out" / "training_record.json").read_text())
+    assert record["options"] == wanted.model_dump(mode="json")
+    assert record["command"] == wanted.command()
 
 
 def test_an_output_that_holds_something_is_not_touched(options, tmp_path):
