@@ -122,7 +122,8 @@ class EvaluationRecipe(Section):
     """What is measured while training."""
 
     data: str | None = Field(
-        None, description="folder with STSB/dev.tsv, file of `score TAB sentence TAB sentence`, 'hub', 'embedded'; or none"
+        None,
+        description="folder with STSB/dev.tsv, file of score TAB sentence TAB sentence, 'hub', 'embedded'; or none",
     )
     every: int = Field(125, ge=1, description="steps between evaluations")
     max_length: int = Field(128, ge=3, description="tokens a sentence in evaluation and in the exported model")

@@ -87,9 +87,7 @@ def read_case(folder: Path, name: str) -> Case:
         for key, array in np.load(folder / file).items():
             group, _, rest = key.partition(".")
             groups.setdefault(group, {})[rest] = torch.from_numpy(array)
-    family = next(
-        family for family in sorted(manifest["states"], key=len, reverse=True) if name.startswith(family)
-    )
+    family = next(family for family in sorted(manifest["states"], key=len, reverse=True) if name.startswith(family))
     shared = np.load(folder / manifest["states"][family]["file"])
     weights = {key: torch.from_numpy(array) for key, array in shared.items()} | groups["state"]
     return Case(name, manifest, facts, weights, groups)
@@ -130,9 +128,7 @@ def make_model(case: Case, objective: ObjectiveRecipe) -> DiffCSE:
         for name, weight in under(theirs, case.weights).items()
     }
     if objective.rtd_weight == 0:
-        official = {
-            name: weight for name, weight in official.items() if name.startswith(("encoder.", "projection."))
-        }
+        official = {name: weight for name, weight in official.items() if name.startswith(("encoder.", "projection."))}
     model.load_state_dict(official)
     return model.train()
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.golden_case import LOSSES, OUR_NAMES, Case, chunk_of, make_generator, make_model
 from torch import Tensor
 
 from diffcse_scale.model.diffcse import DiffCSE, StepOutput
 from diffcse_scale.model.encoder import Encoder
+from tests.golden_case import LOSSES, OUR_NAMES, Case, chunk_of, make_generator, make_model
 
 
 def run_step(case: Case, model: DiffCSE) -> tuple[StepOutput, dict[str, Tensor]]:
@@ -68,12 +68,8 @@ def compare_counts(case: Case, output: StepOutput) -> None:
     assert (on_replaced + on_kept) / real == pytest.approx(facts["electra_acc"])
     assert on_replaced / replaced == pytest.approx(facts["electra_rep_acc"])
     assert on_kept / (real - replaced) == pytest.approx(facts["electra_fix_acc"])
-    assert output.positive_cosine.item() == pytest.approx(
-        facts["scalars"]["pos_avg"], abs=case.tolerance("cos_sim")
-    )
-    assert output.negative_cosine.item() == pytest.approx(
-        facts["scalars"]["neg_avg"], abs=case.tolerance("cos_sim")
-    )
+    assert output.positive_cosine.item() == pytest.approx(facts["scalars"]["pos_avg"], abs=case.tolerance("cos_sim"))
+    assert output.negative_cosine.item() == pytest.approx(facts["scalars"]["neg_avg"], abs=case.tolerance("cos_sim"))
 
 
 def official_gradients(model: DiffCSE) -> dict[str, Tensor]:
@@ -106,9 +102,7 @@ def compare_gradients(case: Case, gradients: dict[str, Tensor], norms: dict[str,
 
 def compare_embeddings(case: Case, model: DiffCSE) -> None:
     """Evaluation-mode embeddings of the first views under the poolings that both programs have."""
-    model.load_state_dict(
-        make_model(case, case.objective()).state_dict()
-    )  # the running statistics before the step
+    model.load_state_dict(make_model(case, case.objective()).state_dict())  # the running statistics before the step
     model.eval()
     ids, mask = (case.groups["in"][name][:, 0] for name in ("input_ids", "attention_mask"))
     poolings = {"mlp_only_train": "cls", "pool_cls_before_pooler": "cls", "pool_avg": "mean"}
@@ -118,9 +112,7 @@ def compare_embeddings(case: Case, model: DiffCSE) -> None:
         values["with_mlp"] = model.projection(values["mlp_only_train"])
     for name, expected in case.groups["eval"].items():
         if name != "pool_avg_top2":  # a pooling of the official program that the project does not have
-            torch.testing.assert_close(
-                values[name], expected, rtol=0, atol=case.tolerance("z_before_mlp"), msg=name
-            )
+            torch.testing.assert_close(values[name], expected, rtol=0, atol=case.tolerance("z_before_mlp"), msg=name)
 
 
 def check_step(case: Case) -> None:

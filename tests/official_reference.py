@@ -48,9 +48,7 @@ class Reference:
             batch: input_ids, attention_mask, mlm_input_ids [N, S, L].
             edited: [N * S, L] ids that a generator wrote; None to let the RoBERTa generator below write.
         """
-        ids, mask, corrupted = (
-            batch[name].flatten(0, 1) for name in ("input_ids", "attention_mask", "mlm_input_ids")
-        )
+        ids, mask, corrupted = (batch[name].flatten(0, 1) for name in ("input_ids", "attention_mask", "mlm_input_ids"))
         views = batch["input_ids"].shape[1]
         h = self.layers("encoder.", self.embed("encoder.", ids), mask)[:, 0]
         z = self.project(h)
@@ -94,12 +92,8 @@ class Reference:
         pad = self.family.pad_id
         words = F.embedding(ids, self.weights[f"{table}word_embeddings.weight"], padding_idx=pad)
         position_pad = pad if self.family.counts_positions_from_pad else None
-        places = F.embedding(
-            positions, self.weights[f"{table}position_embeddings.weight"], padding_idx=position_pad
-        )
-        return self.norm(
-            f"{table}LayerNorm", words + places + self.weights[f"{table}token_type_embeddings.weight"][0]
-        )
+        places = F.embedding(positions, self.weights[f"{table}position_embeddings.weight"], padding_idx=position_pad)
+        return self.norm(f"{table}LayerNorm", words + places + self.weights[f"{table}token_type_embeddings.weight"][0])
 
     def layers(self, prefix: str, hidden: Tensor, mask: Tensor) -> Tensor:
         """All post-norm transformer layers; keys at padding are masked."""
@@ -108,9 +102,7 @@ class Reference:
         while f"{prefix}encoder.layer.{number}.output.dense.weight" in self.weights:
             layer = f"{prefix}encoder.layer.{number}."
             query, key, value = (
-                self.linear(f"{layer}attention.self.{name}", hidden)
-                .unflatten(-1, (self.heads, -1))
-                .transpose(1, 2)
+                self.linear(f"{layer}attention.self.{name}", hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
                 for name in ("query", "key", "value")
             )
             scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5 + keys
@@ -118,9 +110,7 @@ class Reference:
             attended = self.linear(f"{layer}attention.output.dense", attended)
             hidden = self.norm(f"{layer}attention.output.LayerNorm", hidden + attended)
             inner = F.gelu(self.linear(f"{layer}intermediate.dense", hidden))
-            hidden = self.norm(
-                f"{layer}output.LayerNorm", hidden + self.linear(f"{layer}output.dense", inner)
-            )
+            hidden = self.norm(f"{layer}output.LayerNorm", hidden + self.linear(f"{layer}output.dense", inner))
             number += 1
         return hidden
 
@@ -138,9 +128,7 @@ class Reference:
     def generate(self, corrupted: Tensor, mask: Tensor) -> Tensor:
         """The most likely token at every position, by RoBERTa's masked-language-model head."""
         hidden = self.layers("generator.roberta.", self.embed("generator.roberta.", corrupted), mask)
-        hidden = self.norm(
-            "generator.lm_head.layer_norm", F.gelu(self.linear("generator.lm_head.dense", hidden))
-        )
+        hidden = self.norm("generator.lm_head.layer_norm", F.gelu(self.linear("generator.lm_head.dense", hidden)))
         words = self.weights["generator.roberta.embeddings.word_embeddings.weight"]
         return (hidden @ words.T + self.weights["generator.lm_head.bias"]).argmax(-1)
 
@@ -158,9 +146,7 @@ class Reference:
         )
 
 
-def random_roberta_case(
-    projection: str, manifest: dict[str, Any], seed: int
-) -> tuple[Weights, dict[str, Tensor]]:
+def random_roberta_case(projection: str, manifest: dict[str, Any], seed: int) -> tuple[Weights, dict[str, Tensor]]:
     """Random weights (float64) under official names, and a ragged batch, of the sizes in the manifest."""
     config = manifest["config"]
     width, inner, vocabulary = config["hidden"], config["intermediate"], config["vocab"]
@@ -218,9 +204,7 @@ def _ragged_batch(manifest: dict[str, Any], draw: torch.Generator) -> dict[str, 
     ids = torch.where(places == lengths - 1, config["sep_id"]["roberta"], ids)
     ids = torch.where(mask.bool(), ids, config["roberta_pad"])
     chosen = (
-        (torch.rand(mask.shape, generator=draw) < manifest["masking_ratio"])
-        & (places > 0)
-        & (places < lengths - 1)
+        (torch.rand(mask.shape, generator=draw) < manifest["masking_ratio"]) & (places > 0) & (places < lengths - 1)
     )
     return {
         "input_ids": ids,

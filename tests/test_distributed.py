@@ -20,6 +20,7 @@ from deepspeed.utils import safe_get_full_grad
 from diffcse_scale import distributed
 from diffcse_scale.model import diffcse, projection
 from diffcse_scale.recipe import ObjectiveRecipe
+from diffcse_scale.text.batches import Chunk
 from diffcse_scale.training.engine import start_process_group
 from tests.ranks import run_ranks
 from tests.toys import share, toy_chunk, toy_model
@@ -50,9 +51,13 @@ FAULTS = {
     "the gather's backward keeps only local gradients": lambda: mock.patch.object(
         distributed._GatherRows, "backward", staticmethod(_broken_gather_backward)
     ),
-    "token means are per rank": lambda: mock.patch.object(diffcse, "all_sum", lambda count: count * distributed.world_size()),
+    "token means are per rank": lambda: mock.patch.object(
+        diffcse, "all_sum", lambda count: count * distributed.world_size()
+    ),
     "the loss is not multiplied by the world size": lambda: mock.patch.object(diffcse, "world_size", lambda: 1),
-    "batch normalisation sees only its own rank": lambda: mock.patch.object(projection, "gather_rows", lambda rows: rows),
+    "batch normalisation sees only its own rank": lambda: mock.patch.object(
+        projection, "gather_rows", lambda rows: rows
+    ),
 }
 
 
@@ -72,19 +77,27 @@ def _largest_deviation(found: Gradients, truth: Gradients) -> float:
     return max(deviations)
 
 
+OBJECTIVES = {
+    "sampled-batchnorm-pairs": (SAMPLED, "batchnorm", 2, torch.float64),
+    "sampled-mlp-triples": (
+        ObjectiveRecipe(fidelity="sampled", rtd_weight=0.5, hard_negative_weight=1.0),
+        "mlp",
+        3,
+        torch.float64,
+    ),
+}
+
+
+def _all_objectives() -> dict[str, Gradients]:
+    return {name: _objective_gradients(*case) for name, case in OBJECTIVES.items()}
+
+
 @pytest.mark.parametrize("world_size", [2, 4])
-@pytest.mark.parametrize(
-    ("objective", "head", "views"),
-    [
-        (SAMPLED, "batchnorm", 2),
-        (ObjectiveRecipe(fidelity="sampled", rtd_weight=0.5, hard_negative_weight=1.0), "mlp", 3),
-    ],
-    ids=["sampled-batchnorm-pairs", "sampled-mlp-triples"],
-)
-def test_gradients_in_float64_are_those_of_one_process(tmp_path, world_size, objective, head, views):
-    truth = _objective_gradients(objective, head, views, torch.float64)
-    for found in run_ranks(_objective_gradients, world_size, tmp_path, objective, head, views, torch.float64):
-        assert _largest_deviation(found, truth) < 1e-9
+def test_gradients_in_float64_are_those_of_one_process(tmp_path, world_size):
+    truth = _all_objectives()
+    for found in run_ranks(_all_objectives, world_size, tmp_path):
+        for name in OBJECTIVES:
+            assert _largest_deviation(found[name], truth[name]) < 1e-9, name
 
 
 def _all_faults() -> dict[str, Gradients]:
@@ -98,30 +111,51 @@ def test_each_planted_fault_is_noticed(tmp_path):
         assert _largest_deviation(found[fault], truth) > 1e-3, fault
 
 
-ENGINE_CASES = [(stage, precision) for precision in ("fp32", "bf16") for stage in (0, 2)]
+STAGES = (0, 1, 2, 3)
+
+
+def _engine(stage: int, precision: dict[str, Any]) -> tuple[Any, list[Chunk], list[torch.Tensor]]:
+    """DeepSpeed around the toy model, and this rank's share."""
+    model = toy_model(SAMPLED)
+    chunk, edited = share(*toy_chunk(), distributed.rank(), distributed.world_size())
+    config = {
+        "train_micro_batch_size_per_gpu": chunk.input_ids.shape[0],
+        # persistence 0: else ZeRO-3 leaves tensors as small as these whole
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        "steps_per_print": 10**9,
+        **precision,
+    }
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    return engine, [chunk], [edited]
 
 
 def _engine_gradients() -> dict[tuple[int, str], Gradients]:
     """Averaged gradients out of DeepSpeed for every stage and precision."""
     start_process_group()
     found = {}
-    for stage, precision in ENGINE_CASES:
-        model = toy_model(SAMPLED)
-        chunk, edited = share(*toy_chunk(), distributed.rank(), distributed.world_size())
-        config = {
-            "train_micro_batch_size_per_gpu": chunk.input_ids.shape[0],
-            "zero_optimization": {"stage": stage},
-            "torch_autocast": {"enabled": precision == "bf16", "dtype": "bfloat16"},
-            "steps_per_print": 10**9,
-        }
-        engine, *_ = deepspeed.initialize(
-            model=model, optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3), config=config, dist_init_required=False
-        )
-        engine.backward(engine([chunk], [edited]).loss)
-        found[stage, precision] = {
-            name: safe_get_full_grad(p).float().clone() for name, p in model.named_parameters()
-        }
+    for stage in STAGES:
+        for precision in ("fp32", "bf16"):
+            autocast = {"enabled": precision == "bf16", "dtype": "bfloat16"}
+            engine, chunks, edited = _engine(stage, {"torch_autocast": autocast})
+            engine.backward(engine(chunks, edited).loss)
+            gradients = {name: safe_get_full_grad(p) for name, p in engine.module.named_parameters()}
+            found[stage, precision] = {name: gradient.float().clone() for name, gradient in gradients.items()}
     return found
+
+
+def _losses_with_bfloat16_weights() -> dict[int, list[float]]:
+    start_process_group()
+    losses = {}
+    for stage in STAGES:
+        engine, chunks, edited = _engine(stage, {"bf16": {"enabled": True}})
+        losses[stage] = []
+        for _ in range(3):
+            loss = engine(chunks, edited).loss
+            engine.backward(loss)
+            engine.step()
+            losses[stage].append(float(distributed.all_mean(loss)))
+    return losses
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +164,7 @@ def engine_gradients(tmp_path_factory):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", STAGES)
 def test_engine_gradients_in_float32_are_those_of_one_process_in_float64(engine_gradients, stage, world_size):
     truth = _objective_gradients(SAMPLED, "batchnorm", 2, torch.float64)
     assert _largest_deviation(engine_gradients[world_size][stage, "fp32"], truth) < 5e-5
@@ -145,6 +179,13 @@ def test_engine_gradients_in_bfloat16_are_those_of_one_rank(engine_gradients, st
     nonzero = {name for name, gradient in truth.items() if gradient.norm() > 1e-8}
     found = engine_gradients[world_size][stage, "bf16"]
     assert _largest_deviation({n: found[n] for n in nonzero}, {n: one_rank[n] for n in nonzero}) < 2e-2
+
+
+def test_bfloat16_weights_train_at_every_stage(tmp_path):
+    truth = float(toy_model(SAMPLED).double()(*([part] for part in toy_chunk())).loss)
+    for stage, losses in run_ranks(_losses_with_bfloat16_weights, 2, tmp_path)[0].items():
+        assert losses[0] == pytest.approx(truth, rel=0.05), stage
+        assert losses[2] < losses[0], stage
 
 
 def test_without_a_process_group_there_is_one_rank():

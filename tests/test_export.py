@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tests.tiny_models import tiny_bert, tiny_llama, tiny_tokenizer
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from diffcse_scale.errors import InputError
 from diffcse_scale.export import POOLINGS, export_sentence_transformer
+from tests.tiny_models import tiny_bert, tiny_llama, tiny_tokenizer
 
 SENTENCES = ["a dog runs", "the cat", "a dog runs fast over green grass and barks at the cat", "grass"]
 MAX_LENGTH = 8  # shorter than the longest sentence, so that truncation shows
@@ -41,9 +41,7 @@ def pooled_by_hand(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, p
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("make_model", [tiny_bert, tiny_llama])
-def test_both_libraries_give_the_vectors_of_the_exported_pooling(
-    make_model, pooling: str, tmp_path: Path
-) -> None:
+def test_both_libraries_give_the_vectors_of_the_exported_pooling(make_model, pooling: str, tmp_path: Path) -> None:
     model, tokenizer = make_model(), tiny_tokenizer()
     expected = pooled_by_hand(model, tokenizer, pooling)
 
@@ -65,9 +63,7 @@ def test_the_poolings_are_four_different_ones() -> None:
 
 
 def test_weights_and_model_card_stand_at_the_root(tmp_path: Path) -> None:
-    export_sentence_transformer(
-        tiny_bert(), tiny_tokenizer(), "cls", MAX_LENGTH, tmp_path / "out", card="# A card\n"
-    )
+    export_sentence_transformer(tiny_bert(), tiny_tokenizer(), "cls", MAX_LENGTH, tmp_path / "out", card="# A card\n")
 
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert (tmp_path / "out" / "README.md").read_text() == "# A card\n"
@@ -78,9 +74,7 @@ def test_weights_and_model_card_stand_at_the_root(tmp_path: Path) -> None:
 
 
 def test_an_earlier_export_is_replaced(tmp_path: Path) -> None:
-    export_sentence_transformer(
-        tiny_bert(), tiny_tokenizer(), "first_last_mean", MAX_LENGTH, tmp_path / "out"
-    )
+    export_sentence_transformer(tiny_bert(), tiny_tokenizer(), "first_last_mean", MAX_LENGTH, tmp_path / "out")
     export_sentence_transformer(tiny_bert(), tiny_tokenizer(), "cls", MAX_LENGTH, tmp_path / "out")
 
     assert not (tmp_path / "out" / "1_WeightedLayerPooling").exists()

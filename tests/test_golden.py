@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from tests.golden_case import Case, chunk_of, make_generator, make_model, read_case
 from tests.golden_checks import check_step, compare_gradients, compare_values, official_gradients, run_step
 from tests.official_reference import BERT, ROBERTA, Reference, random_roberta_case
-from torch import Tensor
 
 GOLDEN = os.environ.get("DIFFCSE_GOLDEN")
 NAMES = list(json.loads(Path(GOLDEN, "manifest.json").read_text())["variants"]) if GOLDEN else []
@@ -67,9 +68,7 @@ class OfficialAdamW:
 
     def __init__(self, parameters: list[Tensor]) -> None:
         self.parameters = parameters
-        self.moments = [
-            (torch.zeros_like(parameter), torch.zeros_like(parameter)) for parameter in parameters
-        ]
+        self.moments = [(torch.zeros_like(parameter), torch.zeros_like(parameter)) for parameter in parameters]
         self.steps = 0
 
     @torch.no_grad()
@@ -101,13 +100,9 @@ def test_three_training_steps_have_the_official_losses(case: Case) -> None:
 
 
 def reference_for(case: Case) -> Reference:
-    weights = {
-        name: weight.requires_grad_(weight.is_floating_point()) for name, weight in case.weights.items()
-    }
+    weights = {name: weight.requires_grad_(weight.is_floating_point()) for name, weight in case.weights.items()}
     family = ROBERTA if case.roberta else BERT
-    return Reference(
-        weights, family, case.manifest["config"]["heads"], case.manifest["temp"], case.manifest["lambda"]
-    )
+    return Reference(weights, family, case.manifest["config"]["heads"], case.manifest["temp"], case.manifest["lambda"])
 
 
 def test_the_plain_derivation_is_the_official_program_too(case: Case) -> None:
@@ -162,10 +157,7 @@ def derived_roberta_case(projection: str) -> Case:
     }
     groups = {"in": batch, "out": values, "grad": gradients, "after": {}, "eval": {}}
     single = {
-        group: {
-            name: value.detach().float() if value.is_floating_point() else value
-            for name, value in arrays.items()
-        }
+        group: {name: value.detach().float() if value.is_floating_point() else value for name, value in arrays.items()}
         for group, arrays in groups.items()
     }
     statistics = {"num_batches_tracked": torch.zeros((), dtype=torch.int64)}

@@ -54,7 +54,8 @@ def test_only_one_module_names_collectives():
 
 def test_recipes_and_configurations_are_found_from_any_folder(tmp_path):
     code = (
-        "from diffcse_scale.recipe import load_recipe; from diffcse_scale.training.engine import load_deepspeed_config; "
+        "from diffcse_scale.recipe import load_recipe; "
+        "from diffcse_scale.training.engine import load_deepspeed_config; "
         "print(load_recipe('quickstart').name, load_deepspeed_config(None)['zero_optimization'])"
     )
     command = [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'kernels')!r}]; {code}"]

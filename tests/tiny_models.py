@@ -26,9 +26,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {word: index for index, word in enumerate(SPECIAL + WORDS)}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(
-        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
+    tokenizer.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     names = [f"{token.strip('[]').lower()}_token" for token in SPECIAL]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(names, SPECIAL, strict=True)))
 
@@ -36,9 +34,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_bert() -> PreTrainedModel:
     """Three layers, width 24, no pooler, dropout off."""
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=32, hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32
-    )
+    config = BertConfig(vocab_size=32, hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32)
     return BertModel(config, add_pooling_layer=False).eval()
 
 

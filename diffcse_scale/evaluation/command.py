@@ -60,9 +60,7 @@ def evaluate_model(
     return results
 
 
-def load_model(
-    model_dir: str | Path, pooling: str | None, console: Console
-) -> tuple[SentenceTransformer, str]:
+def load_model(model_dir: str | Path, pooling: str | None, console: Console) -> tuple[SentenceTransformer, str]:
     """A model from a local folder, and how its pooling is to be named. Never downloads.
 
     Raises:

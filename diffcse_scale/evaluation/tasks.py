@@ -93,9 +93,7 @@ def load_sts(source: str | Path, names: Sequence[str] | None = None) -> list[Tas
         InputError: no such folder, a named task or every task missing, a malformed row, an unreachable Hub.
     """
     if str(source) == HUB:
-        return [
-            TaskPairs(task.name, task.split, _from_hub(task), task.standard_pairs) for task in _select(names)
-        ]
+        return [TaskPairs(task.name, task.split, _from_hub(task), task.standard_pairs) for task in _select(names)]
     path = Path(source)
     if path.is_file():
         return [TaskPairs(path.stem, "own", read_pairs(path))]
@@ -108,9 +106,7 @@ def load_sts(source: str | Path, names: Sequence[str] | None = None) -> list[Tas
             pairs = [pair for file in files for pair in read_pairs(file)]
             found.append(TaskPairs(task.name, task.split, pairs, task.standard_pairs))
         elif names is not None:
-            raise InputError(
-                f"Evaluation data {path} has no {task.name}: {path / task.files} does not exist."
-            )
+            raise InputError(f"Evaluation data {path} has no {task.name}: {path / task.files} does not exist.")
     if not found:
         expected = ", ".join(task.files for task in STS_TASKS)
         raise InputError(f"Evaluation data {path} holds none of the tasks; expected are {expected}.")
@@ -128,9 +124,7 @@ def read_pairs(file: Path) -> list[GradedPair]:
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from None
     if lines == [b""]:
-        raise InputError(
-            f"{file} is empty; expected are lines of score, sentence, sentence, with tabs between."
-        )
+        raise InputError(f"{file} is empty; expected are lines of score, sentence, sentence, with tabs between.")
     return [_parse(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
 
 

@@ -75,9 +75,7 @@ def first_layer(backbone: PreTrainedModel) -> nn.Module:
     for module in backbone.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module[0]
-    raise InputError(
-        f"{type(backbone).__name__} has no list of {depth} layers, so it cannot serve as a discriminator."
-    )
+    raise InputError(f"{type(backbone).__name__} has no list of {depth} layers, so it cannot serve as a discriminator.")
 
 
 def check_same_vocabulary(

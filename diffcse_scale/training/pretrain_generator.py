@@ -262,6 +262,7 @@ def _trainer(
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         logging_steps=options.log_every,
+        logging_nan_inf_filter=False,  # which would show a mean in place of a NaN
         save_strategy="no",
         report_to="none",
     )

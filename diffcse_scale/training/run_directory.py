@@ -1,13 +1,13 @@
 """The folder of one run.
 
-    recipe.yaml      what was trained, every field
-    run.json         how: DeepSpeed configuration, batch table, data fingerprint, machine, versions, command
-    metrics.jsonl    a row a log line and a row an evaluation
-    checkpoints/     to resume from
-    best/            the encoder with the best development score so far
-    model/           the result: loads in sentence-transformers and transformers
-    curves.png       losses and development score against steps
-    result.json      written last; a run without it has not finished
+recipe.yaml      what was trained, every field
+run.json         how: DeepSpeed configuration, batch table, data fingerprint, machine, versions, command
+metrics.jsonl    a row a log line and a row an evaluation
+checkpoints/     to resume from
+best/            the encoder with the best development score so far
+model/           the result: loads in sentence-transformers and transformers
+curves.png       losses and development score against steps
+result.json      written last; a run without it has not finished
 """
 
 from __future__ import annotations

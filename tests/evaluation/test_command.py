@@ -10,12 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
-from tests.tiny_models import WORDS, tiny_bert, tiny_tokenizer
 
 from diffcse_scale.errors import InputError
 from diffcse_scale.evaluation import read_pairs, spearman
 from diffcse_scale.evaluation.command import evaluate_model, load_model
 from diffcse_scale.export import export_sentence_transformer
+from tests.tiny_models import WORDS, tiny_bert, tiny_tokenizer
 
 PAIRS = "4\ta dog runs\ta cat runs\n1\ta dog runs\ta horse sleeps\n3\tdog eats\tdog sleeps\n2\tcat\thorse runs\n"
 

@@ -27,7 +27,9 @@ def test_on_one_rank_global_batch_norm_is_batch_norm(affine):
 def test_large_means_do_not_cancel_the_variance():
     # E[x^2] - E[x]^2 in float32 would give 0 or worse here
     rows = torch.tensor([[10_000.0], [10_001.0], [10_002.0]])
-    torch.testing.assert_close(GlobalBatchNorm(1)(rows).flatten(), torch.tensor([-1.2247, 0.0, 1.2247]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        GlobalBatchNorm(1)(rows).flatten(), torch.tensor([-1.2247, 0.0, 1.2247]), atol=1e-3, rtol=0
+    )
 
 
 def test_statistics_stay_float32_in_a_bfloat16_model():

@@ -60,7 +60,12 @@ def toy_world(tmp_path_factory) -> Path:
         "checkpoint_every": 6,
         "keep_checkpoints": 5,
         "model": {"encoder": str(folder / "model"), "generator": str(folder / "model")},
-        "data": {"files": str(folder / "corpus.txt"), "max_length": 16, "cache_dir": str(folder / "cache"), "workers": 1},
+        "data": {
+            "files": str(folder / "corpus.txt"),
+            "max_length": 16,
+            "cache_dir": str(folder / "cache"),
+            "workers": 1,
+        },
         "batch": {"sentences": 16},
         "objective": {"rtd_weight": 0.1},
         "optimizer": {"learning_rate": 1e-3},

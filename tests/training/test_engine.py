@@ -64,7 +64,7 @@ def test_what_deepspeed_would_ignore_or_override_is_refused(tmp_path, content, w
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match="nowhere.json cannot be read"):
+    with pytest.raises(InputError, match=r"nowhere\.json cannot be read"):
         load_deepspeed_config(tmp_path / "nowhere.json")
 
 
