@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from click.core import ParameterSource
 from pydantic import BaseModel, ValidationError
 
 from diffcse_scale.errors import InputError
@@ -56,7 +55,7 @@ def pretrain_generator(context: typer.Context, **_: Any) -> None:
     given = {
         name: value
         for name, value in context.params.items()
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
     }
     try:
         options = PretrainOptions(**given)

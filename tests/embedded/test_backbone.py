@@ -36,6 +36,8 @@ PLAIN = [
     "The game was played in front of a large crowd and ended in a draw.",
 ]
 
+FLOOR = 0.35  # of the tokens of PLAIN
+
 
 @pytest.fixture(scope="module")
 def tokenizer():
