@@ -66,7 +66,7 @@ def main() -> None:
     config = deepspeed_engine.complete_config(config, recipe, plan)
     engine = deepspeed_engine.initialize(model, recipe, config)
 
-    run.describe(plan=asdict(plan), deepspeed_config=config, data_fingerprint=tokens.fingerprint)
+    run.describe(recipe, plan=asdict(plan), deepspeed_config=config, data_fingerprint=tokens.fingerprint)
     print_start(recipe, plan, deepspeed_engine.precision(config), engine.zero_optimization_stage())
     trainer = Trainer(recipe, plan, engine, generator, batches, tokenizer, development, run)
     if arguments.resume:

@@ -62,9 +62,11 @@ class RunDirectory:
             raise answer
         return cls(Path(str(answer)))
 
-    def describe(self, **facts: Any) -> None:
-        """Write `run.json`. Called on every rank."""
+    def describe(self, recipe: Recipe, **facts: Any) -> None:
+        """Write `recipe.yaml` and `run.json`: from now on the folder holds a run. Called on every rank."""
         if is_main():
+            text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+            (self.path / "recipe.yaml").write_text(text, encoding="utf-8")
             record = {"command": " ".join(sys.argv), **facts, "environment": environment()}
             (self.path / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
         barrier()
@@ -78,7 +80,7 @@ def _open(path: str | None, recipe: Recipe, resume: bool) -> Path:
     folder = Path(path or f"runs/{recipe.name}")
     if path is None and not resume:
         number = 1
-        while folder.exists():
+        while _occupied(folder):
             number += 1
             folder = Path(f"runs/{recipe.name}-{number}")
     saved = folder / "recipe.yaml"
@@ -92,14 +94,20 @@ def _open(path: str | None, recipe: Recipe, resume: bool) -> Path:
     if saved.is_file():
         _same_recipe(recipe, saved)
         raise InputError(f"{folder} holds a run of this recipe; continue it with --resume or give another --output.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if _occupied(folder):
         raise InputError(f"{folder} exists and is no run of this program; give another --output.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        saved.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
     except OSError as error:
         raise InputError(f"Output folder {folder} cannot be written: {error.strerror}.") from None
     return folder
+
+
+def _occupied(folder: Path) -> bool:
+    """Whether something is there. A start that a mistake has stopped leaves an empty folder, which is free."""
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 def _same_recipe(recipe: Recipe, saved: Path) -> None:

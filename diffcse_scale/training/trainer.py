@@ -109,7 +109,7 @@ class Trainer:
         if not self.window.finite():
             raise InputError(
                 f"The loss is not finite at or shortly before step {self.step}; nothing was saved since the last "
-                "checkpoint; lower optimizer.learning_rate, or resume from the checkpoint with another seed."
+                "checkpoint; lower optimizer.learning_rate and start again."
             )
         row = {**self.window.read(), "gradient_norm": float(norm), "learning_rate": rate}
         if is_main():

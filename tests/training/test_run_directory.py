@@ -12,15 +12,22 @@ from diffcse_scale.training.run_directory import RunDirectory
 RECIPE = load_recipe("quickstart")
 
 
+def started(path, recipe=RECIPE):
+    """A run that has got past its checks."""
+    run = RunDirectory.open(path, recipe, resume=False)
+    run.describe(recipe)
+    return run
+
+
 def test_without_a_name_runs_are_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = [RunDirectory.open(None, RECIPE, resume=False).path.as_posix() for _ in range(3)]
+    names = [started(None).path.as_posix() for _ in range(3)]
     assert names == ["runs/quickstart", "runs/quickstart-2", "runs/quickstart-3"]
 
 
 def test_a_folder_with_a_run_is_refused_unless_it_is_resumed(tmp_path):
     folder = str(tmp_path / "run")
-    RunDirectory.open(folder, RECIPE, resume=False)
+    started(folder)
     with pytest.raises(InputError, match="continue it with --resume"):
         RunDirectory.open(folder, RECIPE, resume=False)
     assert str(RunDirectory.open(folder, RECIPE, resume=True).path) == folder
@@ -29,7 +36,7 @@ def test_a_folder_with_a_run_is_refused_unless_it_is_resumed(tmp_path):
 @pytest.mark.parametrize("resume", [True, False])
 def test_another_recipes_run_is_refused_and_the_difference_shown(tmp_path, resume):
     folder = str(tmp_path / "run")
-    RunDirectory.open(folder, RECIPE, resume=False)
+    started(folder)
     other = load_recipe("quickstart", ["optimizer.clip=2.0", "log_every=7"])
     with pytest.raises(InputError, match=r"holds a run of another recipe.*optimizer.clip: 2.0, not 1.0\)"):
         RunDirectory.open(folder, other, resume)
@@ -37,8 +44,14 @@ def test_another_recipes_run_is_refused_and_the_difference_shown(tmp_path, resum
 
 def test_what_does_not_touch_the_result_may_change_on_resume(tmp_path):
     folder = str(tmp_path / "run")
-    RunDirectory.open(folder, RECIPE, resume=False)
+    started(folder)
     RunDirectory.open(folder, load_recipe("quickstart", ["log_every=7", "data.workers=1"]), resume=True)
+
+
+def test_a_start_that_a_mistake_stopped_leaves_the_folder_free(tmp_path):
+    folder = str(tmp_path / "run")
+    RunDirectory.open(folder, RECIPE, resume=False)
+    assert str(RunDirectory.open(folder, load_recipe("quickstart", ["seed=7"]), resume=False).path) == folder
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
@@ -53,7 +66,7 @@ def test_resuming_nothing_is_an_error(tmp_path):
 
 
 def test_a_finished_run_is_not_resumed(tmp_path):
-    run = RunDirectory.open(str(tmp_path / "run"), RECIPE, resume=False)
+    run = started(str(tmp_path / "run"))
     run.finish(steps=1)
     with pytest.raises(InputError, match="has finished"):
         RunDirectory.open(str(tmp_path / "run"), RECIPE, resume=True)
