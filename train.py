@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from dataclasses import asdict
-from pathlib import Path
 
 from diffcse_scale.distributed import is_main, local_rank, rank, world_size
 from diffcse_scale.errors import InputError
-from diffcse_scale.model.backbone import load_backbone, load_tokenizer
-from diffcse_scale.model.diffcse import DiffCSE
+from diffcse_scale.model.backbone import load_tokenizer
+from diffcse_scale.model.build import build_model
 from diffcse_scale.model.generator import load_generator
-from diffcse_scale.model.official_checkpoint import load_official_checkpoint
 from diffcse_scale.randomness import seed_everything
 from diffcse_scale.recipe import load_recipe
-from diffcse_scale.text.batches import Batches, share_of
+from diffcse_scale.text.batches import Batches
 from diffcse_scale.text.tokens import tokenize
 from diffcse_scale.training import engine as deepspeed_engine
 from diffcse_scale.training.console import print_start, print_summary, setup_logging
@@ -46,28 +45,24 @@ def main() -> None:
     config = deepspeed_engine.load_deepspeed_config(arguments.deepspeed_config)
     deepspeed_engine.start_process_group()
     setup_logging()
-    share_of(recipe.batch.sentences, world_size(), recipe.batch.length_groups)  # before anything is written
+    config = deepspeed_engine.complete_config(config, recipe, world_size())
     run = RunDirectory.open(arguments.output, recipe, arguments.resume)
     seed_everything(recipe.seed)
 
+    # what can be wrong is loaded before the corpus is tokenized, which may take long
     tokenizer = load_tokenizer(recipe.model.encoder, recipe.model.trust_remote_code)
     development = DevelopmentSet.of(recipe, tokenizer)
+    model = build_model(recipe, tokenizer)
     generator = load_generator(recipe, tokenizer, deepspeed_engine.device())
     tokens = tokenize(recipe.data, tokenizer, seed=recipe.seed, main=is_main())
     batches = Batches(tokens, tokenizer, recipe, rank(), world_size())
     plan = make_plan(recipe, len(tokens), tokens.views, world_size())
-
-    backbone = load_backbone(recipe.model.encoder, recipe.model.trust_remote_code)
-    if recipe.model.gradient_checkpointing:
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})  # ZeRO-2 and 3 fail with the reentrant kind
-    model = DiffCSE(backbone, recipe.objective, recipe.model.pooling, recipe.model.projection)
-    if recipe.model.checkpoint is not None:
-        load_official_checkpoint(model, Path(recipe.model.checkpoint))
-    config = deepspeed_engine.complete_config(config, recipe, plan)
     engine = deepspeed_engine.initialize(model, recipe, config)
 
-    run.describe(recipe, plan=asdict(plan), deepspeed_config=config, data_fingerprint=tokens.fingerprint)
-    print_start(recipe, plan, deepspeed_engine.precision(config), engine.zero_optimization_stage())
+    precision = deepspeed_engine.precision(config)
+    facts = {"plan": asdict(plan), "precision": precision, "data_fingerprint": tokens.fingerprint}
+    run.describe(recipe, arguments.resume, **facts, deepspeed_config=config)
+    print_start(recipe, plan, precision, engine.zero_optimization_stage())
     trainer = Trainer(recipe, plan, engine, generator, batches, tokenizer, development, run)
     if arguments.resume:
         trainer.resume()
@@ -78,6 +73,9 @@ if __name__ == "__main__":
     try:
         main()
     except InputError as error:
-        if local_rank() == 0:  # once a machine: not every machine need see the same mistake
-            print(f"error: {error}", file=sys.stderr)
+        if local_rank() > 0:
+            # most mistakes are seen by all ranks, and the launcher ends the others when the first leaves; a mistake
+            # that only this rank can see is told all the same
+            time.sleep(3)
+        print(f"error: {error}" if local_rank() == 0 else f"error on rank {rank()}: {error}", file=sys.stderr)
         sys.exit(2)

@@ -54,3 +54,10 @@ def _processor() -> str:
             if key.strip() == "model name":
                 return value.strip()
     return platform.processor() or platform.machine()
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether an accelerator computes in bfloat16 itself; V100-class cards only emulate it, slowly. False for CPUs."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "xpu"

@@ -97,3 +97,16 @@ def check_same_vocabulary(
         f"one and {tokens[1]} in the other; choose a generator with the encoder's tokenizer, or train one with "
         "`diffcse-scale pretrain-generator --tokenizer`."
     )
+
+
+def check_lengths(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lengths: dict[str, int]) -> None:
+    """Refuse sentences longer than the backbone has positions for.
+
+    Raises:
+        InputError: names the recipe's field (a key of `lengths`) and the limit.
+    """
+    # RoBERTa-like models number positions from pad + 1; their tokenizers know how many are left
+    limit = min(getattr(backbone.config, "max_position_embeddings", None) or 10**9, tokenizer.model_max_length)
+    for field, length in lengths.items():
+        if length > limit:
+            raise InputError(f"{field} = {length} is more than the {limit} positions of {backbone.name_or_path}.")

@@ -21,8 +21,8 @@ from diffcse_scale.text.batches import Chunk
 class StepOutput(NamedTuple):
     """The objective of one global batch, and what is worth logging about it.
 
-    The mean over ranks of each tensor is its value for the global batch (`distributed.py` says why), counts and
-    their ratios included.
+    The mean over ranks of each loss and cosine is its value for the global batch (`distributed.py` says why); that of
+    the counts is their sum over ranks divided by W.
     """
 
     loss: Tensor  # what is back-propagated: W times this rank's terms of the global objective

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffcse_scale.distributed import gather_rows, rank, world_size
 from diffcse_scale.model.pooling import pool
+from diffcse_scale.text.batches import padding_id
 
 
 class Encoder(nn.Module):
@@ -58,8 +59,12 @@ def encode_sentences(
     parts = []
     for start in range(0, len(mine), batch_size):
         rows = [tokens[index] for index in mine[start : start + batch_size]]
-        batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(device)
-        parts.append(encoder(batch["input_ids"], batch["attention_mask"]).float())
+        lengths = torch.tensor([len(ids) for ids in rows])
+        ids = torch.full((len(rows), int(lengths.max())), padding_id(tokenizer))
+        for row, own in zip(ids, rows, strict=True):
+            row[: len(own)] = torch.tensor(own)
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        parts.append(encoder(ids.to(device), mask.to(device)).float())
     encoder.train(was_training)
     gathered = gather_rows(torch.cat(parts)).cpu().numpy()
     by_rank = np.concatenate([filled[other :: world_size()] for other in range(world_size())])

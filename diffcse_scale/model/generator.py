@@ -9,14 +9,13 @@ from diffcse_kernels import sample_tokens
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from diffcse_scale.environment import native_bfloat16
 from diffcse_scale.errors import InputError
 from diffcse_scale.model.backbone import check_same_vocabulary, load_masked_lm, load_tokenizer
 from diffcse_scale.randomness import derive_seed
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import Chunk
-
-# more than any sequence is long, so that (row, column) never share a counter
-MAX_POSITIONS = 1 << 20
+from diffcse_scale.text.corruption import MAX_POSITIONS
 
 
 class Generator:
@@ -98,7 +97,7 @@ def load_generator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: t
     trusted = recipe.model.trust_remote_code
     check_same_vocabulary(tokenizer, load_tokenizer(names[1], trusted), names)
     model = load_masked_lm(names[1], trusted)
-    if device.type != "cpu" and torch.get_device_module(device).is_bf16_supported():
+    if native_bfloat16(device):
         model = model.bfloat16()
     seed = derive_seed(recipe.seed, "sampling")
     return Generator(model.to(device), recipe.objective.fidelity, tokenizer.all_special_ids, seed)

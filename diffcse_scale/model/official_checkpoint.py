@@ -7,6 +7,7 @@ and `electra_head.*`. The masked-LM head and the generator in them are dead weig
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from diffcse_scale.errors import InputError
 from diffcse_scale.model.diffcse import DiffCSE
+
+log = logging.getLogger(__name__)
 
 # official prefix -> ours; the first that matches counts
 PREFIXES = (
@@ -55,12 +58,15 @@ def load_official_checkpoint(model: DiffCSE, folder: Path) -> list[str]:
         InputError: no weights there, or not one of the encoder's parameters among them, or a width that differs.
     """
     state = rename(_read(folder))
-    if not any(name.startswith("encoder.") for name in state.keys() & model.state_dict().keys()):
+    known = model.state_dict().keys()
+    if not any(name.startswith("encoder.") for name in state.keys() & known):
         raise InputError(f"Checkpoint {folder} holds no parameter of this encoder; is it of another architecture?")
     try:
-        result = model.load_state_dict({k: v for k, v in state.items() if k in model.state_dict()}, strict=False)
+        result = model.load_state_dict({name: value for name, value in state.items() if name in known}, strict=False)
     except RuntimeError as error:
         raise InputError(f"Checkpoint {folder} does not fit: {str(error).splitlines()[-1].strip()}") from None
+    if missing := sorted({name.split(".")[0] for name in result.missing_keys}):
+        log.warning("Checkpoint %s has no weights for all of %s, which start anew.", folder, ", ".join(missing))
     return list(result.missing_keys)
 
 

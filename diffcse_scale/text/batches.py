@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -44,6 +44,10 @@ class Chunk:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Chunk:
         """The same on another device."""
         return Chunk(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+
+    def pin_memory(self) -> Chunk:
+        """The same in page-locked memory, from which a copy to a GPU does not wait."""
+        return Chunk(*(getattr(self, f.name).pin_memory() for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,14 @@ class Batches:
         with batches.prefetch(0, 100) as iterator:
             for batch in iterator: ...
         """
-        return prefetch(self.batch, start, stop)
+        if not torch.cuda.is_available():
+            return prefetch(self.batch, start, stop)
+
+        def pinned(step: int) -> Batch:
+            batch = self.batch(step)
+            return replace(batch, chunks=[chunk.pin_memory() for chunk in batch.chunks])
+
+        return prefetch(pinned, start, stop)
 
     def _parts(self, lengths: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], int]]:
         """This rank's chunks: which sentences of the global batch, and the length to pad them to."""

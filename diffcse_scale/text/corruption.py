@@ -16,7 +16,7 @@ MASKED = 0.8
 RANDOM = 0.1
 
 # more than any sequence is long and than a token draws, so that no two draws of a run share a counter
-_MAX_POSITIONS = 1 << 20
+MAX_POSITIONS = 1 << 20
 _DRAWS = 4
 
 
@@ -72,7 +72,7 @@ class Corruption:
             flattened `input_ids`, int64 [K].
         """
         places = torch.arange(input_ids.shape[-1], dtype=torch.int64)
-        counters = ((row_ids[..., None] * _MAX_POSITIONS + places) * _DRAWS).flatten()
+        counters = ((row_ids[..., None] * MAX_POSITIONS + places) * _DRAWS).flatten()
         eligible = (attention_mask.bool() & ~self._special[input_ids]).flatten()
         chosen = eligible & (counter_uniform(self.seed, counters) < self.masking_ratio)
         selected = chosen.nonzero().flatten()

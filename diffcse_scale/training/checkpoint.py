@@ -55,15 +55,18 @@ def save_checkpoint(engine: Any, folder: Path, step: int, state: dict[str, Any],
     barrier()
 
 
-def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
-    """Load the newest whole checkpoint into the engine; returns the state it was saved with.
+def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
+    """Load the newest whole checkpoint into the engine; returns the state it was saved with, None if there is none.
 
     Raises:
-        InputError: there is none, or it was saved by another world size or ZeRO stage.
+        InputError: it was saved by another world size or ZeRO stage, or cannot be loaded.
     """
     steps = broadcast_object(checkpoint_steps(folder))
+    if is_main():
+        for entry in folder.glob(f"*{PARTIAL}"):
+            log.warning("Checkpoint %s is half-written and not used.", entry.name)
     if not steps:
-        raise InputError(f"There is no checkpoint to resume from in {folder}; start without --resume.")
+        return None
     tag = f"step-{steps[-1]:08d}"
     state: dict[str, Any] = json.loads((folder / tag / STATE).read_text(encoding="utf-8"))
     here = {"world_size": world_size(), "zero_stage": engine.zero_optimization_stage()}
@@ -73,9 +76,6 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
                 f"Checkpoint {folder / tag} was saved with {key.replace('_', ' ')} {state[key]}, this run has {value}; "
                 f"resume with {state[key]}."
             )
-    for entry in folder.glob(f"*{PARTIAL}"):
-        if is_main():
-            log.warning("Checkpoint %s is half-written and not used.", entry.name)
     path, _ = engine.load_checkpoint(str(folder), tag=tag)
     if path is None:
         raise InputError(f"Checkpoint {folder / tag} could not be loaded; delete it to resume from the one before.")

@@ -17,7 +17,8 @@ from diffcse_scale.training.schedule import Plan
 
 NEXT_COMMANDS = """\
 Next, with your own text (one sentence a line) and a real backbone:
-  deepspeed train.py --deepspeed_config ds_configs/zero2.json --recipe bert_base_sts data.files=YOUR.txt
+  deepspeed train.py --deepspeed_config ds_configs/zero2.json --recipe bert_base_sts \\
+      data.files=YOUR.txt evaluation.data=STS_FOLDER
   diffcse-scale evaluate --model {model} --data STS_FOLDER
 In Python:
   SentenceTransformer("{model}").encode(["a sentence"])"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -15,11 +16,14 @@ import deepspeed
 import deepspeed.ops
 import torch
 from deepspeed.accelerator import get_accelerator
-from torch import Tensor, nn
+from pydantic import ValidationError
+from torch import nn
 
+from diffcse_scale.distributed import local_rank
+from diffcse_scale.environment import native_bfloat16
 from diffcse_scale.errors import InputError
 from diffcse_scale.recipe import Recipe, nearest
-from diffcse_scale.training.schedule import Plan
+from diffcse_scale.text.batches import share_of
 
 # what a DeepSpeed configuration may say; DeepSpeed itself accepts a misspelt top-level key in silence
 KNOWN_KEYS = {
@@ -37,17 +41,35 @@ RECIPE_KEYS = {
 }
 
 
+# how launchers that set no RANK tell a process how many of its kind there are
+FOREIGN_LAUNCHERS = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "an MPI launcher"}
+
+
 def start_process_group() -> None:
-    """Join the ranks that the launcher started, or be the only one; compiles nothing."""
-    # a bare `python train.py` is a run of one process, not a search for MPI
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", "29500")
+    """Join the ranks that the launcher started, or be the only one; compiles nothing.
+
+    Raises:
+        InputError: several processes were started by something that gives them no RANK.
+    """
+    if "RANK" not in os.environ:
+        for variable, launcher in FOREIGN_LAUNCHERS.items():
+            if int(os.environ.get(variable, "1")) > 1:
+                raise InputError(
+                    f"{launcher} started {os.environ[variable]} processes without RANK, WORLD_SIZE, LOCAL_RANK, "
+                    "MASTER_ADDR and MASTER_PORT; set them, or start with `deepspeed train.py`."
+                )
+        # a bare `python train.py` is a run of one process, not a search for MPI; several may run side by side
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if get_accelerator().device_name() == "cpu":
         # on CPUs DeepSpeed would compile a shared-memory backend for its own collectives: a minute's wait and a
         # compiler, for operations we do not call; without it gloo serves
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # before the first collective: NCCL takes the current device, which would be the first one for every rank
+    get_accelerator().set_device(local_rank())
     deepspeed.init_distributed()
 
 
@@ -73,18 +95,26 @@ def load_deepspeed_config(path: str | Path | None) -> dict[str, Any]:
             raise InputError(f"DeepSpeed configuration {path}: {key} belongs in the recipe ({RECIPE_KEYS[key]}).")
         if key not in KNOWN_KEYS:
             raise InputError(f"DeepSpeed configuration {path}: unknown key {key}{nearest(key, KNOWN_KEYS)}.")
+    for section in ("zero_optimization", "bf16", "fp16", "torch_autocast"):
+        if not isinstance(config.get(section, {}), dict):
+            raise InputError(
+                f'DeepSpeed configuration {path}: {section} must be an object, such as {{"enabled": true}}.'
+            )
     return config
 
 
-def complete_config(config: dict[str, Any], recipe: Recipe, plan: Plan) -> dict[str, Any]:
+def complete_config(config: dict[str, Any], recipe: Recipe, devices: int) -> dict[str, Any]:
     """Fill in batch sizes, clipping and precisions that say "auto".
 
     Raises:
-        InputError: batch sizes in the JSON contradict the recipe; spells out the arithmetic.
+        InputError: batch sizes in the JSON contradict the recipe (spells out the arithmetic), or the device lacks the
+            precision asked for.
     """
+    sentences = recipe.batch.sentences
+    share = share_of(sentences, devices, recipe.batch.length_groups)
     batch_keys = {
-        "train_batch_size": plan.global_batch,
-        "train_micro_batch_size_per_gpu": plan.share,
+        "train_batch_size": sentences,
+        "train_micro_batch_size_per_gpu": share,
         "gradient_accumulation_steps": 1,
     }
     for key, ours in batch_keys.items():
@@ -92,14 +122,15 @@ def complete_config(config: dict[str, Any], recipe: Recipe, plan: Plan) -> dict[
         if theirs not in ("auto", ours):
             raise InputError(
                 f"DeepSpeed configuration says {key} = {theirs}, but the recipe's batch.sentences = "
-                f"{plan.global_batch} = {plan.share} sentences per device x {plan.world_size} devices x 1 "
+                f"{sentences} = {share} sentences per device x {devices} devices x 1 "
                 f"accumulation step; remove the key or set it to {ours}."
             )
-    completed = {"steps_per_print": 10**9, **config, **batch_keys, "gradient_clipping": recipe.optimizer.clip}
+    # ours is torch's AdamW also where optimizer state is offloaded: DeepSpeed's own for CPUs needs a compiler
+    defaults = {"steps_per_print": 10**9, "zero_force_ds_cpu_optimizer": False}
+    completed = {**defaults, **config, **batch_keys, "gradient_clipping": recipe.optimizer.clip}
     for section in ("bf16", "torch_autocast"):
         if completed.get(section, {}).get("enabled") == "auto":
-            on = get_accelerator().device_name() != "cpu" and get_accelerator().is_bf16_supported()
-            completed[section] = {**completed[section], "enabled": on}
+            completed[section] = {**completed[section], "enabled": native_bfloat16(device())}
     if completed.get("fp16", {}).get("enabled") and not get_accelerator().is_fp16_supported():
         raise InputError(
             f"DeepSpeed configuration asks for fp16, which {get_accelerator().device_name()} devices do not have here; "
@@ -122,10 +153,18 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def initialize(model: nn.Module, recipe: Recipe, config: dict[str, Any]) -> Any:
-    """The DeepSpeed engine around `model`; `config` is complete."""
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=make_optimizer(model, recipe), config=config, dist_init_required=False
-    )
+    """The DeepSpeed engine around `model`; `config` is complete.
+
+    Raises:
+        InputError: DeepSpeed refuses the configuration.
+    """
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=make_optimizer(model, recipe), config=config, dist_init_required=False
+        )
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
+        raise InputError(f"DeepSpeed refuses the configuration: {problems}.") from None
     return engine
 
 
@@ -145,17 +184,22 @@ def precision(config: dict[str, Any]) -> str:
     return "float32"
 
 
-def optimizer_step(engine: Any) -> float | Tensor:
-    """Take the engine's step; returns the norm of the averaged gradient before clipping."""
+def optimizer_step(engine: Any, want_norm: bool) -> float:
+    """Take the engine's step; returns the norm of the averaged gradient before clipping, NaN if it is not wanted."""
     norm = None
-    if engine.zero_optimization_stage() == 0:
+    if want_norm and engine.zero_optimization_stage() == 0:
         # at stage 0 the engine clips without telling the norm
-        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        scaler = engine.torch_autocast_z0_gradscaler
+        norm = torch.nn.utils.get_total_norm(gradients) / (scaler.get_scale() if scaler else 1.0)
     engine.step()
+    if not want_norm:
+        return float("nan")
     reported = engine.get_global_grad_norm()
-    if reported is not None:
-        return reported
-    return float("nan") if norm is None else norm
+    for value in (reported, norm):
+        if value is not None:
+            return float(value)
+    return float("nan")
 
 
 @contextmanager

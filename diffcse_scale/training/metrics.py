@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,13 @@ class Window:
         self._sentences += sentences
         self._real_tokens += real_tokens
         self._positions += positions
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that is not training: evaluations and checkpoints do not count in the rates."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
 
     def finite(self) -> bool:
         """Whether every loss of the window was finite on every rank (waits for the device)."""
@@ -118,9 +128,10 @@ class MetricsFile:
         self.path = path
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one row."""
+        """Append one row; numbers that are not finite become null, as JSON has no others."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(clean) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, oldest first; a last line cut short by a killed process is left out."""

@@ -60,6 +60,9 @@ def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
     output = Path(options.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"Output {output} already exists; choose another folder or remove it.")
+    if options.seconds is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # each process has its own clock: one would stop a step before the others, which would wait for it
+        raise InputError("seconds limits a single process only; give steps to train with several.")
     seed_everything(options.seed)
     text = _read_text(options)
     tokenizer = _tokenizer(options, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -54,15 +55,16 @@ class Trainer:
         self.batches, self.tokenizer, self.development, self.run = batches, tokenizer, development, run
         self.model: DiffCSE = engine.module
         self.step = 0  # steps done
-        self.best: dict[str, float] = {}
+        self.best: dict[str, Any] = {}
+        self.saved_best: dict[str, Any] = {}  # as of the newest checkpoint
         self.window = Window()
 
     def resume(self) -> None:
-        """Continue from the newest whole checkpoint of the run directory."""
-        state = load_checkpoint(self.engine, self.run.checkpoints)
-        self.step, self.best = state["step"], state["best"]
+        """Continue from the newest whole checkpoint of the run directory, or from the start if there is none yet."""
+        state = load_checkpoint(self.engine, self.run.checkpoints) or {"step": 0, "best": {}}
+        self.step, self.best, self.saved_best = state["step"], state["best"], state["best"]
         if is_main():
-            self.run.metrics.forget_after(self.step)
+            self.run.metrics.forget_after(self.step if self.step else -1)
             log.info("Resuming after step %d of %d.", self.step, self.plan.steps)
 
     def fit(self) -> dict[str, Any]:
@@ -88,36 +90,51 @@ class Trainer:
         seed_everything(derive_seed(self.recipe.seed, "dropout", batch.step, rank()))
         real_tokens = sum(int(chunk.attention_mask.sum()) for chunk in batch.chunks)
         positions = sum(chunk.attention_mask.numel() for chunk in batch.chunks)
-        chunks = [chunk.to(device()) for chunk in batch.chunks]
+        chunks = [chunk.to(device(), non_blocking=True) for chunk in batch.chunks]
         edited = [self.generator.edit(chunk) for chunk in chunks] if self.generator else None
         rate = learning_rate(self.recipe.optimizer, batch.step, self.plan.steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         output = self.engine(chunks, edited)
         self.engine.backward(output.loss)
-        norm = optimizer_step(self.engine)
+        logs = self.step % self.recipe.log_every == 0 or checkpoint or last
+        evaluates = self.step % self.recipe.evaluation.every == 0 or last
+        norm = optimizer_step(self.engine, want_norm=logs)
         self.window.add(output, batch.sentences, real_tokens, positions)
-        if self.step % self.recipe.log_every == 0 or checkpoint or last:
+        if logs or evaluates:
+            self._check_finite()
+        if logs:
             self._log(rate, norm)
-        if self.step % self.recipe.evaluation.every == 0 or last:
-            self._evaluate()
-        if checkpoint:
-            state = {"best": self.best, "recipe": self.recipe.fingerprint()}
-            save_checkpoint(self.engine, self.run.checkpoints, self.step, state, self.recipe.keep_checkpoints)
+        with self.window.paused():
+            if evaluates:
+                self._evaluate()
+            if checkpoint:
+                self._checkpoint()
 
-    def _log(self, rate: float, norm: Any) -> None:
+    def _check_finite(self) -> None:
+        """Stop before anything that is not finite is measured or saved."""
         if not self.window.finite():
             raise InputError(
                 f"The loss is not finite at or shortly before step {self.step}; nothing was saved since the last "
                 "checkpoint; lower optimizer.learning_rate and start again."
             )
-        row = {**self.window.read(), "gradient_norm": float(norm), "learning_rate": rate}
+
+    def _checkpoint(self) -> None:
+        save_checkpoint(self.engine, self.run.checkpoints, self.step, {"best": self.best}, self.recipe.keep_checkpoints)
+        self.saved_best = self.best
+
+    def _log(self, rate: float, norm: float) -> None:
+        row = {**self.window.read(), "gradient_norm": norm, "learning_rate": rate}
         if is_main():
             self.run.metrics.write({"step": self.step, **row})
             tqdm.write(console_line(self.step, self.plan.steps, row))
+        self._monitor(row)
+
+    def _monitor(self, row: dict[str, Any]) -> None:
+        """The same numbers to DeepSpeed's own monitors, if its configuration names any."""
         if self.engine.monitor.enabled:
-            events = [(f"train/{name}", value, self.step) for name, value in row.items() if value is not None]
-            self.engine.monitor.write_events(events)
+            numbers = {name: value for name, value in row.items() if value is not None and name != "step"}
+            self.engine.monitor.write_events([(f"train/{name}", value, self.step) for name, value in numbers.items()])
 
     def _evaluate(self) -> None:
         """Measure the development set; keep the encoder if it is the best so far."""
@@ -133,10 +150,19 @@ class Trainer:
             self.run.metrics.write(row)
             shown = "  ".join(f"{name} {value:.2f}" for name, value in row.items() if name != "step")
             tqdm.write(f"step {self.step:>{len(str(self.plan.steps))}}/{self.plan.steps}  {shown}  (Spearman x 100)")
-        if self.step > 0 and not score <= self.best.get("dev_spearman", float("-inf")):
+        self._monitor(row)
+        if self.step > 0 and improves(score, self.best.get("dev_spearman")):
             self.best = {"step": self.step, "dev_spearman": score}
-            self._export(self.run.best)
-        self.window = Window() if self.step == 0 else self.window
+            self._keep_best()
+
+    def _keep_best(self) -> None:
+        """Export the encoder as the best so far. That of the newest checkpoint stays too: a resume goes back to it."""
+        self._export(self.run.best(self.step))
+        if is_main():
+            kept = {self.run.best(best["step"]) for best in (self.best, self.saved_best) if best}
+            for folder in self.run.best(self.step).parent.iterdir():
+                if folder not in kept:
+                    shutil.rmtree(folder)
 
     def _export(self, folder: Path) -> None:
         with whole_parameters(self.model.encoder.backbone, self.engine):
@@ -159,11 +185,21 @@ class Trainer:
             if self.generator is not None:
                 result.update(self.development.rtd_accuracy(self.model, self.generator, self.recipe, device()))
         else:
-            self._export(self.run.best)
+            self.best = {"step": self.step}
+            self._keep_best()
         if is_main():
-            shutil.rmtree(self.run.model, ignore_errors=True)
-            shutil.copytree(self.run.best, self.run.model)
+            partial = self.run.model.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(self.run.best(self.best["step"]), partial)
+            partial.rename(self.run.model)
             draw_curves(self.run.metrics.rows(), self.run.curves)
             self.run.finish(**result)
         barrier()
         return result
+
+
+def improves(score: float, best: float | None) -> bool:
+    """Whether `score` is the new best. NaN (collapsed embeddings) is better than nothing, and than nothing else."""
+    if best is None or math.isnan(best):
+        return True
+    return score > best

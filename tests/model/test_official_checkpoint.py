@@ -36,9 +36,8 @@ def test_an_official_diffcse_checkpoint_is_read_whole(tmp_path, prefix):
     assert load_official_checkpoint(model, tmp_path) == []
     for name, value in model.state_dict().items():
         part = name.split(".")[0]
-        added = {"encoder": 1, "projection": 3, "rtd_head": 4}.get(part)
-        if added:
-            torch.testing.assert_close(value, before[name] + added)
+        added = {"encoder": 1, "discriminator": 2, "projection": 3, "rtd_head": 4}[part]
+        torch.testing.assert_close(value, before[name] + added)
 
 
 def test_a_published_simcse_checkpoint_has_its_projection_in_the_pooler(tmp_path):

@@ -32,9 +32,9 @@ def test_only_whole_checkpoints_count(tmp_path):
     assert checkpoint_steps(tmp_path / "absent") == []
 
 
-def test_resuming_without_a_checkpoint_is_an_error_and_no_fresh_start(tmp_path):
-    with pytest.raises(InputError, match="no checkpoint to resume from"):
-        load_checkpoint(Engine(), tmp_path)
+def test_without_a_checkpoint_there_is_nothing_to_load(tmp_path):
+    _checkpoint(tmp_path, "step-00000030.partial", step=30)
+    assert load_checkpoint(Engine(), tmp_path) is None
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,12 @@ import pytest
 
 from diffcse_scale.errors import InputError
 from diffcse_scale.recipe import load_recipe
+from diffcse_scale.training import engine
 from diffcse_scale.training.engine import complete_config, load_deepspeed_config, make_optimizer, precision
-from diffcse_scale.training.schedule import make_plan
 from tests.toys import toy_model
 from tests.training.launch import ROOT
 
 RECIPE = load_recipe("quickstart")
-PLAN = make_plan(RECIPE, sentences=1000, views=2, world_size=4)
 
 
 def _file(tmp_path, content):
@@ -25,26 +24,26 @@ def _file(tmp_path, content):
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_shipped_configurations_are_complete_after_ours(stage):
-    config = complete_config(load_deepspeed_config(ROOT / "ds_configs" / f"zero{stage}.json"), RECIPE, PLAN)
+    config = complete_config(load_deepspeed_config(ROOT / "ds_configs" / f"zero{stage}.json"), RECIPE, 4)
     assert config["zero_optimization"]["stage"] == stage
     assert (config["train_batch_size"], config["train_micro_batch_size_per_gpu"]) == (64, 16)
     assert (config["gradient_accumulation_steps"], config["gradient_clipping"]) == (1, RECIPE.optimizer.clip)
 
 
 def test_auto_precision_is_float32_on_a_cpu():
-    config = complete_config(load_deepspeed_config(None), RECIPE, PLAN)
+    config = complete_config(load_deepspeed_config(None), RECIPE, 4)
     assert config["torch_autocast"]["enabled"] is False
     assert precision(config) == "float32"
 
 
 def test_a_batch_size_that_agrees_is_accepted():
-    assert complete_config({"train_batch_size": 64}, RECIPE, PLAN)["train_batch_size"] == 64
+    assert complete_config({"train_batch_size": 64}, RECIPE, 4)["train_batch_size"] == 64
 
 
 @pytest.mark.parametrize("key", ["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"])
 def test_a_batch_size_that_contradicts_the_recipe_gets_the_arithmetic(key):
     with pytest.raises(InputError, match=rf"{key} = 48, .*64 = 16 sentences per device x 4 devices x 1 accumulation"):
-        complete_config({key: 48}, RECIPE, PLAN)
+        complete_config({key: 48}, RECIPE, 4)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +73,7 @@ def test_fp16_is_refused_where_the_device_lacks_it():
     if get_accelerator().is_fp16_supported():
         pytest.skip("this device has fp16")
     with pytest.raises(InputError, match="asks for fp16"):
-        complete_config({"fp16": {"enabled": True}}, RECIPE, PLAN)
+        complete_config({"fp16": {"enabled": True}}, RECIPE, 4)
 
 
 def test_only_matrices_are_decayed():
@@ -84,3 +83,27 @@ def test_only_matrices_are_decayed():
     assert decayed["weight_decay"] == 0.1 and kept["weight_decay"] == 0.0
     assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in kept["params"])
     assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("content", [{"bf16": True}, {"zero_optimization": 2}])
+def test_a_section_that_is_no_object_is_refused(tmp_path, content):
+    with pytest.raises(InputError, match="must be an object"):
+        load_deepspeed_config(_file(tmp_path, content))
+
+
+def test_a_rank_has_its_device_before_the_first_collective(monkeypatch):
+    events = []
+    accelerator = type(engine.get_accelerator())
+    monkeypatch.setattr(accelerator, "set_device", lambda self, index: events.append(("device", index)))
+    monkeypatch.setattr(engine.deepspeed, "init_distributed", lambda: events.append("process group"))
+    for name, value in {"RANK": "5", "LOCAL_RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    engine.start_process_group()
+    assert events == [("device", 3), "process group"]
+
+
+def test_processes_without_ranks_do_not_become_runs_of_their_own(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(InputError, match="srun started 2 processes without RANK"):
+        engine.start_process_group()

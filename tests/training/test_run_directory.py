@@ -10,18 +10,20 @@ from diffcse_scale.training.metrics import MetricsFile
 from diffcse_scale.training.run_directory import RunDirectory
 
 RECIPE = load_recipe("quickstart")
+FACTS = {"data_fingerprint": "abc", "precision": "float32"}
 
 
 def started(path, recipe=RECIPE):
     """A run that has got past its checks."""
     run = RunDirectory.open(path, recipe, resume=False)
-    run.describe(recipe)
+    run.describe(recipe, resume=False, **FACTS)
     return run
 
 
 def test_without_a_name_runs_are_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = [started(None).path.as_posix() for _ in range(3)]
+    runs = [started(None) for _ in range(3)]
+    names = [run.path.as_posix() for run in runs]
     assert names == ["runs/quickstart", "runs/quickstart-2", "runs/quickstart-3"]
 
 
@@ -52,6 +54,24 @@ def test_a_start_that_a_mistake_stopped_leaves_the_folder_free(tmp_path):
     folder = str(tmp_path / "run")
     RunDirectory.open(folder, RECIPE, resume=False)
     assert str(RunDirectory.open(folder, load_recipe("quickstart", ["seed=7"]), resume=False).path) == folder
+
+
+def test_a_folder_in_use_names_its_user(tmp_path):
+    folder = str(tmp_path / "run")
+    run = RunDirectory.open(folder, RECIPE, resume=False)
+    with pytest.raises(InputError, match=r"is being written by process \d+ on "):
+        RunDirectory.open(folder, RECIPE, resume=False)
+    del run
+    RunDirectory.open(folder, RECIPE, resume=False)
+
+
+@pytest.mark.parametrize("changed", [{"data_fingerprint": "xyz"}, {"precision": "bfloat16"}])
+def test_another_corpus_or_precision_is_not_resumed(tmp_path, changed):
+    folder = str(tmp_path / "run")
+    started(folder)
+    run = RunDirectory.open(folder, RECIPE, resume=True)
+    with pytest.raises(InputError, match=next(iter(changed)).replace("_", " ")):
+        run.describe(RECIPE, resume=True, **{**FACTS, **changed})
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):

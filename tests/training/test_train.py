@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +18,12 @@ ZERO2 = str(ROOT / "ds_configs" / "zero2.json")
 
 @pytest.fixture(scope="module")
 def finished(toy_world, tmp_path_factory):
-    """A run of 12 steps with a checkpoint after step 6."""
-    run = tmp_path_factory.mktemp("runs") / "finished"
-    result = launch("--deepspeed_config", ZERO2, "--recipe", str(toy_world / "toy.yaml"), "--output", str(run))
+    """A run of 12 steps with a checkpoint after step 6, and one of DeepSpeed's monitors."""
+    folder = tmp_path_factory.mktemp("runs")
+    run, config = folder / "finished", folder / "zero2.json"
+    monitor = {"csv_monitor": {"enabled": True, "output_path": str(folder), "job_name": "monitor"}}
+    config.write_text(json.dumps({**json.loads(Path(ZERO2).read_text()), **monitor}))
+    result = launch("--deepspeed_config", str(config), "--recipe", str(toy_world / "toy.yaml"), "--output", str(run))
     assert result.returncode == 0, result.stdout
     return run, result.stdout
 
@@ -41,6 +45,13 @@ def test_metrics_hold_every_number_a_log_line_promises(finished):
     assert last["gradient_norm"] > 0 and last["learning_rate"] == pytest.approx(1e-3 / 12)
     for name in ("positive_cosine", "negative_cosine", *TIMINGS):
         assert isinstance(last[name], float)
+
+
+def test_deepspeeds_monitor_gets_the_same_numbers(finished):
+    run, _ = finished
+    (file,) = (run.parent / "monitor").glob("*loss.csv")
+    written = [float(line.split(",")[1]) for line in file.read_text().splitlines()[1:]]
+    assert written == pytest.approx([row["loss"] for row in metrics(run) if "loss" in row])
 
 
 def test_the_exported_model_loads_in_both_libraries(finished):
@@ -86,4 +97,4 @@ def test_a_mistake_is_one_line_and_exit_code_2(finished, toy_world):
     assert "error: " + str(run) + " holds a run of another recipe" in result.stdout
     assert "seed: 2, not 1" in result.stdout
     assert "Traceback" not in result.stdout
-    assert result.returncode != 0
+    assert result.returncode == 2
