@@ -27,7 +27,16 @@ In Python:
 def setup_logging() -> None:
     """Warnings and one-line reports from the main rank; libraries' chatter from none."""
     logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, format="%(message)s", force=True)
-    for name in ("DeepSpeed", "transformers", "datasets", "sentence_transformers", "httpx", "filelock", "torch"):
+    for name in (
+        "DeepSpeed",
+        "transformers",
+        "datasets",
+        "sentence_transformers",
+        "httpx",
+        "filelock",
+        "torch",
+        "matplotlib",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)

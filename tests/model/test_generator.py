@@ -79,9 +79,11 @@ def test_samples_follow_the_softmax_of_the_whole_model(family):
     whole = copy.deepcopy(model).eval()
     chunk, _ = toy_chunk(sentences=1)
     chunk = replace(chunk, corrupted=torch.tensor([1]))  # one position, drawn many times
-    logits = whole(
-        input_ids=chunk.corrupted_ids.flatten(0, 1), attention_mask=chunk.attention_mask.flatten(0, 1)
-    ).logits[0, 1].detach()
+    logits = (
+        whole(input_ids=chunk.corrupted_ids.flatten(0, 1), attention_mask=chunk.attention_mask.flatten(0, 1))
+        .logits[0, 1]
+        .detach()
+    )
     logits[SPECIAL] = float("-inf")
     generator = Generator(model, "sampled", SPECIAL, seed=0)
     draws = []

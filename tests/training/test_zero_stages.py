@@ -1,4 +1,8 @@
-"""ZeRO 0 to 3 train alike on real text: `deepspeed --num_gpus 2 train.py` with each shipped configuration."""
+"""ZeRO 0 to 3 train alike on real text: `deepspeed --num_gpus 2 train.py` with each shipped configuration.
+
+The truth is stage 0, which shards nothing. Losses (0.86 at first) agree to 1e-6 in the first step and to 1e-4 over 20:
+the stages add gradients up in different orders, and Adam makes a little more of that with each step.
+"""
 
 from __future__ import annotations
 
@@ -33,4 +37,4 @@ def test_all_stages_give_the_same_losses_in_float32(tmp_path, data_folder, model
         assert len(losses[stage]) == STEPS
     for stage in (1, 2, 3):
         assert losses[stage][0] == pytest.approx(losses[0][0], rel=1e-6)
-        assert losses[stage] == pytest.approx(losses[0], rel=1e-4)
+        assert losses[stage] == pytest.approx(losses[0], rel=0, abs=1e-4)
