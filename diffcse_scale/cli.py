@@ -6,7 +6,6 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from diffcse_scale.errors import InputError
 from diffcse_scale.recipe import explain
+from diffcse_scale.shipped import shipped
 from diffcse_scale.training.pretrain_options import PretrainOptions
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -26,11 +26,12 @@ def train(
     processes: Annotated[int | None, typer.Option(help="ranks on this machine; all devices if absent")] = None,
 ) -> None:
     """Launch train.py with DeepSpeed; all other arguments are train.py's."""
-    checkout = Path(__file__).parents[1] / "train.py"
-    program = checkout if checkout.is_file() else resources.files("diffcse_scale") / "train.py"
-    count = ["--num_gpus", str(processes)] if processes else []
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *count, str(program), *context.args]
-    os.execv(sys.executable, launcher)
+    from diffcse_scale.distributed import free_port
+
+    launcher = ["deepspeed.launcher.runner", "--master_port", str(free_port())]
+    if processes:
+        launcher += ["--num_gpus", str(processes)]
+    os.execv(sys.executable, [sys.executable, "-m", *launcher, str(shipped("train.py")), *context.args])
 
 
 @app.command()

@@ -10,6 +10,7 @@ W * J_r. Losses therefore multiply by `world_size()` and divide by global counts
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 import torch
@@ -19,6 +20,13 @@ from torch import Tensor
 
 def _active() -> bool:
     return dist.is_available() and dist.is_initialized()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now, for a rendezvous."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def rank() -> int:

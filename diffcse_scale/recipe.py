@@ -11,7 +11,6 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +18,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from diffcse_scale.errors import InputError
+from diffcse_scale.shipped import shipped
 
 EMBEDDED = "embedded"
 
@@ -172,13 +172,7 @@ class Recipe(Section):
 
 def shipped_recipes() -> dict[str, str]:
     """Name to YAML text of every recipe that comes with the package."""
-    checkout = Path(__file__).parent.parent / "recipes"
-    folder = checkout if checkout.is_dir() else resources.files("diffcse_scale.recipes")
-    return {
-        entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8")
-        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
-        if entry.name.endswith(".yaml")
-    }
+    return {file.stem: file.read_text(encoding="utf-8") for file in sorted(shipped("recipes").glob("*.yaml"))}
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:

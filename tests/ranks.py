@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from diffcse_scale.distributed import free_port
+
 
 def run_ranks(work: Callable[..., Any], world_size: int, folder: Path, *arguments: Any) -> list[Any]:
     """`work(*arguments)` on every rank of a fresh process group; returns each rank's result in rank order."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     multiprocessing.spawn(_rank, (work, world_size, port, str(folder), arguments), nprocs=world_size)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world_size)]
 

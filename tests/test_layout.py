@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,3 +65,18 @@ def test_recipes_and_configurations_are_found_from_any_folder(tmp_path):
     command = [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'kernels')!r}]; {code}"]
     output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert "quickstart {'stage': 2}" in output
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_trains_without_the_repository(tmp_path):
+    built = tmp_path / "built"
+    shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".venv", ".git", "runs", "build"))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--target", str(built), str(tmp_path / "source")], check=True)
+    arguments = ["train", "--processes", "1", "max_steps=2", "data.limit=128", "evaluation.data=null"]
+    code = f"import sys; sys.path.insert(0, {str(built)!r}); from diffcse_scale.cli import main; main()"
+    environment = {**os.environ, "PYTHONPATH": str(built), "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, "-c", code, *arguments, "--output", str(tmp_path / "run")]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,11 @@ from deepspeed.accelerator import get_accelerator
 from pydantic import ValidationError
 from torch import nn
 
-from diffcse_scale.distributed import local_rank
+from diffcse_scale.distributed import free_port, local_rank
 from diffcse_scale.environment import native_bfloat16
 from diffcse_scale.errors import InputError
 from diffcse_scale.recipe import Recipe, nearest
+from diffcse_scale.shipped import shipped
 from diffcse_scale.text.batches import share_of
 
 # what a DeepSpeed configuration may say; DeepSpeed itself accepts a misspelt top-level key in silence
@@ -59,10 +58,8 @@ def start_process_group() -> None:
                     "MASTER_ADDR and MASTER_PORT; set them, or start with `deepspeed train.py`."
                 )
         # a bare `python train.py` is a run of one process, not a search for MPI; several may run side by side
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if get_accelerator().device_name() == "cpu":
         # on CPUs DeepSpeed would compile a shared-memory backend for its own collectives: a minute's wait and a
@@ -79,9 +76,7 @@ def load_deepspeed_config(path: str | Path | None) -> dict[str, Any]:
     Raises:
         InputError: missing file, malformed JSON, unknown key, or a setting that belongs in the recipe.
     """
-    if path is None:
-        checkout = Path(__file__).parents[2] / "ds_configs"
-        path = Path(str(checkout if checkout.is_dir() else resources.files("diffcse_scale.ds_configs"))) / "zero2.json"
+    path = shipped("ds_configs") / "zero2.json" if path is None else path
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError:

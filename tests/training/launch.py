@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from diffcse_scale.distributed import free_port
 
 ROOT = Path(__file__).parents[2]
 # numbers that say how fast or large a process was, not what it computed
@@ -18,9 +19,7 @@ TIMINGS = {"sentences_per_second", "real_tokens_per_second", "peak_memory_gb"}
 
 def launch(*arguments: str, ranks: int = 2, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """`deepspeed --num_gpus RANKS train.py ARGUMENTS` in a process group of its own, which is left empty."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         str(Path(sys.executable).parent / "deepspeed"),
         "--num_gpus",
