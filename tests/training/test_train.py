@@ -98,3 +98,19 @@ def test_a_mistake_is_one_line_and_exit_code_2(finished, toy_world):
     assert "seed: 2, not 1" in result.stdout
     assert "Traceback" not in result.stdout
     assert result.returncode == 2
+
+
+def test_triples_with_hard_negatives_train_in_the_official_fidelity(toy_world, tmp_path):
+    sentences = (toy_world / "corpus.txt").read_text().splitlines()
+    rows = zip(sentences[0:90:3], sentences[1:90:3], sentences[2:90:3], strict=True)
+    lines = ["anchor,positive,negative", *(",".join(f'"{cell}"' for cell in row) for row in rows)]
+    (tmp_path / "triples.csv").write_text("\n".join(lines))
+    result = launch(
+        *("--recipe", str(toy_world / "toy.yaml"), "--output", str(tmp_path / "run"), "max_steps=2"),
+        *(f"data.files={tmp_path}/triples.csv", "data.columns=[anchor, positive, negative]", "batch.sentences=8"),
+        *("objective.fidelity=official", "objective.hard_negative_weight=1.0", "evaluation.data=null"),
+        ranks=1,
+    )
+    assert result.returncode == 0, result.stdout
+    assert "negatives per anchor │ 15" in result.stdout  # 7 other positives and 8 hard negatives
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [1, 2]
