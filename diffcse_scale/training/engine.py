@@ -16,6 +16,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from pydantic import ValidationError
 from torch import nn
+from torch.distributed import DistNetworkError
 
 from diffcse_scale.distributed import free_port, local_rank
 from diffcse_scale.environment import native_bfloat16
@@ -48,7 +49,7 @@ def start_process_group() -> None:
     """Join the ranks that the launcher started, or be the only one; compiles nothing.
 
     Raises:
-        InputError: several processes were started by something that gives them no RANK.
+        InputError: several processes were started by something that gives them no RANK, or the port is taken.
     """
     if "RANK" not in os.environ:
         for variable, launcher in FOREIGN_LAUNCHERS.items():
@@ -57,9 +58,11 @@ def start_process_group() -> None:
                     f"{launcher} started {os.environ[variable]} processes without RANK, WORLD_SIZE, LOCAL_RANK, "
                     "MASTER_ADDR and MASTER_PORT; set them, or start with `deepspeed train.py`."
                 )
-        # a bare `python train.py` is a run of one process, not a search for MPI; several may run side by side
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+        # a bare `python train.py` is a run of one process, not a search for MPI
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+    if os.environ["WORLD_SIZE"] == "1":
+        # nobody else has to know it, and the launcher's own choice is the same for every run on a machine
+        os.environ["MASTER_PORT"] = str(free_port())
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if get_accelerator().device_name() == "cpu":
         # on CPUs DeepSpeed would compile a shared-memory backend for its own collectives: a minute's wait and a
@@ -67,7 +70,15 @@ def start_process_group() -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # before the first collective: NCCL takes the current device, which would be the first one for every rank
     get_accelerator().set_device(local_rank())
-    deepspeed.init_distributed()
+    try:
+        deepspeed.init_distributed()
+    except DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise InputError(
+            f"Port {os.environ['MASTER_PORT']} is in use, by another run on this machine perhaps; give "
+            "`deepspeed --master_port` another."
+        ) from None
 
 
 def load_deepspeed_config(path: str | Path | None) -> dict[str, Any]:

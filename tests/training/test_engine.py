@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 
 import pytest
 
@@ -93,7 +95,7 @@ def test_a_rank_has_its_device_before_the_first_collective(monkeypatch):
     accelerator = type(engine.get_accelerator())
     monkeypatch.setattr(accelerator, "set_device", lambda self, index: events.append(("device", index)))
     monkeypatch.setattr(engine.deepspeed, "init_distributed", lambda: events.append("process group"))
-    for name, value in {"RANK": "5", "LOCAL_RANK": "3"}.items():
+    for name, value in {"RANK": "5", "LOCAL_RANK": "3", "WORLD_SIZE": "8"}.items():
         monkeypatch.setenv(name, value)
     engine.start_process_group()
     assert events == [("device", 3), "process group"]
@@ -104,3 +106,24 @@ def test_processes_without_ranks_do_not_become_runs_of_their_own(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     with pytest.raises(InputError, match="srun started 2 processes without RANK"):
         engine.start_process_group()
+
+
+def test_a_run_of_one_process_takes_a_port_of_its_own(monkeypatch):
+    ports = []
+    monkeypatch.setattr(engine.deepspeed, "init_distributed", lambda: ports.append(os.environ["MASTER_PORT"]))
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    engine.start_process_group()
+    assert ports != ["29500"]
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch):
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken)}
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", **addresses}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=f"Port {taken} is in use"):
+            engine.start_process_group()
