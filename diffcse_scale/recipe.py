@@ -8,8 +8,6 @@ never part of a recipe; that is a DeepSpeed configuration, see `ds_configs/`.
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -155,10 +153,6 @@ class Recipe(Section):
         if self.objective.hard_negative_weight and (self.data.columns is not None and len(self.data.columns) != 3):
             raise ValueError("objective.hard_negative_weight needs three data.columns")
         return self
-
-    def fingerprint(self) -> str:
-        """Hash of every field, hexadecimal."""
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:16]
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Lines `section.field: mine, not theirs` for each field in which `other` (a dumped recipe) differs."""

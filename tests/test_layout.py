@@ -35,7 +35,6 @@ def test_an_installed_kernels_package_is_found_before_the_folder(tmp_path):
 
 
 def test_transformers_does_not_take_the_folder_for_hugging_faces_package():
-    pytest.importorskip("transformers")
     from importlib import metadata
 
     if "kernels" in {name.lower() for d in metadata.distributions() if (name := d.metadata["Name"])}:
