@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    # without a GPU the Triton kernels run in Triton's interpreter, which reads this when triton is first imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(1)
 
 

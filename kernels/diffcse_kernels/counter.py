@@ -36,6 +36,11 @@ def counter_uniform(seed: int, counters: Tensor) -> Tensor:
     return _shift_right(bits, 11).to(torch.float64) * 2.0**-53
 
 
+def signed_seed(seed: int) -> int:
+    """The seed in [-2**63, 2**63) that gives the same numbers: operators take no larger integer."""
+    return _signed(seed % _WORD)
+
+
 def _mix(words: Tensor) -> Tensor:
     """SplitMix64's finaliser on words held in int64, whose products wrap around as unsigned ones do."""
     for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Literal, TypedDict, Unpack, overload
 
+import torch
 from torch import Tensor
 
-from . import reference
 from .implementations import resolve
+from .info_nce_operator import contrast
 from .reference import InfoNCEStats
+from .reference.blocks import compute_dtype
 
 __all__ = ["InfoNCEStats", "info_nce"]
 
@@ -77,8 +79,9 @@ def info_nce(
     but neither the similarities nor their gradient ever exist for all rows at once. All keys get a gradient,
     so a caller that gathered them from other processes reduces it back with the adjoint of its gather.
 
-    float64 inputs are computed in float64, all others in float32 (also under autocast); gradients have the
-    dtype of their input. There is no second derivative.
+    The reference computes float64 inputs in float64 and all others in float32. Triton multiplies the inputs as
+    they are and accumulates in float32; the weights of the gradients are rounded to the dtype of the inputs.
+    Autocast changes neither. Gradients have the dtype of their input. There is no second derivative.
 
     Args:
         queries: [N, D].
@@ -92,8 +95,8 @@ def info_nce(
             negative, as SimCSE and DiffCSE do. Without `hard_negatives` it has no effect.
         row_weights: [N], a factor on each row's loss. They are constants: a weight that requires a gradient
             is refused.
-        normalize: True compares by cosine, each row divided by its norm, or by 1e-12 if that is larger; a row
-            that short has no direction and gets a gradient of zero. False compares by dot product.
+        normalize: True compares by cosine; a row no longer than 1e-12 has no direction, so its cosines and its
+            gradient are 0. False compares by dot product.
         symmetric: the mean of this loss and of the one with queries and keys exchanged (CLIP). Needs N == M,
             no offset and no hard negatives.
         reduction: "mean" is sum(weight * loss) / sum(weight), "sum" leaves the division out, "none" gives
@@ -108,33 +111,40 @@ def info_nce(
     Raises:
         ValueError: shapes or options that do not fit together, or an implementation that is not installed.
     """
-    resolve(impl)
     _check_rows(queries, keys, positive_offset)
     _check_hard_negatives(queries, hard_negatives, hard_negative_offset, hard_negative_weight)
     _check_temperature(temperature)
-    if row_weights is not None:
-        if row_weights.shape != queries.shape[:1]:
-            raise ValueError(f"row_weights must be [{len(queries)}], not {list(row_weights.shape)}")
-        if row_weights.requires_grad:
-            raise ValueError("row_weights must not require a gradient: they are constants of the loss")
+    _check_row_weights(queries, row_weights)
     if symmetric and (len(queries) != len(keys) or hard_negatives is not None):
         raise ValueError("symmetric=True needs as many queries as keys and no hard_negatives")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
-    loss, stats = reference.info_nce(
-        queries,
-        keys,
-        temperature,
-        positive_offset=positive_offset,
-        hard_negatives=hard_negatives,
-        hard_negative_offset=hard_negative_offset,
-        hard_negative_weight=hard_negative_weight,
-        row_weights=row_weights,
-        normalize=normalize,
-        symmetric=symmetric,
-        reduction=reduction,
-    )
-    return (loss, stats) if return_stats else loss
+    columns = keys if hard_negatives is None else torch.cat([keys, hard_negatives])
+    dtype = compute_dtype(queries, columns)
+    impl = resolve(impl, "info_nce", len(queries) * len(columns), queries.device, dtype)
+    if not isinstance(temperature, Tensor):
+        temperature = queries.new_full((), temperature, dtype=dtype)
+    weights = queries.new_ones(len(queries), dtype=dtype) if row_weights is None else row_weights.to(dtype)
+    coefficients = {"mean": weights / weights.sum(), "sum": weights, "none": None}[reduction]
+    # a weight of zero marks no column, so the hard negatives may then be fewer than the rows
+    is_marked = hard_negatives is not None and hard_negative_weight != 0
+    own_hard_negative = len(keys) + hard_negative_offset if is_marked else None
+    options = (len(keys), positive_offset, own_hard_negative, hard_negative_weight, normalize, impl)
+    loss, *stats = contrast(queries, columns, temperature, coefficients, *options)
+    if symmetric:
+        loss = (loss + contrast(columns, queries, temperature, coefficients, *options)[0]) / 2
+    if reduction == "none":
+        loss = loss * weights
+    return (loss, InfoNCEStats(*stats)) if return_stats else loss
+
+
+def _check_row_weights(queries: Tensor, row_weights: Tensor | None) -> None:
+    if row_weights is None:
+        return
+    if row_weights.shape != queries.shape[:1]:
+        raise ValueError(f"row_weights must be [{len(queries)}], not {list(row_weights.shape)}")
+    if row_weights.requires_grad:
+        raise ValueError("row_weights must not require a gradient: they are constants of the loss")
 
 
 def _check_rows(queries: Tensor, keys: Tensor, positive_offset: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from . import reference
-from .implementations import resolve
+from .implementations import implementation, resolve
 from .reference import RTDCounts
+from .reference.blocks import compute_dtype
 
 __all__ = ["RTDCounts", "replaced_token_bce"]
 
@@ -48,9 +51,8 @@ def replaced_token_bce(
         The sum of the losses, a scalar of float32 (float64 for float64 inputs), and the counts.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together, or an implementation that is not installed.
+        ValueError: shapes or dtypes that do not fit together, or an implementation that cannot run here.
     """
-    resolve(impl)
     if hidden.dim() != 2 or not hidden.is_floating_point():
         raise ValueError(f"hidden must be a floating-point matrix, not {list(hidden.shape)} of {hidden.dtype}")
     if weight.shape != hidden.shape[1:] or bias.numel() != 1:
@@ -62,4 +64,79 @@ def replaced_token_bce(
             raise ValueError(f"{name} must be [{len(hidden)}], not {list(values.shape)}")
     if mask.dtype != torch.bool:
         raise ValueError(f"mask must be bool, not {mask.dtype}")
-    return reference.replaced_token_bce(hidden, weight, bias, original_ids, edited_ids, mask)
+    dtype = compute_dtype(hidden, weight, bias)
+    impl = resolve(impl, "replaced_token_bce", hidden.numel(), hidden.device, dtype)
+    needs_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (hidden, weight, bias))
+    loss_sum, _, _, counts = _forward(hidden, weight, bias, original_ids, edited_ids, mask, needs_gradients, impl)
+    return loss_sum, RTDCounts(*counts.unbind())
+
+
+@torch.library.custom_op("diffcse_kernels::replaced_token_bce", mutates_args=())
+def _forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    original_ids: Tensor,
+    edited_ids: Tensor,
+    mask: Tensor,
+    needs_gradients: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`reference.replaced_token_bce`."""
+    return implementation(impl, "replaced_token_bce").replaced_token_bce(
+        hidden, weight, bias, original_ids, edited_ids, mask, needs_gradients
+    )
+
+
+@_forward.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    original_ids: Tensor,
+    edited_ids: Tensor,
+    mask: Tensor,
+    needs_gradients: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = compute_dtype(hidden, weight, bias)
+    tokens, width = hidden.shape if needs_gradients else (0, 0)
+    return (
+        hidden.new_empty((), dtype=dtype),
+        hidden.new_empty(tokens, dtype=dtype),
+        hidden.new_empty(width, dtype=dtype),
+        hidden.new_empty(4, dtype=torch.int64),
+    )
+
+
+@torch.library.custom_op("diffcse_kernels::replaced_token_bce_backward", mutates_args=())
+def _backward(slopes: Tensor, upstream: Tensor, weight: Tensor, dtype: torch.dtype, impl: str) -> Tensor:
+    """`reference.replaced_token_bce_backward`."""
+    return implementation(impl, "replaced_token_bce").replaced_token_bce_backward(slopes, upstream, weight, dtype)
+
+
+@_backward.register_fake
+def _(slopes: Tensor, upstream: Tensor, weight: Tensor, dtype: torch.dtype, impl: str) -> Tensor:
+    return slopes.new_empty(len(slopes), len(weight), dtype=dtype)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, bias, *_, impl = inputs
+    _, slopes, grad_weight, counts = output
+    ctx.save_for_backward(slopes, weight, grad_weight)
+    ctx.hidden_dtype, ctx.bias, ctx.impl = hidden.dtype, (bias.dtype, bias.shape), impl
+    ctx.mark_non_differentiable(slopes, grad_weight, counts)
+
+
+@once_differentiable
+def _gradients(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    slopes, weight, grad_weight = ctx.saved_tensors
+    grad_hidden = None
+    if ctx.needs_input_grad[0]:
+        grad_hidden = _backward(slopes, upstream, weight, ctx.hidden_dtype, ctx.impl)
+    bias_dtype, bias_shape = ctx.bias
+    grad_bias = (slopes.sum() * upstream).to(bias_dtype).reshape(bias_shape)
+    return grad_hidden, (grad_weight * upstream).to(weight.dtype), grad_bias, *[None] * 5
+
+
+_forward.register_autograd(_gradients, setup_context=_save)

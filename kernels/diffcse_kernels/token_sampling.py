@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from . import reference
-from .implementations import resolve
+from .counter import signed_seed
+from .implementations import implementation, resolve
+from .reference.blocks import compute_dtype
 
 __all__ = ["sample_tokens"]
 
@@ -30,10 +31,11 @@ def sample_tokens(
     distribution there. Nothing else is random: the token depends on the seed, the row's position and the
     row's hidden state, not on the rows that share its call. (The uniform number is the same to the bit. The
     logits are too, because every product has the same number of rows whatever the size of the call. Between
-    devices and libraries, whose products round differently, a token can change only when its number falls
-    within rounding of a step of the distribution.)
+    devices, libraries and implementations, whose products round differently, a token can change only when its
+    number falls within rounding of a step of the distribution.)
 
-    float64 inputs are computed in float64, all others in float32 (also under autocast). No gradient.
+    float64 inputs are computed in float64, all others in float32 (also under autocast). No gradient: the ids have
+    no graph, whatever the inputs require.
 
     Args:
         hidden: [T, D], the states before the vocabulary head's last product.
@@ -50,10 +52,8 @@ def sample_tokens(
         ids: [T], int64.
 
     Raises:
-        ValueError: shapes, dtypes or options that do not fit together, or an implementation that is not
-            installed.
+        ValueError: shapes, dtypes or options that do not fit together, or an implementation that cannot run here.
     """
-    resolve(impl)
     for name, rows in (("hidden", hidden), ("embedding", embedding)):
         if rows.dim() != 2 or not rows.is_floating_point():
             raise ValueError(f"{name} must be a floating-point matrix, not {list(rows.shape)} of {rows.dtype}")
@@ -66,13 +66,43 @@ def sample_tokens(
         raise ValueError(
             f"positions must be [{len(hidden)}] of int64, not {list(positions.shape)} of {positions.dtype}"
         )
-    if forbidden is not None:
-        if forbidden.dtype != torch.bool:
-            raise ValueError(f"forbidden must be bool, not {forbidden.dtype}")
-        if forbidden.device.type == "cpu" and bool(forbidden.all()):
-            raise ValueError("forbidden excludes every token of the vocabulary")
+    if forbidden is not None and forbidden.dtype != torch.bool:
+        raise ValueError(f"forbidden must be bool, not {forbidden.dtype}")
     if not (temperature >= 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature must be 0 or a positive finite number, not {temperature}")
-    return reference.sample_tokens(
+    work = len(hidden) * len(embedding)
+    impl = resolve(impl, "sample_tokens", work, hidden.device, compute_dtype(hidden, embedding))
+    return _sample_tokens(hidden, embedding, bias, positions, signed_seed(seed), temperature, forbidden, impl)
+
+
+@torch.library.custom_op("diffcse_kernels::sample_tokens", mutates_args=())
+def _sample_tokens(
+    hidden: Tensor,
+    embedding: Tensor,
+    bias: Tensor | None,
+    positions: Tensor,
+    seed: int,
+    temperature: float,
+    forbidden: Tensor | None,
+    impl: str,
+) -> Tensor:
+    if forbidden is not None and forbidden.device.type == "cpu" and bool(forbidden.all()):
+        raise ValueError("forbidden excludes every token of the vocabulary")
+    ids: Tensor = implementation(impl, "token_sampling").sample_tokens(
         hidden, embedding, bias, positions, seed=seed, temperature=temperature, forbidden=forbidden
     )
+    return ids
+
+
+@_sample_tokens.register_fake
+def _(
+    hidden: Tensor,
+    embedding: Tensor,
+    bias: Tensor | None,
+    positions: Tensor,
+    seed: int,
+    temperature: float,
+    forbidden: Tensor | None,
+    impl: str,
+) -> Tensor:
+    return torch.empty_like(positions)

@@ -30,6 +30,14 @@ class _LiveMemory(TorchDispatchMode):
         return result
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where there is a GPU, the tests of the Triton kernels run on it: `pytest -m gpu` means them too."""
+    if torch.cuda.is_available():
+        for item in items:
+            if item.path.name.endswith("_triton.py"):
+                item.add_marker("gpu")
+
+
 @pytest.fixture
 def peak_memory() -> Callable[[Callable[[], Any]], int]:
     """Peak bytes of a call, its inputs included where it makes views of them."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffcse_kernels import counter_uniform, sample_tokens
+from diffcse_kernels import counter_uniform, reference, sample_tokens
 from scipy.stats import chisquare
 from torch import Tensor
 
@@ -158,6 +158,47 @@ def test_autocast_changes_nothing() -> None:
         assert torch.equal(sample_tokens(hidden, embedding, bias, positions, seed=0), expected)
 
 
+def test_any_integer_is_a_seed_and_counts_modulo_2_to_the_64() -> None:
+    embedding, bias = random_head(500, 8)
+    hidden, positions = random_states(50, 8), torch.arange(50)
+    for seed in (0, -1, 2**63, -(2**63) - 1, 2**80 + 5):
+        ids = sample_tokens(hidden, embedding, bias, positions, seed=seed)
+        assert torch.equal(ids, sample_tokens(hidden, embedding, bias, positions, seed=seed % 2**64))
+        assert torch.equal(ids, reference.sample_tokens(hidden, embedding, bias, positions, seed=seed))
+
+
+def test_ids_have_no_graph_whatever_the_inputs_require() -> None:
+    embedding, bias = (tensor.requires_grad_() for tensor in random_head(50, 8))
+    hidden, positions = random_states(30, 8).requires_grad_(), torch.arange(30)
+    ids = sample_tokens(hidden, embedding, bias, positions, seed=0)
+    assert not ids.requires_grad
+    with torch.no_grad():
+        assert torch.equal(ids, sample_tokens(hidden, embedding, bias, positions, seed=0))
+
+
+@pytest.mark.parametrize("options", [{"forbidden": torch.arange(50) < 3}, {"temperature": 0.0}], ids=list)
+def test_compiles_without_a_graph_break(options: dict[str, Any]) -> None:
+    embedding, bias = random_head(50, 8)
+    hidden, positions = random_states(30, 8), torch.arange(30)
+
+    def embedded(seed: int) -> Tensor:
+        return embedding[sample_tokens(hidden * 2, embedding, bias, positions, seed=seed, **options)]
+
+    compiled = torch.compile(embedded, fullgraph=True, backend="aot_eager")
+    for seed in (0, 1, -2, 2**64 - 2):
+        assert torch.equal(compiled(seed), embedded(seed))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_the_operator_is_registered_as_torch_wants_it(requires_grad: bool) -> None:
+    embedding, bias = random_head(50, 8)
+    hidden = random_states(30, 8).requires_grad_(requires_grad)
+    operator = torch.ops.diffcse_kernels.sample_tokens.default
+    for optional in ((bias, torch.arange(50) < 3), (None, None)):
+        arguments = (hidden, embedding, optional[0], torch.arange(30), 7, 0.5, optional[1], "reference")
+        torch.library.opcheck(operator, arguments)
+
+
 def test_the_logits_of_all_rows_never_exist(
     block_bytes: Callable[[int], None], peak_memory: Callable[[Callable[[], Any]], int]
 ) -> None:
@@ -166,7 +207,8 @@ def test_the_logits_of_all_rows_never_exist(
     hidden, positions = random_states(rows, 8), torch.arange(rows)
     expected = sample_tokens(hidden, embedding, bias, positions, seed=0)
     block_bytes(16 * vocabulary * 12)  # logits in float32 and their cumulative sums in float64, for 16 rows
-    peak = peak_memory(lambda: sample_tokens(hidden, embedding, bias, positions, seed=0))
+    # the function itself: of an operator, only the result would be seen
+    peak = peak_memory(lambda: reference.sample_tokens(hidden, embedding, bias, positions, seed=0))
     assert peak < 17 * vocabulary * 12 + 4 * (embedding.numel() + hidden.numel()) + 100 * rows
     assert peak < rows * vocabulary * 4 / 10
     assert torch.equal(sample_tokens(hidden, embedding, bias, positions, seed=0), expected)
@@ -193,7 +235,7 @@ HEAD = {
         ({"forbidden": torch.zeros(6, dtype=torch.bool)}, r"forbidden must be \[7\]"),
         ({"forbidden": torch.ones(7, dtype=torch.bool)}, "excludes every token"),
         ({"temperature": -1.0}, "temperature must be 0 or a positive"),
-        ({"impl": "triton"}, "available: 'auto', 'reference'"),
+        ({"impl": "cuda"}, "impl must be one of 'auto', 'triton', 'reference'"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:

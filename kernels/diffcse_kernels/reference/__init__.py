@@ -6,8 +6,17 @@ matrix that they are about. Arguments are described and checked by the public fu
 
 from __future__ import annotations
 
-from .info_nce import InfoNCEStats, info_nce
+from .info_nce import Gradients, InfoNCEStats, Needs, Options, contrast
 from .replaced_token_bce import RTDCounts, replaced_token_bce
 from .token_sampling import sample_tokens
 
-__all__ = ["InfoNCEStats", "RTDCounts", "info_nce", "replaced_token_bce", "sample_tokens"]
+__all__ = [
+    "Gradients",
+    "InfoNCEStats",
+    "Needs",
+    "Options",
+    "RTDCounts",
+    "contrast",
+    "replaced_token_bce",
+    "sample_tokens",
+]

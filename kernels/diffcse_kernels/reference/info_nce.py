@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .blocks import compute_dtype, row_blocks
 
-NORM_EPS = 1e-12  # of torch.nn.functional.normalize
+NORM_EPS = 1e-12  # where torch.nn.functional.normalize stops dividing by the norm
 
 
 class InfoNCEStats(NamedTuple):
@@ -29,129 +27,78 @@ class InfoNCEStats(NamedTuple):
     """Share of the rows whose positive has a larger logit than all negatives, hard ones included."""
 
 
-def info_nce(
-    queries: Tensor,
-    keys: Tensor,
-    temperature: float | Tensor = 0.05,
-    *,
-    positive_offset: int = 0,
-    hard_negatives: Tensor | None = None,
-    hard_negative_offset: int = 0,
-    hard_negative_weight: float = 0.0,
-    row_weights: Tensor | None = None,
-    normalize: bool = True,
-    symmetric: bool = False,
-    reduction: str = "mean",
-) -> tuple[Tensor, InfoNCEStats]:
-    """`diffcse_kernels.info_nce`, always with the statistics."""
-    columns = keys if hard_negatives is None else torch.cat([keys, hard_negatives])
-    dtype = compute_dtype(queries, columns)
-    # Casting out here lets autograd cast the gradients back, after their product with the upstream gradient:
-    # before a loss scale is applied, half-precision gradients would underflow.
-    queries, columns = queries.to(dtype), columns.to(dtype)
-    if isinstance(temperature, Tensor):
-        temperature = temperature.to(queries).reshape(())
-    else:
-        temperature = queries.new_full((), temperature)
-    weights = queries.new_ones(len(queries)) if row_weights is None else row_weights.to(dtype)
-    options = _Options(
-        num_keys=len(keys),
-        positive_offset=positive_offset,
-        # A weight of zero marks no column, so the hard negatives may then be fewer than the rows.
-        own_hard_negative=len(keys) + hard_negative_offset if hard_negative_weight else None,
-        hard_negative_weight=hard_negative_weight,
-        normalize=normalize,
-        gradients_wanted=torch.is_grad_enabled(),
-    )
-    coefficients = {"mean": weights / weights.sum(), "sum": weights, "none": None}[reduction]
-    loss, *stats = _InfoNCE.apply(queries, columns, temperature, coefficients, options)
-    if symmetric:
-        reverse, *_ = _InfoNCE.apply(columns, queries, temperature, coefficients, options)
-        loss = (loss + reverse) / 2
-    if reduction == "none":
-        loss = loss * weights
-    return loss, InfoNCEStats(*stats)
+class Options(NamedTuple):
+    """What `contrast` is told besides its tensors."""
 
-
-class _Options(NamedTuple):
     num_keys: int
+    """The first columns are keys, the others hard negatives."""
     positive_offset: int
+    """The positive of row `i` is column `positive_offset + i`."""
     own_hard_negative: int | None
+    """The hard negative of row `i` itself is column `own_hard_negative + i`."""
     hard_negative_weight: float
+    """Added to the logit of a row's own hard negative."""
     normalize: bool
-    gradients_wanted: bool
 
 
-_Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of queries, columns, temperature
+class Needs(NamedTuple):
+    """Which gradients are wanted."""
+
+    queries: bool
+    columns: bool
+    temperature: bool
 
 
-class _InfoNCE(torch.autograd.Function):
-    """Losses of the rows, or with coefficients their weighted sum.
+class Gradients(NamedTuple):
+    """None where not wanted."""
 
-    Knowing the coefficients, the forward pass makes the gradients from the block of similarities it has at
-    hand: three products in all. Without them (upstream gradients differ by row) backward has to compute the
-    similarities again.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        queries: Tensor,
-        columns: Tensor,
-        temperature: Tensor,
-        coefficients: Tensor | None,
-        options: _Options,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        ctx.options = options
-        ctx.per_row = coefficients is None
-        now = options.gradients_wanted and coefficients is not None
-        needs = ctx.needs_input_grad[:3] if now else (False, False, False)
-        losses, stats, gradients = _contrast(queries, columns, temperature, coefficients, options, needs)
-        ctx.mark_non_differentiable(*stats)
-        if coefficients is None:
-            ctx.save_for_backward(queries, columns, temperature)
-            return losses, *stats
-        ctx.save_for_backward(*gradients)
-        return (coefficients * losses).sum(), *stats
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        gradients: Sequence[Tensor | None]
-        if ctx.per_row:
-            queries, columns, temperature = ctx.saved_tensors
-            needs = ctx.needs_input_grad[:3]
-            gradients = _contrast(queries, columns, temperature, upstream, ctx.options, needs)[2]
-        else:
-            gradients = [None if saved is None else saved * upstream for saved in ctx.saved_tensors]
-        return *gradients, None, None
+    queries: Tensor | None
+    columns: Tensor | None
+    temperature: Tensor | None
 
 
-def _contrast(
+def contrast(
     queries: Tensor,
     columns: Tensor,
     temperature: Tensor,
     coefficients: Tensor | None,
-    options: _Options,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor, InfoNCEStats, _Gradients]:
-    """Row losses, statistics, and the gradients of `coefficients @ losses` that `needs` asks for."""
+    options: Options,
+    needs: Needs,
+) -> tuple[Tensor, InfoNCEStats, Gradients]:
+    """InfoNCE of every row, and the gradients of `coefficients @ losses`.
+
+    With the coefficients known, the gradients are made from the block of similarities at hand: three products in all.
+
+    Args:
+        queries: [N, D].
+        columns: [C, D], keys and then hard negatives.
+        temperature: a scalar.
+        coefficients: [N], or None where no gradients are wanted.
+        options: positions and weights of the special columns.
+        needs: the gradients wanted.
+
+    Returns:
+        losses [N], statistics and gradients; float64 if the rows are, float32 otherwise.
+    """
     with torch.autocast(queries.device.type, enabled=False):
-        scale = temperature.reciprocal()
-        q, q_norms = _normalize(queries) if options.normalize else (queries, None)
-        k, k_norms = _normalize(columns) if options.normalize else (columns, None)
-        grad_q = torch.empty_like(q) if needs[0] or needs[2] else None
-        grad_k = torch.zeros_like(k) if needs[1] else None
+        dtype = compute_dtype(queries, columns)
+        scale = temperature.to(dtype).reciprocal().reshape(())
+        q, q_inverse = _rows(queries.to(dtype), options.normalize)
+        k, k_inverse = _rows(columns.to(dtype), options.normalize)
+        if coefficients is None:
+            needs = Needs(False, False, False)
+        grad_q = torch.empty_like(q) if needs.queries or needs.temperature else None
+        grad_k = torch.zeros_like(k) if needs.columns else None
         losses, positives, is_right = _sweep(q, k, scale, coefficients, options, grad_q, grad_k)
         stats = _stats(q, k[: options.num_keys], positives / scale, is_right)
         grad_temperature = None
-        if grad_q is not None and needs[2]:
+        if grad_q is not None and needs.temperature:
             grad_temperature = -torch.linalg.vecdot(q, grad_q).sum() * scale
-        if grad_q is not None and q_norms is not None:
-            _normalize_backward_(grad_q, q, q_norms)
-        if grad_k is not None and k_norms is not None:
-            _normalize_backward_(grad_k, k, k_norms)
-    return losses, stats, (grad_q if needs[0] else None, grad_k, grad_temperature)
+        if grad_q is not None and q_inverse is not None:
+            _normalize_backward_(grad_q, q, q_inverse)
+        if grad_k is not None and k_inverse is not None:
+            _normalize_backward_(grad_k, k, k_inverse)
+    return losses, stats, Gradients(grad_q if needs.queries else None, grad_k, grad_temperature)
 
 
 def _sweep(
@@ -159,7 +106,7 @@ def _sweep(
     k: Tensor,
     scale: Tensor,
     coefficients: Tensor | None,
-    options: _Options,
+    options: Options,
     grad_q: Tensor | None,
     grad_k: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -185,7 +132,7 @@ def _sweep(
     return losses, positives, is_right
 
 
-def _softmax_minus_one_hot_(logits: Tensor, first_row: int, options: _Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _softmax_minus_one_hot_(logits: Tensor, first_row: int, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Turn a block of logits into (softmax - one-hot of the positive) * sums, in place; return the sums last.
 
     The positive is kept apart from the sum of the others. When it takes almost all the probability, both its
@@ -215,14 +162,16 @@ def _stats(q: Tensor, k: Tensor, positive_cosines: Tensor, is_right: Tensor) -> 
     return InfoNCEStats(positive_cosines.mean(), negative_mean, is_right.to(q.dtype).mean())
 
 
-def _normalize(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """F.normalize, and the norms it divided by; infinite where a row is too short to have a direction."""
-    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    clamped = norms.clamp_min(NORM_EPS)
-    return rows / clamped, clamped.masked_fill_(norms <= NORM_EPS, torch.inf)
+def _rows(values: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
+    """The rows that are compared, and the inverse norms they were multiplied by, 0 for rows without a direction."""
+    if not normalize:
+        return values, None
+    norms = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    inverse_norms = norms.reciprocal().masked_fill_(norms <= NORM_EPS, 0)
+    return values * inverse_norms, inverse_norms
 
 
-def _normalize_backward_(gradient: Tensor, normalized: Tensor, norms: Tensor) -> None:
-    """Gradient of the rows from that of the normalised rows, in place; zero for rows without a direction."""
+def _normalize_backward_(gradient: Tensor, normalized: Tensor, inverse_norms: Tensor) -> None:
+    """Gradient of the rows from that of the normalised rows, in place."""
     radial = torch.linalg.vecdot(normalized, gradient)[:, None]
-    gradient.addcmul_(normalized, radial, value=-1).div_(norms)
+    gradient.addcmul_(normalized, radial, value=-1).mul_(inverse_norms)

@@ -31,11 +31,9 @@ def sample_tokens(
     """
     dtype = compute_dtype(hidden, embedding)
     vocabulary = embedding.to(dtype).T
-    offset = embedding.new_zeros(len(embedding), dtype=dtype) if bias is None else bias.to(dtype)
-    if forbidden is not None:
-        offset = offset.masked_fill(forbidden, -torch.inf)
-    bytes_a_logit = offset.element_size() + 8  # and its cumulative probability
-    height = min(SAMPLING_ROWS, rows_a_block(len(offset) * bytes_a_logit))
+    offsets = logit_offsets(embedding, bias, forbidden, dtype)
+    bytes_a_logit = offsets.element_size() + 8  # and its cumulative probability
+    height = min(SAMPLING_ROWS, rows_a_block(len(offsets) * bytes_a_logit))
     uniform = counter_uniform(seed, positions)
     ids = torch.empty_like(positions)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -43,12 +41,18 @@ def sample_tokens(
             rows = slice(start, start + height)
             block = hidden[rows].to(dtype)
             padded = F.pad(block, (0, 0, 0, height - len(block)))
-            logits = torch.addmm(offset, padded, vocabulary)[: len(block)]
+            logits = torch.addmm(offsets, padded, vocabulary)[: len(block)]
             if temperature == 0:
                 ids[rows] = logits.argmax(dim=1)
             else:
                 ids[rows] = _invert_distribution(logits, uniform[rows], temperature)
     return ids
+
+
+def logit_offsets(embedding: Tensor, bias: Tensor | None, forbidden: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """What is added to the products, [V]: the bias, and minus infinity at the tokens that are never drawn."""
+    offsets = embedding.new_zeros(len(embedding), dtype=dtype) if bias is None else bias.to(dtype)
+    return offsets if forbidden is None else offsets.masked_fill(forbidden, -torch.inf)
 
 
 def _invert_distribution(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:

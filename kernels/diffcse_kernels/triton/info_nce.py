@@ -1,0 +1,113 @@
+"""InfoNCE on a GPU: strips of exponentials from a Triton kernel, and the vendor's products with them.
+
+Let s+ be the positive logit of row i, s_j its negatives, L their log-sum-exp and c_i the factor on its loss. Then
+
+    loss_i   = softplus(L_i - s+_i)
+    w_ij     = exp(s_j - shift_i)                              rounded to the dtype of the inputs
+    f_i      = c_i scale exp(shift_i - s+_i - loss_i),   d_i = c_i scale sigmoid(L_i - s+_i)
+    grad_q_i = f_i sum_j w_ij k_j - d_i k+_i             grad_k_j = sum_i w_ij f_i q_i - d_i q_i at i's positive
+
+for a strip of rows at a time, 6 N M D FLOP in all. The positive is not in w: rounded, it would not cancel what is
+subtracted from it. The shift must be known before the sums; where no logit can be far below the largest possible one
+that bound will do, otherwise the maxima of the rows are computed first (8 N M D FLOP).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..reference.info_nce import Gradients, InfoNCEStats, Needs, Options
+from . import similarity
+from .products import accumulate_, product_
+from .row_gradients import finish_
+from .similarity import Pair, Rows
+
+
+def contrast(
+    queries: Tensor,
+    columns: Tensor,
+    temperature: Tensor,
+    coefficients: Tensor | None,
+    options: Options,
+    needs: Needs,
+) -> tuple[Tensor, InfoNCEStats, Gradients]:
+    """`reference.contrast`."""
+    with torch.cuda.device_of(queries):
+        pair = Pair(
+            Rows.of(queries, options.normalize),
+            Rows.of(columns, options.normalize),
+            temperature.float().reciprocal().reshape(1),
+            options.normalize,
+            options.positive_offset,
+            options.own_hard_negative,
+            options.hard_negative_weight,
+        )
+        gradients = Gradients(None, None, None)
+        if coefficients is None or not any(needs):
+            logsumexp, positives, largest = similarity.negatives_logsumexp(pair)
+        else:
+            logsumexp, positives, largest, gradients = _gradients(pair, coefficients.float(), needs)
+        stats = _stats(pair, options.num_keys, positives / pair.scale, positives > largest)
+        return F.softplus(logsumexp - positives), stats, gradients
+
+
+def _gradients(pair: Pair, coefficients: Tensor, needs: Needs) -> tuple[Tensor, Tensor, Tensor, Gradients]:
+    """`similarity.negatives_logsumexp`, and the gradients of `coefficients @ losses`."""
+    q, k, scale = pair.q, pair.k, pair.scale
+    shifts = similarity.row_shifts(pair)
+    logsumexp, positives, largest, relative = (torch.empty_like(shifts) for _ in range(4))
+    totals_q = torch.empty_like(q.values, dtype=torch.float32) if needs.queries or needs.temperature else None
+    totals_k = torch.zeros_like(k.values, dtype=torch.float32) if needs.columns else None
+    # float16 would lose small numbers: what is stored is relative to the largest value, and put right at the end
+    unit = similarity.unit_of_exponentials(pair)
+    largest_coefficient = coefficients.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+    for rows in similarity.strips(pair):
+        weights, sums, largest[rows], positives[rows] = similarity.exponentials(pair, rows, shifts[rows], unit)
+        logsumexp[rows] = sums.log() + shifts[rows]
+        losses = F.softplus(logsumexp[rows] - positives[rows])
+        exponents = (shifts[rows] - positives[rows] - losses).masked_fill_(sums == 0, -torch.inf)  # no negatives
+        relative[rows] = coefficients[rows] / largest_coefficient * exponents.exp()
+        if totals_q is not None:
+            product_(totals_q[rows], weights, k.values)
+        if totals_k is not None:
+            factors = relative[rows] * q.inverse_norms[rows]
+            accumulate_(totals_k, weights.T, similarity.weighted(q.values[rows], factors))
+        del weights  # or two strips would be alive while the next one is made
+    shared = largest_coefficient * scale / unit
+    pulls = coefficients * scale * (logsumexp - positives).sigmoid()
+    partners = slice(pair.positive, pair.positive + len(q.values))
+    pulls = pulls * q.inverse_norms * k.inverse_norms[partners]
+    grad_temperature = None
+    if totals_q is not None:
+        factors = relative * shared * q.inverse_norms
+        radials = finish_(totals_q, factors, q, k.values, pair.positive, pulls, pair.normalized)
+        if needs.temperature:
+            tiny = torch.finfo(torch.float32).tiny  # a row without a direction has an inverse norm of 0
+            grad_temperature = -(radials / q.inverse_norms.clamp_min(tiny)).sum() * scale[0]
+    if totals_k is not None:
+        factors = (shared / similarity.storage_unit(q.values.dtype)).expand(len(k.values))
+        column_pulls = torch.zeros_like(k.inverse_norms)
+        column_pulls[partners] = pulls
+        finish_(totals_k, factors.contiguous(), k, q.values, -pair.positive, column_pulls, pair.normalized)
+    grad_queries = totals_q if needs.queries else None
+    return logsumexp, positives, largest, Gradients(grad_queries, totals_k, grad_temperature)
+
+
+def _stats(pair: Pair, num_keys: int, positive_cosines: Tensor, is_right: Tensor) -> InfoNCEStats:
+    """The sum over all pairs is the product of the sums, so that the matrix is not needed."""
+    q_sum = _sum_of_rows(pair.q)
+    k_sum = _sum_of_rows(Rows(pair.k.values[:num_keys], pair.k.inverse_norms[:num_keys]))
+    negative_sum = q_sum @ k_sum - positive_cosines.sum()
+    pairs = len(pair.q.values) * (num_keys - 1)
+    negative_mean = negative_sum / pairs if pairs else torch.full_like(negative_sum, torch.nan)
+    return InfoNCEStats(positive_cosines.mean(), negative_mean, is_right.float().mean())
+
+
+def _sum_of_rows(rows: Rows) -> Tensor:
+    """[D] float32: the sum of the normalised rows, by blocks so that their float32 copies stay small."""
+    total = rows.inverse_norms.new_zeros(rows.values.shape[1])
+    for values, inverse_norms in zip(rows.values.split(16384), rows.inverse_norms.split(16384), strict=True):
+        total += inverse_norms @ values.float()
+    return total

@@ -1,0 +1,61 @@
+"""One block of keys at a time, with the kernels of InfoNCE."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import similarity
+from .products import accumulate_, product_
+from .similarity import Pair, Rows
+
+
+def block_logsumexp(
+    queries: Tensor, keys: Tensor, scale: Tensor, positive_offset: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`diffcse_kernels.key_blocks.block_logsumexp`."""
+    if not len(keys):
+        logsumexp, positives, largest = queries.new_full((3, len(queries)), -torch.inf, dtype=torch.float32)
+        return logsumexp, positives, largest
+    with torch.cuda.device_of(queries):
+        return similarity.negatives_logsumexp(_pair(queries, keys, scale, positive_offset))
+
+
+def block_gradients(
+    queries: Tensor,
+    keys: Tensor,
+    scale: Tensor,
+    shifts: Tensor,
+    factors: Tensor,
+    positive_offset: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`diffcse_kernels.key_blocks.block_gradients`."""
+    grad_q = torch.zeros_like(queries, dtype=torch.float32)
+    grad_k = torch.zeros_like(keys, dtype=torch.float32)
+    if not len(queries) or not len(keys):
+        return grad_q, grad_k
+    with torch.cuda.device_of(queries):
+        pair = _pair(queries, keys, scale, positive_offset)
+        shifts, factors = shifts.float(), factors.float()
+        unit = similarity.unit_of_exponentials(pair)
+        largest_factor = factors.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+        relative = factors / largest_factor
+        for rows in similarity.strips(pair):
+            weights, *_ = similarity.exponentials(pair, rows, shifts[rows], unit)
+            product_(grad_q[rows], weights, pair.k.values)
+            accumulate_(grad_k, weights.T, similarity.weighted(pair.q.values[rows], relative[rows]))
+            del weights  # or two strips would be alive while the next one is made
+        grad_q *= (factors / unit)[:, None]
+        grad_k *= largest_factor / (unit * similarity.storage_unit(queries.dtype))
+    return grad_q, grad_k
+
+
+def _pair(queries: Tensor, keys: Tensor, scale: Tensor, positive_offset: int | None) -> Pair:
+    nowhere = len(keys)  # a column that no row has
+    return Pair(
+        Rows.of(queries, normalize=False),
+        Rows.of(keys, normalize=False),
+        scale.float().reshape(1),
+        normalized=False,
+        positive=nowhere if positive_offset is None else positive_offset,
+    )
