@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def _active() -> bool:
@@ -74,16 +76,98 @@ class _GatherRows(torch.autograd.Function):
         return total[first : first + ctx.share].to(gradient.dtype)
 
 
-def gather_rows(rows: Tensor) -> Tensor:
+def row_counts(rows: Tensor) -> list[int]:
+    """Every rank's number of rows, in rank order. Waits for the device."""
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
+    counts[rank()] = len(rows)
+    return all_sum(counts).tolist()
+
+
+def gather_rows(rows: Tensor, shares: Sequence[int] | None = None) -> Tensor:
     """Concatenate every rank's rows in rank order, differentiably.
 
     Args:
-        rows: [n, ...], the same shape on every rank.
+        rows: [n, ...], the same shape on every rank but for the `n` that `shares` gives.
+        shares: every rank's `n` (`row_counts`); None where all are equal.
 
     Returns:
-        [W * n, ...]; its gradient is summed over all ranks before each takes back its own rows.
+        [sum of n, ...]; its gradient is summed over all ranks before each takes back its own rows.
     """
-    return _GatherRows.apply(rows) if world_size() > 1 else rows
+    if world_size() == 1:
+        return rows
+    if shares is None or len(set(shares)) == 1:
+        return _GatherRows.apply(rows)
+    # collectives want equal shapes: the shorter shares travel with zeros below them
+    largest = max(shares)
+    padded = F.pad(rows, (*(0, 0) * (rows.dim() - 1), 0, largest - len(rows)))
+    blocks = _GatherRows.apply(padded).split(largest)
+    return torch.cat([block[:share] for block, share in zip(blocks, shares, strict=True)])
+
+
+class _Transfer(NamedTuple):
+    """A block on its way to the next rank, held until it is there, and the previous rank's on its way to this one."""
+
+    leaving: Tensor
+    arriving: Tensor
+    requests: list[dist.Work]
+
+    def wait(self) -> Tensor:
+        for request in self.requests:
+            request.wait()
+        return self.arriving
+
+
+def _pass_on(block: Tensor, into: Tensor) -> _Transfer:
+    """Start to send `block` to the next rank and to receive the previous rank's; neither may be touched meanwhile."""
+    following, previous = (rank() + 1) % world_size(), (rank() - 1) % world_size()
+    operations = [dist.P2POp(dist.isend, block, following), dist.P2POp(dist.irecv, into, previous)]
+    # nothing is sent for an empty block: both of its ends know that it is
+    operations = [operation for operation in operations if operation.tensor.numel()]
+    return _Transfer(block, into, dist.batch_isend_irecv(operations) if operations else [])
+
+
+def ring(block: Tensor, shares: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    """Every rank's block in turn, with its owner, this rank's own first; the next travels during the loop's body.
+
+    At most two blocks are held beside the own one. They are used again: a block lasts until the loop goes on.
+
+    Args:
+        block: [n, ...], the same shape on every rank but for the `n` that `shares` gives.
+        shares: every rank's `n`.
+    """
+    block = block.contiguous()
+    last = world_size() - 1
+    buffers = [block.new_empty(max(shares), *block.shape[1:]) for _ in range(min(2, last))]
+    for step in range(last):
+        owner = (rank() - step) % world_size()
+        transfer = _pass_on(block, buffers[step % 2][: shares[owner - 1]])
+        yield owner, block
+        block = transfer.wait()
+    yield (rank() - last) % world_size(), block
+
+
+class RingSum:
+    """A sum over ranks for every block of `ring`, which travels behind it and ends at the block's owner."""
+
+    def __init__(self, shares: Sequence[int]) -> None:
+        self._shares = shares
+        self._owner = rank()
+        self._transfer: _Transfer | None = None
+
+    def add(self, part: Tensor) -> None:
+        """Add this rank's part for the block in hand, [n of its owner, ...], contiguous; `part` is used up."""
+        if self._transfer is not None:
+            part += self._transfer.wait()
+        self._owner = (self._owner - 1) % world_size()
+        if world_size() == 1:
+            self._transfer = _Transfer(part, part, [])
+        else:
+            self._transfer = _pass_on(part, part.new_empty(self._shares[self._owner], *part.shape[1:]))
+
+    def total(self) -> Tensor:
+        """The sum for this rank's own block, when every block has been round."""
+        assert self._transfer is not None
+        return self._transfer.wait()
 
 
 @torch.no_grad()

@@ -6,15 +6,16 @@ import copy
 from typing import NamedTuple
 
 import torch
-from diffcse_kernels import RTDCounts, info_nce
+from diffcse_kernels import RTDCounts
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from diffcse_scale.distributed import all_sum, gather_rows, rank, world_size
+from diffcse_scale.distributed import all_sum, world_size
 from diffcse_scale.model.discriminator import ConditionalDiscriminator, RTDHead, RTDLoss
 from diffcse_scale.model.encoder import Encoder
 from diffcse_scale.model.projection import make_projection
 from diffcse_scale.recipe import ObjectiveRecipe
+from diffcse_scale.sharded_info_nce import sharded_info_nce
 from diffcse_scale.text.batches import Chunk
 
 
@@ -98,20 +99,15 @@ class DiffCSE(nn.Module):
     def _contrast(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z: [n, S, H] of this rank; InfoNCE of its first views against everybody's second (and third) views."""
         z = z.to(torch.promote_types(z.dtype, torch.float32))
-        share = z.shape[0]
-        loss_sum, statistics = info_nce(
+        loss, statistics = sharded_info_nce(
             z[:, 0],
-            gather_rows(z[:, 1]),
+            z[:, 1],
             self.objective.temperature,
-            positive_offset=rank() * share,
-            hard_negatives=gather_rows(z[:, 2]) if z.shape[1] > 2 else None,
-            hard_negative_offset=rank() * share,
+            hard_negatives=z[:, 2] if z.shape[1] > 2 else None,
             hard_negative_weight=self.objective.hard_negative_weight,
-            reduction="sum",
-            return_stats=True,
+            equal_shares=True,
         )
-        # W * (sum over own rows) / (rows of all ranks), where all ranks have equal shares
-        return loss_sum / share, statistics.positive_cosine, statistics.negative_cosine
+        return loss, statistics.positive_cosine, statistics.negative_cosine
 
 
 def _flat(*tokens: Tensor) -> tuple[Tensor, ...]:
