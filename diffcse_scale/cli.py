@@ -49,6 +49,17 @@ def evaluate(
     evaluate_model(model, data, json_file=json, pooling=pooling, max_length=max_length, batch_size=batch_size)
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def benchmark(context: typer.Context) -> None:
+    """Time, memory and error of the kernels here: `python -m diffcse_kernels.benchmark`, whose arguments these are."""
+    from diffcse_kernels.benchmark import main
+
+    main(context.args)
+
+
 def pretrain_generator(context: typer.Context, **_: Any) -> None:
     """Train a masked language model on raw text, to serve as generator (and encoder) of your language or domain."""
     from diffcse_scale.training.pretrain_generator import pretrain_generator
