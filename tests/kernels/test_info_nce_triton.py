@@ -168,6 +168,26 @@ def test_a_loss_scale_does_not_overflow_and_small_gradients_do_not_underflow() -
         assert error(value.double() / 1024, exact) < 2e-3
 
 
+def test_autocast_changes_nothing() -> None:
+    inputs = {"queries": rows(20, 16, torch.float32), "keys": rows(20, 16, torch.float32, seed=1)}
+    options: dict[str, Any] = {"impl": "triton", "return_stats": True}
+    expected = info_nce(**inputs, **options), loss_and_gradients(info_nce, inputs, impl="triton")
+    with torch.autocast(DEVICE, torch.bfloat16):
+        found = info_nce(**inputs, **options), loss_and_gradients(info_nce, inputs, impl="triton")
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_the_operators_keep_their_promises_to_pytorch() -> None:
+    queries, keys = (rows(6, 4, torch.float32, seed=seed).requires_grad_() for seed in (0, 1))
+    temperature = torch.tensor(0.1, device=DEVICE)
+    options = (6, 0, None, 0.0, True, True, True, False, "triton")
+    coefficients = torch.full((6,), 0.5, device=DEVICE)
+    operator = torch.ops.diffcse_kernels.info_nce.default
+    torch.library.opcheck(operator, (queries, keys, temperature, coefficients, *options))
+    backward = torch.ops.diffcse_kernels.info_nce_backward.default
+    torch.library.opcheck(backward, (coefficients, queries.detach(), keys.detach(), temperature, *options))
+
+
 def test_strips_and_splits_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = {"queries": rows(200, 16, torch.float32), "keys": rows(200, 16, torch.float32, seed=1)}
     whole = loss_and_gradients(info_nce, inputs, impl="triton", temperature=0.01)

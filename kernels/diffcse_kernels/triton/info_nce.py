@@ -34,7 +34,7 @@ def contrast(
     needs: Needs,
 ) -> tuple[Tensor, InfoNCEStats, Gradients]:
     """`reference.contrast`."""
-    with torch.cuda.device_of(queries):
+    with torch.cuda.device_of(queries), torch.autocast(queries.device.type, enabled=False):
         pair = Pair(
             Rows.of(queries, options.normalize),
             Rows.of(columns, options.normalize),

@@ -17,7 +17,7 @@ def block_logsumexp(
     if not len(keys):
         logsumexp, positives, largest = queries.new_full((3, len(queries)), -torch.inf, dtype=torch.float32)
         return logsumexp, positives, largest
-    with torch.cuda.device_of(queries):
+    with torch.cuda.device_of(queries), torch.autocast(queries.device.type, enabled=False):
         return similarity.negatives_logsumexp(_pair(queries, keys, scale, positive_offset))
 
 
@@ -34,7 +34,7 @@ def block_gradients(
     grad_k = torch.zeros_like(keys, dtype=torch.float32)
     if not len(queries) or not len(keys):
         return grad_q, grad_k
-    with torch.cuda.device_of(queries):
+    with torch.cuda.device_of(queries), torch.autocast(queries.device.type, enabled=False):
         pair = _pair(queries, keys, scale, positive_offset)
         shifts, factors = shifts.float(), factors.float()
         unit = similarity.unit_of_exponentials(pair)
