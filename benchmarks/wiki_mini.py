@@ -38,11 +38,12 @@ COMMON = [
     "evaluation.every=52",
     "evaluation.max_length=64",
 ]
-# the learning rate is chosen at lambda 0 (1e-4 won), then lambda and masking ratio at that rate
+# the learning rate is chosen at lambda 0 (1e-4 won), then lambda and masking ratio at that rate; `official`, which is
+# the slowest, has one candidate less
 GRID: dict[str, list[Candidate]] = {
     "lambda0": [("3e-5", "0", "0.30"), ("1e-4", "0", "0.30")],
     "sampled": [("1e-4", "0.005", "0.30"), ("1e-4", "0.05", "0.30"), ("1e-4", "0.05", "0.15")],
-    "official": [("1e-4", "0.005", "0.30"), ("1e-4", "0.05", "0.30"), ("1e-4", "0.05", "0.15")],
+    "official": [("1e-4", "0.005", "0.30"), ("1e-4", "0.05", "0.30")],
 }
 
 
