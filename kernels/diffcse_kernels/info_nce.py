@@ -8,6 +8,7 @@ from typing import Literal, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
+from .arguments import check_matrices
 from .implementations import resolve
 from .info_nce_operator import contrast
 from .reference import InfoNCEStats
@@ -148,11 +149,7 @@ def _check_row_weights(queries: Tensor, row_weights: Tensor | None) -> None:
 
 
 def _check_rows(queries: Tensor, keys: Tensor, positive_offset: int) -> None:
-    for name, rows in (("queries", queries), ("keys", keys)):
-        if rows.dim() != 2 or not rows.is_floating_point():
-            raise ValueError(f"{name} must be a floating-point matrix, not {list(rows.shape)} of {rows.dtype}")
-    if queries.shape[1] != keys.shape[1]:
-        raise ValueError(f"queries and keys differ in width: {queries.shape[1]} and {keys.shape[1]}")
+    check_matrices(queries=queries, keys=keys)
     if positive_offset < 0 or positive_offset + len(queries) > len(keys):
         raise ValueError(
             f"the positives of {len(queries)} queries at positive_offset={positive_offset} are not all among "

@@ -20,6 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .arguments import check_matrices
 from .implementations import implementation, resolve
 from .reference.blocks import compute_dtype
 
@@ -86,11 +87,7 @@ def block_gradients(
 
 
 def _check(queries: Tensor, keys: Tensor, positive_offset: int | None) -> None:
-    for name, rows in (("queries", queries), ("keys", keys)):
-        if rows.dim() != 2 or not rows.is_floating_point():
-            raise ValueError(f"{name} must be a floating-point matrix, not {list(rows.shape)} of {rows.dtype}")
-    if queries.shape[1] != keys.shape[1]:
-        raise ValueError(f"queries and keys differ in width: {queries.shape[1]} and {keys.shape[1]}")
+    check_matrices(queries=queries, keys=keys)
     if positive_offset is not None and not 0 <= positive_offset <= len(keys) - len(queries):
         raise ValueError(
             f"the positives of {len(queries)} queries at positive_offset={positive_offset} are not all among the "

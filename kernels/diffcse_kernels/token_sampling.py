@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from .arguments import check_matrices
 from .counter import signed_seed
 from .implementations import implementation, resolve
 from .reference.blocks import compute_dtype
@@ -54,11 +55,7 @@ def sample_tokens(
     Raises:
         ValueError: shapes, dtypes or options that do not fit together, or an implementation that cannot run here.
     """
-    for name, rows in (("hidden", hidden), ("embedding", embedding)):
-        if rows.dim() != 2 or not rows.is_floating_point():
-            raise ValueError(f"{name} must be a floating-point matrix, not {list(rows.shape)} of {rows.dtype}")
-    if hidden.shape[1] != embedding.shape[1]:
-        raise ValueError(f"hidden and embedding differ in width: {hidden.shape[1]} and {embedding.shape[1]}")
+    check_matrices(hidden=hidden, embedding=embedding)
     for name, values in (("bias", bias), ("forbidden", forbidden)):
         if values is not None and values.shape != embedding.shape[:1]:
             raise ValueError(f"{name} must be [{len(embedding)}], not {list(values.shape)}")
