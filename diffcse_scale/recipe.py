@@ -78,9 +78,20 @@ class BatchRecipe(Section):
     """Sizes of a training step."""
 
     sentences: int = Field(64, ge=2, description="the global batch: sentences whose embeddings compete in one InfoNCE")
-    length_groups: int = Field(
-        1, ge=1, description="a device's share is sorted by length and padded in so many groups, to save padding"
+    chunk: int | None = Field(
+        None,
+        ge=1,
+        description="sentences of a device's share whose activations are alive at once; absent: all of them",
     )
+    length_groups: int = Field(
+        1, ge=1, description="without chunks: a share is sorted by length and padded in so many groups, to save padding"
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_cut(self) -> BatchRecipe:
+        if self.chunk is not None and self.length_groups != 1:
+            raise ValueError("length_groups must be 1 with batch.chunk: every chunk is padded on its own already")
+        return self
 
 
 class ObjectiveRecipe(Section):

@@ -59,6 +59,7 @@ def test_overrides_are_read_as_yaml():
         (["objective.rtd_weight=0", "objective.contrastive_weight=0"], ["both 0"]),
         (["model.generator=null"], ["model.generator is missing"]),
         (["objective.fidelity=official", "batch.length_groups=2"], ["length_groups must be 1"]),
+        (["batch.chunk=8", "batch.length_groups=2"], ["length_groups must be 1 with batch.chunk"]),
         (["seed"], ["'seed'", "section.field=value"]),
         (["seed.x=1"], ["seed is a field"]),
     ],

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from diffcse_kernels import RTDCounts
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from diffcse_scale.distributed import all_sum, world_size
-from diffcse_scale.model.discriminator import ConditionalDiscriminator, RTDHead, RTDLoss
+from diffcse_scale.model.discriminator import ConditionalDiscriminator, RTDHead
 from diffcse_scale.model.encoder import Encoder
 from diffcse_scale.model.projection import make_projection
+from diffcse_scale.randomness import derive_seed, seed_everything
 from diffcse_scale.recipe import ObjectiveRecipe
 from diffcse_scale.sharded_info_nce import sharded_info_nce
 from diffcse_scale.text.batches import Chunk
@@ -34,6 +34,14 @@ class StepOutput(NamedTuple):
     rtd_counts: Tensor  # [4] float: real, replaced, right on replaced, right on kept tokens
 
 
+class Contrast(NamedTuple):
+    """InfoNCE of a share and its statistics; the mean over ranks is the value for the global batch."""
+
+    loss: Tensor
+    positive_cosine: Tensor
+    negative_cosine: Tensor
+
+
 class DiffCSE(nn.Module):
     """What is trained: encoder and projection; discriminator and RTD head unless `rtd_weight` is 0.
 
@@ -52,68 +60,105 @@ class DiffCSE(nn.Module):
         self.encoder = Encoder(backbone, pooling)
         self.projection = make_projection(projection, width, getattr(backbone.config, "initializer_range", 0.02))
 
-    def forward(self, chunks: list[Chunk], edited: list[Tensor] | None = None) -> StepOutput:
-        """One step on this rank's share of the global batch.
+    def forward(self, *arguments: Any, part: str = "step") -> Any:
+        """Compute one of the parts below, by its name.
+
+        An engine that shards or casts acts when the module is called and not when one of its methods is, so whatever
+        training computes is asked for here.
+        """
+        return getattr(self, part)(*arguments)
+
+    def step(self, chunks: list[Chunk], edited: list[Tensor] | None = None) -> StepOutput:
+        """The objective of this rank's share of the global batch, in one graph.
 
         Args:
             chunks: the share, in one or more pieces padded on their own.
             edited: for each chunk the ids [C, S, L] that the generator wrote; None when `rtd_weight` is 0.
         """
-        views = chunks[0].input_ids.shape[1]
-        z = self.embed(chunks)
-        contrastive, positive_cosine, negative_cosine = self._contrast(z.unflatten(0, (-1, views)))
-        loss = self.objective.contrastive_weight * contrastive
-        rtd, counts = contrastive.new_zeros(()), contrastive.new_zeros(4)
-        if self.objective.rtd_weight > 0:
-            assert edited is not None
-            detection = self.detect(chunks, edited, z)
-            # token means are global too: ranks hold different numbers of real tokens
-            rtd = world_size() * detection.loss_sum / all_sum(detection.positions)
-            counts = torch.stack(detection.counts).to(rtd.dtype)
-            loss = loss + self.objective.rtd_weight * rtd
-        return StepOutput(loss, contrastive.detach(), rtd.detach(), positive_cosine, negative_cosine, counts)
+        z = self.project(torch.cat([self.encode(chunk) for chunk in chunks]))
+        contrast = self.contrast(z, chunks[0].views)
+        rtd, counts = contrast.loss.new_zeros(()), contrast.loss.new_zeros(4)
+        if edited is not None:
+            positions = self.rtd_positions(chunks)
+            for chunk, edited_ids, rows in zip(chunks, edited, split_rows(z, chunks), strict=True):
+                part, part_counts = self.detect(chunk, edited_ids, rows, positions)
+                rtd, counts = rtd + part, counts + part_counts
+        return self.output(contrast, rtd, counts)
 
-    def embed(self, chunks: list[Chunk]) -> Tensor:
-        """Projections z of all rows, [n * S, H], views interleaved."""
-        h = torch.cat([self.encoder(*_flat(chunk.input_ids, chunk.attention_mask)) for chunk in chunks])
-        return self.projection(h)
-
-    def detect(self, chunks: list[Chunk], edited: list[Tensor], z: Tensor) -> RTDLoss:
-        """Replaced-token detection, summed over this rank's tokens.
-
-        Each row is conditioned on its own view's z, which is not detached: RTD trains the encoder through it.
-        """
-        rows = [chunk.input_ids.shape[0] * chunk.input_ids.shape[1] for chunk in chunks]
-        losses = []
-        for chunk, edited_ids, condition in zip(chunks, edited, z.split(rows), strict=True):
-            original_ids, mask = _flat(chunk.input_ids, chunk.attention_mask)
-            (edited_rows,) = _flat(edited_ids)
-            hidden = self.discriminator(edited_rows, mask, condition)
-            losses.append(self.rtd_head(hidden, original_ids, edited_rows, mask))
-        return RTDLoss(
-            _sum([loss.loss_sum for loss in losses]),
-            _sum([loss.positions for loss in losses]),
-            RTDCounts(*(_sum(list(column)) for column in zip(*(loss.counts for loss in losses), strict=True))),
+    def output(self, contrast: Contrast, rtd: Tensor, counts: Tensor) -> StepOutput:
+        """The objective from its parts."""
+        loss = self.objective.contrastive_weight * contrast.loss + self.objective.rtd_weight * rtd
+        return StepOutput(
+            loss, contrast.loss.detach(), rtd.detach(), contrast.positive_cosine, contrast.negative_cosine, counts
         )
 
-    def _contrast(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z: [n, S, H] of this rank; InfoNCE of its first views against everybody's second (and third) views."""
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
+    def encode(self, chunk: Chunk) -> Tensor:
+        """Sentence embeddings h of a chunk's rows, [C * S, H], views interleaved."""
+        _seed(chunk, "encoder")
+        return self.encoder(*_flat(chunk.input_ids, chunk.attention_mask))
+
+    def project(self, h: Tensor) -> Tensor:
+        """Projections z, [rows, H]; all rows of a share together, for the statistics of BatchNorm."""
+        return self.projection(h)
+
+    def contrast(self, z: Tensor, views: int) -> Contrast:
+        """InfoNCE of the first views of this rank's z [n * S, H] against everybody's second (and third) views."""
+        z = z.to(torch.promote_types(z.dtype, torch.float32)).unflatten(0, (-1, views))
         loss, statistics = sharded_info_nce(
             z[:, 0],
             z[:, 1],
             self.objective.temperature,
-            hard_negatives=z[:, 2] if z.shape[1] > 2 else None,
+            hard_negatives=z[:, 2] if views > 2 else None,
             hard_negative_weight=self.objective.hard_negative_weight,
             equal_shares=True,
         )
-        return loss, statistics.positive_cosine, statistics.negative_cosine
+        return Contrast(loss, statistics.positive_cosine, statistics.negative_cosine)
+
+    def detect(self, chunk: Chunk, edited: Tensor, z: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Replaced-token detection on one chunk.
+
+        Args:
+            edited: the ids [C, S, L] that the generator wrote.
+            z: [C * S, H]. Each row is conditioned on its own view's z, which is not detached: RTD trains the encoder
+                through it.
+            positions: `rtd_positions` of the whole share.
+
+        Returns:
+            This chunk's part of the mean over the tokens of all ranks, times W; and the counts of `StepOutput`.
+        """
+        _seed(chunk, "discriminator")
+        original_ids, mask, edited_ids = _flat(chunk.input_ids, chunk.attention_mask, edited)
+        loss = self.rtd_head(self.discriminator(edited_ids, mask, z), original_ids, edited_ids, mask)
+        mean = world_size() * loss.loss_sum / positions
+        return mean, torch.stack(loss.counts).to(mean.dtype)
+
+    def rtd_positions(self, chunks: list[Chunk]) -> Tensor:
+        """How many tokens RTD is averaged over, on all ranks: chunks and ranks hold different numbers of them."""
+        return all_sum(torch.stack([self.rtd_head.positions(chunk.attention_mask) for chunk in chunks]).sum())
+
+    def touch(self, chunk: Chunk) -> Tensor:
+        """Zero, 0-dim, with a graph to every trained parameter: one row of a chunk goes through all networks."""
+        ids, mask = chunk.input_ids[:1, 0], chunk.attention_mask[:1, 0]
+        training = self.projection.training
+        z = self.projection.eval()(self.encoder(ids, mask))  # one row has no statistics of its own
+        self.projection.train(training)
+        total = z.sum()
+        if self.objective.rtd_weight > 0:
+            total = total + self.rtd_head(self.discriminator(ids, mask, z), ids, ids, mask).loss_sum
+        return 0.0 * total
+
+
+def split_rows(rows: Tensor, chunks: list[Chunk]) -> tuple[Tensor, ...]:
+    """Cut what was computed for all chunks together, [n * S, ...], into the rows of each."""
+    return rows.split([chunk.input_ids.shape[0] * chunk.views for chunk in chunks])
+
+
+def _seed(chunk: Chunk, network: str) -> None:
+    """Whoever runs `network` on `chunk` again gets the same random numbers."""
+    if chunk.seed is not None:
+        seed_everything(derive_seed(chunk.seed, network))
 
 
 def _flat(*tokens: Tensor) -> tuple[Tensor, ...]:
     """[C, S, L] to [C * S, L], views interleaved: s0v0, s0v1, s1v0, ..."""
     return tuple(tensor.flatten(0, 1) for tensor in tokens)
-
-
-def _sum(values: list[Tensor]) -> Tensor:
-    return torch.stack(values).sum(0)

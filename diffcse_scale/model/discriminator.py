@@ -45,8 +45,7 @@ class ConditionalDiscriminator(nn.Module):
 class RTDLoss(NamedTuple):
     """Replaced-token detection over some rows: sums, so that chunks and ranks add up."""
 
-    loss_sum: Tensor  # 0-dim, the sum of the losses of `positions` tokens
-    positions: Tensor  # 0-dim int64, how many tokens the loss was summed over
+    loss_sum: Tensor  # 0-dim, over the `RTDHead.positions` of the attention mask
     counts: RTDCounts  # over real tokens
 
 
@@ -74,7 +73,11 @@ class RTDHead(nn.Linear):
             edited_ids.flatten(),
             attention_mask.flatten().bool(),
         )
-        return RTDLoss(loss_sum, counts.real, counts)
+        return RTDLoss(loss_sum, counts)
+
+    def positions(self, attention_mask: Tensor) -> Tensor:
+        """How many tokens the loss is summed over, 0-dim int64: the real ones, in `official` all."""
+        return torch.ones_like(attention_mask).sum() if self.official else attention_mask.sum()
 
     def _official(self, hidden: Tensor, original_ids: Tensor, edited_ids: Tensor, mask: Tensor) -> RTDLoss:
         """Two-class cross-entropy over all positions, padding (label 0) included, as the official program has it."""
@@ -84,5 +87,4 @@ class RTDHead(nn.Linear):
         loss_sum = F.cross_entropy(logits.flatten(0, 1), replaced.flatten().long(), reduction="sum")
         right = (logits.argmax(-1) == replaced) & mask.bool()
         counts = RTDCounts(mask.sum(), replaced.sum(), (right & replaced).sum(), (right & ~replaced).sum())
-        positions = torch.full((), replaced.numel(), dtype=torch.int64, device=mask.device)
-        return RTDLoss(loss_sum, positions, counts)
+        return RTDLoss(loss_sum, counts)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from diffcse_scale.environment import native_bfloat16
 from diffcse_scale.errors import InputError
 from diffcse_scale.model.backbone import check_same_vocabulary, load_masked_lm, load_tokenizer
-from diffcse_scale.randomness import derive_seed
+from diffcse_scale.randomness import derive_seed, seed_everything
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import Chunk
 from diffcse_scale.text.corruption import MAX_POSITIONS
@@ -59,6 +59,8 @@ class Generator:
             corrupted positions. In `official`, id 0 on padding, as the official program has it (also where the
             padding id is another: RoBERTa).
         """
+        if chunk.seed is not None and not self.sampled:
+            seed_everything(derive_seed(chunk.seed, "generator"))  # its dropout is on
         ids, mask = chunk.corrupted_ids.flatten(0, 1), chunk.attention_mask.flatten(0, 1)
         self._rows = chunk.corrupted if self.sampled else None
         hidden = self.model(input_ids=ids, attention_mask=mask).logits.flatten(0, 1)

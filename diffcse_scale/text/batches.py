@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ class Chunk:
             flattened [C * S * L]. Made on the CPU, so that the device need not be asked how many there are.
         row_ids: int64 [C, S], a number unique to (epoch, position in the epoch's order, view): the base of
             all random numbers of that row.
+        seed: the base of the networks' random numbers (dropout) on this chunk, so that whoever runs a network on it
+            again gets the same; None leaves torch's generator as it is.
     """
 
     input_ids: Tensor
@@ -40,14 +43,24 @@ class Chunk:
     corrupted_ids: Tensor
     corrupted: Tensor
     row_ids: Tensor
+    seed: int | None = None
+
+    @property
+    def views(self) -> int:
+        """S."""
+        return self.input_ids.shape[1]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Chunk:
         """The same on another device."""
-        return Chunk(*(getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)))
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Chunk:
         """The same in page-locked memory, from which a copy to a GPU does not wait."""
-        return Chunk(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+        return self._with_each(Tensor.pin_memory)
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> Chunk:
+        tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "seed"}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -89,9 +102,10 @@ class Batches:
     """The shares of one rank, by step.
 
     Global batch b of an epoch holds positions [b * B, (b + 1) * B) of the epoch's order, for any number of
-    ranks; the last, partial batch is dropped. Its sentences are sorted by length and dealt out in turn, so
-    that ranks have equal work; a share is cut into `length_groups` chunks, each padded to its longest row.
-    With fidelity 'official' nothing is sorted, and all ranks pad to the longest row of the global batch.
+    ranks; the last, partial batch is dropped. Its sentences are sorted by length, so that a chunk needs little padding,
+    and given to the ranks so that they have equal work, each the same number of chunks. Where `batch.chunk` divides a
+    share, the chunks of all ranks together are the same for any number of ranks, dropout seeds included.
+    With fidelity 'official' nothing is sorted, and everything is padded to the longest row of the global batch.
 
     Args:
         tokenizer: that of `tokens`: its padding, mask and special ids are used.
@@ -112,7 +126,7 @@ class Batches:
     ) -> None:
         self.tokens, self.rank, self.world_size, self.seed = tokens, rank, world_size, recipe.seed
         self.sentences = recipe.batch.sentences
-        self.length_groups = recipe.batch.length_groups
+        self.chunk, self.length_groups = recipe.batch.chunk, recipe.batch.length_groups
         self.official = recipe.objective.fidelity == "official"
         self.padding = padding_id(tokenizer)
         self.corruption: Corruption | None = None
@@ -136,10 +150,13 @@ class Batches:
         positions = np.arange(index * self.sentences, (index + 1) * self.sentences)
         sentences = epoch_order(positions, len(self.tokens), self.seed, epoch)
         lengths = np.max([self.tokens.lengths(view, sentences) for view in range(self.tokens.views)], axis=0)
-        chunks = [
-            self._chunk(sentences[part], epoch * len(self.tokens) + positions[part], int(length))
-            for part, length in self._parts(lengths)
-        ]
+        longest = int(lengths.max())
+        chunks = []
+        for number, part in enumerate(self._parts(lengths)):
+            length = longest if self.official else int(lengths[part].max())
+            # number * world_size + rank: the chunk's index among those of all ranks
+            seed = derive_seed(self.seed, "dropout", step, number * self.world_size + self.rank)
+            chunks.append(self._chunk(sentences[part], epoch * len(self.tokens) + positions[part], length, seed))
         return Batch(step, epoch, chunks, self.sentences)
 
     def prefetch(self, start: int, stop: int) -> AbstractContextManager[Iterator[Batch]]:
@@ -157,21 +174,22 @@ class Batches:
 
         return prefetch(pinned, start, stop)
 
-    def _parts(self, lengths: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], int]]:
-        """This rank's chunks: which sentences of the global batch, and the length to pad them to."""
-        if self.official:
-            yield np.array_split(np.arange(len(lengths)), self.world_size)[self.rank], lengths.max()
-            return
-        share = np.argsort(lengths, kind="stable")[self.rank :: self.world_size]
-        for part in np.array_split(share, self.length_groups):
-            yield part, lengths[part].max()
+    def _parts(self, lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Which sentences of the global batch are in each of this rank's chunks."""
+        order = np.arange(len(lengths)) if self.official else np.argsort(lengths, kind="stable")
+        if self.chunk is not None:
+            # what all ranks work on at a time is a run of sentences of about one length
+            runs = np.split(order, range(self.chunk * self.world_size, len(order), self.chunk * self.world_size))
+            return [np.split(run, self.world_size)[self.rank] for run in runs]
+        share = np.split(order, self.world_size)[self.rank] if self.official else order[self.rank :: self.world_size]
+        return np.array_split(share, self.length_groups)
 
-    def _chunk(self, sentences: NDArray[np.int64], places: NDArray[np.int64], length: int) -> Chunk:
+    def _chunk(self, sentences: NDArray[np.int64], places: NDArray[np.int64], length: int, seed: int) -> Chunk:
         views = range(self.tokens.views)
         ids = np.stack([self.tokens.padded(sentences, view, length, self.padding) for view in views], axis=1)
         lengths = np.stack([self.tokens.lengths(view, sentences) for view in views], axis=1)
         row_ids = places[:, None] * len(views) + np.arange(len(views))
-        return _make_chunk(ids, lengths, row_ids, self.corruption)
+        return replace(_make_chunk(ids, lengths, row_ids, self.corruption), seed=seed)
 
 
 def collate(

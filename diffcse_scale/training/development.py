@@ -71,8 +71,9 @@ class DevelopmentSet:
             first_row = (repetition * world_size() + rank()) * len(tokens) + starts[index]
             chunk = collate([rows, rows], self.tokenizer, recipe.objective.masking_ratio, seed=0, first_row=first_row)
             chunk = chunk.to(device)
-            detection = model.detect([chunk], [generator.edit(chunk)], model.embed([chunk]))
-            total += torch.stack(detection.counts).double()
+            z = model.project(model.encode(chunk))
+            _, counts = model.detect(chunk, generator.edit(chunk), z, model.rtd_positions([chunk]))
+            total += counts.double()
             if float(all_sum(total)[1]) >= ENOUGH_REPLACED:
                 break
         model.train(was_training)

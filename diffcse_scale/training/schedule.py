@@ -16,6 +16,7 @@ class Plan:
     global_batch: int
     world_size: int
     share: int  # sentences a device
+    chunk: int  # sentences whose activations are alive at once
     negatives: int  # negatives an anchor
     steps: int
     steps_per_epoch: int
@@ -26,6 +27,7 @@ class Plan:
             ("global batch", f"{self.global_batch:,} sentences"),
             ("world size", f"{self.world_size:,}"),
             ("sentences per device", f"{self.share:,}"),
+            ("chunk", f"{self.chunk:,} sentences"),
             ("negatives per anchor", f"{self.negatives:,}"),
             ("steps", f"{self.steps:,} ({self.steps_per_epoch:,} an epoch)"),
             ("sentences in all", f"{self.steps * self.global_batch:,}"),
@@ -46,7 +48,7 @@ def make_plan(recipe: Recipe, sentences: int, views: int, world_size: int) -> Pl
         steps = min(steps, recipe.max_steps)
     # a hard negative adds one column for every sentence of the batch
     negatives = batch - 1 + (batch if views > 2 else 0)
-    return Plan(batch, world_size, share, negatives, steps, per_epoch)
+    return Plan(batch, world_size, share, min(recipe.batch.chunk or share, share), negatives, steps, per_epoch)
 
 
 def learning_rate(optimizer: OptimizerRecipe, step: int, steps: int) -> float:

@@ -8,19 +8,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from diffcse_scale.distributed import barrier, is_main, rank
+from diffcse_scale.distributed import barrier, is_main
 from diffcse_scale.errors import InputError
 from diffcse_scale.export import export_sentence_transformer
-from diffcse_scale.model.diffcse import DiffCSE
+from diffcse_scale.model.diffcse import DiffCSE, StepOutput
 from diffcse_scale.model.encoder import Encoder
 from diffcse_scale.model.generator import Generator
-from diffcse_scale.randomness import derive_seed, seed_everything
 from diffcse_scale.recipe import Recipe
-from diffcse_scale.text.batches import Batch, Batches
+from diffcse_scale.text.batches import Batch, Batches, Chunk
 from diffcse_scale.training.checkpoint import load_checkpoint, save_checkpoint
+from diffcse_scale.training.chunking import ChunkedStep
 from diffcse_scale.training.curves import draw_curves
 from diffcse_scale.training.development import DevelopmentSet
 from diffcse_scale.training.engine import device, optimizer_step, whole_parameters
@@ -54,6 +55,7 @@ class Trainer:
         self.recipe, self.plan, self.engine, self.generator = recipe, plan, engine, generator
         self.batches, self.tokenizer, self.development, self.run = batches, tokenizer, development, run
         self.model: DiffCSE = engine.module
+        self.chunked_step = ChunkedStep(engine) if recipe.batch.chunk else None
         self.step = 0  # steps done
         self.best: dict[str, Any] = {}
         self.saved_best: dict[str, Any] = {}  # as of the newest checkpoint
@@ -86,8 +88,6 @@ class Trainer:
         self.step = batch.step + 1
         last = self.step == self.plan.steps
         checkpoint = self.step % self.recipe.checkpoint_every == 0 and not last
-        # dropout, and the official generator's, are replayed by a resumed run
-        seed_everything(derive_seed(self.recipe.seed, "dropout", batch.step, rank()))
         real_tokens = sum(int(chunk.attention_mask.sum()) for chunk in batch.chunks)
         positions = sum(chunk.attention_mask.numel() for chunk in batch.chunks)
         chunks = [chunk.to(device(), non_blocking=True) for chunk in batch.chunks]
@@ -95,8 +95,7 @@ class Trainer:
         rate = learning_rate(self.recipe.optimizer, batch.step, self.plan.steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        output = self.engine(chunks, edited)
-        self.engine.backward(output.loss)
+        output = self._forward_backward(chunks, edited)
         logs = self.step % self.recipe.log_every == 0 or checkpoint or last
         evaluates = self.step % self.recipe.evaluation.every == 0 or last
         norm = optimizer_step(self.engine, want_norm=logs)
@@ -110,6 +109,13 @@ class Trainer:
                 self._evaluate()
             if checkpoint:
                 self._checkpoint()
+
+    def _forward_backward(self, chunks: list[Chunk], edited: list[Tensor] | None) -> StepOutput:
+        if self.chunked_step is not None:
+            return self.chunked_step(chunks, edited)
+        output: StepOutput = self.engine(chunks, edited)
+        self.engine.backward(output.loss)
+        return output
 
     def _check_finite(self) -> None:
         """Stop before anything that is not finite is measured or saved."""

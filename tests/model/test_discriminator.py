@@ -40,7 +40,8 @@ def test_loss_and_counts_are_those_of_the_definition(fidelity):
     original, edited, mask = (t.flatten(0, 1) for t in (chunk.input_ids, edited, chunk.attention_mask))
     hidden = torch.randn(*edited.shape, 32)
     head = RTDHead(32, fidelity)
-    loss_sum, positions, counts = head(hidden, original, edited, mask)
+    loss_sum, counts = head(hidden, original, edited, mask)
+    positions = head.positions(mask)
     replaced = (original != edited) & mask.bool()
     logits = F.linear(hidden, head.weight, head.bias)
     if fidelity == "official":  # two classes, padding included with label 0

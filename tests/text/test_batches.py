@@ -34,7 +34,8 @@ def make(corpora: Corpora, tokenizer: PreTrainedTokenizerFast) -> Any:
 def assert_same(first: Batch, second: Batch) -> None:
     assert (first.step, first.epoch, first.sentences) == (second.step, second.epoch, second.sentences)
     for a, b in zip(first.chunks, second.chunks, strict=True):
-        for name in Chunk.__dataclass_fields__:
+        assert a.seed == b.seed
+        for name in Chunk.__dataclass_fields__.keys() - {"seed"}:
             assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
@@ -59,7 +60,18 @@ def rows_of(batches: list[Batch]) -> dict[int, Row]:
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3])
-@pytest.mark.parametrize("sections", [{}, {"batch": {"length_groups": 3}}, OFFICIAL], ids=["1", "3", "official"])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"batch": {"length_groups": 3}},
+        {"batch": {"chunk": 4}},
+        {"batch": {"chunk": 3}},
+        OFFICIAL,
+        OFFICIAL | {"batch": {"chunk": 3}},
+    ],
+    ids=["whole", "3 groups", "even chunks", "uneven chunks", "official", "official chunks"],
+)
 def test_shares_of_any_number_of_ranks_make_up_the_same_global_batch(
     make: Any, columns: int, sections: dict[str, Any]
 ) -> None:
@@ -126,6 +138,36 @@ def test_every_chunk_is_padded_to_its_own_longest_row_and_no_further(make: Any) 
         assert (chunk.input_ids[chunk.attention_mask == 1] != 0).all()
 
 
+@pytest.mark.parametrize(("chunk", "sizes"), [(4, [4, 4]), (3, [3, 3, 2]), (1, [1] * 8), (100, [8])])
+def test_a_share_is_cut_into_chunks_the_last_of_which_may_be_smaller(make: Any, chunk: int, sizes: list[int]) -> None:
+    for rank in range(2):
+        chunks = make(rank=rank, world_size=2, batch={"chunk": chunk}).batch(0).chunks
+        assert [len(chunk.input_ids) for chunk in chunks] == sizes
+
+
+def test_chunks_and_their_seeds_do_not_depend_on_the_ranks_where_they_divide_a_share(make: Any) -> None:
+    def chunks(world_size: int) -> dict[int | None, list[int]]:
+        ranks = [make(rank=rank, world_size=world_size, batch={"chunk": 4}) for rank in range(world_size)]
+        found = [chunk for batches in ranks for chunk in batches.batch(3).chunks]
+        return {chunk.seed: chunk.row_ids.flatten().tolist() for chunk in found}
+
+    assert len(chunks(1)) == 4
+    assert chunks(1) == chunks(2) == chunks(4)
+
+
+def test_every_chunk_of_every_step_has_a_seed_of_its_own(make: Any) -> None:
+    ranks = [make(rank=rank, world_size=2, batch={"chunk": 3}) for rank in range(2)]
+    seeds = [chunk.seed for batches in ranks for step in range(5) for chunk in batches.batch(step).chunks]
+    assert len(set(seeds)) == len(seeds) == 2 * 5 * 3
+
+
+def test_chunks_that_ranks_work_on_together_have_nearly_the_same_length(make: Any) -> None:
+    ranks = [make(rank=rank, world_size=2, batch={"chunk": 4}).batch(0).chunks for rank in range(2)]
+    for first, second in zip(*ranks, strict=True):
+        # sorted by length: no sentence of rank 0's chunk is longer than any of rank 1's at the same time
+        assert first.attention_mask.sum(-1).max() <= second.attention_mask.sum(-1).min()
+
+
 def test_ranks_hold_equal_shares_with_nearly_equal_work(make: Any) -> None:
     shares = [make(rank=rank, world_size=4).batch(0).chunks for rank in range(4)]
     assert [sum(len(chunk.input_ids) for chunk in chunks) for chunks in shares] == [4, 4, 4, 4]
@@ -161,7 +203,7 @@ def test_without_replaced_token_detection_nothing_is_corrupted(
 def test_to_moves_every_tensor(make: Any) -> None:
     (chunk,) = make().batch(0).chunks
     moved = chunk.to("meta", non_blocking=True)
-    assert all(getattr(moved, name).is_meta for name in Chunk.__dataclass_fields__)
+    assert all(getattr(moved, name).is_meta for name in Chunk.__dataclass_fields__.keys() - {"seed"})
 
 
 @pytest.mark.parametrize(

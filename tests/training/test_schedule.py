@@ -22,6 +22,12 @@ def test_max_steps_cuts_the_epochs():
     assert make_plan(load_recipe("quickstart", ["max_steps=5"]), 1000, 2, 1).steps == 5
 
 
+def test_a_chunk_is_no_larger_than_a_share():
+    assert make_plan(load_recipe("quickstart"), 1000, 2, world_size=2).chunk == 32
+    assert make_plan(load_recipe("quickstart", ["batch.chunk=8"]), 1000, 2, world_size=2).chunk == 8
+    assert make_plan(load_recipe("quickstart", ["batch.chunk=48"]), 1000, 2, world_size=2).chunk == 32
+
+
 @pytest.mark.parametrize(
     ("schedule", "warmup", "expected"),
     [

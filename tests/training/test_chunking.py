@@ -1,0 +1,153 @@
+"""A chunked step is the step: the same losses and parameters as one graph and one backward pass, whatever the stage.
+
+Tolerances on the norm of each tensor's difference after six steps: 5e-5 of its norm in float32 (largest seen: 2e-6),
+2e-2 with bfloat16 products. `chunking_program.py` says what the truth is and which cases there are.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.recipe import load_recipe
+from diffcse_scale.training.chunking import ChunkedStep
+from tests.toys import toy_chunk, toy_model
+from tests.training.launch import launch, metrics
+
+PROGRAM = Path(__file__).with_name("chunking_program.py")
+TOLERANCES = {"fp32": 5e-5, "bf16": 2e-2}
+FAR = 1e-2  # what a planted fault exceeds
+
+
+def compared(output: Path, ranks: int, *options: str) -> dict[str, dict[str, Any]]:
+    result = launch(str(output), *options, ranks=ranks, program=PROGRAM)
+    assert result.returncode == 0, result.stdout
+    return json.loads(output.read_text())
+
+
+def assert_right_but_for_the_faults(results: dict[str, dict[str, Any]]) -> None:
+    for name, case in results.items():
+        if not case["fault"]:
+            tolerance = TOLERANCES[case["precision"]]
+            assert case["parameter_difference"] < tolerance, (name, case)
+            assert case["loss_difference"] < tolerance, (name, case)
+        else:
+            assert case["parameter_difference"] > FAR, (name, case)
+
+
+def test_on_two_ranks(tmp_path):
+    results = compared(tmp_path / "results.json", 2)
+    assert_right_but_for_the_faults(results)
+    faults = {name for name, case in results.items() if case["fault"]}
+    # another seed in the second pass; gradients of the step before at ZeRO-3; gradients lost at ZeRO-1 with overlap
+    assert faults == {"zero2-chunk3-fp32-seed", "zero3-chunk3-fp32-untouched", "zero1-chunk3-fp32-overlap-untouched"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_stage_overlap_precision_and_cut(tmp_path, ranks):
+    results = compared(tmp_path / "results.json", ranks, "--all")
+    # ZeRO-1 with overlap has nothing to reduce on one rank, so that nothing is lost
+    results = {
+        name: case for name, case in results.items() if ranks > 1 or name != "zero1-chunk3-fp32-overlap-untouched"
+    }
+    assert_right_but_for_the_faults(results)
+    assert len(results) > 60
+
+
+@pytest.mark.slow
+def test_one_and_two_ranks_agree_with_dropout_on(toy_world, tmp_path):
+    losses = {}
+    for ranks in (1, 2):
+        result = launch(
+            *("--recipe", str(toy_world / "toy.yaml"), "--output", str(tmp_path / f"run{ranks}")),
+            *("batch.chunk=4", "max_steps=6", "evaluation.data=null"),
+            ranks=ranks,
+        )
+        assert result.returncode == 0, result.stdout
+        assert "chunk                │ 4 sentences" in result.stdout
+        losses[ranks] = [row["loss"] for row in metrics(tmp_path / f"run{ranks}")]
+    assert len(losses[1]) == 6
+    assert losses[1] == pytest.approx(losses[2], rel=1e-4)  # 6 steps of AdamW on sums in another order
+
+
+class WithoutDeepSpeed:
+    """An engine that is plain PyTorch, as at ZeRO-0 on one rank."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __call__(self, *arguments, **options):
+        return self.module(*arguments, **options)
+
+    def backward(self, loss):
+        loss.backward()
+
+    def set_gradient_accumulation_boundary(self, is_boundary):
+        self.is_boundary = is_boundary
+
+    def zero_optimization_stage(self):
+        return 0
+
+    def zero_offload_optimizer(self):
+        return None
+
+
+def _chunks(count: int, seeds: bool = True):
+    made = [toy_chunk(3, seed=number) for number in range(count)]
+    chunks = [replace(chunk, seed=number if seeds else None) for number, (chunk, _) in enumerate(made)]
+    return chunks, [edited for _, edited in made]
+
+
+@pytest.mark.parametrize("fidelity", ["sampled", "official"])
+def test_losses_counts_and_batchnorm_statistics_are_those_of_one_graph(fidelity):
+    objective = load_recipe("quickstart", [f"objective.fidelity={fidelity}", "objective.rtd_weight=0.2"]).objective
+    models = [toy_model(objective, dropout=0.1) for _ in range(2)]
+    chunks, edited = _chunks(4)
+    whole = models[0](chunks, edited)
+    chunked = ChunkedStep(WithoutDeepSpeed(models[1]))(chunks, edited)
+    for mine, truth in zip(chunked, whole, strict=True):
+        assert torch.allclose(mine, truth, rtol=1e-5)
+    for mine, truth in zip(models[1].buffers(), models[0].buffers(), strict=True):
+        assert torch.equal(mine, truth)  # running statistics are updated once
+
+
+def test_activations_of_one_chunk_are_alive_at_a_time():
+    objective = load_recipe("quickstart", ["objective.rtd_weight=0.2"]).objective
+    model = toy_model(objective)
+
+    def saved(step, count):
+        """Largest number of bytes held for backward."""
+        alive = {"now": 0, "most": 0}
+
+        class Held:
+            def __init__(self, tensor):
+                self.tensor, self.size = tensor, tensor.untyped_storage().nbytes()
+                alive["now"] += self.size
+                alive["most"] = max(alive["most"], alive["now"])
+
+            def __del__(self):
+                alive["now"] -= self.size
+
+        chunks, edited = _chunks(count)
+        with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+            step(chunks, edited)
+        return alive["most"]
+
+    chunked = ChunkedStep(WithoutDeepSpeed(model))
+    # what grows with the batch is of an embedding's size: 9 chunks more cost less than the activations of one
+    assert saved(chunked, 10) - saved(chunked, 1) < 0.7 * saved(chunked, 1)
+    assert saved(lambda *share: model(*share).loss.backward(), 10) > 8 * saved(chunked, 1)
+
+
+def test_an_encoder_that_cannot_be_replayed_is_refused():
+    objective = load_recipe("quickstart", ["objective.rtd_weight=0"]).objective
+    chunks, _ = _chunks(2, seeds=False)  # as if it drew its dropout from elsewhere
+    with pytest.raises(InputError, match="second pass over a chunk differs from its first"):
+        ChunkedStep(WithoutDeepSpeed(toy_model(objective, dropout=0.1)))(chunks)
