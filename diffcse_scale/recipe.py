@@ -42,6 +42,11 @@ class ModelRecipe(Section):
     generator: str | None = Field(
         None, description="the frozen masked language model that edits sentences; needed unless rtd_weight is 0"
     )
+    discriminator: str | None = Field(
+        None,
+        description="another masked language model as discriminator, which may have a tokenizer of its own (the "
+        "generator's then is the same); absent: a copy of the encoder",
+    )
     pooling: Literal["cls", "mean", "last", "first_last_mean"] = Field(
         "cls", description="how token vectors become the sentence embedding h"
     )

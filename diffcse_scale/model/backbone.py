@@ -11,7 +11,8 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrai
 
 from diffcse_scale.embedded import backbone_path
 from diffcse_scale.errors import InputError
-from diffcse_scale.recipe import EMBEDDED
+from diffcse_scale.recipe import EMBEDDED, ModelRecipe
+from diffcse_scale.text.tokenizers import Tokenizers
 
 
 def resolve(name: str) -> str:
@@ -69,6 +70,18 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
         raise InputError(f"Tokenizer of {name} cannot be loaded: {reason}") from error
 
 
+def load_tokenizers(model: ModelRecipe) -> Tokenizers:
+    """The tokenizers of a recipe's networks.
+
+    Raises:
+        InputError: one cannot be loaded.
+    """
+    encoder = load_tokenizer(model.encoder, model.trust_remote_code)
+    if model.discriminator is None:
+        return Tokenizers.shared(encoder)
+    return Tokenizers(encoder, load_tokenizer(model.discriminator, model.trust_remote_code))
+
+
 def first_layer(backbone: PreTrainedModel) -> nn.Module:
     """The first transformer layer: its input is the embedding output, whatever the family calls things."""
     depth = backbone.config.num_hidden_layers
@@ -93,8 +106,8 @@ def check_same_vocabulary(
     differing = next(index for index in ids if vocabularies[0].get(index) != vocabularies[1].get(index))
     tokens = [repr(vocabulary.get(differing, "nothing")) for vocabulary in vocabularies]
     raise InputError(
-        f"Vocabularies differ between encoder {names[0]} and generator {names[1]}: id {differing} is {tokens[0]} in "
-        f"one and {tokens[1]} in the other; choose a generator with the encoder's tokenizer, or train one with "
+        f"Vocabularies differ between {names[0]} and generator {names[1]}: id {differing} is {tokens[0]} in "
+        f"one and {tokens[1]} in the other; choose a generator with the same tokenizer, or train one with "
         "`diffcse-scale pretrain-generator --tokenizer`."
     )
 

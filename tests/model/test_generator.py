@@ -138,7 +138,7 @@ def _tokenizer(words):
 
 def test_vocabularies_are_compared_by_content():
     check_same_vocabulary(_tokenizer("abc"), _tokenizer("abc"), ("one", "two"))
-    with pytest.raises(InputError, match="encoder one and generator two: id 1 is 'b' in one and 'x' in the other"):
+    with pytest.raises(InputError, match="between one and generator two: id 1 is 'b' in one and 'x' in the other"):
         check_same_vocabulary(_tokenizer("abc"), _tokenizer("axc"), ("one", "two"))
     with pytest.raises(InputError, match="id 2 is 'c' in one and 'nothing'"):
         check_same_vocabulary(_tokenizer("abc"), _tokenizer("ab"), ("one", "two"))
