@@ -38,16 +38,24 @@ class DiffCSE(nn.Module):
     """What is trained: encoder and projection; discriminator and RTD head unless `rtd_weight` is 0.
 
     The discriminator starts as a copy of the encoder's backbone. The generator is no part of it.
+
+    Args:
+        discriminator: the discriminator's backbone; None to copy the encoder's.
     """
 
     def __init__(
-        self, backbone: PreTrainedModel, objective: ObjectiveRecipe, pooling: str = "cls", projection: str = "batchnorm"
+        self,
+        backbone: PreTrainedModel,
+        objective: ObjectiveRecipe,
+        pooling: str = "cls",
+        projection: str = "batchnorm",
+        discriminator: PreTrainedModel | None = None,
     ) -> None:
         super().__init__()
         width = backbone.config.hidden_size
         self.objective = objective
         if objective.rtd_weight > 0:
-            self.discriminator = ConditionalDiscriminator(copy.deepcopy(backbone))
+            self.discriminator = ConditionalDiscriminator(discriminator or copy.deepcopy(backbone))
             self.rtd_head = RTDHead(width, objective.fidelity)
         self.encoder = Encoder(backbone, pooling)
         self.projection = make_projection(projection, width, getattr(backbone.config, "initializer_range", 0.02))
