@@ -1,6 +1,6 @@
 """How much memory a rank needs to load a large backbone, with and without partitioning it on the way.
 
-    python -m benchmarks.zero3_loading                  # 284M parameters, twice; needs 14 GB and a few minutes
+    python -m benchmarks.zero3_loading                  # 183M parameters, twice; needs 12 GB and a few minutes
     python -m benchmarks.zero3_loading --layers 4       # a smaller one
 
 Makes a random BERT on disk, then loads it as train.py does, as encoder and as discriminator, on two ranks under the
@@ -109,7 +109,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=20, help="of width 1024, 12.6M parameters each (default: 20)")
+    parser.add_argument("--layers", type=int, default=12, help="of width 1024, 12.6M parameters each (default: 12)")
     parser.add_argument("--rows", type=Path, default=ROOT / "docs" / "results" / "zero3_loading.jsonl")
     parser.add_argument("--work", type=Path, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--case", default=None, help=argparse.SUPPRESS)
