@@ -22,6 +22,7 @@ from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_conf
 from diffcse_scale.distributed import free_port, is_main, local_rank
 from diffcse_scale.environment import native_bfloat16
 from diffcse_scale.errors import InputError
+from diffcse_scale.host_memory import freed_blocks_returned
 from diffcse_scale.recipe import Recipe, nearest
 from diffcse_scale.shipped import shipped
 from diffcse_scale.text.batches import share_of
@@ -165,7 +166,8 @@ def partitioned_loading(config: dict[str, Any], recipe: Recipe) -> Iterator[None
         deepspeed.DeepSpeedConfig(config)
     handle = HfDeepSpeedConfig(config)  # transformers holds it weakly
     try:
-        yield
+        with freed_blocks_returned():
+            yield
     finally:
         unset_hf_deepspeed_config()
         del handle

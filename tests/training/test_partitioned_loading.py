@@ -201,11 +201,13 @@ def _loading_peak(folder: str, stage: int) -> tuple[int, int]:
 
 @pytest.mark.slow
 def test_no_rank_ever_holds_the_whole_model(tmp_path):
-    # 2 x 53 million parameters in matrices of 4 MB; half of the weights, and a few matrices on their way
+    # 2 x 53 million parameters in matrices of 4 to 16 MB. On disk in bfloat16, as large models are: a float32 file is
+    # mapped into memory and not a process's own. The bound: half of the weights, and some matrices on their way.
     large = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 4}
     for name, sizes in (("small", {}), ("large", large)):
-        BertModel(BertConfig(**{**BERT, "vocab_size": 3000, **sizes})).save_pretrained(tmp_path / name)
+        model = BertModel(BertConfig(**{**BERT, "vocab_size": 3000, **sizes}), add_pooling_layer=False)
+        model.bfloat16().save_pretrained(tmp_path / name)
         tiny_tokenizer().save_pretrained(tmp_path / name)
-    for stage, least, most in ((2, 1.0, 1.5), (3, 0.5, 0.7)):
+    for stage, least, most in ((2, 0.95, 1.5), (3, 0.45, 0.65)):
         for peak, whole in run_ranks(_loading_peak, 2, tmp_path, str(tmp_path), stage):
             assert least * whole < peak < most * whole, (stage, peak, whole)
