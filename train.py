@@ -19,7 +19,6 @@ from diffcse_scale.errors import InputError
 from diffcse_scale.model.backbone import load_tokenizers
 from diffcse_scale.model.build import build_model
 from diffcse_scale.model.generator import load_generator
-from diffcse_scale.randomness import seed_everything
 from diffcse_scale.recipe import load_recipe
 from diffcse_scale.text.batches import Batches
 from diffcse_scale.text.tokens import tokenize
@@ -47,12 +46,12 @@ def main() -> None:
     setup_logging()
     config = deepspeed_engine.complete_config(config, recipe, world_size())
     run = RunDirectory.open(arguments.output, recipe, arguments.resume)
-    seed_everything(recipe.seed)
 
     # what can be wrong is loaded before the corpus is tokenized, which may take long
     tokenizers = load_tokenizers(recipe.model)
     development = DevelopmentSet.of(recipe, tokenizers)
-    model = build_model(recipe, tokenizers)
+    with deepspeed_engine.partitioned_loading(config, recipe):
+        model = build_model(recipe, tokenizers)
     generator = load_generator(recipe, tokenizers, deepspeed_engine.device())
     tokens = tokenize(recipe.data, tokenizers.streams, seed=recipe.seed, main=is_main())
     batches = Batches(tokens, tokenizers, recipe, rank(), world_size())

@@ -36,6 +36,7 @@ def export_sentence_transformer(
     max_length: int,
     directory: str | Path,
     card: str | None = None,
+    state: dict[str, Tensor] | None = None,
 ) -> None:
     """Write the encoder as a directory that `SentenceTransformer` and `AutoModel` load.
 
@@ -46,6 +47,7 @@ def export_sentence_transformer(
         pooling: cls, mean, last or first_last_mean.
         max_length: tokens a sentence that users get unless they say otherwise.
         card: text of README.md, the model card.
+        state: the weights, where `encoder` holds only a part of them (ZeRO-3).
 
     Raises:
         InputError: `directory` is something else than an earlier export.
@@ -57,7 +59,7 @@ def export_sentence_transformer(
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        encoder.save_pretrained(temporary)
+        encoder.save_pretrained(temporary, state_dict=state)
         tokenizer.save_pretrained(temporary)
         config = encoder.config
         write_modules(temporary, pooling, max_length, config.hidden_size, config.num_hidden_layers)

@@ -45,8 +45,12 @@ class Contrast(NamedTuple):
 class DiffCSE(nn.Module):
     """What is trained: encoder and projection; discriminator and RTD head unless `rtd_weight` is 0.
 
-    The discriminator starts as a copy of the encoder's backbone, or is the network given. The generator is no part
-    of it.
+    The generator is no part of it.
+
+    Args:
+        discriminator: the discriminator's backbone; None to copy the encoder's.
+        condition_is_mapped: whether z enters the discriminator through a learnt linear map, as where that is another
+            network than the encoder.
     """
 
     def __init__(
@@ -56,15 +60,14 @@ class DiffCSE(nn.Module):
         pooling: str = "cls",
         projection: str = "batchnorm",
         discriminator: PreTrainedModel | None = None,
+        condition_is_mapped: bool = False,
     ) -> None:
         super().__init__()
         width = backbone.config.hidden_size
         self.objective = objective
         if objective.rtd_weight > 0:
-            if discriminator is None:
-                self.discriminator = ConditionalDiscriminator(copy.deepcopy(backbone))
-            else:
-                self.discriminator = ConditionalDiscriminator(discriminator, width)
+            condition_width = width if condition_is_mapped else None
+            self.discriminator = ConditionalDiscriminator(discriminator or copy.deepcopy(backbone), condition_width)
             self.rtd_head = RTDHead(self.discriminator.backbone.config.hidden_size, objective.fidelity)
         self.encoder = Encoder(backbone, pooling)
         self.projection = make_projection(projection, width, getattr(backbone.config, "initializer_range", 0.02))
