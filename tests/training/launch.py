@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[2]
 TIMINGS = {"sentences_per_second", "real_tokens_per_second", "peak_memory_gb"}
 
 
-def launch(*arguments: str, ranks: int = 2, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def launch(
+    *arguments: str, ranks: int = 2, cwd: Path = ROOT, program: Path = ROOT / "train.py"
+) -> subprocess.CompletedProcess[str]:
     """`deepspeed --num_gpus RANKS train.py ARGUMENTS` in a process group of its own, which is left empty."""
     port = free_port()
     command = [
@@ -26,7 +28,7 @@ def launch(*arguments: str, ranks: int = 2, cwd: Path = ROOT) -> subprocess.Comp
         str(ranks),
         "--master_port",
         str(port),
-        str(ROOT / "train.py"),
+        str(program),
         *arguments,
     ]
     environment = {
