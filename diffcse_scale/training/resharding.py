@@ -156,11 +156,9 @@ class _Saved:
         names = [name for group in trained_groups(module) for name in group]
         states = self.model["optimizer"]["state"]
         for index, name in enumerate(names):
-            weight = self.model["module"][name]
-            # a parameter that has had no gradient has no moments yet
-            state = {key: value for key, value in states.get(index, {}).items() if key in MOMENTS}
-            tensors = {key: value.reshape(-1) for key, value in {WEIGHT: weight, **state}.items()}
-            yield Group([Piece(name, 0, weight.numel(), 0)], tensors, float(states.get(index, {}).get("step", 0)))
+            values = {WEIGHT: self.model["module"][name], **{key: states[index][key] for key in MOMENTS}}
+            tensors = {key: value.reshape(-1) for key, value in values.items()}
+            yield Group([Piece(name, 0, len(tensors[WEIGHT]), 0)], tensors, float(states[index]["step"]))
 
     def _sharded(self, folder: Path, stage: int, ranks: int) -> Iterator[Group]:
         length: list[int] = []

@@ -96,7 +96,7 @@ def _state(engine):
             continue
         for key in ("exp_avg", "exp_avg_sq"):
             if engine.zero_optimization_stage() == 0:
-                state[f"{key} {name}"] = engine.optimizer.state[p].get(key, torch.zeros_like(p))
+                state[f"{key} {name}"] = engine.optimizer.state[p][key].clone()
             else:
                 state[f"{key} {name}"] = safe_get_full_optimizer_state(p, key)
         if engine.zero_optimization_stage() > 0:
