@@ -1,7 +1,7 @@
 """Load a checkpoint into another world size or ZeRO stage: every rank reads its own part from the shards of all.
 
 Nothing is converted on disk. The shards are memory-mapped, and each rank copies into the tensors of its optimizer what
-belongs there, so that no more is read than is needed, no parameter is ever held whole, and no rank waits for another.
+belongs there: no more is read than it needs, nothing is held twice, and no rank waits for a main one.
 (DeepSpeed's `ds_to_universal` would write a second checkpoint for that; what it writes can only be read at the side of
 ZeRO-3 on which it was saved, knows no ZeRO-0, leaves out buffers such as BatchNorm's running statistics, and gives
 at ZeRO-3 the weight decay of the first parameter group to all.)

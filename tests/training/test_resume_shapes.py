@@ -61,7 +61,7 @@ def stopped(run: Path, name: str, step: int) -> Path:
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "model")
     (copy / "result.json").unlink()
-    for checkpoint in (copy / "checkpoints").iterdir():
+    for checkpoint in (copy / "checkpoints").glob("step-*"):
         if int(checkpoint.name.removeprefix("step-")) > step:
             shutil.rmtree(checkpoint)
     return copy
@@ -94,7 +94,7 @@ def test_a_run_may_change_its_shape_again_and_again(train, uninterrupted):
     truth, expected = uninterrupted
     run = truth
     for step, stage, ranks in [(4, 3, 1), (6, 0, 2), (8, 2, 1), (10, 0, 1)]:
-        run = stopped(run, f"then-zero{stage}", step)
+        run = stopped(run, f"after-{step}", step)
         sentences = train(run.name, stage, ranks, "--resume")
         assert sentences == {step: expected[step] for step in range(step, STEPS)}
     assert_same(run, truth)
