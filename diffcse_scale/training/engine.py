@@ -147,7 +147,8 @@ def complete_config(config: dict[str, Any], recipe: Recipe, devices: int) -> dic
 
 def trained_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
     """The trained parameters by name: those that are decayed, and biases and normalisation weights, which are not."""
-    decayed, kept = {}, {}
+    decayed: dict[str, nn.Parameter] = {}
+    kept: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # ZeRO-3 leaves a flat remainder in the place of a parameter, and its shape beside it

@@ -183,7 +183,8 @@ def _read(folder: Path, pattern: str) -> dict[str, Any]:
     try:
         (file,) = folder.glob(pattern)
         with torch.serialization.safe_globals(DEEPSPEED_CLASSES):
-            return torch.load(file, map_location="cpu", mmap=True, weights_only=True)  # type: ignore[no-any-return]
+            content: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+            return content
     except (ValueError, OSError, RuntimeError, UnpicklingError) as error:
         problem = "is missing" if isinstance(error, ValueError) else f"cannot be read ({error})"
         raise InputError(
