@@ -173,22 +173,29 @@ def partitioned_loading(config: dict[str, Any], recipe: Recipe) -> Iterator[None
         del handle
 
 
+def trained_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """The trained parameters by name: those that are decayed, and biases and normalisation weights, which are not."""
+    decayed: dict[str, nn.Parameter] = {}
+    kept: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            # ZeRO-3 leaves a flat remainder in the place of a parameter, and its shape beside it
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            (decayed if len(shape) > 1 else kept)[name] = parameter
+    return decayed, kept
+
+
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW over the trained parameters; biases and normalisation weights are not decayed."""
     settings = recipe.optimizer
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed, kept = trained_groups(model)
     groups = [
-        {"params": [p for p in trained if _is_matrix(p)], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if not _is_matrix(p)], "weight_decay": 0.0},
+        {"params": list(decayed.values()), "weight_decay": settings.weight_decay},
+        {"params": list(kept.values()), "weight_decay": 0.0},
     ]
     # the recipe's learning rate is set before every step, as a function of the step
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)
-
-
-def _is_matrix(parameter: nn.Parameter) -> bool:
-    """Of the whole parameter, where ZeRO-3 has left an empty one in its place."""
-    return len(getattr(parameter, "ds_shape", parameter.shape)) > 1
 
 
 def initialize(model: nn.Module, recipe: Recipe, config: dict[str, Any]) -> Any:
