@@ -16,8 +16,9 @@ from dataclasses import asdict
 
 from diffcse_scale.distributed import is_main, local_rank, rank, world_size
 from diffcse_scale.errors import InputError
-from diffcse_scale.model.backbone import load_tokenizer
+from diffcse_scale.model.backbone import load_encoder_tokenizer
 from diffcse_scale.model.build import build_model
+from diffcse_scale.model.dropout import check_views_differ
 from diffcse_scale.model.generator import load_generator
 from diffcse_scale.randomness import seed_everything
 from diffcse_scale.recipe import load_recipe
@@ -50,11 +51,12 @@ def main() -> None:
     seed_everything(recipe.seed)
 
     # what can be wrong is loaded before the corpus is tokenized, which may take long
-    tokenizer = load_tokenizer(recipe.model.encoder, recipe.model.trust_remote_code)
+    tokenizer = load_encoder_tokenizer(recipe.model)
     development = DevelopmentSet.of(recipe, tokenizer)
-    model = build_model(recipe, tokenizer)
+    model = build_model(recipe, tokenizer, deepspeed_engine.device())
     generator = load_generator(recipe, tokenizer, deepspeed_engine.device())
     tokens = tokenize(recipe.data, tokenizer, seed=recipe.seed, main=is_main())
+    check_views_differ(model.encoder, recipe, tokens.columns)
     batches = Batches(tokens, tokenizer, recipe, rank(), world_size())
     plan = make_plan(recipe, len(tokens), tokens.views, world_size())
     engine = deepspeed_engine.initialize(model, recipe, config)

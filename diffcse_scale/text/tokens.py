@@ -35,6 +35,7 @@ class TokenizedCorpus:
 
     Attributes:
         fingerprint: changes when the files, the tokenizer, the length or the cleaning do.
+        columns: of the corpus; with one, the views of a sentence are the same tokens.
         views: rows of a sentence in a batch: 2 for one column (the same tokens twice) or two, 3 for three.
         report: what cleaning dropped.
         truncated: sentences that were longer than `max_length`, in all columns together.
@@ -49,7 +50,8 @@ class TokenizedCorpus:
         self.truncated: int = facts["truncated"]
         self.without_tokens: int = facts["without_tokens"]
         self.report = CorpusReport(**facts["report"])
-        self.views = max(2, len(columns))
+        self.columns = len(columns)
+        self.views = max(2, self.columns)
         self._ids = [_mapped(folder / f"ids_{column}.npy") for column in columns]
         self._offsets = [_mapped(folder / f"offsets_{column}.npy") for column in columns]
 

@@ -165,6 +165,7 @@ class Trainer:
                     shutil.rmtree(folder)
 
     def _export(self, folder: Path) -> None:
+        lora = self.recipe.model.lora
         with whole_parameters(self.model.encoder.backbone, self.engine):
             if is_main():
                 export_sentence_transformer(
@@ -173,6 +174,7 @@ class Trainer:
                     self.recipe.model.pooling,
                     self.recipe.evaluation.max_length,
                     folder,
+                    adapter=lora is not None and lora.export == "adapter",
                 )
         barrier()
 
