@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffcse_scale.errors import InputError
-from diffcse_scale.model.lora import has_adapters, merged
+from diffcse_scale.model.lora import has_adapters, save_merged
 
 MODULES_FILE = "modules.json"
 POOLINGS = {"cls": "cls", "mean": "mean", "last": "lasttoken", "first_last_mean": "mean"}
@@ -60,8 +60,10 @@ def export_sentence_transformer(
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        whole = merged(encoder) if has_adapters(encoder) and not adapter else encoder
-        whole.save_pretrained(temporary)
+        if has_adapters(encoder) and not adapter:
+            save_merged(encoder, temporary)
+        else:
+            encoder.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         config = encoder.config
         write_modules(temporary, pooling, max_length, config.hidden_size, config.num_hidden_layers)

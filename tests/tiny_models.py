@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
@@ -20,9 +20,12 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
 )
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+END = "<|endoftext|>"
+BYTES = 300  # room for the vocabulary of `tiny_byte_tokenizer`
 SENTENCE = "a dog runs fast over green grass and barks at the cat horse sleeps eats"
 WORDS = SENTENCE.split()
 
@@ -78,10 +81,12 @@ def tiny_config(family: str, **changes: Any) -> PreTrainedConfig:
     return AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family], **changes})
 
 
-def tiny_backbone(family: str, **options: str) -> PreTrainedModel:
+def tiny_backbone(family: str, attn_implementation: str | None = None, **changes: Any) -> PreTrainedModel:
     """The family's `AutoModel`, as `load_backbone` would give it; in eval mode."""
     torch.manual_seed(0)
-    backbone = AutoModel.from_config(tiny_config(family), **options).eval()
+    backbone = AutoModel.from_config(
+        tiny_config(family, **changes), **({"attn_implementation": attn_implementation} if attn_implementation else {})
+    ).eval()
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
     return backbone
@@ -103,6 +108,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     names = [f"{token.strip('[]').lower()}_token" for token in SPECIAL]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(names, SPECIAL, strict=True)))
+
+
+def tiny_byte_tokenizer() -> PreTrainedTokenizerFast:
+    """As a base decoder's: every byte a token, no padding token, nothing added before or after the sentence."""
+    characters = {character: index for index, character in enumerate(sorted(ByteLevel.alphabet()))}
+    return Qwen2Tokenizer(vocab={**characters, END: len(characters)}, merges=[], eos_token=END, pad_token=None)
 
 
 def tiny_bert() -> PreTrainedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,10 +70,11 @@ def has_adapters(backbone: PreTrainedModel) -> bool:
 
 
 @torch.no_grad()
-def merged(backbone: PreTrainedModel) -> PreTrainedModel:
-    """A plain float32 model that computes what the backbone does with its adapters; the backbone stays as it is.
+def save_merged(backbone: PreTrainedModel, folder: Path) -> None:
+    """Write a plain float32 model that computes what the backbone does with its adapters.
 
-    Only weights that have an adapter are copied. Merging in place and taking it back would round the frozen weights.
+    The backbone stays as it is: merging in place and taking it back would round the frozen weights. Of float32
+    weights only those that have an adapter are copied.
     """
     from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_module_weight
@@ -81,7 +83,7 @@ def merged(backbone: PreTrainedModel) -> PreTrainedModel:
     config.dtype = torch.float32
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    with torch.device("meta"):
+    with torch.device("meta"):  # names and shapes; what is saved is put in below
         plain = type(backbone)(config)
     if getattr(backbone, "pooler", None) is None:
         plain.pooler = None
@@ -96,4 +98,4 @@ def merged(backbone: PreTrainedModel) -> PreTrainedModel:
         if adapted and leaf == "weight":
             state[key] = state[key] + module.get_delta_weight("default").float()
     plain.load_state_dict(state, assign=True)
-    return plain
+    plain.save_pretrained(folder)
