@@ -67,8 +67,8 @@ class ModelRecipe(Section):
     pooling: Literal["cls", "mean", "last", "first_last_mean"] = Field(
         "cls", description="how token vectors become the sentence embedding h"
     )
-    attention: Literal["pretrained", "bidirectional"] = Field(
-        "pretrained", description="'bidirectional' lets the tokens of a decoder-only encoder see later ones too"
+    attention: Literal["bidirectional"] | None = Field(
+        None, description="'bidirectional' lets the tokens of a decoder-only encoder see later ones too"
     )
     dropout: float | None = Field(
         None, ge=0, lt=1, description="every dropout probability in the encoder; those of its configuration if absent"
@@ -187,10 +187,10 @@ class Recipe(Section):
         if self.objective.hard_negative_weight and (self.data.columns is not None and len(self.data.columns) != 3):
             raise ValueError("objective.hard_negative_weight needs three data.columns")
         if self.model.lora is not None and self.model.lora.export == "adapter":
-            for field, default in (("attention", "pretrained"), ("checkpoint", None)):
-                if getattr(self.model, field) != default:
+            for field in ("attention", "checkpoint"):
+                if getattr(self.model, field) is not None:
                     raise ValueError(
-                        f"model.lora.export must be merged: adapters are loaded onto the base as published, which "
+                        "model.lora.export must be merged: adapters are loaded onto the base as published, which "
                         f"model.{field} changes"
                     )
         return self

@@ -29,7 +29,7 @@ def attend_both_ways(backbone: PreTrainedModel) -> None:
     if not hasattr(sys.modules[type(backbone).__module__], "create_causal_mask"):
         raise InputError(
             f"{type(backbone).__name__} builds its attention mask by itself and stays causal; "
-            "set model.attention to pretrained."
+            "leave model.attention out."
         )
     backbone.config.is_causal = False
 

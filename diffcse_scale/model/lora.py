@@ -93,7 +93,8 @@ def save_merged(backbone: PreTrainedModel, folder: Path) -> None:
         module = backbone.get_submodule(path)
         adapted = isinstance(module, LoraLayer)
         base = module.get_base_layer() if adapted else module
-        value = dequantize_module_weight(base) if leaf == "weight" else getattr(base, leaf)
+        # detached: a parameter of the backbone would be taken as it is, and told to require a gradient
+        value = (dequantize_module_weight(base) if leaf == "weight" else getattr(base, leaf)).detach()
         state[key] = value.float() if value.is_floating_point() else value
         if adapted and leaf == "weight":
             state[key] = state[key] + module.get_delta_weight("default").float()

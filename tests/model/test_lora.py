@@ -50,6 +50,7 @@ def test_an_exported_model_gives_the_vectors_that_were_trained(family, tmp_path)
     assert exported.state_dict().keys() == base.keys()
     np.testing.assert_allclose(vectors(exported), before, rtol=0, atol=1e-5)
     for name, parameter in backbone.named_parameters():
+        assert parameter.requires_grad == (".lora_" in name), name
         if not parameter.requires_grad:
             assert torch.equal(parameter, base[name.replace(".base_layer", "")]), name
     assert np.array_equal(vectors(backbone), before)
