@@ -18,6 +18,7 @@ from diffcse_scale.distributed import is_main, local_rank, rank, world_size
 from diffcse_scale.errors import InputError
 from diffcse_scale.model.backbone import load_tokenizers
 from diffcse_scale.model.build import build_model
+from diffcse_scale.model.dropout import check_views_differ
 from diffcse_scale.model.generator import load_generator
 from diffcse_scale.recipe import load_recipe
 from diffcse_scale.text.batches import Batches
@@ -51,9 +52,10 @@ def main() -> None:
     tokenizers = load_tokenizers(recipe.model)
     development = DevelopmentSet.of(recipe, tokenizers)
     with deepspeed_engine.partitioned_loading(config, recipe):
-        model = build_model(recipe, tokenizers)
+        model = build_model(recipe, tokenizers, deepspeed_engine.device())
     generator = load_generator(recipe, tokenizers, deepspeed_engine.device())
     tokens = tokenize(recipe.data, tokenizers.streams, seed=recipe.seed, main=is_main())
+    check_views_differ(model.encoder, recipe, tokens.columns)
     batches = Batches(tokens, tokenizers, recipe, rank(), world_size())
     plan = make_plan(recipe, len(tokens), tokens.views, world_size())
     engine = deepspeed_engine.initialize(model, recipe, config)

@@ -32,7 +32,7 @@ class Generator:
         self.seed = seed
         self.model = model.requires_grad_(False).train(not self.sampled)
         self.head = model.get_output_embeddings()
-        if not isinstance(self.head, nn.Linear):
+        if not isinstance(self.head, nn.Linear) or self.head.out_features != model.config.vocab_size:
             raise InputError(f"{type(model).__name__} has no linear vocabulary head, so it cannot be a generator.")
         # With the vocabulary head taken out, the model's own forward ends at the head's input, in every family,
         # and the head is fused with the choice of a token: no rows x vocabulary logits.

@@ -36,6 +36,7 @@ class TokenizedCorpus:
 
     Attributes:
         fingerprint: changes when the files, the tokenizer, the length or the cleaning do.
+        columns: of the corpus; with one, the views of a sentence are the same tokens.
         streams: tokenizers that have read the text: 1, or 2 where discriminator and encoder have one each.
         views: rows of a sentence in a batch: 2 for one column (the same tokens twice) or two, 3 for three.
         report: what cleaning dropped.
@@ -46,16 +47,16 @@ class TokenizedCorpus:
     def __init__(self, folder: Path) -> None:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         self.streams: int = facts["streams"]
-        self._columns: int = facts["columns"]
-        columns = range(self._columns * self.streams)
+        self.columns: int = facts["columns"]
+        files = range(self.columns * self.streams)
         self.fingerprint: str = facts["fingerprint"]
         self.max_length: int = facts["max_length"]
         self.truncated: int = facts["truncated"]
         self.without_tokens: int = facts["without_tokens"]
         self.report = CorpusReport(**facts["report"])
-        self.views = max(2, self._columns)
-        self._ids = [_mapped(folder / f"ids_{column}.npy") for column in columns]
-        self._offsets = [_mapped(folder / f"offsets_{column}.npy") for column in columns]
+        self.views = max(2, self.columns)
+        self._ids = [_mapped(folder / f"ids_{column}.npy") for column in files]
+        self._offsets = [_mapped(folder / f"offsets_{column}.npy") for column in files]
 
     def __len__(self) -> int:
         return len(self._offsets[0]) - 1
@@ -83,7 +84,7 @@ class TokenizedCorpus:
         return np.where(real, ids[np.where(real, places, 0)], padding).astype(np.int64, copy=False)
 
     def _column(self, view: int, stream: int) -> int:
-        return stream * self._columns + (view if self._columns > 1 else 0)
+        return stream * self.columns + (view if self.columns > 1 else 0)
 
     def __str__(self) -> str:
         """One line: what was dropped, what was truncated."""

@@ -2,7 +2,7 @@
 
 Every rank writes its shards into `checkpoints/step-00000100.partial/`; when all are done the folder is renamed and
 only then may be resumed from. Random state is not in it: it is derived from seed, step and rank (`randomness.py`),
-and so is the order of sentences. The frozen generator is not in it either.
+and so is the order of sentences. The frozen generator is not in it either, nor are the frozen weights under adapters.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def save_checkpoint(engine: Any, folder: Path, step: int, state: dict[str, Any],
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
     barrier()
-    engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
+    engine.save_checkpoint(
+        str(folder), tag=partial.name, save_latest=False, exclude_frozen_parameters=_has_frozen(engine)
+    )
     barrier()
     if is_main():
         written = {**state, "step": step, **_shape(engine)}
@@ -76,7 +78,7 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
     if any(state.get(key) != value for key, value in _shape(engine).items()):
         load_resharded(engine, folder / tag, state["zero_stage"], state["world_size"])
         return state
-    path, _ = engine.load_checkpoint(str(folder), tag=tag)
+    path, _ = engine.load_checkpoint(str(folder), tag=tag, load_module_strict=not _has_frozen(engine))
     if path is None:
         raise InputError(f"Checkpoint {folder / tag} could not be loaded; delete it to resume from the one before.")
     return state
@@ -89,3 +91,7 @@ def _shape(engine: Any) -> dict[str, Any]:
         "zero_stage": engine.zero_optimization_stage(),
         "zero_optimization": engine.config.get("zero_optimization", {}),
     }
+
+
+def _has_frozen(engine: Any) -> bool:
+    return any(not parameter.requires_grad for parameter in engine.module.parameters())

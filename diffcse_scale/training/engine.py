@@ -133,6 +133,9 @@ def complete_config(config: dict[str, Any], recipe: Recipe, devices: int) -> dic
                 f"{sentences} = {share} sentences per device x {devices} devices x 1 "
                 f"accumulation step; remove the key or set it to {ours}."
             )
+    lora = recipe.model.lora
+    if lora is not None and lora.base == "nf4" and config.get("zero_optimization", {}).get("stage") == 3:
+        raise InputError("ZeRO-3 cannot partition the 4-bit weights of model.lora.base nf4; use a stage below 3.")
     # ours is torch's AdamW also where optimizer state is offloaded: DeepSpeed's own for CPUs needs a compiler
     defaults = {"steps_per_print": 10**9, "zero_force_ds_cpu_optimizer": False}
     completed = {**defaults, **config, **batch_keys, "gradient_clipping": recipe.optimizer.clip}

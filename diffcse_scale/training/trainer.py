@@ -171,6 +171,7 @@ class Trainer:
                     shutil.rmtree(folder)
 
     def _export(self, folder: Path) -> None:
+        lora = self.recipe.model.lora
         state = whole_state(self.model.encoder.backbone)
         if is_main():
             export_sentence_transformer(
@@ -180,6 +181,7 @@ class Trainer:
                 self.recipe.evaluation.max_length,
                 folder,
                 state=state,
+                adapter=lora is not None and lora.export == "adapter",
             )
         barrier()
 
