@@ -133,7 +133,7 @@ class ObjectiveRecipe(Section):
     )
     temperature: float = Field(0.05, gt=0, description="the cosine is divided by it")
     contrastive_weight: float = Field(1.0, ge=0, description="weight of InfoNCE; 0 is the paper's RTD-only ablation")
-    rtd_weight: float = Field(0.005, ge=0, description="lambda, the weight of replaced-token detection; 0 is SimCSE")
+    rtd_weight: float = Field(0.05, ge=0, description="lambda, the weight of replaced-token detection; 0 is SimCSE")
     masking_ratio: Share = Field(0.30, description="share of tokens corrupted before the generator")
     hard_negative_weight: float = Field(
         0.0, description="added to the logit of a sentence with its own hard negative (three columns)"
