@@ -21,7 +21,7 @@ from diffcse_scale.errors import InputError
 from diffcse_scale.model.projection import make_projection
 from diffcse_scale.recipe import load_recipe
 from diffcse_scale.training.checkpoint import load_checkpoint, save_checkpoint
-from diffcse_scale.training.engine import initialize, whole_parameters
+from diffcse_scale.training.engine import initialize
 from diffcse_scale.training.resharding import load_resharded, pieces
 from tests.ranks import run_ranks
 
@@ -86,7 +86,7 @@ def _train(engine, step):
 def _state(engine):
     """Everything that training goes on from, whole."""
     state = {f"buffer {name}": buffer.clone() for name, buffer in engine.module.named_buffers()}
-    with whole_parameters(engine.module, engine):
+    with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):  # does nothing below ZeRO-3
         state |= {f"model {name}": p.detach().clone() for name, p in engine.module.named_parameters()}
     if engine.zero_optimization_stage() in (1, 2):
         # else the getters know nothing before a step, and after it only the first parameter group
