@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from diffcse_scale.errors import InputError
@@ -77,7 +77,6 @@ def save_merged(backbone: PreTrainedModel, folder: Path) -> None:
     weights only those that have an adapter are copied.
     """
     from peft.tuners.lora import LoraLayer
-    from peft.utils.integrations import dequantize_module_weight
 
     config = copy.deepcopy(backbone.config)
     config.dtype = torch.float32
@@ -94,9 +93,24 @@ def save_merged(backbone: PreTrainedModel, folder: Path) -> None:
         adapted = isinstance(module, LoraLayer)
         base = module.get_base_layer() if adapted else module
         # detached: a parameter of the backbone would be taken as it is, and told to require a gradient
-        value = (dequantize_module_weight(base) if leaf == "weight" else getattr(base, leaf)).detach()
+        value = getattr(base, leaf).detach()
+        if leaf == "weight" and not value.is_floating_point():
+            value = _dequantized(base)
         state[key] = value.float() if value.is_floating_point() else value
         if adapted and leaf == "weight":
             state[key] = state[key] + module.get_delta_weight("default").float()
     plain.load_state_dict(state, assign=True)
     plain.save_pretrained(folder)
+
+
+def _dequantized(linear: nn.Linear) -> Tensor:
+    """[out, in] of a quantized linear layer, as what it makes of the identity.
+
+    That is right however the layer holds its weight: on CPUs bitsandbytes packs it anew at the first call, and its own
+    function for this does not know.
+    """
+    bias, linear.bias = linear.bias, None  # type: ignore[assignment]
+    identity = torch.eye(linear.in_features, dtype=torch.bfloat16, device=linear.weight.device)
+    weight = linear(identity).T
+    linear.bias = bias
+    return weight
