@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from diffcse_scale.errors import InputError
@@ -80,7 +80,6 @@ def save_merged(backbone: PreTrainedModel, folder: Path, state: dict[str, Tensor
         state: the weights, where `backbone` holds only a part of them (ZeRO-3).
     """
     from peft.tuners.lora import LoraLayer
-    from peft.utils.integrations import dequantize_module_weight
 
     config = copy.deepcopy(backbone.config)
     config.dtype = torch.float32
@@ -97,15 +96,26 @@ def save_merged(backbone: PreTrainedModel, folder: Path, state: dict[str, Tensor
         module = backbone.get_submodule(path)
         adapted = isinstance(module, LoraLayer)
         base = module.get_base_layer() if adapted else module
-        if hasattr(getattr(base, leaf), "quant_state"):
-            value = dequantize_module_weight(base)
-        else:
-            value = weights[f"{path}.base_layer.{leaf}" if adapted else key]
         # detached: a parameter of the backbone would be taken as it is, and told to require a gradient
-        value = value.detach()
+        value = weights[f"{path}.base_layer.{leaf}" if adapted else key].detach()
+        if leaf == "weight" and not value.is_floating_point():
+            value = _dequantized(base)
         merged[key] = value.float() if value.is_floating_point() else value
         if adapted and leaf == "weight":
             down, up = (weights[f"{path}.lora_{side}.default.weight"].detach().float() for side in "AB")
             merged[key] = merged[key] + (module.scaling["default"] * up @ down).to(merged[key].device)
     plain.load_state_dict(merged, assign=True)
     plain.save_pretrained(folder)
+
+
+def _dequantized(linear: nn.Linear) -> Tensor:
+    """[out, in] of a quantized linear layer, as what it makes of the identity.
+
+    That is right however the layer holds its weight: on CPUs bitsandbytes packs it anew at the first call, and its own
+    function for this does not know.
+    """
+    bias, linear.bias = linear.bias, None  # type: ignore[assignment]
+    identity = torch.eye(linear.in_features, dtype=torch.bfloat16, device=linear.weight.device)
+    weight = linear(identity).T
+    linear.bias = bias
+    return weight

@@ -109,6 +109,26 @@ def test_recomputed_activations_change_no_gradient_of_an_adapter():
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
 
 
+def test_a_base_of_4_bits_is_exported_as_it_computes(tmp_path):
+    """To 0.1 of values of the order of 1: the training pass multiplies in bfloat16, the export in float32."""
+    pytest.importorskip("bitsandbytes")
+    tiny_backbone("qwen2", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
+    recipe = load_recipe(
+        "quickstart",
+        [f"model.encoder={tmp_path / 'base'}", "objective.rtd_weight=0", "model.lora={rank: 2, alpha: 2, base: nf4}"],
+    )
+    backbone = build_model(recipe, tiny_tokenizer()).encoder.backbone
+    assert {p.dtype for p in backbone.parameters() if p.requires_grad} == {torch.float32}
+    for name, parameter in backbone.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.full_like(parameter, 0.05)
+        elif name.endswith("proj.base_layer.weight"):
+            assert parameter.dtype == torch.uint8
+    computed = vectors(backbone)  # a call first: it may change how the weights lie in memory
+    save_merged(backbone, tmp_path / "out")
+    np.testing.assert_allclose(vectors(load_backbone(str(tmp_path / "out"))), computed, rtol=0, atol=0.1)
+
+
 def _recipe(folder, **lora) -> Recipe:
     settings = {"rank": 2, **lora}
     tiny_backbone("bert").save_pretrained(folder)
