@@ -29,7 +29,13 @@ def test_trains_evaluates_and_exports(toy_world, tmp_path, stage):
     masked_lm = toy_world / "model"  # 300 tokens, width 32
     result = launch(
         *("--deepspeed_config", f"ds_configs/zero{stage}.json", "--recipe", str(toy_world / "toy.yaml")),
-        *("--output", str(tmp_path / "run"), f"model.encoder={tmp_path / 'llama'}", "model.pooling=last"),
+        *(
+            "--output",
+            str(tmp_path / "run"),
+            f"model.encoder={tmp_path / 'llama'}",
+            "model.pooling=last",
+            "model.dropout=0.1",
+        ),
         *(f"model.discriminator={masked_lm}", f"model.generator={masked_lm}", "batch.chunk=4"),
     )
     assert result.returncode == 0, result.stdout
