@@ -30,7 +30,7 @@ ROWS = ROOT / "docs" / "results" / "chunking.jsonl"
 MB = 1e6
 # (name, ranks, sentences on all ranks, chunk or None, steps)
 RUNS = [
-    *((f"chunk 32, {share} sentences", 1, share, 32, 3) for share in (256, 1024, 4096)),
+    *((f"chunk 32, {share} sentences", 1, share, 32, 2) for share in (256, 1024, 4096)),
     *((f"whole, {share} sentences", 1, share, None, 3) for share in (64, 128, 256, 512)),
     ("chunk 64, 16384 sentences on 2 ranks", 2, 16384, 64, 1),
 ]
