@@ -125,6 +125,7 @@ def prepare(case: dict[str, Any], folder: Path) -> tuple[Path, Path]:
     given = case["recipe"]
     recipe = {
         "name": "measured",
+        "epochs": 100,
         "max_steps": STEPS,
         "log_every": 1,
         "model": {

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from diffcse_scale.embedded import backbone_path
 from diffcse_scale.errors import InputError
@@ -32,8 +42,25 @@ def resolve(name: str) -> str:
     return name
 
 
+_weightless: ContextVar[bool] = ContextVar("weightless", default=False)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Inside, networks are built from their configuration alone, on the meta device: shapes without numbers."""
+    token = _weightless.set(True)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        _weightless.reset(token)
+
+
 def _from_pretrained(factory: Any, name: str, trust_remote_code: bool, **options: object) -> PreTrainedModel:
     try:
+        if _weightless.get():
+            config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
+            return factory.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
         # float32 weights always: precision is the DeepSpeed configuration's business
         return factory.from_pretrained(
             resolve(name), dtype=torch.float32, trust_remote_code=trust_remote_code, **options
