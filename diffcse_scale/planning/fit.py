@@ -46,7 +46,8 @@ class Planner:
 
     def need(self, stage: int, share: int, chunk: int | None) -> Need:
         """The memory of a device at its peak."""
-        moments = self._rehearsal(chunk is not None and chunk < share).moments(share, chunk)
+        chunk = None if chunk is None or chunk >= share else chunk
+        moments = self._rehearsal(chunk is not None).moments(share, chunk)
         return device_memory(moments, self.networks, self.sharding.at_stage(stage))
 
     def stage(self, stage: int) -> StagePlan:

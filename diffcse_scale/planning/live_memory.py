@@ -19,31 +19,28 @@ class LiveMemory(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = 0
+        self.live = 0  # bytes alive now
         self._peak = 0
         self._known = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = operation(*args, **(kwargs or {}))
-        before = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and id(storage := leaf.untyped_storage()) not in before:
-                self._add(storage)
-        return result
 
     def peak(self) -> int:
         """The most bytes alive since this was last asked."""
         peak, self._peak = self._peak, self.live
         return peak
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:
-            return
-        size = storage.nbytes()
-        self._known[storage] = size
-        self.live += size
-        self._peak = max(self._peak, self.live)
-        weakref.finalize(storage, self._remove, size)
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        before = [leaf.untyped_storage() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                if storage not in self._known and not any(storage is other for other in before):
+                    size = storage.nbytes()
+                    self._known[storage] = size
+                    self._change(size)
+                    weakref.finalize(storage, self._change, -size)
+        return result
 
-    def _remove(self, size: int) -> None:
-        self.live -= size
+    def _change(self, by: int) -> None:
+        self.live += by
+        self._peak = max(self._peak, self.live)

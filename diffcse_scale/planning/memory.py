@@ -6,9 +6,9 @@ accelerator a buffer costs what it was allocated for. On a CPU it costs what has
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain, groupby
 
 from diffcse_scale.planning.networks import Networks, Parameter
 from diffcse_scale.planning.rehearsal import Moment
@@ -45,43 +45,46 @@ class Need:
 
 def device_memory(moments: list[Moment], networks: Networks, sharding: Sharding) -> Need:
     """The peak of a step, and of the start before it, on the device that needs most."""
+    chunked = any(moment.part == "encode again" for moment in moments)
     need, replay = Need(host=_host(networks, sharding)), _Engine(networks, sharding)
     _see_start(need, networks, sharding)
     standing = replay.standing()
     elements = {parameter.name: parameter.elements for parameter in networks.parameters}
-    chunked = any(moment.part == "encode again" for moment in moments)
     if chunked and sharding.stage == 3:
         # the first backward pass of a step has to reach every parameter
-        for size in replay.trained:
-            replay.arrive(size)
-        for transient in replay.reduce():
+        for transient in chain(*map(replay.arrive, replay.trained), replay.reduce()):
             need.see("touch", standing, replay.lines(), transient)
     arrived = False
-    for moment in moments:
+    for moment in _as_of_two_chunks(moments):
         weights = replay.gathered(moment.part)
-        if moment.gradient is None:
-            need.see(moment.part, standing, weights, replay.lines(), _rehearsed(moment, moment.peak))
-            reduces = arrived and (sharding.stage >= 2 or moment is moments[-1])
-            transients: Iterable[dict[str, float]] = replay.reduce() if reduces else ()
-            arrived = arrived and not reduces
-        else:
-            need.see(moment.part, standing, weights, replay.lines(), _rehearsed(moment, moment.peak))
+        need.see(moment.part, standing, weights, replay.lines(), _rehearsed(moment, moment.peak))
+        # what happens while these are produced is in `replay.lines()`
+        transients: Iterable[dict[str, float]] = ()
+        if moment.gradient is not None:
             arrived = True
             transients = replay.arrive(elements[moment.gradient])
+        elif arrived and (sharding.stage >= 2 or moment.part in ("step", "encode again")):
+            arrived = False
+            weights = replay.gathered(moment.part, only_lookup=True)
+            transients = replay.reduce()
         for transient in transients:
-            need.see(moment.part, standing, weights, replay.lines(), _rehearsed(moment, moment.left), transient)
+            alive = _rehearsed(moment, moment.left)
+            need.see(moment.part, standing, weights, replay.lines(), alive, transient)
     for transient in replay.update():
         need.see("update", standing, transient)
     return need
 
 
+def _as_of_two_chunks(moments: list[Moment]) -> Iterator[Moment]:
+    """What is done once a chunk is done twice: the second time, gradients of the first are there."""
+    for part, group in groupby(moments, key=lambda moment: moment.part):
+        yield from list(group) * (2 if part in ("detect", "encode again") else 1)
+
+
 def _rehearsed(moment: Moment, alive: float) -> dict[str, float]:
-    workspace = min(moment.workspace, max(0.0, alive - moment.held))
-    return {
-        "embeddings": moment.held,
-        "loss workspace": workspace,
-        "activations": max(0.0, alive - moment.held - workspace),
-    }
+    held = min(moment.held, alive)
+    workspace = min(moment.workspace, alive - held)
+    return {"embeddings": held, "loss workspace": workspace, "activations": alive - held - workspace}
 
 
 def _see_start(need: Need, networks: Networks, sharding: Sharding) -> None:
@@ -116,7 +119,7 @@ class _Engine:
         self.kept = 0  # elements of gradients that stay where backward left them, or in the bucket
         self.touched = 0  # the most that the bucket has held since it was allocated
         self.partition = 0.0  # elements of reduced gradients
-        self.reduced = 0  # elements reduced in this backward pass
+        self.is_reducing = False  # the bucket has been emptied, and is still there
 
     def standing(self) -> dict[str, float]:
         """What lives from the first step to the last."""
@@ -141,17 +144,20 @@ class _Engine:
         process = {"process": float(PROCESS_BYTES)} if sharding.on_cpu else {}
         return {**lines, "generator": float(generator * self.networks.generator_elements), **process}
 
-    def gathered(self, part: str) -> dict[str, float]:
-        """Whole weights at ZeRO-3: kept from forward to backward as long as fewer than `max_live` are alive."""
+    def gathered(self, part: str, only_lookup: bool = False) -> dict[str, float]:
+        """Whole weights at ZeRO-3: kept from forward to backward as long as fewer than `max_live` are alive.
+
+        Backward lets go of them module by module, but not of embeddings (`only_lookup`): no gradient goes through them.
+        """
         if self.sharding.stage < 3 or part == "edit":
             return {}
-        names = {
-            "step": (None,),
+        networks = {
+            "step": ("encoder", "projection", "discriminator", "rtd_head"),
             "project": ("projection",),
             "contrast": ("projection",),
             "detect": ("discriminator", "rtd_head"),
         }.get(part, ("encoder",))
-        elements = sum(self.networks.elements(name) for name in names)
+        elements = sum(p.elements for p in self.networks.parameters if p.part in networks and p.lookup >= only_lookup)
         return {"gathered weights": float(self.sharding.weight_bytes * min(elements, self.sharding.max_live))}
 
     def lines(self) -> dict[str, float]:
@@ -160,24 +166,23 @@ class _Engine:
         lines = {"gradients": width * self.partition}
         if self.sharding.stage < 2:
             lines["gradients"] += width * self.kept
-        elif self.sharding.stage == 2 and (self.kept or self.reduced):
+        if (self.sharding.stage == 2 and self.kept) or (self.sharding.stage in (1, 2) and self.is_reducing):
             lines["reduce buckets"] = float(width * (self.touched if self.sharding.on_cpu else self._bucket()))
         return lines
 
-    def arrive(self, elements: int) -> list[dict[str, float]]:
-        """A gradient is there. Returns what else is alive, once for every moment on the way."""
-        moments = []
+    def arrive(self, elements: int) -> Iterator[dict[str, float]]:
+        """A gradient is there. Yields what else is alive, at every moment on the way."""
         if self.sharding.stage >= 2 and self.kept + elements > self.sharding.reduce_bucket:
-            moments = self._flush()
+            yield from self._flush()
         self.kept += elements
         self.touched = max(self.touched, min(self.kept, self.sharding.reduce_bucket))
-        return [*moments, {}]
+        if self.sharding.stage >= 2:
+            yield {}  # the gradient is in the bucket, and still where backward made it
 
-    def reduce(self) -> list[dict[str, float]]:
+    def reduce(self) -> Iterator[dict[str, float]]:
         """The end of a backward pass after which gradients are reduced."""
-        moments = self._flush()
-        self.reduced = self.touched = 0
-        return moments
+        yield from self._flush()
+        self.is_reducing, self.touched = False, 0
 
     def update(self) -> list[dict[str, float]]:
         """The optimizer's step."""
@@ -194,32 +199,26 @@ class _Engine:
             moments.append({"communication buffers": float(width * max(_elements(group) for group in self.groups))})
         return moments
 
-    def _flush(self) -> list[dict[str, float]]:
+    def _flush(self) -> Iterator[dict[str, float]]:
         """Reduce what the bucket holds, through a copy of it."""
-        width, elements = self.sharding.weight_bytes, self.kept
-        copy = {"communication buffers": float(width * elements)} if self.sharding.world_size > 1 else {}
+        width, elements, copies = self.sharding.weight_bytes, self.kept, 1
         if self.sharding.stage == 0:
-            copy = {name: min(size, width * STAGE_0_BUCKET) for name, size in copy.items()}
-            return [copy]
-        moments = [copy]
-        self.reduced += elements
-        self.kept = 0
-        if self.sharding.stage in (1, 2):
-            moments.append(self._keep_partition())
-        return moments
-
-    def _keep_partition(self) -> dict[str, float]:
-        """The rank's part of the reduced gradients: of whole parameters, so that one on the border is held twice."""
-        whole = sum(_largest_partition(group, self.sharding.world_size) for group in self.groups)
-        share = whole * self.reduced / sum(self.trained) if self.sharding.on_cpu else whole
-        bucket = {"communication buffers": 0.0}
-        if self.partition:
-            # a later pass of the step is copied first, and then added
-            bucket = {"gradients": self.sharding.weight_bytes * share}
-            self.partition = max(self.partition, whole * 1.0)
-        else:
-            self.partition = float(whole)
-        return bucket
+            elements = min(elements, STAGE_0_BUCKET)
+        elif self.sharding.stage == 3 and self.sharding.on_cpu:
+            copies = 2  # gloo reduce-scatters a copy of its own
+        yield {"communication buffers": float(copies * width * elements)} if self.sharding.world_size > 1 else {}
+        if self.sharding.stage == 0:
+            return
+        self.is_reducing, self.kept = True, 0
+        if self.sharding.stage < 3:
+            # the rank's own part of it: of whole parameters, so that one on a border is held by both neighbours
+            whole = sum(_largest_partition(group, self.sharding.world_size) for group in self.groups)
+            part = whole * elements / sum(self.trained) if self.sharding.on_cpu else whole
+            if self.partition:
+                # the gradients of a later chunk are copied before they are added to those of the first
+                yield {"gradients": float(width * part)}
+            self.partition = min(float(whole), self.partition + part)
+            yield {}
 
     def _bucket(self) -> int:
         """Elements allocated for reduction: one bucket a dtype that is sent, two with overlap."""
@@ -246,7 +245,11 @@ def _largest_partition(group: list[Parameter], world_size: int) -> int:
     """The most elements that the parameters of one of `world_size` equal parts have, counted whole."""
     size = -(-_elements(group) // world_size)
     ends = list(accumulate(parameter.elements for parameter in group))
-    return max(
-        sum(p.elements for p, end in zip(group, ends, strict=True) if end - p.elements < stop and end > stop - size)
-        for stop in range(size, size * world_size + 1, size)
-    ) if group else 0
+    return (
+        max(
+            sum(p.elements for p, end in zip(group, ends, strict=True) if end - p.elements < stop and end > stop - size)
+            for stop in range(size, size * world_size + 1, size)
+        )
+        if group
+        else 0
+    )

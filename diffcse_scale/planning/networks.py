@@ -23,6 +23,7 @@ class Parameter:
     dimensions: int
     trained: bool
     linear: bool  # of a module whose products autocast makes in reduced precision
+    lookup: bool = False  # of an embedding: no gradient goes through it
 
     @property
     def part(self) -> str:
@@ -72,7 +73,11 @@ def _generator_parameters(generator: Generator) -> list[nn.Parameter]:
 
 
 def _parameters(model: nn.Module) -> list[Parameter]:
-    linear = {id(p) for module in model.modules() if isinstance(module, nn.Linear) for p in module.parameters(False)}
+    linear, lookup = (
+        {id(p) for module in model.modules() if isinstance(module, kind) for p in module.parameters(recurse=False)}
+        for kind in (nn.Linear, nn.Embedding)
+    )
     return [
-        Parameter(name, p.numel(), p.ndim, p.requires_grad, id(p) in linear) for name, p in model.named_parameters()
+        Parameter(name, p.numel(), p.ndim, p.requires_grad, id(p) in linear, id(p) in lookup)
+        for name, p in model.named_parameters()
     ]

@@ -2,8 +2,8 @@
 
 The trainer's own step (`ChunkedStep`, `DiffCSE.step`, `Generator.edit`) runs forward and backward under
 `FakeTensorMode`, with an engine that shards nothing. What is seen is linear in the sentences of a chunk and of a share
-(every tensor has a fixed part, a part that grows with the chunk's rows, and one with the share's), so two or three
-small rehearsals tell the rest.
+(every tensor has a fixed part, a part that grows with the chunk's rows, and one with the share's), so one or two more
+rehearsals tell about all other sizes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Moment(NamedTuple):
     held: float  # alive when the pass began: embeddings, and what the projection keeps
     peak: float  # most bytes alive during the stretch, the held ones included
     left: float  # alive at its end, the gradient that arrived included
-    workspace: float  # of the peak, what InfoNCE or sampling needs inside
+    workspace: float  # what InfoNCE or sampling needs inside, at the peak
     gradient: str | None  # the parameter's name
 
 
@@ -77,12 +77,13 @@ class Rehearsal:
 
 def _along(steps: list[float], base: Moment, others: list[Moment]) -> Moment:
     """The moment at base + the sum of step * (other - base), number by number."""
-    numbers = {
-        name: getattr(base, name)
-        + sum(step * (getattr(other, name) - getattr(base, name)) for step, other in zip(steps, others, strict=True))
-        for name in ("held", "peak", "left", "workspace")
-    }
-    return base._replace(**numbers)
+
+    def at(name: str) -> float:
+        start: float = getattr(base, name)
+        slopes = [getattr(other, name) - start for other in others]
+        return max(0.0, start + sum(step * slope for step, slope in zip(steps, slopes, strict=True)))
+
+    return base._replace(**{name: at(name) for name in ("held", "peak", "left", "workspace")})
 
 
 def _cast(network: nn.Module, dtype: torch.dtype) -> None:
@@ -97,9 +98,6 @@ class _Stage:
     def __init__(self, networks: Networks, recipe: Recipe, sharding: Sharding) -> None:
         self.recipe, self.sharding = recipe, sharding
         self.module, self.generator = networks.model, networks.generator
-        self.memory = LiveMemory()
-        self.moments: list[Moment] = []
-        self._part, self._held, self._workspace = BETWEEN, 0, 0
         self._watched: Chunk | None = None
         self.module.to_empty(device="cpu")
         for name, parameter in self.module.named_parameters():
@@ -113,7 +111,8 @@ class _Stage:
 
     def rehearse(self, watched: int, rest: int) -> list[Moment]:
         """A step of one chunk that is watched and, if there is a rest, of another that is not."""
-        self.moments = []
+        self.memory, self.moments = LiveMemory(), []
+        self._part, self._held, self._workspace = BETWEEN, 0, 0
         chunks = [self._chunk(sentences) for sentences in (watched, rest) if sentences]
         self._watched = chunks[0]
         with self.memory:
@@ -177,11 +176,10 @@ class _Stage:
         parameter.grad = None
 
     def _record(self, gradient: str | None = None) -> None:
-        peak = self.memory.peak()
+        peak, left = self.memory.peak(), self.memory.live
         if self._part:
-            held = self.memory.live if self._part == BETWEEN else self._held
-            held = max(held, peak) if self._part == BETWEEN else held
-            self.moments.append(Moment(self._part, held, peak, self.memory.live, self._workspace, gradient))
+            held = max(self._held, peak) if self._part == BETWEEN else self._held
+            self.moments.append(Moment(self._part, held, peak, left, self._workspace, gradient))
         self._workspace = 0
 
     def _edit(self, chunk: Chunk) -> Tensor:
@@ -211,6 +209,6 @@ class _Stage:
         """Sentences as long as the recipe allows."""
         columns = self.recipe.data.columns
         shape = (sentences, 3 if columns is not None and len(columns) == 3 else 2, self.recipe.data.max_length)
-        ids = torch.empty(shape, dtype=torch.int64)
-        corrupted = torch.empty(int(ids.numel() * self.recipe.objective.masking_ratio), dtype=torch.int64)
-        return Chunk(ids, torch.ones_like(ids), ids, corrupted, torch.empty(shape[:2], dtype=torch.int64))
+        ids = torch.zeros(shape, dtype=torch.int64)
+        corrupted = torch.zeros(int(ids.numel() * self.recipe.objective.masking_ratio), dtype=torch.int64)
+        return Chunk(ids, torch.ones_like(ids), ids, corrupted, torch.zeros(shape[:2], dtype=torch.int64))
