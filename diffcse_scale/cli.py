@@ -49,6 +49,27 @@ def evaluate(
     evaluate_model(model, data, json_file=json, pooling=pooling, max_length=max_length, batch_size=batch_size)
 
 
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Option(help="a shipped recipe or a .yaml file")] = "quickstart",
+    deepspeed_config: Annotated[
+        Path | None, typer.Option("--deepspeed_config", help="DeepSpeed JSON (default: the shipped zero2.json)")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="section.field=value", help="changes to the recipe")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="machines")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="devices of a machine")] = 1,
+    gpu_memory: Annotated[float, typer.Option(min=0.1, help="GiB of a device")] = 80.0,
+    cpu: Annotated[bool, typer.Option("--cpu", help="the devices are ranks on CPUs")] = False,
+    json: Annotated[Path | None, typer.Option(help="also write the plan here, in bytes")] = None,
+) -> None:
+    """Before a run is queued: will it fit, with what sizes and ZeRO stage, and what does it send?"""
+    from diffcse_scale.planning.command import plan as make_plan
+
+    make_plan(recipe, deepspeed_config, overrides or (), nodes, gpus_per_node, gpu_memory, cpu, json)
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,

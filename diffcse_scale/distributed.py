@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +56,21 @@ def barrier() -> None:
     """Wait until every rank is here."""
     if world_size() > 1:
         dist.barrier()
+
+
+@contextmanager
+def imagined_ranks(count: int) -> Iterator[None]:
+    """Inside, this process is rank 0 of `count`, and what it exchanges with the others has the right shape only.
+
+    For planning on tensors without numbers; a process group must not exist yet.
+    """
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # its import registers the backend "fake"
+
+    dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 class _GatherRows(torch.autograd.Function):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,20 @@ def resolve(name: str) -> str:
     return name
 
 
+_weightless: ContextVar[bool] = ContextVar("weightless", default=False)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Inside, networks are built from their configuration alone, on the meta device: shapes without numbers."""
+    token = _weightless.set(True)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        _weightless.reset(token)
+
+
 def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The configuration of a model that reads tokens and nothing else.
 
@@ -64,6 +79,9 @@ def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
 def _from_pretrained(factory: Any, name: str, trust_remote_code: bool, **options: object) -> PreTrainedModel:
     """`factory.from_pretrained`, in float32 unless `options` say otherwise: precision is DeepSpeed's business."""
     options = {"dtype": torch.float32, "config": load_config(name, trust_remote_code), **options}
+    if _weightless.get():
+        config, dtype = options["config"], options["dtype"]
+        return factory.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     with _mistakes_named(f"Model {name}"):
         model, report = factory.from_pretrained(
             resolve(name), trust_remote_code=trust_remote_code, output_loading_info=True, **options

@@ -1,0 +1,125 @@
+"""A plan: what a step needs on every device, and the largest sizes and the cheapest stage with which it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from diffcse_scale.planning.communication import bytes_sent
+from diffcse_scale.planning.memory import Need, device_memory
+from diffcse_scale.planning.networks import Networks, load_networks
+from diffcse_scale.planning.rehearsal import Rehearsal
+from diffcse_scale.planning.sharding import Sharding
+from diffcse_scale.recipe import Recipe
+from diffcse_scale.text.batches import share_of
+
+# of an accelerator's memory, for its context, its libraries' workspaces and what its allocator cannot use: an
+# assumption, not measured
+RESERVE = 0.08
+LARGEST = 1 << 20  # sentences a device: no search goes further
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One ZeRO stage with the recipe's sizes."""
+
+    stage: int
+    need: Need
+    sent: dict[str, float]  # bytes a device and step, by what is sent
+    fits: bool
+
+
+class Planner:
+    """Answers for one recipe on one machine room; every answer after the first is cheap.
+
+    Args:
+        budget: bytes a device may use.
+    """
+
+    def __init__(self, recipe: Recipe, sharding: Sharding, budget: float) -> None:
+        self.recipe, self.sharding, self.budget = recipe, sharding, budget
+        self.share = share_of(recipe.batch.sentences, sharding.world_size, recipe.batch.length_groups)
+        self.chunk = None if recipe.batch.chunk is None else min(recipe.batch.chunk, self.share)
+        self.networks: Networks = load_networks(recipe)
+        self._rehearsals: dict[bool, Rehearsal] = {}
+
+    def need(self, stage: int, share: int, chunk: int | None) -> Need:
+        """The memory of a device at its peak."""
+        chunk = None if chunk is None or chunk >= share else chunk
+        moments = self._rehearsal(chunk is not None).moments(share, chunk)
+        return device_memory(moments, self.networks, self.sharding.at_stage(stage))
+
+    def stage(self, stage: int) -> StagePlan:
+        """The recipe's own sizes."""
+        need = self.need(stage, self.share, self.chunk)
+        sent = bytes_sent(self.networks, self.sharding.at_stage(stage), self.recipe, self.share, self.chunk)
+        return StagePlan(stage, need, sent, need.total <= self.budget)
+
+    def cheapest(self) -> StagePlan | None:
+        """The stage that sends least among those that fit; of equals the lowest."""
+        fitting = [plan for plan in map(self.stage, range(4)) if plan.fits]
+        return min(fitting, key=lambda plan: sum(plan.sent.values()), default=None)
+
+    def largest_chunk(self) -> int | None:
+        """Sentences, with the recipe's batch; None if not even one fits."""
+        return _largest(lambda chunk: self._fits(self.share, chunk), self.share)
+
+    def largest_batch(self) -> int | None:
+        """Sentences of the global batch, with the recipe's chunk; None if not even one a device fits."""
+        share = _largest(lambda share: self._fits(share, self.chunk), LARGEST)
+        return None if share is None else share * self.sharding.world_size
+
+    def _fits(self, share: int, chunk: int | None) -> bool:
+        return self.need(self.sharding.stage, share, chunk).total <= self.budget
+
+    def _rehearsal(self, chunked: bool) -> Rehearsal:
+        if chunked not in self._rehearsals:
+            # a rehearsal uses its networks up
+            networks = load_networks(self.recipe)
+            self._rehearsals[chunked] = Rehearsal(networks, self.recipe, self.sharding, chunked)
+        return self._rehearsals[chunked]
+
+
+def _largest(fits: Callable[[int], bool], limit: int) -> int | None:
+    """The largest number up to `limit` that fits, where every smaller one does too."""
+    if not fits(1):
+        return None
+    low, high = 1, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def as_json(planner: Planner, budget: float) -> dict[str, Any]:
+    """Everything that the table shows, in bytes."""
+    networks, own = planner.networks, planner.stage(planner.sharding.stage)
+    parts = list(dict.fromkeys(parameter.part for parameter in networks.parameters))
+    parameters = {part: networks.elements(part) for part in parts} | {"generator": networks.generator_elements}
+    cheapest = planner.cheapest()
+    return {
+        "recipe": planner.recipe.name,
+        "devices": planner.sharding.world_size,
+        "device_bytes": budget,
+        "share": planner.share,
+        "chunk": planner.chunk,
+        "parameters": {**parameters, "trained": networks.elements(trained=True)},
+        "memory": {
+            "peak": own.need.total,
+            "when": own.need.when,
+            "at_peak": own.need.lines,
+            "largest": own.need.largest,
+            "host": own.need.host,
+            "parameters": parameters,
+        },
+        "sent_per_step": own.sent,
+        "fits": own.fits,
+        "largest_chunk": planner.largest_chunk(),
+        "largest_batch": planner.largest_batch(),
+        "stages": [
+            {"stage": plan.stage, "peak": plan.need.total, "sent": sum(plan.sent.values()), "fits": plan.fits}
+            for plan in map(planner.stage, range(4))
+        ],
+        "cheapest_stage": None if cheapest is None else cheapest.stage,
+    }

@@ -1,0 +1,255 @@
+"""What is alive on one device, moment by moment: the rehearsal, and the engine replayed on it.
+
+The engine's part follows `runtime/zero/stage_1_and_2.py`, `stage3.py` and `engine.py` of DeepSpeed 0.19.8. On an
+accelerator a buffer costs what it was allocated for. On a CPU it costs what has been written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate, chain, groupby
+
+from diffcse_scale.planning.networks import Networks, Parameter
+from diffcse_scale.planning.rehearsal import Moment
+from diffcse_scale.planning.sharding import Sharding
+
+# What a rank on a CPU holds that is not a tensor of its own: modules imported late, tokenizer, threads, collectives.
+# Measured with a model of a few thousand parameters (docs/results/plan.md); no part of any other measurement.
+PROCESS_BYTES = 74_000_000
+# DeepSpeed 0.19.8, MEMORY_OPT_ALLREDUCE_SIZE: elements that stage 0 copies into one buffer to reduce them
+STAGE_0_BUCKET = 500_000_000
+
+
+@dataclass
+class Need:
+    """The bytes that one device needs, at the moment it needs most."""
+
+    total: float = 0.0
+    when: str = ""  # the part of the step
+    lines: dict[str, float] = field(default_factory=dict)  # what is alive then, in bytes
+    largest: dict[str, float] = field(default_factory=dict)  # the most that each kind ever takes
+    host: float = 0.0  # offloaded to the host's memory, a device
+
+    def see(self, when: str, *parts: dict[str, float]) -> None:
+        """Take note of a moment at which all `parts` are alive."""
+        lines: dict[str, float] = {}
+        for part in parts:
+            for name, size in part.items():
+                lines[name] = lines.get(name, 0.0) + size
+        for name, size in lines.items():
+            self.largest[name] = max(size, self.largest.get(name, 0.0))
+        if (total := sum(lines.values())) > self.total:
+            self.total, self.when, self.lines = total, when, lines
+
+
+def device_memory(moments: list[Moment], networks: Networks, sharding: Sharding) -> Need:
+    """The peak of a step, and of the start before it, on the device that needs most."""
+    chunked = any(moment.part == "encode again" for moment in moments)
+    need, replay = Need(host=_host(networks, sharding)), _Engine(networks, sharding)
+    _see_start(need, networks, sharding)
+    standing = replay.standing()
+    elements = {parameter.name: parameter.elements for parameter in networks.parameters}
+    if chunked and sharding.stage == 3:
+        # the first backward pass of a step has to reach every parameter
+        for transient in chain(*map(replay.arrive, replay.trained), replay.reduce()):
+            need.see("touch", standing, replay.lines(), transient)
+    arrived = False
+    for moment in _as_of_two_chunks(moments):
+        weights = replay.gathered(moment.part)
+        need.see(moment.part, standing, weights, replay.lines(), _rehearsed(moment, moment.peak))
+        # what happens while these are produced is in `replay.lines()`
+        transients: Iterable[dict[str, float]] = ()
+        if moment.gradient is not None:
+            arrived = True
+            transients = replay.arrive(elements[moment.gradient])
+        elif arrived and (sharding.stage >= 2 or moment.part in ("step", "encode again")):
+            arrived = False
+            weights = replay.gathered(moment.part, only_lookup=True)
+            transients = replay.reduce()
+        for transient in transients:
+            alive = _rehearsed(moment, moment.left)
+            need.see(moment.part, standing, weights, replay.lines(), alive, transient)
+    for transient in replay.update():
+        need.see("update", standing, transient)
+    return need
+
+
+def _as_of_two_chunks(moments: list[Moment]) -> Iterator[Moment]:
+    """What is done once a chunk is done twice: the second time, gradients of the first are there."""
+    for part, group in groupby(moments, key=lambda moment: moment.part):
+        yield from list(group) * (2 if part in ("detect", "encode again") else 1)
+
+
+def _rehearsed(moment: Moment, alive: float) -> dict[str, float]:
+    held = min(moment.held, alive)
+    workspace = min(moment.workspace, alive - held)
+    return {"embeddings": held, "loss workspace": workspace, "activations": alive - held - workspace}
+
+
+def _see_start(need: Need, networks: Networks, sharding: Sharding) -> None:
+    """Every rank loads the whole model in float32 before the engine shards it; on a GPU's machine, into host memory."""
+    if sharding.on_cpu:
+        flat = sharding.weight_bytes * networks.elements(trained=True)
+        lines = {"weights": 4.0 * networks.elements(), "generator": 4.0 * networks.generator_elements}
+        need.see("start", lines, {"communication buffers": flat, "process": PROCESS_BYTES})
+
+
+def _host(networks: Networks, sharding: Sharding) -> float:
+    """Offloaded bytes a device; on CPUs device and host are one, and nothing is counted twice."""
+    if sharding.on_cpu or sharding.stage == 0:
+        return 0.0
+    share = networks.elements(trained=True) / sharding.world_size
+    host = share * (16 + sharding.weight_bytes) if sharding.offload_optimizer else 0.0
+    if sharding.offload_weights:
+        host += sharding.weight_bytes * networks.elements() / sharding.world_size
+    return host
+
+
+class _Engine:
+    """The engine's memory on the rank that holds the largest share."""
+
+    def __init__(self, networks: Networks, sharding: Sharding) -> None:
+        self.networks, self.sharding = networks, sharding
+        trained = [parameter for parameter in networks.parameters if parameter.trained]
+        # the optimizer's groups: what is decayed, and what is not
+        self.groups = [[p for p in trained if p.dimensions > 1], [p for p in trained if p.dimensions <= 1]]
+        self.trained = [parameter.elements for parameter in trained]
+        self.share = sum(self.trained) / sharding.world_size
+        self.kept = 0  # elements of gradients that stay where backward left them, or in the bucket
+        self.touched = 0  # the most that the bucket has held since it was allocated
+        self.partition = 0.0  # elements of reduced gradients
+        self.is_reducing = False  # the bucket has been emptied, and is still there
+
+    def standing(self) -> dict[str, float]:
+        """What lives from the first step to the last."""
+        sharding, trained, width = self.sharding, sum(self.trained), self.sharding.weight_bytes
+        on_device = sharding.on_cpu or not sharding.offload_optimizer
+        lines = {"weights": float(width * self.networks.elements())}
+        if sharding.stage == 0:
+            lines["optimizer"] = float(trained * (8 if width == 4 else 12))
+        elif on_device:
+            # float32 weights of its own partition too, also where the model's weights are float32 already
+            lines["optimizer"] = 12.0 * self.share
+        if sharding.stage == 3:
+            lines["weights"] = 0.0 if sharding.offload_weights and not sharding.on_cpu else lines["weights"]
+            lines["weights"] /= sharding.world_size
+            lines["gradients"] = width * self.share if on_device else 0.0
+            lines["reduce buckets"] = float(width * (self._fill() if sharding.on_cpu else self._bucket()))
+        elif sharding.offload_optimizer and sharding.stage > 0:
+            lines["reduce buckets"] = float(width * max(self.trained))
+            if sharding.on_cpu:
+                lines["gradients"] = 4.0 * self.share
+        generator = 4 if sharding.on_cpu else 2
+        process = {"process": float(PROCESS_BYTES)} if sharding.on_cpu else {}
+        return {**lines, "generator": float(generator * self.networks.generator_elements), **process}
+
+    def gathered(self, part: str, only_lookup: bool = False) -> dict[str, float]:
+        """Whole weights at ZeRO-3: kept from forward to backward as long as fewer than `max_live` are alive.
+
+        Backward lets go of them module by module, but not of embeddings (`only_lookup`): no gradient goes through them.
+        """
+        if self.sharding.stage < 3 or part == "edit":
+            return {}
+        networks = {
+            "step": ("encoder", "projection", "discriminator", "rtd_head"),
+            "project": ("projection",),
+            "contrast": ("projection",),
+            "detect": ("discriminator", "rtd_head"),
+        }.get(part, ("encoder",))
+        elements = sum(p.elements for p in self.networks.parameters if p.part in networks and p.lookup >= only_lookup)
+        return {"gathered weights": float(self.sharding.weight_bytes * min(elements, self.sharding.max_live))}
+
+    def lines(self) -> dict[str, float]:
+        """Gradients and buckets now."""
+        width = self.sharding.weight_bytes
+        lines = {"gradients": width * self.partition}
+        if self.sharding.stage < 2:
+            lines["gradients"] += width * self.kept
+        if (self.sharding.stage == 2 and self.kept) or (self.sharding.stage in (1, 2) and self.is_reducing):
+            lines["reduce buckets"] = float(width * (self.touched if self.sharding.on_cpu else self._bucket()))
+        return lines
+
+    def arrive(self, elements: int) -> Iterator[dict[str, float]]:
+        """A gradient is there. Yields what else is alive, at every moment on the way."""
+        if self.sharding.stage >= 2 and self.kept + elements > self.sharding.reduce_bucket:
+            yield from self._flush()
+        self.kept += elements
+        self.touched = max(self.touched, min(self.kept, self.sharding.reduce_bucket))
+        if self.sharding.stage >= 2:
+            yield {}  # the gradient is in the bucket, and still where backward made it
+
+    def reduce(self) -> Iterator[dict[str, float]]:
+        """The end of a backward pass after which gradients are reduced."""
+        yield from self._flush()
+        self.is_reducing, self.touched = False, 0
+
+    def update(self) -> list[dict[str, float]]:
+        """The optimizer's step."""
+        sharding, trained, width = self.sharding, sum(self.trained), self.sharding.weight_bytes
+        if sharding.stage == 0:
+            return [{"gradients": float(trained * (4 if width == 4 else 6))}]
+        if sharding.offload_optimizer and not sharding.on_cpu:
+            return []
+        gradients = {"gradients": width * self.partition} if sharding.stage < 3 else {}
+        norm = {"communication buffers": 8.0 * max(self.trained) / (sharding.world_size if sharding.stage == 3 else 1)}
+        moments = [{**gradients, **norm}, _sum(gradients, {"gradients": 4.0 * self.share})]
+        if sharding.stage < 3 and sharding.world_size > 1 and sharding.on_cpu:
+            # gloo gathers the new weights into a copy
+            moments.append({"communication buffers": float(width * max(_elements(group) for group in self.groups))})
+        return moments
+
+    def _flush(self) -> Iterator[dict[str, float]]:
+        """Reduce what the bucket holds, through a copy of it."""
+        width, elements, copies = self.sharding.weight_bytes, self.kept, 1
+        if self.sharding.stage == 0:
+            elements = min(elements, STAGE_0_BUCKET)
+        elif self.sharding.stage == 3 and self.sharding.on_cpu:
+            copies = 2  # gloo reduce-scatters a copy of its own
+        yield {"communication buffers": float(copies * width * elements)} if self.sharding.world_size > 1 else {}
+        if self.sharding.stage == 0:
+            return
+        self.is_reducing, self.kept = True, 0
+        if self.sharding.stage < 3:
+            # the rank's own part of it: of whole parameters, so that one on a border is held by both neighbours
+            whole = sum(_largest_partition(group, self.sharding.world_size) for group in self.groups)
+            part = whole * elements / sum(self.trained) if self.sharding.on_cpu else whole
+            if self.partition:
+                # the gradients of a later chunk are copied before they are added to those of the first
+                yield {"gradients": float(width * part)}
+            self.partition = min(float(whole), self.partition + part)
+            yield {}
+
+    def _bucket(self) -> int:
+        """Elements allocated for reduction: one bucket a dtype that is sent, two with overlap."""
+        dtypes = 2 if self.sharding.autocast else 1
+        return self.sharding.reduce_bucket * dtypes * (2 if self.sharding.overlap and self.sharding.stage < 3 else 1)
+
+    def _fill(self) -> int:
+        return min(sum(self.trained), self.sharding.reduce_bucket)
+
+
+def _sum(*parts: dict[str, float]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, size in part.items():
+            total[name] = total.get(name, 0.0) + size
+    return total
+
+
+def _elements(parameters: list[Parameter]) -> int:
+    return sum(parameter.elements for parameter in parameters)
+
+
+def _largest_partition(group: list[Parameter], world_size: int) -> int:
+    """The most elements that the parameters of one of `world_size` equal parts have, counted whole."""
+    size = -(-_elements(group) // world_size)
+    ends = list(accumulate(parameter.elements for parameter in group))
+    return (
+        max(
+            sum(p.elements for p, end in zip(group, ends, strict=True) if end - p.elements < stop and end > stop - size)
+            for stop in range(size, size * world_size + 1, size)
+        )
+        if group
+        else 0
+    )

@@ -1,0 +1,214 @@
+"""One training step on tensors without numbers: which bytes are alive when, and when each gradient arrives.
+
+The trainer's own step (`ChunkedStep`, `DiffCSE.step`, `Generator.edit`) runs forward and backward under
+`FakeTensorMode`, with an engine that shards nothing. What is seen is linear in the sentences of a chunk and of a share
+(every tensor has a fixed part, a part that grows with the chunk's rows, and one with the share's), so one or two more
+rehearsals tell about all other sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from diffcse_kernels.reference.blocks import BLOCK_BYTES
+from diffcse_kernels.reference.token_sampling import SAMPLING_ROWS
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from diffcse_scale.distributed import imagined_ranks
+from diffcse_scale.planning.live_memory import LiveMemory
+from diffcse_scale.planning.networks import Networks
+from diffcse_scale.planning.sharding import Sharding
+from diffcse_scale.recipe import Recipe
+from diffcse_scale.text.batches import Chunk
+from diffcse_scale.training.chunking import ChunkedStep
+
+# sentences of (the chunk that is watched, the rest of the share); each is doubled in turn
+CHUNKED_SIZES = [(8, 8), (16, 8), (8, 16)]
+WHOLE_SIZES = [(8, 0), (16, 0)]
+BETWEEN = "embeddings"  # the part of the step outside of the engine's passes
+
+
+class Moment(NamedTuple):
+    """A stretch of the step that ends with the arrival of a gradient, or with a pass.
+
+    Bytes are those that the step itself makes: not parameters, and a gradient only until it has arrived.
+    """
+
+    part: str  # edit, encode, project, detect, contrast, encode again, or step where nothing is chunked; or `BETWEEN`
+    held: float  # alive when the pass began: embeddings, and what the projection keeps
+    peak: float  # most bytes alive during the stretch, the held ones included
+    left: float  # alive at its end, the gradient that arrived included
+    workspace: float  # what InfoNCE or sampling needs inside, at the peak
+    gradient: str | None  # the parameter's name
+
+
+class Rehearsal:
+    """Moments of a step for any number of sentences.
+
+    Args:
+        networks: are moved off the meta device, and cannot be rehearsed a second time.
+        recipe: objective, length and masking are used; not its batch.
+        chunked: whether a share is cut in chunks.
+    """
+
+    def __init__(self, networks: Networks, recipe: Recipe, sharding: Sharding, chunked: bool) -> None:
+        self.chunked = chunked
+        _cast(networks.model, sharding.weight_dtype)
+        if networks.generator is not None and not sharding.on_cpu:
+            _cast(networks.generator.model, torch.bfloat16)
+            _cast(networks.generator.head, torch.bfloat16)
+        # tensors that behave as a CPU's and hold nothing
+        with imagined_ranks(sharding.world_size), FakeTensorMode(allow_non_fake_inputs=True):
+            stage = _Stage(networks, recipe, sharding)
+            sizes = CHUNKED_SIZES if chunked else WHOLE_SIZES
+            self._base, *self._others = [stage.rehearse(watched, rest) for watched, rest in sizes]
+
+    def moments(self, share: int, chunk: int | None) -> list[Moment]:
+        """The step of `share` sentences a device, `chunk` of them at once (None: all)."""
+        watched = min(chunk or share, share)
+        steps = [watched / 8 - 1, (share - watched) / 8 - 1] if self.chunked else [share / 8 - 1]
+        return [_along(steps, base, others) for base, *others in zip(self._base, *self._others, strict=True)]
+
+
+def _along(steps: list[float], base: Moment, others: list[Moment]) -> Moment:
+    """The moment at base + the sum of step * (other - base), number by number."""
+
+    def at(name: str) -> float:
+        start: float = getattr(base, name)
+        slopes = [getattr(other, name) - start for other in others]
+        return max(0.0, start + sum(step * slope for step, slope in zip(steps, slopes, strict=True)))
+
+    return base._replace(**{name: at(name) for name in ("held", "peak", "left", "workspace")})
+
+
+def _cast(network: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters to another dtype; buffers keep theirs, as DeepSpeed leaves them."""
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+class _Stage:
+    """The engine of a rehearsal: it calls the model as DeepSpeed's does, and writes down what is alive."""
+
+    def __init__(self, networks: Networks, recipe: Recipe, sharding: Sharding) -> None:
+        self.recipe, self.sharding = recipe, sharding
+        self.module, self.generator = networks.model, networks.generator
+        self._watched: Chunk | None = None
+        self.module.to_empty(device="cpu")
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(partial(self._arrived, name))
+        self.module.contrast = partial(self._contrast, self.module.contrast)  # type: ignore[method-assign]
+        if self.generator is not None:
+            self.generator.model.to_empty(device="cpu")
+            self.generator.head.to_empty(device="cpu")
+            self.generator.forbidden = torch.empty_like(self.generator.forbidden, device="cpu")
+
+    def rehearse(self, watched: int, rest: int) -> list[Moment]:
+        """A step of one chunk that is watched and, if there is a rest, of another that is not."""
+        self.memory, self.moments = LiveMemory(), []
+        self._part, self._held, self._workspace = BETWEEN, 0, 0
+        chunks = [self._chunk(sentences) for sentences in (watched, rest) if sentences]
+        self._watched = chunks[0]
+        with self.memory:
+            edited = None
+            if self.recipe.objective.rtd_weight > 0:
+                edited = [self._edit(chunk) for chunk in chunks]
+            if rest:
+                step = ChunkedStep(self)
+                step._replay_is_checked = True  # there are no numbers to check
+                step(chunks, edited)
+            else:
+                self.backward(self(chunks, edited).loss)
+        return self.moments
+
+    # what `ChunkedStep` asks of an engine
+
+    def __call__(self, *arguments: Any, part: str = "step") -> Any:
+        if part == "touch":  # belongs to the pass that is about to go back
+            return self.module(*arguments, part=part)
+        again = part == "encode" and torch.is_grad_enabled()
+        goes_back = again or part in ("step", "detect", "contrast")
+        is_watched = not isinstance(arguments[0], Chunk) or arguments[0] is self._watched
+        self._begin(("encode again" if again else part) if is_watched else None)
+        with torch.autocast("cpu", dtype=self.sharding.autocast_dtype, enabled=self.sharding.autocast):
+            result = self.module(*arguments, part=part)
+        if not goes_back:
+            self._end()
+        return result
+
+    def backward(self, loss: Tensor) -> None:
+        """The pass back from what was computed last."""
+        loss.backward()
+        self._end()
+
+    def zero_optimization_stage(self) -> int:
+        """0: what a stage adds is not rehearsed."""
+        return 0
+
+    def zero_overlap_comm(self) -> bool:
+        """No."""
+        return False
+
+    def zero_offload_optimizer(self) -> None:
+        """None."""
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
+        """Nothing is reduced."""
+
+    # what is written down
+
+    def _begin(self, part: str | None) -> None:
+        self._record()
+        self._part, self._held = part or "", self.memory.live
+
+    def _end(self) -> None:
+        self._record()
+        self._part, self._held = BETWEEN, self.memory.live
+
+    def _arrived(self, name: str, parameter: Tensor) -> None:
+        self._record(name)
+        parameter.grad = None
+
+    def _record(self, gradient: str | None = None) -> None:
+        peak, left = self.memory.peak(), self.memory.live
+        if self._part:
+            held = max(self._held, peak) if self._part == BETWEEN else self._held
+            self.moments.append(Moment(self._part, held, peak, left, self._workspace, gradient))
+        self._workspace = 0
+
+    def _edit(self, chunk: Chunk) -> Tensor:
+        assert self.generator is not None
+        self._begin("edit" if chunk is self._watched else None)
+        with self._inside(SAMPLING_ROWS * self.generator.head.out_features * 16):
+            edited = self.generator.edit(chunk)
+        self._end()
+        return edited
+
+    def _contrast(self, contrast: Any, z: Tensor, views: int) -> Any:
+        """With the operator's own memory: normalised rows, and a block of similarities."""
+        rows, width = z.shape
+        keys = rows // views * (views - 1) * self.sharding.world_size
+        with self._inside(4 * width * (rows // views + keys) + min(BLOCK_BYTES, 4 * rows // views * keys)):
+            return contrast(z, views)
+
+    @contextmanager
+    def _inside(self, size: int) -> Iterator[None]:
+        """Memory of an operator that one without numbers does not take."""
+        workspace = torch.empty(size, dtype=torch.uint8)
+        self._workspace = size
+        yield
+        del workspace
+
+    def _chunk(self, sentences: int) -> Chunk:
+        """Sentences as long as the recipe allows."""
+        columns = self.recipe.data.columns
+        shape = (sentences, 3 if columns is not None and len(columns) == 3 else 2, self.recipe.data.max_length)
+        ids = torch.zeros(shape, dtype=torch.int64)
+        corrupted = torch.zeros(int(ids.numel() * self.recipe.objective.masking_ratio), dtype=torch.int64)
+        return Chunk(ids, torch.ones_like(ids), ids, corrupted, torch.zeros(shape[:2], dtype=torch.int64))

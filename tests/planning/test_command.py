@@ -1,0 +1,65 @@
+"""`diffcse-scale plan`: tables, JSON, and answers that agree with each other."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from diffcse_scale.planning.command import plan
+from tests.test_cli import diffcse_scale
+
+
+@pytest.fixture(scope="module")
+def planned(recipe_file, tmp_path_factory):
+    file = tmp_path_factory.mktemp("plan") / "plan.json"
+    options = ["--nodes", 2, "--gpus-per-node", 2, "--gpu-memory", 1, "--cpu", "--json", file]
+    result = diffcse_scale("plan", "--recipe", recipe_file, *options, "batch.chunk=4", "batch.sentences=64")
+    assert result.returncode == 0, result.stderr
+    return result.stdout, json.loads(file.read_text())
+
+
+def test_the_table_names_what_takes_memory(planned):
+    output, _ = planned
+    for words in ("weights", "optimizer", "gradients", "activations", "embeddings", "generator", "It fits."):
+        assert words in output
+
+
+def test_overrides_and_devices_reach_the_plan(planned):
+    _, report = planned
+    assert (report["devices"], report["share"], report["chunk"]) == (4, 16, 4)
+    assert report["memory"]["peak"] == pytest.approx(sum(report["memory"]["at_peak"].values()))
+    assert report["memory"]["peak"] == next(s["peak"] for s in report["stages"] if s["stage"] == 2)
+
+
+def test_the_cheapest_stage_sends_least_of_those_that_fit(planned):
+    _, report = planned
+    fitting = [stage for stage in report["stages"] if stage["fits"]]
+    assert report["cheapest_stage"] == min(fitting, key=lambda stage: stage["sent"])["stage"]
+
+
+def test_the_largest_batch_is_the_last_that_fits(planned, recipe_file):
+    _, report = planned
+    for sentences, fits in ((report["largest_batch"], True), (report["largest_batch"] + 4, False)):
+        overrides = ("batch.chunk=4", f"batch.sentences={sentences}")
+        assert plan(str(recipe_file), None, overrides, 2, 2, 1.0, on_cpu=True)["fits"] is fits
+
+
+def test_what_cannot_fit_is_said(recipe_file, capsys):
+    report = plan(str(recipe_file), None, (), 1, 2, 0.001, on_cpu=True)
+    assert not report["fits"] and report["cheapest_stage"] is None and report["largest_chunk"] is None
+    assert "It does not fit." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--recipe", "quickstrat"], "did you mean quickstart?"),
+        (["--deepspeed_config", "nowhere.json"], "nowhere.json"),
+        (["--gpus-per-node", "3"], "cannot be shared equally by 3 devices"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, words):
+    result = diffcse_scale("plan", *arguments)
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[-1].startswith("error: ") and words in result.stderr

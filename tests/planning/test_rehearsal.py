@@ -1,0 +1,81 @@
+"""A rehearsal on tensors without numbers sees what a real step allocates, at any size."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from diffcse_scale.distributed import imagined_ranks
+from diffcse_scale.errors import InputError
+from diffcse_scale.model.backbone import load_backbone
+from diffcse_scale.planning.networks import load_networks
+from diffcse_scale.planning.rehearsal import Rehearsal, _Stage
+from diffcse_scale.planning.sharding import read_sharding
+
+
+def sharding(recipe, ranks=2):
+    return read_sharding({"zero_optimization": {"stage": 2}}, recipe, ranks, on_cpu=True)
+
+
+@pytest.fixture(scope="module")
+def chunked(recipe):
+    return Rehearsal(load_networks(recipe), recipe, sharding(recipe), chunked=True)
+
+
+def test_no_weights_are_needed(recipe):
+    assert all(parameter.is_meta for parameter in load_networks(recipe).model.parameters())
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_backbone(recipe.model.encoder)
+
+
+def test_every_trained_parameter_gets_one_gradient_from_the_chunk_that_is_watched(recipe, chunked):
+    names = [parameter.name for parameter in load_networks(recipe).parameters if parameter.trained]
+    assert sorted(moment.gradient for moment in chunked.moments(16, 4) if moment.gradient) == sorted(names)
+
+
+def test_other_sizes_are_as_if_rehearsed(recipe, chunked):
+    """The truth is a rehearsal of just these sizes; constants of the step's bookkeeping may be off by 2 kB."""
+    networks = load_networks(recipe)
+    with imagined_ranks(2), FakeTensorMode(allow_non_fake_inputs=True):
+        truth = _Stage(networks, recipe, sharding(recipe)).rehearse(12, 36)
+    for mine, real in zip(chunked.moments(48, 12), truth, strict=True):
+        assert (mine.part, mine.gradient) == (real.part, real.gradient)
+        assert mine.peak == pytest.approx(real.peak, rel=0.01, abs=2000)
+
+
+def test_a_step_with_numbers_allocates_the_same(recipe):
+    """The truth is the same step on ordinary tensors."""
+    alone = recipe.model_copy(update={"objective": recipe.objective.model_copy(update={"rtd_weight": 0.0})})
+    peaks = []
+    for mode in (FakeTensorMode(allow_non_fake_inputs=True), nullcontext()):
+        networks = load_networks(alone)
+        with imagined_ranks(1), mode:
+            stage = _Stage(networks, alone, sharding(alone, 1))
+            stage.module.apply(_fill_with_zeros)
+            peaks.append(max(moment.peak for moment in stage.rehearse(8, 0)))
+    assert peaks[0] == pytest.approx(peaks[1], rel=0.02)
+
+
+def test_activations_follow_the_chunk_and_not_the_share(chunked):
+    def activations(share, chunk):
+        return max(moment.peak - moment.held for moment in chunked.moments(share, chunk) if moment.part == "detect")
+
+    assert activations(4096, 8) == pytest.approx(activations(64, 8), rel=0.05)
+    assert activations(64, 16) > 1.5 * activations(64, 8)
+
+
+def test_computing_activations_again_is_seen(recipe):
+    less = recipe.model_copy(update={"model": recipe.model.model_copy(update={"gradient_checkpointing": True})})
+    plain, again = (
+        Rehearsal(load_networks(r), r, sharding(r), chunked=False).moments(16, None) for r in (recipe, less)
+    )
+    assert max(moment.peak for moment in again) < 0.8 * max(moment.peak for moment in plain)
+
+
+def _fill_with_zeros(module: torch.nn.Module) -> None:
+    with torch.no_grad():
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            tensor.zero_()
