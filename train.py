@@ -16,10 +16,10 @@ from dataclasses import asdict
 
 from diffcse_scale.distributed import is_main, local_rank, rank, world_size
 from diffcse_scale.errors import InputError
-from diffcse_scale.model.backbone import load_tokenizer
+from diffcse_scale.model.backbone import load_tokenizers
 from diffcse_scale.model.build import build_model
+from diffcse_scale.model.dropout import check_views_differ
 from diffcse_scale.model.generator import load_generator
-from diffcse_scale.randomness import seed_everything
 from diffcse_scale.recipe import load_recipe
 from diffcse_scale.text.batches import Batches
 from diffcse_scale.text.tokens import tokenize
@@ -47,15 +47,16 @@ def main() -> None:
     setup_logging()
     config = deepspeed_engine.complete_config(config, recipe, world_size())
     run = RunDirectory.open(arguments.output, recipe, arguments.resume)
-    seed_everything(recipe.seed)
 
     # what can be wrong is loaded before the corpus is tokenized, which may take long
-    tokenizer = load_tokenizer(recipe.model.encoder, recipe.model.trust_remote_code)
-    development = DevelopmentSet.of(recipe, tokenizer)
-    model = build_model(recipe, tokenizer)
-    generator = load_generator(recipe, tokenizer, deepspeed_engine.device())
-    tokens = tokenize(recipe.data, tokenizer, seed=recipe.seed, main=is_main())
-    batches = Batches(tokens, tokenizer, recipe, rank(), world_size())
+    tokenizers = load_tokenizers(recipe.model)
+    development = DevelopmentSet.of(recipe, tokenizers)
+    with deepspeed_engine.partitioned_loading(config, recipe):
+        model = build_model(recipe, tokenizers, deepspeed_engine.device())
+    generator = load_generator(recipe, tokenizers, deepspeed_engine.device())
+    tokens = tokenize(recipe.data, tokenizers.streams, seed=recipe.seed, main=is_main())
+    check_views_differ(model.encoder, recipe, tokens.columns)
+    batches = Batches(tokens, tokenizers, recipe, rank(), world_size())
     plan = make_plan(recipe, len(tokens), tokens.views, world_size())
     engine = deepspeed_engine.initialize(model, recipe, config)
 
@@ -63,7 +64,7 @@ def main() -> None:
     facts = {"plan": asdict(plan), "precision": precision, "data_fingerprint": tokens.fingerprint}
     run.describe(recipe, arguments.resume, **facts, deepspeed_config=config)
     print_start(recipe, plan, precision, engine.zero_optimization_stage())
-    trainer = Trainer(recipe, plan, engine, generator, batches, tokenizer, development, run)
+    trainer = Trainer(recipe, plan, engine, generator, batches, tokenizers.encoder, development, run)
     if arguments.resume:
         trainer.resume()
     print_summary(recipe, run, trainer.fit())

@@ -2,7 +2,7 @@
 
     export DIFFCSE_DATA=... DIFFCSE_MODELS=...
     python benchmarks/wiki_mini.py train     # grid, then seeds; adds a row to wiki_mini.jsonl after each run
-    python benchmarks/wiki_mini.py report    # tables and curves from the rows
+    python benchmarks/wiki_mini.py report    # tables on standard output and the picture of the curves
 
 Backbone and generator are `$DIFFCSE_MODELS/wiki-mini`, the corpus is the first 20,032 sentences (313 global batches of
 64) of `$DIFFCSE_DATA/corpus`, every run is `deepspeed --num_gpus 2 train.py` under ZeRO-2 on CPUs. Rows that are there
@@ -184,7 +184,6 @@ def report(rows: Path) -> None:
             rtd = row["rtd_balanced_accuracy"]
             cells = f"{row['best']['dev_spearman']:.2f} | {row['best']['step']} | {f'{rtd:.3f}' if rtd else '-'}"
             lines.append(f"| {row['name']} | {cells} |")
-    rows.with_suffix(".table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
     _draw(found, winners, rows.with_suffix(".png"))
 

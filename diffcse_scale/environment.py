@@ -16,6 +16,8 @@ PACKAGES = (
     "transformers",
     "tokenizers",
     "deepspeed",
+    "peft",
+    "bitsandbytes",
     "datasets",
     "sentence-transformers",
     "numpy",

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffcse_scale.errors import InputError
+from diffcse_scale.model.lora import has_adapters, save_merged
 
 MODULES_FILE = "modules.json"
 POOLINGS = {"cls": "cls", "mean": "mean", "last": "lasttoken", "first_last_mean": "mean"}
@@ -36,6 +37,8 @@ def export_sentence_transformer(
     max_length: int,
     directory: str | Path,
     card: str | None = None,
+    state: dict[str, Tensor] | None = None,
+    adapter: bool = False,
 ) -> None:
     """Write the encoder as a directory that `SentenceTransformer` and `AutoModel` load.
 
@@ -46,6 +49,8 @@ def export_sentence_transformer(
         pooling: cls, mean, last or first_last_mean.
         max_length: tokens a sentence that users get unless they say otherwise.
         card: text of README.md, the model card.
+        state: the weights, where `encoder` holds only a part of them (ZeRO-3).
+        adapter: of an encoder with adapters save these alone, beside the name of their base; else they are merged.
 
     Raises:
         InputError: `directory` is something else than an earlier export.
@@ -57,7 +62,10 @@ def export_sentence_transformer(
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        encoder.save_pretrained(temporary)
+        if has_adapters(encoder) and not adapter:
+            save_merged(encoder, temporary, state)
+        else:
+            encoder.save_pretrained(temporary, state_dict=state)
         tokenizer.save_pretrained(temporary)
         config = encoder.config
         write_modules(temporary, pooling, max_length, config.hidden_size, config.num_hidden_layers)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -35,16 +35,47 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class LoraRecipe(Section):
+    """Low-rank adapters on a frozen encoder (arXiv 2106.09685), through `peft`."""
+
+    rank: int = Field(16, ge=1, description="rank of the two matrices that each adapted layer gets")
+    alpha: float = Field(32.0, gt=0, description="an adapter's output is multiplied by alpha / rank")
+    dropout: Share = Field(
+        0.1, description="dropout before each adapter; in a backbone that has none it is what tells two views apart"
+    )
+    target_modules: list[str] | None = Field(
+        None, min_length=1, description="names of the linear layers that get adapters; all of them if absent"
+    )
+    base: Literal["float32", "bfloat16", "nf4"] = Field(
+        "float32", description="how the frozen weights are held; 'nf4' is QLoRA's 4 bits, through bitsandbytes"
+    )
+    export: Literal["merged", "adapter"] = Field(
+        "merged", description="the exported model: whole weights in float32, or the adapters beside the base's name"
+    )
+
+
 class ModelRecipe(Section):
     """The networks."""
 
     encoder: str = Field(description="the backbone that is trained and kept: a folder, a Hub name, or 'embedded'")
+    discriminator: str | None = Field(
+        None,
+        description="another masked language model as discriminator, which may have a tokenizer of its own (the "
+        "generator's then is the same); absent: a copy of the encoder",
+    )
     generator: str | None = Field(
         None, description="the frozen masked language model that edits sentences; needed unless rtd_weight is 0"
     )
     pooling: Literal["cls", "mean", "last", "first_last_mean"] = Field(
         "cls", description="how token vectors become the sentence embedding h"
     )
+    attention: Literal["bidirectional"] | None = Field(
+        None, description="'bidirectional' lets the tokens of a decoder-only encoder see later ones too"
+    )
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="every dropout probability in the encoder; those of its configuration if absent"
+    )
+    lora: LoraRecipe | None = Field(None, description="train adapters and leave the encoder itself as it is")
     projection: Literal["batchnorm", "mlp", "none"] = Field(
         "batchnorm", description="the network between h and z, used in training only"
     )
@@ -102,7 +133,7 @@ class ObjectiveRecipe(Section):
     )
     temperature: float = Field(0.05, gt=0, description="the cosine is divided by it")
     contrastive_weight: float = Field(1.0, ge=0, description="weight of InfoNCE; 0 is the paper's RTD-only ablation")
-    rtd_weight: float = Field(0.005, ge=0, description="lambda, the weight of replaced-token detection; 0 is SimCSE")
+    rtd_weight: float = Field(0.05, ge=0, description="lambda, the weight of replaced-token detection; 0 is SimCSE")
     masking_ratio: Share = Field(0.30, description="share of tokens corrupted before the generator")
     hard_negative_weight: float = Field(
         0.0, description="added to the logit of a sentence with its own hard negative (three columns)"
@@ -163,6 +194,13 @@ class Recipe(Section):
             raise ValueError("batch.length_groups must be 1: fidelity 'official' pads to the longest row of the batch")
         if self.objective.hard_negative_weight and (self.data.columns is not None and len(self.data.columns) != 3):
             raise ValueError("objective.hard_negative_weight needs three data.columns")
+        if self.model.lora is not None and self.model.lora.export == "adapter":
+            for field in ("attention", "checkpoint"):
+                if getattr(self.model, field) is not None:
+                    raise ValueError(
+                        "model.lora.export must be merged: adapters are loaded onto the base as published, which "
+                        f"model.{field} changes"
+                    )
         return self
 
     def differences(self, other: dict[str, Any]) -> list[str]:
@@ -284,7 +322,8 @@ def _fields_of(location: Sequence[int | str], schema: type[BaseModel]) -> dict[s
     """The fields of the section that contains `location`."""
     for part in location[:-1]:
         annotation = schema.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        sections = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not sections:
             return {}
-        schema = annotation
+        (schema,) = sections
     return dict(schema.model_fields)

@@ -15,13 +15,16 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    TokenizersBackend,
 )
 
 from diffcse_scale.embedded import backbone_path
 from diffcse_scale.errors import InputError
-from diffcse_scale.recipe import EMBEDDED
+from diffcse_scale.recipe import EMBEDDED, ModelRecipe
+from diffcse_scale.text.tokenizers import Tokenizers
 
 
 def resolve(name: str) -> str:
@@ -56,23 +59,59 @@ def without_weights() -> Iterator[None]:
         _weightless.reset(token)
 
 
-def _from_pretrained(factory: Any, name: str, trust_remote_code: bool, **options: object) -> PreTrainedModel:
-    try:
-        if _weightless.get():
-            config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
-            return factory.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
-        # float32 weights always: precision is the DeepSpeed configuration's business
-        return factory.from_pretrained(
-            resolve(name), dtype=torch.float32, trust_remote_code=trust_remote_code, **options
+def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a model that reads tokens and nothing else.
+
+    Raises:
+        InputError: it cannot be loaded, or is that of another kind of model.
+    """
+    with _mistakes_named(f"Model {name}"):
+        config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
+    kind = "an encoder-decoder" if config.is_encoder_decoder else "not a model of text alone"
+    if config.is_encoder_decoder or config.get_text_config() is not config or not hasattr(config, "hidden_size"):
+        raise InputError(
+            f"Model {name} ({config.model_type}) is {kind}, which has no one network from tokens to token vectors; "
+            "choose an encoder such as BERT or a decoder-only model such as Qwen3."
         )
+    return config
+
+
+def _from_pretrained(factory: Any, name: str, trust_remote_code: bool, **options: object) -> PreTrainedModel:
+    """`factory.from_pretrained`, in float32 unless `options` say otherwise: precision is DeepSpeed's business."""
+    options = {"dtype": torch.float32, "config": load_config(name, trust_remote_code), **options}
+    if _weightless.get():
+        config, dtype = options["config"], options["dtype"]
+        return factory.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    with _mistakes_named(f"Model {name}"):
+        model, report = factory.from_pretrained(
+            resolve(name), trust_remote_code=trust_remote_code, output_loading_info=True, **options
+        )
+    if model.main_input_name != "input_ids":
+        raise InputError(f"Model {name} ({model.config.model_type}) reads {model.main_input_name}, not tokens.")
+    # transformers starts such weights at random and warns; the pooler is one that we never use
+    if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key.split(".")):
+        raise InputError(
+            f"Model {name} has no trained weights for {missing[0]} ({len(missing)} such in all), which "
+            f"{type(model).__name__} needs; choose a model that was trained as one."
+        )
+    return model
+
+
+@contextmanager
+def _mistakes_named(what: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"Model {name} cannot be loaded: {reason}") from error
+        raise InputError(f"{what} cannot be loaded: {reason}") from error
 
 
-def load_backbone(name: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A transformers encoder in float32, without the pooler that BERT-like models carry and we never use."""
-    backbone = _from_pretrained(AutoModel, name, trust_remote_code)
+def load_backbone(name: str, trust_remote_code: bool = False, **options: object) -> PreTrainedModel:
+    """A transformers encoder in float32, without the pooler that BERT-like models carry and we never use.
+
+    options: for `from_pretrained`, such as a `config` or `dtype` of one's own.
+    """
+    backbone = _from_pretrained(AutoModel, name, trust_remote_code, **options)
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
     return backbone
@@ -84,16 +123,60 @@ def load_masked_lm(name: str, trust_remote_code: bool = False) -> PreTrainedMode
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model.
+    """The tokenizer of a model, with a padding token.
+
+    A tokenizer that comes without one, as many decoders' do, pads with its end token: attention masks hide it from
+    us, and sentence-transformers could not batch sentences with an exported tokenizer that has none.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: it cannot be loaded, or there is nothing to pad with.
     """
-    try:
-        return AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"Tokenizer of {name} cannot be loaded: {reason}") from error
+    with _mistakes_named(f"Tokenizer of {name}"):
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise InputError(f"Tokenizer of {name} has no special token to pad with; give it a pad_token.")
+    return tokenizer
+
+
+def load_encoder_tokenizer(model: ModelRecipe) -> PreTrainedTokenizerBase:
+    """The encoder's tokenizer; where the last token is the sentence embedding, that token is always the end token.
+
+    Otherwise the embedding would be that of whatever the sentence ends with. Tokenizers of base decoders add no end
+    token by themselves; the exported one does, so that both libraries give the vectors that were trained.
+
+    Raises:
+        InputError: as `load_tokenizer`, or an end token is needed and there is none.
+    """
+    tokenizer = load_tokenizer(model.encoder, model.trust_remote_code)
+    if model.pooling != "last":
+        return tokenizer
+    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+    ids = tokenizer("a")["input_ids"]
+    if ids[-1] in ends:
+        return tokenizer
+    if tokenizer.eos_token_id is not None and isinstance(tokenizer, TokenizersBackend):
+        tokenizer.add_bos_token = ids[0] == tokenizer.bos_token_id
+        tokenizer.add_eos_token = True
+        if tokenizer("a")["input_ids"] == [*ids, tokenizer.eos_token_id]:
+            return tokenizer
+    raise InputError(
+        f"Tokenizer of {model.encoder} cannot end a sentence with an end token, which model.pooling last takes the "
+        "embedding from; use model.pooling mean."
+    )
+
+
+def load_tokenizers(model: ModelRecipe) -> Tokenizers:
+    """The tokenizers of a recipe's networks.
+
+    Raises:
+        InputError: one cannot be loaded.
+    """
+    encoder = load_encoder_tokenizer(model)
+    if model.discriminator is None:
+        return Tokenizers.shared(encoder)
+    return Tokenizers(encoder, load_tokenizer(model.discriminator, model.trust_remote_code))
 
 
 def first_layer(backbone: PreTrainedModel) -> nn.Module:
@@ -120,8 +203,8 @@ def check_same_vocabulary(
     differing = next(index for index in ids if vocabularies[0].get(index) != vocabularies[1].get(index))
     tokens = [repr(vocabulary.get(differing, "nothing")) for vocabulary in vocabularies]
     raise InputError(
-        f"Vocabularies differ between encoder {names[0]} and generator {names[1]}: id {differing} is {tokens[0]} in "
-        f"one and {tokens[1]} in the other; choose a generator with the encoder's tokenizer, or train one with "
+        f"Vocabularies differ between {names[0]} and generator {names[1]}: id {differing} is {tokens[0]} in "
+        f"one and {tokens[1]} in the other; choose a generator with the same tokenizer, or train one with "
         "`diffcse-scale pretrain-generator --tokenizer`."
     )
 
@@ -132,8 +215,31 @@ def check_lengths(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     Raises:
         InputError: names the recipe's field (a key of `lengths`) and the limit.
     """
-    # RoBERTa-like models number positions from pad + 1; their tokenizers know how many are left
-    limit = min(getattr(backbone.config, "max_position_embeddings", None) or 10**9, tokenizer.model_max_length)
+    limit = min(_positions(backbone), tokenizer.model_max_length)
     for field, length in lengths.items():
         if length > limit:
             raise InputError(f"{field} = {length} is more than the {limit} positions of {backbone.name_or_path}.")
+
+
+def _positions(backbone: PreTrainedModel) -> int:
+    """How many tokens the backbone has positions for; as good as all where its configuration names no number."""
+    limit = getattr(backbone.config, "max_position_embeddings", None) or 10**9
+    for name, module in backbone.named_modules():
+        # RoBERTa-like models number positions from pad + 1 and say so with a padding index among the positions
+        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
+            limit = min(limit, module.num_embeddings - module.padding_idx - 1)
+    return limit
+
+
+def checkpoint_activations(backbone: PreTrainedModel) -> None:
+    """Recompute the backbone's activations in backward.
+
+    Raises:
+        InputError: transformers cannot do that for this family.
+    """
+    if not backbone.supports_gradient_checkpointing:
+        raise InputError(
+            f"{type(backbone).__name__} cannot recompute activations; set model.gradient_checkpointing to false."
+        )
+    # the reentrant kind fails under ZeRO-2 and 3 when an encoder is called more than once a step
+    backbone.gradient_checkpointing_enable({"use_reentrant": False})

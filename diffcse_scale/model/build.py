@@ -4,27 +4,77 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+import torch
+from transformers import PreTrainedModel
 
-from diffcse_scale.model.backbone import check_lengths, load_backbone
+from diffcse_scale.model.attention import attend_both_ways, check_attention
+from diffcse_scale.model.backbone import check_lengths, checkpoint_activations, load_backbone, load_config
 from diffcse_scale.model.diffcse import DiffCSE
+from diffcse_scale.model.dropout import set_dropout
+from diffcse_scale.model.lora import add_adapters, loading_options
 from diffcse_scale.model.official_checkpoint import load_official_checkpoint
+from diffcse_scale.randomness import seed_everything
 from diffcse_scale.recipe import Recipe
+from diffcse_scale.text.tokenizers import Tokenizers
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> DiffCSE:
-    """The recipe's networks, with pretrained weights where it names some.
+def build_model(recipe: Recipe, tokenizers: Tokenizers, device: torch.device | str = "cpu") -> DiffCSE:
+    """The recipe's networks, with pretrained weights; what is drawn at random follows from the recipe's seed.
+
+    Args:
+        device: where an encoder of 4 bits is loaded; all others are loaded on the CPU.
 
     Raises:
-        InputError: weights that cannot be loaded or do not fit, or sentences longer than the backbone can read.
+        InputError: weights that cannot be loaded or do not fit, sentences longer than a backbone can read, or
+            settings that cannot work with this family.
     """
-    backbone = load_backbone(recipe.model.encoder, recipe.model.trust_remote_code)
-    lengths = {"data.max_length": recipe.data.max_length, "evaluation.max_length": recipe.evaluation.max_length}
-    check_lengths(backbone, tokenizer, lengths)
-    if recipe.model.gradient_checkpointing:
-        # the reentrant kind fails under ZeRO-2 and 3 when an encoder is called more than once a step
-        backbone.gradient_checkpointing_enable({"use_reentrant": False})
-    model = DiffCSE(backbone, recipe.objective, recipe.model.pooling, recipe.model.projection)
-    if recipe.model.checkpoint is not None:
-        load_official_checkpoint(model, Path(recipe.model.checkpoint))
+    settings, lengths = recipe.model, {"data.max_length": recipe.data.max_length}
+    check_attention(load_config(settings.encoder, settings.trust_remote_code), recipe)
+    discriminator = None
+    if recipe.objective.rtd_weight > 0:
+        discriminator = _discriminator(recipe)
+        check_lengths(discriminator, tokenizers.discriminator, lengths)
+    backbone = _encoder(recipe, **loading_options(settings.lora, device))
+    check_lengths(backbone, tokenizers.encoder, {**lengths, "evaluation.max_length": recipe.evaluation.max_length})
+    seed_everything(recipe.seed)
+    model = DiffCSE(
+        backbone,
+        recipe.objective,
+        settings.pooling,
+        settings.projection,
+        discriminator,
+        condition_is_mapped=settings.discriminator is not None,
+    )
+    if settings.checkpoint is not None:
+        load_official_checkpoint(model, Path(settings.checkpoint))
+    if settings.lora is not None:
+        add_adapters(model.encoder.backbone, settings.lora)
     return model
+
+
+def _discriminator(recipe: Recipe) -> PreTrainedModel:
+    """Another network, or the encoder's loaded a second time, whole and in float32.
+
+    A copy of the loaded modules would be empty where ZeRO-3 leaves each rank only its part of the weights, and have
+    too few bits where the encoder's base is reduced.
+    """
+    settings = recipe.model
+    if settings.discriminator is None:
+        return _encoder(recipe)
+    backbone = load_backbone(settings.discriminator, settings.trust_remote_code)
+    if settings.gradient_checkpointing:
+        checkpoint_activations(backbone)
+    return backbone
+
+
+def _encoder(recipe: Recipe, **options: object) -> PreTrainedModel:
+    settings = recipe.model
+    config = load_config(settings.encoder, settings.trust_remote_code)
+    if settings.dropout is not None:
+        set_dropout(config, settings.dropout)
+    backbone = load_backbone(settings.encoder, settings.trust_remote_code, config=config, **options)
+    if settings.attention == "bidirectional":
+        attend_both_ways(backbone)
+    if settings.gradient_checkpointing:
+        checkpoint_activations(backbone)
+    return backbone

@@ -45,18 +45,30 @@ class Contrast(NamedTuple):
 class DiffCSE(nn.Module):
     """What is trained: encoder and projection; discriminator and RTD head unless `rtd_weight` is 0.
 
-    The discriminator starts as a copy of the encoder's backbone. The generator is no part of it.
+    The generator is no part of it.
+
+    Args:
+        discriminator: the discriminator's backbone; None to copy the encoder's.
+        condition_is_mapped: whether z enters the discriminator through a learnt linear map, as where that is another
+            network than the encoder.
     """
 
     def __init__(
-        self, backbone: PreTrainedModel, objective: ObjectiveRecipe, pooling: str = "cls", projection: str = "batchnorm"
+        self,
+        backbone: PreTrainedModel,
+        objective: ObjectiveRecipe,
+        pooling: str = "cls",
+        projection: str = "batchnorm",
+        discriminator: PreTrainedModel | None = None,
+        condition_is_mapped: bool = False,
     ) -> None:
         super().__init__()
         width = backbone.config.hidden_size
         self.objective = objective
         if objective.rtd_weight > 0:
-            self.discriminator = ConditionalDiscriminator(copy.deepcopy(backbone))
-            self.rtd_head = RTDHead(width, objective.fidelity)
+            condition_width = width if condition_is_mapped else None
+            self.discriminator = ConditionalDiscriminator(discriminator or copy.deepcopy(backbone), condition_width)
+            self.rtd_head = RTDHead(self.discriminator.backbone.config.hidden_size, objective.fidelity)
         self.encoder = Encoder(backbone, pooling)
         self.projection = make_projection(projection, width, getattr(backbone.config, "initializer_range", 0.02))
 
@@ -127,23 +139,24 @@ class DiffCSE(nn.Module):
             This chunk's part of the mean over the tokens of all ranks, times W; and the counts of `StepOutput`.
         """
         _seed(chunk, "discriminator")
-        original_ids, mask, edited_ids = _flat(chunk.input_ids, chunk.attention_mask, edited)
+        original_ids, mask, edited_ids = _flat(chunk.original_ids, chunk.original_mask, edited)
         loss = self.rtd_head(self.discriminator(edited_ids, mask, z), original_ids, edited_ids, mask)
         mean = world_size() * loss.loss_sum / positions
         return mean, torch.stack(loss.counts).to(mean.dtype)
 
     def rtd_positions(self, chunks: list[Chunk]) -> Tensor:
         """How many tokens RTD is averaged over, on all ranks: chunks and ranks hold different numbers of them."""
-        return all_sum(torch.stack([self.rtd_head.positions(chunk.attention_mask) for chunk in chunks]).sum())
+        return all_sum(torch.stack([self.rtd_head.positions(chunk.original_mask) for chunk in chunks]).sum())
 
     def touch(self, chunk: Chunk) -> Tensor:
         """Zero, 0-dim, with a graph to every trained parameter: one row of a chunk goes through all networks."""
-        ids, mask = chunk.input_ids[:1, 0], chunk.attention_mask[:1, 0]
         training = self.projection.training
-        z = self.projection.eval()(self.encoder(ids, mask))  # one row has no statistics of its own
+        h = self.encoder(chunk.input_ids[:1, 0], chunk.attention_mask[:1, 0])
+        z = self.projection.eval()(h)  # one row has no statistics of its own
         self.projection.train(training)
         total = z.sum()
         if self.objective.rtd_weight > 0:
+            ids, mask = chunk.original_ids[:1, 0], chunk.original_mask[:1, 0]
             total = total + self.rtd_head(self.discriminator(ids, mask, z), ids, ids, mask).loss_sum
         return 0.0 * total
 

@@ -19,11 +19,17 @@ class ConditionalDiscriminator(nn.Module):
     z replaces slot 0 of the hidden states that enter the first layer: after the embeddings' LayerNorm and dropout,
     without position or type embedding of its own (DiffCSE, section 3; the official program's `cls_input`). A
     pre-hook on the first layer does this for every family.
+
+    Args:
+        condition_width: width of z where the backbone is another network than the encoder: z then enters through a
+            learnt linear map. None where it is a copy.
     """
 
-    def __init__(self, backbone: PreTrainedModel) -> None:
+    def __init__(self, backbone: PreTrainedModel, condition_width: int | None = None) -> None:
         super().__init__()
         self.backbone = backbone
+        width = backbone.config.hidden_size
+        self.map = nn.Identity() if condition_width is None else nn.Linear(condition_width, width)
         self._condition: Tensor | None = None
         first_layer(backbone).register_forward_pre_hook(self._insert_condition, with_kwargs=True)
 
@@ -34,8 +40,8 @@ class ConditionalDiscriminator(nn.Module):
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     def forward(self, edited_ids: Tensor, attention_mask: Tensor, condition: Tensor) -> Tensor:
-        """edited_ids, attention_mask: [B, L] int64; condition: z [B, H]; returns [B, L, H]."""
-        self._condition = condition
+        """edited_ids, attention_mask: [B, L] int64; condition: z [B, width of z]; returns [B, L, H]."""
+        self._condition = self.map(condition)
         try:
             return self.backbone(input_ids=edited_ids, attention_mask=attention_mask).last_hidden_state
         finally:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from diffcse_kernels import sample_tokens
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from diffcse_scale.environment import native_bfloat16
 from diffcse_scale.errors import InputError
@@ -16,6 +16,7 @@ from diffcse_scale.randomness import derive_seed, seed_everything
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import Chunk
 from diffcse_scale.text.corruption import MAX_POSITIONS
+from diffcse_scale.text.tokenizers import Tokenizers
 
 
 class Generator:
@@ -31,7 +32,7 @@ class Generator:
         self.seed = seed
         self.model = model.requires_grad_(False).train(not self.sampled)
         self.head = model.get_output_embeddings()
-        if not isinstance(self.head, nn.Linear):
+        if not isinstance(self.head, nn.Linear) or self.head.out_features != model.config.vocab_size:
             raise InputError(f"{type(model).__name__} has no linear vocabulary head, so it cannot be a generator.")
         # With the vocabulary head taken out, the model's own forward ends at the head's input, in every family,
         # and the head is fused with the choice of a token: no rows x vocabulary logits.
@@ -55,13 +56,13 @@ class Generator:
         """Edited sentences of one chunk.
 
         Returns:
-            [C, S, L] int64: the ids that the discriminator sees. In `sampled`, the original ids but for the
-            corrupted positions. In `official`, id 0 on padding, as the official program has it (also where the
-            padding id is another: RoBERTa).
+            int64 in the shape of `chunk.original_ids`: the ids that the discriminator sees. In `sampled`, the original
+            ids but for the corrupted positions. In `official`, id 0 on padding, as the official program has it (also
+            where the padding id is another: RoBERTa).
         """
         if chunk.seed is not None and not self.sampled:
             seed_everything(derive_seed(chunk.seed, "generator"))  # its dropout is on
-        ids, mask = chunk.corrupted_ids.flatten(0, 1), chunk.attention_mask.flatten(0, 1)
+        ids, mask = chunk.corrupted_ids.flatten(0, 1), chunk.original_mask.flatten(0, 1)
         self._rows = chunk.corrupted if self.sampled else None
         hidden = self.model(input_ids=ids, attention_mask=mask).logits.flatten(0, 1)
         if self.sampled:
@@ -69,37 +70,38 @@ class Generator:
         return self._official(chunk, hidden)
 
     def _sampled(self, chunk: Chunk, hidden: Tensor) -> Tensor:
-        length = chunk.input_ids.shape[-1]
+        length = chunk.original_ids.shape[-1]
         # one number for each token of the run, whatever the batch, the padding and the rank
         row, column = chunk.corrupted // length, chunk.corrupted % length
         positions = chunk.row_ids.flatten()[row] * MAX_POSITIONS + column
         tokens = sample_tokens(
             hidden, self.head.weight, self.head.bias, positions, seed=self.seed, forbidden=self.forbidden
         )
-        edited = chunk.input_ids.flatten().index_copy(0, chunk.corrupted, tokens)
-        return edited.view_as(chunk.input_ids)
+        edited = chunk.original_ids.flatten().index_copy(0, chunk.corrupted, tokens)
+        return edited.view_as(chunk.original_ids)
 
     def _official(self, chunk: Chunk, hidden: Tensor) -> Tensor:
         positions = torch.arange(hidden.shape[0], device=hidden.device)
         tokens = sample_tokens(hidden, self.head.weight, self.head.bias, positions, seed=0, temperature=0.0)
-        edited = tokens.view_as(chunk.input_ids).clone()
-        edited[..., 0] = chunk.input_ids[..., 0]
-        return edited * chunk.attention_mask
+        edited = tokens.view_as(chunk.original_ids).clone()
+        edited[..., 0] = chunk.original_ids[..., 0]
+        return edited * chunk.original_mask
 
 
-def load_generator(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Generator | None:
+def load_generator(recipe: Recipe, tokenizers: Tokenizers, device: torch.device) -> Generator | None:
     """The recipe's generator on `device`, in bfloat16 on accelerators that have it; None when `rtd_weight` is 0.
 
     Raises:
-        InputError: it cannot be loaded, or its vocabulary is not the encoder's.
+        InputError: it cannot be loaded, or its vocabulary is not the discriminator's.
     """
     if recipe.objective.rtd_weight == 0 or recipe.model.generator is None:
         return None
-    names = (recipe.model.encoder, recipe.model.generator)
-    trusted = recipe.model.trust_remote_code
-    check_same_vocabulary(tokenizer, load_tokenizer(names[1], trusted), names)
-    model = load_masked_lm(names[1], trusted)
+    name, trusted = recipe.model.generator, recipe.model.trust_remote_code
+    discriminator = recipe.model.discriminator
+    judge = f"encoder {recipe.model.encoder}" if discriminator is None else f"discriminator {discriminator}"
+    check_same_vocabulary(tokenizers.discriminator, load_tokenizer(name, trusted), (judge, name))
+    model = load_masked_lm(name, trusted)
     if native_bfloat16(device):
         model = model.bfloat16()
     seed = derive_seed(recipe.seed, "sampling")
-    return Generator(model.to(device), recipe.objective.fidelity, tokenizer.all_special_ids, seed)
+    return Generator(model.to(device), recipe.objective.fidelity, tokenizers.discriminator.all_special_ids, seed)

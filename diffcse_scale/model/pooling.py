@@ -13,7 +13,7 @@ def pool(outputs: Any, attention_mask: Tensor, how: str) -> Tensor:
 
     Args:
         outputs: has `last_hidden_state` [B, L, H]; for `first_last_mean` also `hidden_states`.
-        attention_mask: [B, L], 1 for real tokens; padding may stand on either side.
+        attention_mask: [B, L], 1 for real tokens; padding may stand on either side, for `cls` on the right.
         how: `cls` (token 0), `mean` (over real tokens), `last` (the last real token), or `first_last_mean`
             (mean over real tokens of the average of embedding output and last layer; SimCSE's avg_first_last).
 

@@ -64,7 +64,7 @@ class MLPProjection(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """[rows, H] to [rows, H]."""
-        return torch.tanh(self.dense(embeddings))
+        return torch.tanh(self.dense(embeddings.to(self.dense.weight.dtype)))
 
 
 class BatchNormProjection(nn.Module):

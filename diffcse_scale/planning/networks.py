@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from diffcse_scale.model.backbone import load_tokenizer, without_weights
+from diffcse_scale.model.backbone import load_tokenizers, without_weights
 from diffcse_scale.model.build import build_model
 from diffcse_scale.model.diffcse import DiffCSE
 from diffcse_scale.model.generator import Generator, load_generator
@@ -56,12 +56,12 @@ def load_networks(recipe: Recipe) -> Networks:
     Raises:
         InputError: what training itself would refuse: unknown models, other vocabularies, too long sentences.
     """
-    tokenizer = load_tokenizer(recipe.model.encoder, recipe.model.trust_remote_code)
+    tokenizers = load_tokenizers(recipe.model)
     # weights that replace the initial ones change no size
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"checkpoint": None})})
     with without_weights():
-        model = build_model(recipe, tokenizer)
-        generator = load_generator(recipe, tokenizer, torch.device("meta"))
+        model = build_model(recipe, tokenizers)
+        generator = load_generator(recipe, tokenizers, torch.device("meta"))
     elements = 0 if generator is None else sum(p.numel() for p in _generator_parameters(generator))
     width = model.encoder.backbone.config.hidden_size
     return Networks(model.train(), generator, _parameters(model), elements, width)

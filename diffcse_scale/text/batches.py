@@ -19,6 +19,7 @@ from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.corruption import Corruption
 from diffcse_scale.text.order import epoch_order
 from diffcse_scale.text.prefetch import prefetch
+from diffcse_scale.text.tokenizers import Tokenizers
 from diffcse_scale.text.tokens import TokenizedCorpus
 
 
@@ -29,13 +30,15 @@ class Chunk:
     Attributes:
         input_ids: int64 [C, S, L].
         attention_mask: int64 [C, S, L], 1 on real tokens.
-        corrupted_ids: int64 [C, S, L], what the generator reads.
+        corrupted_ids: int64 in the shape of `original_ids`, what the generator reads.
         corrupted: int64 [K], the positions that the generator predicts, as ascending indices into the
-            flattened [C * S * L]. Made on the CPU, so that the device need not be asked how many there are.
+            flattened `original_ids`. Made on the CPU, so that the device need not be asked how many there are.
         row_ids: int64 [C, S], a number unique to (epoch, position in the epoch's order, view): the base of
             all random numbers of that row.
         seed: the base of the networks' random numbers (dropout) on this chunk, so that whoever runs a network on it
             again gets the same; None leaves torch's generator as it is.
+        discriminator_ids, discriminator_mask: int64 [C, S, M], the sentences as the discriminator's own tokenizer has
+            them; None where it has none.
     """
 
     input_ids: Tensor
@@ -44,6 +47,18 @@ class Chunk:
     corrupted: Tensor
     row_ids: Tensor
     seed: int | None = None
+    discriminator_ids: Tensor | None = None
+    discriminator_mask: Tensor | None = None
+
+    @property
+    def original_ids(self) -> Tensor:
+        """What generator and discriminator edit and judge: the encoder's tokens unless they have their own."""
+        return self.input_ids if self.discriminator_ids is None else self.discriminator_ids
+
+    @property
+    def original_mask(self) -> Tensor:
+        """The attention mask of `original_ids`."""
+        return self.attention_mask if self.discriminator_mask is None else self.discriminator_mask
 
     @property
     def views(self) -> int:
@@ -59,8 +74,9 @@ class Chunk:
         return self._with_each(Tensor.pin_memory)
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> Chunk:
-        tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "seed"}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {name: change(value) for name, value in tensors.items() if isinstance(value, Tensor)}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -108,7 +124,7 @@ class Batches:
     With fidelity 'official' nothing is sorted, and everything is padded to the longest row of the global batch.
 
     Args:
-        tokenizer: that of `tokens`: its padding, mask and special ids are used.
+        tokenizers: those of `tokens`: their padding, mask and special ids are used.
         recipe: seed, batch and objective are used.
 
     Raises:
@@ -119,7 +135,7 @@ class Batches:
     def __init__(
         self,
         tokens: TokenizedCorpus,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizers: Tokenizers,
         recipe: Recipe,
         rank: int = 0,
         world_size: int = 1,
@@ -128,11 +144,11 @@ class Batches:
         self.sentences = recipe.batch.sentences
         self.chunk, self.length_groups = recipe.batch.chunk, recipe.batch.length_groups
         self.official = recipe.objective.fidelity == "official"
-        self.padding = padding_id(tokenizer)
+        self.paddings = [padding_id(tokenizer) for tokenizer in tokenizers.streams]
         self.corruption: Corruption | None = None
         if recipe.objective.rtd_weight > 0:
             seed = derive_seed(recipe.seed, "corruption")
-            self.corruption = Corruption.of(tokenizer, recipe.objective.masking_ratio, seed)
+            self.corruption = Corruption.of(tokenizers.discriminator, recipe.objective.masking_ratio, seed)
         share_of(self.sentences, world_size, self.length_groups)
         if len(tokens) < self.sentences:
             raise InputError(
@@ -149,14 +165,13 @@ class Batches:
         epoch, index = divmod(step, len(self))
         positions = np.arange(index * self.sentences, (index + 1) * self.sentences)
         sentences = epoch_order(positions, len(self.tokens), self.seed, epoch)
-        lengths = np.max([self.tokens.lengths(view, sentences) for view in range(self.tokens.views)], axis=0)
-        longest = int(lengths.max())
+        lengths = np.stack([self._lengths(sentences, stream).max(axis=1) for stream in range(self.tokens.streams)])
         chunks = []
-        for number, part in enumerate(self._parts(lengths)):
-            length = longest if self.official else int(lengths[part].max())
+        for number, part in enumerate(self._parts(lengths[0])):
+            longest = (lengths if self.official else lengths[:, part]).max(axis=1)
             # number * world_size + rank: the chunk's index among those of all ranks
             seed = derive_seed(self.seed, "dropout", step, number * self.world_size + self.rank)
-            chunks.append(self._chunk(sentences[part], epoch * len(self.tokens) + positions[part], length, seed))
+            chunks.append(self._chunk(sentences[part], epoch * len(self.tokens) + positions[part], longest, seed))
         return Batch(step, epoch, chunks, self.sentences)
 
     def prefetch(self, start: int, stop: int) -> AbstractContextManager[Iterator[Batch]]:
@@ -184,17 +199,27 @@ class Batches:
         share = np.split(order, self.world_size)[self.rank] if self.official else order[self.rank :: self.world_size]
         return np.array_split(share, self.length_groups)
 
-    def _chunk(self, sentences: NDArray[np.int64], places: NDArray[np.int64], length: int, seed: int) -> Chunk:
+    def _lengths(self, sentences: NDArray[np.int64], stream: int) -> NDArray[np.int64]:
+        """[sentences, views]."""
         views = range(self.tokens.views)
-        ids = np.stack([self.tokens.padded(sentences, view, length, self.padding) for view in views], axis=1)
-        lengths = np.stack([self.tokens.lengths(view, sentences) for view in views], axis=1)
+        return np.stack([self.tokens.lengths(view, sentences, stream) for view in views], axis=1)
+
+    def _chunk(
+        self, sentences: NDArray[np.int64], places: NDArray[np.int64], longest: NDArray[np.int64], seed: int
+    ) -> Chunk:
+        """`longest`: to which length each stream is padded."""
+        views = range(self.tokens.views)
+        streams = []
+        for stream, (length, padding) in enumerate(zip(longest.tolist(), self.paddings, strict=True)):
+            ids = [self.tokens.padded(sentences, view, length, padding, stream) for view in views]
+            streams.append((np.stack(ids, axis=1), self._lengths(sentences, stream)))
         row_ids = places[:, None] * len(views) + np.arange(len(views))
-        return replace(_make_chunk(ids, lengths, row_ids, self.corruption), seed=seed)
+        return replace(_make_chunk(streams, row_ids, self.corruption), seed=seed)
 
 
 def collate(
-    views: Sequence[Sequence[Sequence[int]]],
-    tokenizer: PreTrainedTokenizerBase,
+    streams: Sequence[Sequence[Sequence[Sequence[int]]]],
+    tokenizers: Tokenizers,
     masking_ratio: float,
     *,
     seed: int,
@@ -203,19 +228,23 @@ def collate(
     """One chunk of token lists that come from elsewhere, padded to the longest, corrupted as in training.
 
     Args:
-        views: for each view the token ids of every sentence, special tokens included.
+        streams: for each of `tokenizers.streams`, for each view, the ids of every sentence, special tokens included.
         first_row: sentence i has the row ids (first_row + i) * views + view.
 
     Raises:
         InputError: the tokenizer has no mask token.
     """
-    lengths = np.array([[len(ids) for ids in view] for view in views]).T
-    ids = np.full((*lengths.shape, lengths.max()), padding_id(tokenizer), dtype=np.int64)
-    for view, sentences in enumerate(views):
-        for row, tokens in enumerate(sentences):
-            ids[row, view, : len(tokens)] = tokens
-    row_ids = (first_row + np.arange(len(lengths)))[:, None] * len(views) + np.arange(len(views))
-    return _make_chunk(ids, lengths, row_ids, Corruption.of(tokenizer, masking_ratio, seed))
+    padded = []
+    for views, tokenizer in zip(streams, tokenizers.streams, strict=True):
+        lengths = np.array([[len(ids) for ids in view] for view in views]).T
+        ids = np.full((*lengths.shape, lengths.max()), padding_id(tokenizer), dtype=np.int64)
+        for view, sentences in enumerate(views):
+            for row, tokens in enumerate(sentences):
+                ids[row, view, : len(tokens)] = tokens
+        padded.append((ids, lengths))
+    sentence_count, view_count = padded[0][1].shape
+    row_ids = (first_row + np.arange(sentence_count))[:, None] * view_count + np.arange(view_count)
+    return _make_chunk(padded, row_ids, Corruption.of(tokenizers.discriminator, masking_ratio, seed))
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -224,14 +253,18 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _make_chunk(
-    ids: NDArray[np.int64],
-    lengths: NDArray[np.int64],
+    streams: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
     row_ids: NDArray[np.int64],
     corruption: Corruption | None,
 ) -> Chunk:
-    input_ids, row_ids_tensor = torch.from_numpy(ids), torch.from_numpy(row_ids)
-    attention_mask = torch.from_numpy((np.arange(ids.shape[-1]) < lengths[..., None]).astype(np.int64))
-    if corruption is None:
-        return Chunk(input_ids, attention_mask, input_ids, torch.empty(0, dtype=torch.int64), row_ids_tensor)
-    corrupted_ids, corrupted = corruption(input_ids, attention_mask, row_ids_tensor)
-    return Chunk(input_ids, attention_mask, corrupted_ids, corrupted, row_ids_tensor)
+    """streams: ids [C, S, L] and lengths [C, S] for the encoder, and for the discriminator if it has its own."""
+    tokens = [
+        (torch.from_numpy(ids), torch.from_numpy((np.arange(ids.shape[-1]) < lengths[..., None]).astype(np.int64)))
+        for ids, lengths in streams
+    ]
+    rows, (original_ids, original_mask) = torch.from_numpy(row_ids), tokens[-1]
+    corrupted_ids, corrupted = original_ids, torch.empty(0, dtype=torch.int64)
+    if corruption is not None:
+        corrupted_ids, corrupted = corruption(original_ids, original_mask, rows)
+    own = tokens[1] if len(tokens) > 1 else (None, None)
+    return Chunk(*tokens[0], corrupted_ids, corrupted, rows, None, *own)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from diffcse_scale.distributed import all_sum, rank, world_size
 from diffcse_scale.embedded.grammar import graded_pairs
@@ -16,6 +15,7 @@ from diffcse_scale.model.encoder import Encoder, encode_sentences
 from diffcse_scale.model.generator import Generator
 from diffcse_scale.recipe import EMBEDDED, Recipe
 from diffcse_scale.text.batches import collate
+from diffcse_scale.text.tokenizers import Tokenizers
 
 EMBEDDED_PAIRS = 1500
 # enough replaced tokens for a recall's standard error below 1%
@@ -25,13 +25,13 @@ ENOUGH_REPLACED = 5000
 class DevelopmentSet:
     """Graded pairs that choose the best checkpoint: STS-B dev, or the recipe's own."""
 
-    def __init__(self, pairs: list[GradedPair], tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    def __init__(self, pairs: list[GradedPair], tokenizers: Tokenizers, max_length: int) -> None:
         self.pairs = pairs
-        self.tokenizer = tokenizer
+        self.tokenizers = tokenizers
         self.max_length = max_length
 
     @classmethod
-    def of(cls, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> DevelopmentSet | None:
+    def of(cls, recipe: Recipe, tokenizers: Tokenizers) -> DevelopmentSet | None:
         """The set that `recipe.evaluation.data` names, or None where it names none.
 
         Raises:
@@ -46,11 +46,12 @@ class DevelopmentSet:
         else:
             (task,) = load_sts(source, names=["STS-B dev"])
             pairs = task.pairs
-        return cls(pairs, tokenizer, recipe.evaluation.max_length)
+        return cls(pairs, tokenizers, recipe.evaluation.max_length)
 
     def spearman(self, encoder: Encoder) -> float:
         """Spearman x 100. Called on every rank."""
-        return spearman(lambda s: encode_sentences(encoder, self.tokenizer, s, self.max_length), self.pairs)
+        tokenizer = self.tokenizers.encoder
+        return spearman(lambda s: encode_sentences(encoder, tokenizer, s, self.max_length), self.pairs)
 
     @torch.no_grad()
     def rtd_accuracy(self, model: DiffCSE, generator: Generator, recipe: Recipe, device: Any) -> dict[str, float]:
@@ -60,17 +61,18 @@ class DevelopmentSet:
         """
         sentences = sorted({sentence for pair in self.pairs for sentence in pair[1:]})
         mine = sentences[: len(sentences) // world_size() * world_size()][rank() :: world_size()]
-        tokens = self.tokenizer(mine, truncation=True, max_length=recipe.data.max_length)["input_ids"]
+        limit = {"truncation": True, "max_length": recipe.data.max_length}
+        streams = [tokenizer(mine, **limit)["input_ids"] for tokenizer in self.tokenizers.streams]
         was_training = model.training
         model.eval()
         total = torch.zeros(4, dtype=torch.float64, device=device)
-        starts = range(0, len(tokens), 64)
+        starts = range(0, len(mine), 64)
         for number in range(20 * len(starts)):  # new corruption each time around
             repetition, index = divmod(number, len(starts))
-            rows = tokens[starts[index] : starts[index] + 64]
-            first_row = (repetition * world_size() + rank()) * len(tokens) + starts[index]
-            chunk = collate([rows, rows], self.tokenizer, recipe.objective.masking_ratio, seed=0, first_row=first_row)
-            chunk = chunk.to(device)
+            rows = [tokens[starts[index] : starts[index] + 64] for tokens in streams]
+            first_row = (repetition * world_size() + rank()) * len(mine) + starts[index]
+            views, ratio = [[tokens, tokens] for tokens in rows], recipe.objective.masking_ratio
+            chunk = collate(views, self.tokenizers, ratio, seed=0, first_row=first_row).to(device)
             z = model.project(model.encode(chunk))
             _, counts = model.detect(chunk, generator.edit(chunk), z, model.rtd_positions([chunk]))
             total += counts.double()

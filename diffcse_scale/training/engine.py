@@ -15,12 +15,14 @@ import deepspeed.ops
 import torch
 from deepspeed.accelerator import get_accelerator
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import DistNetworkError
+from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-from diffcse_scale.distributed import free_port, local_rank
+from diffcse_scale.distributed import free_port, is_main, local_rank
 from diffcse_scale.environment import native_bfloat16
 from diffcse_scale.errors import InputError
+from diffcse_scale.host_memory import freed_blocks_returned
 from diffcse_scale.recipe import Recipe, nearest
 from diffcse_scale.shipped import shipped
 from diffcse_scale.text.batches import share_of
@@ -131,6 +133,9 @@ def complete_config(config: dict[str, Any], recipe: Recipe, devices: int) -> dic
                 f"{sentences} = {share} sentences per device x {devices} devices x 1 "
                 f"accumulation step; remove the key or set it to {ours}."
             )
+    lora = recipe.model.lora
+    if lora is not None and lora.base == "nf4" and config.get("zero_optimization", {}).get("stage") == 3:
+        raise InputError("ZeRO-3 cannot partition the 4-bit weights of model.lora.base nf4; use a stage below 3.")
     # ours is torch's AdamW also where optimizer state is offloaded: DeepSpeed's own for CPUs needs a compiler
     defaults = {"steps_per_print": 10**9, "zero_force_ds_cpu_optimizer": False}
     completed = {**defaults, **config, **batch_keys, "gradient_clipping": recipe.optimizer.clip}
@@ -145,13 +150,51 @@ def complete_config(config: dict[str, Any], recipe: Recipe, devices: int) -> dic
     return completed
 
 
+@contextmanager
+def partitioned_loading(config: dict[str, Any], recipe: Recipe) -> Iterator[None]:
+    """Inside, ZeRO-3 partitions what `from_pretrained` loads, layer by layer: no rank ever holds a whole model.
+
+    At other stages nothing changes. An official checkpoint is loaded over whole weights: those are small models.
+
+    Args:
+        config: complete.
+
+    Raises:
+        InputError: DeepSpeed refuses the configuration.
+    """
+    if config.get("zero_optimization", {}).get("stage") != 3 or recipe.model.checkpoint is not None:
+        yield
+        return
+    with _explained():
+        deepspeed.DeepSpeedConfig(config)
+    handle = HfDeepSpeedConfig(config)  # transformers holds it weakly
+    try:
+        with freed_blocks_returned():
+            yield
+    finally:
+        unset_hf_deepspeed_config()
+        del handle
+
+
+def trained_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """The trained parameters by name: those that are decayed, and biases and normalisation weights, which are not."""
+    decayed: dict[str, nn.Parameter] = {}
+    kept: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            # ZeRO-3 leaves a flat remainder in the place of a parameter, and its shape beside it
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            (decayed if len(shape) > 1 else kept)[name] = parameter
+    return decayed, kept
+
+
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW over the trained parameters; biases and normalisation weights are not decayed."""
     settings = recipe.optimizer
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed, kept = trained_groups(model)
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": list(decayed.values()), "weight_decay": settings.weight_decay},
+        {"params": list(kept.values()), "weight_decay": 0.0},
     ]
     # the recipe's learning rate is set before every step, as a function of the step
     groups = [group for group in groups if group["params"]]
@@ -164,14 +207,21 @@ def initialize(model: nn.Module, recipe: Recipe, config: dict[str, Any]) -> Any:
     Raises:
         InputError: DeepSpeed refuses the configuration.
     """
-    try:
+    with _explained():
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=make_optimizer(model, recipe), config=config, dist_init_required=False
         )
+    return engine
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What DeepSpeed says against a configuration, in a user's words."""
+    try:
+        yield
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
         raise InputError(f"DeepSpeed refuses the configuration: {problems}.") from None
-    return engine
 
 
 def device() -> torch.device:
@@ -208,9 +258,14 @@ def optimizer_step(engine: Any, want_norm: bool) -> float:
     return float("nan")
 
 
-@contextmanager
-def whole_parameters(module: nn.Module, engine: Any) -> Iterator[None]:
-    """Inside, every rank sees `module`'s full parameters, also where ZeRO-3 has partitioned them."""
-    enabled = engine.zero_optimization_stage() == 3
-    with deepspeed.zero.GatheredParameters(list(module.parameters()), enabled=enabled):
-        yield
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """`module`'s state dict on the main rank, also where ZeRO-3 has partitioned it; nothing on the others.
+
+    Called on every rank. One parameter at a time is gathered, so that only the main rank comes to hold them all.
+    """
+    state = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        with deepspeed.zero.GatheredParameters([value]):  # does nothing to what is not partitioned
+            if is_main():
+                state[name] = value.detach().cpu()
+    return state

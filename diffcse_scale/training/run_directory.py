@@ -1,7 +1,8 @@
 """The folder of one run.
 
 recipe.yaml      what was trained, every field
-run.json         how: DeepSpeed configuration, batch table, data fingerprint, machine, versions, command
+run.json         how: DeepSpeed configuration, batch table, data fingerprint, machine, versions, command; the same again
+                 for each time it was resumed
 metrics.jsonl    a row a log line and a row an evaluation
 checkpoints/     to resume from
 best/            the encoder with the best development score so far
@@ -84,10 +85,13 @@ class RunDirectory:
     def describe(self, recipe: Recipe, resume: bool, **facts: Any) -> None:
         """Write `recipe.yaml` and `run.json`: from now on the folder holds a run. Called on every rank.
 
+        A resumed run may have another shape: its facts are appended to those that it began with.
+
         Raises:
             InputError: on resume, the corpus or the precision is not that of the run.
         """
         record = self.path / "run.json"
+        written = {"command": " ".join(sys.argv), **facts, "environment": environment()}
         if resume:
             begun = json.loads(record.read_text(encoding="utf-8"))
             for name in ("data_fingerprint", "precision"):
@@ -96,11 +100,14 @@ class RunDirectory:
                         f"{self.path} cannot be resumed: its {name.replace('_', ' ')} was {begun[name]}, now it is "
                         f"{facts[name]}; restore it or give another --output."
                     )
-        elif is_main():
-            text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-            written = {"command": " ".join(sys.argv), **facts, "environment": environment()}
-            record.write_text(json.dumps(written, indent=1), encoding="utf-8")
-            (self.path / "recipe.yaml").write_text(text, encoding="utf-8")
+            written = {**begun, "resumed": [*begun.get("resumed", []), written]}
+        if is_main():
+            fresh = record.with_suffix(".tmp")
+            fresh.write_text(json.dumps(written, indent=1), encoding="utf-8")
+            os.replace(fresh, record)
+            if not resume:
+                text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+                (self.path / "recipe.yaml").write_text(text, encoding="utf-8")
         barrier()
 
     def finish(self, **result: Any) -> None:

@@ -24,7 +24,7 @@ from diffcse_scale.training.checkpoint import load_checkpoint, save_checkpoint
 from diffcse_scale.training.chunking import ChunkedStep
 from diffcse_scale.training.curves import draw_curves
 from diffcse_scale.training.development import DevelopmentSet
-from diffcse_scale.training.engine import device, optimizer_step, whole_parameters
+from diffcse_scale.training.engine import device, optimizer_step, whole_state
 from diffcse_scale.training.metrics import Window, console_line
 from diffcse_scale.training.run_directory import RunDirectory
 from diffcse_scale.training.schedule import Plan, learning_rate
@@ -171,15 +171,18 @@ class Trainer:
                     shutil.rmtree(folder)
 
     def _export(self, folder: Path) -> None:
-        with whole_parameters(self.model.encoder.backbone, self.engine):
-            if is_main():
-                export_sentence_transformer(
-                    self.model.encoder.backbone,
-                    self.tokenizer,
-                    self.recipe.model.pooling,
-                    self.recipe.evaluation.max_length,
-                    folder,
-                )
+        lora = self.recipe.model.lora
+        state = whole_state(self.model.encoder.backbone)
+        if is_main():
+            export_sentence_transformer(
+                self.model.encoder.backbone,
+                self.tokenizer,
+                self.recipe.model.pooling,
+                self.recipe.evaluation.max_length,
+                folder,
+                state=state,
+                adapter=lora is not None and lora.export == "adapter",
+            )
         barrier()
 
     def _finish(self) -> dict[str, Any]:

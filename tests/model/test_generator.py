@@ -4,43 +4,27 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from transformers import (
-    BertConfig,
-    BertForMaskedLM,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
     DistilBertConfig,
     DistilBertForMaskedLM,
-    ElectraConfig,
-    ElectraForMaskedLM,
-    MPNetConfig,
-    MPNetForMaskedLM,
     PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForMaskedLM,
 )
 
 from diffcse_scale.errors import InputError
 from diffcse_scale.model.backbone import check_same_vocabulary
 from diffcse_scale.model.generator import Generator
+from tests.tiny_models import MASKED_LM_FAMILIES, tiny_config, tiny_masked_lm
 from tests.toys import VOCABULARY, toy_chunk
 
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 40,
-    "initializer_range": 0.5,
-    "pad_token_id": 0,
-}
+SIZES = {"vocab_size": VOCABULARY, "initializer_range": 0.5}
 FAMILIES = {
-    "bert": lambda: BertForMaskedLM(BertConfig(**SIZES)),
-    "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**SIZES)),
-    "electra": lambda: ElectraForMaskedLM(ElectraConfig(embedding_size=8, **SIZES)),
-    "mpnet": lambda: MPNetForMaskedLM(MPNetConfig(**SIZES)),
+    **{family: partial(tiny_masked_lm, family, **SIZES) for family in MASKED_LM_FAMILIES},
     "distilbert": lambda: DistilBertForMaskedLM(
         DistilBertConfig(vocab_size=VOCABULARY, dim=16, n_layers=2, n_heads=2, hidden_dim=32, initializer_range=0.5)
     ),
@@ -129,6 +113,13 @@ def test_the_generator_is_frozen():
     assert not generator.model.training
 
 
+def test_a_head_that_is_no_vocabulary_is_refused():
+    # DeBERTa's newer head multiplies by the word embeddings itself; what it calls its output layer is H x H
+    model = DebertaV2ForMaskedLM(DebertaV2Config(**tiny_config("deberta-v2").to_dict() | {"legacy": False}))
+    with pytest.raises(InputError, match="DebertaV2ForMaskedLM has no linear vocabulary head"):
+        Generator(model, "sampled", SPECIAL, seed=0)
+
+
 def _tokenizer(words):
     from tokenizers import Tokenizer, models
 
@@ -138,7 +129,7 @@ def _tokenizer(words):
 
 def test_vocabularies_are_compared_by_content():
     check_same_vocabulary(_tokenizer("abc"), _tokenizer("abc"), ("one", "two"))
-    with pytest.raises(InputError, match="encoder one and generator two: id 1 is 'b' in one and 'x' in the other"):
+    with pytest.raises(InputError, match="between one and generator two: id 1 is 'b' in one and 'x' in the other"):
         check_same_vocabulary(_tokenizer("abc"), _tokenizer("axc"), ("one", "two"))
     with pytest.raises(InputError, match="id 2 is 'c' in one and 'nothing'"):
         check_same_vocabulary(_tokenizer("abc"), _tokenizer("ab"), ("one", "two"))

@@ -42,5 +42,5 @@ def corpora(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedToken
         data = DataRecipe.model_validate(
             {"files": str(path), "columns": lines[0].split("\t"), "cache_dir": str(folder), "workers": 1}
         )
-        tokenized[columns] = tokenize(data, tokenizer)
+        tokenized[columns] = tokenize(data, [tokenizer])
     return tokenized

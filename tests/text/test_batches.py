@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from diffcse_scale.errors import InputError
+from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.batches import Batch, Batches, Chunk, collate
 from diffcse_scale.text.order import epoch_order
-from diffcse_scale.text.tokens import TokenizedCorpus
-from tests.text.material import training_recipe
+from diffcse_scale.text.tokenizers import Tokenizers
+from diffcse_scale.text.tokens import TokenizedCorpus, tokenize
+from tests.text.material import SPECIALS, WORDS, make_tokenizer, sentence, training_recipe
 
 Corpora = dict[int, TokenizedCorpus]
 SIZE = 16
@@ -26,7 +29,8 @@ def make(corpora: Corpora, tokenizer: PreTrainedTokenizerFast) -> Any:
 
     def make(columns: int = 1, rank: int = 0, world_size: int = 1, **sections: Any) -> Batches:
         batch = {"sentences": SIZE} | sections.pop("batch", {})
-        return Batches(corpora[columns], tokenizer, training_recipe(batch=batch, **sections), rank, world_size)
+        recipe = training_recipe(batch=batch, **sections)
+        return Batches(corpora[columns], Tokenizers.shared(tokenizer), recipe, rank, world_size)
 
     return make
 
@@ -34,9 +38,9 @@ def make(corpora: Corpora, tokenizer: PreTrainedTokenizerFast) -> Any:
 def assert_same(first: Batch, second: Batch) -> None:
     assert (first.step, first.epoch, first.sentences) == (second.step, second.epoch, second.sentences)
     for a, b in zip(first.chunks, second.chunks, strict=True):
-        assert a.seed == b.seed
-        for name in Chunk.__dataclass_fields__.keys() - {"seed"}:
-            assert torch.equal(getattr(a, name), getattr(b, name)), name
+        for name in Chunk.__dataclass_fields__:
+            one, other = getattr(a, name), getattr(b, name)
+            assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, name
 
 
 Row = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -195,7 +199,7 @@ def test_without_replaced_token_detection_nothing_is_corrupted(
 ) -> None:
     recipe = training_recipe(batch={"sentences": SIZE}, objective={"rtd_weight": 0})
     decoder = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)  # no mask, no padding token
-    (chunk,) = Batches(corpora[1], decoder, recipe).batch(0).chunks
+    (chunk,) = Batches(corpora[1], Tokenizers.shared(decoder), recipe).batch(0).chunks
     assert torch.equal(chunk.corrupted_ids, chunk.input_ids)
     assert len(chunk.corrupted) == 0
 
@@ -203,7 +207,9 @@ def test_without_replaced_token_detection_nothing_is_corrupted(
 def test_to_moves_every_tensor(make: Any) -> None:
     (chunk,) = make().batch(0).chunks
     moved = chunk.to("meta", non_blocking=True)
-    assert all(getattr(moved, name).is_meta for name in Chunk.__dataclass_fields__.keys() - {"seed"})
+    assert moved.seed == chunk.seed
+    tensors = [name for name in Chunk.__dataclass_fields__ if isinstance(getattr(chunk, name), torch.Tensor)]
+    assert len(tensors) == 5 and all(getattr(moved, name).is_meta for name in tensors)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +234,8 @@ def test_sizes_that_cannot_work_are_refused(make: Any, arguments: dict[str, Any]
 
 def test_collate_makes_a_chunk_of_token_lists(tokenizer: PreTrainedTokenizerFast) -> None:
     first, second = [[2, 9, 3], [2, 10, 11, 12, 3]], [[2, 13, 14, 3], [2, 15, 3]]
-    chunk = collate([first, second], tokenizer, 1.0, seed=3, first_row=10)
+    tokenizers = Tokenizers.shared(tokenizer)
+    chunk = collate([[first, second]], tokenizers, 1.0, seed=3, first_row=10)
     assert chunk.input_ids.tolist() == [
         [[2, 9, 3, 0, 0], [2, 13, 14, 3, 0]],
         [[2, 10, 11, 12, 3], [2, 15, 3, 0, 0]],
@@ -236,5 +243,31 @@ def test_collate_makes_a_chunk_of_token_lists(tokenizer: PreTrainedTokenizerFast
     assert torch.equal(chunk.attention_mask, (chunk.input_ids != 0).long())
     assert chunk.row_ids.tolist() == [[20, 21], [22, 23]]
     assert chunk.corrupted.tolist() == [1, 6, 7, 11, 12, 13, 16]
-    again = collate([first[1:], second[1:]], tokenizer, 1.0, seed=3, first_row=11)
+    again = collate([[first[1:], second[1:]]], tokenizers, 1.0, seed=3, first_row=11)
     assert torch.equal(again.corrupted_ids[0], chunk.corrupted_ids[1])
+
+
+def test_a_discriminator_with_its_own_tokenizer_gets_a_stream_of_its_own(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    other = make_tokenizer(["x", *WORDS])  # every word has another id
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n".join(sentence(index) for index in range(40)) + "\n", encoding="utf-8")
+    recipe = training_recipe(batch={"sentences": SIZE, "chunk": 6})
+    tokenizers = Tokenizers(tokenizer, other)
+    data = DataRecipe.model_validate({"files": str(path), "cache_dir": str(tmp_path), "workers": 1})
+    tokens = tokenize(data, tokenizers.streams)
+    both = Batches(tokens, tokenizers, recipe).batch(1).chunks
+    shared = Batches(tokenize(data, [tokenizer]), Tokenizers.shared(tokenizer), recipe).batch(1).chunks
+    assert [len(chunk.input_ids) for chunk in both] == [6, 6, 4]
+    for chunk, expected in zip(both, shared, strict=True):
+        assert torch.equal(chunk.input_ids, expected.input_ids)
+        assert torch.equal(chunk.original_mask, expected.attention_mask)
+        words = chunk.input_ids >= len(SPECIALS)
+        assert torch.equal(chunk.original_ids, chunk.input_ids + words.long())
+        # corruption selects the same places and speaks the discriminator's vocabulary
+        assert torch.equal(chunk.corrupted, expected.corrupted)
+        masked = chunk.corrupted_ids.flatten()[chunk.corrupted] == other.mask_token_id
+        assert 0.6 < masked.float().mean() <= 1.0
+        untouched = torch.ones(chunk.corrupted_ids.numel(), dtype=torch.bool).index_fill(0, chunk.corrupted, False)
+        assert torch.equal(chunk.corrupted_ids.flatten()[untouched], chunk.original_ids.flatten()[untouched])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import diffcse_scale.text.tokens
@@ -47,7 +48,7 @@ def forbid_work(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 def test_tokens_are_what_the_tokenizer_truncates_to(
     path: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast, max_length: int
 ) -> None:
-    tokens = tokenize(recipe(path, max_length=max_length), tokenizer)
+    tokens = tokenize(recipe(path, max_length=max_length), [tokenizer])
     sentences = path.read_text().split("\n")
     assert rows(tokens) == tokenizer(sentences, truncation=True, max_length=max_length)["input_ids"]
     assert tokens.truncated == sum(len(text.split()) + 2 > max_length for text in sentences)
@@ -59,8 +60,8 @@ def test_several_processes_give_the_same_as_one(
 ) -> None:
     path = tmp_path / "long.txt"
     path.write_text("\n".join(sentence(index) for index in range(10_500)))
-    one = tokenize(recipe(path, workers=1), tokenizer)
-    two = tokenize(recipe(path, workers=2, cache_dir=str(tmp_path / "other")), tokenizer)
+    one = tokenize(recipe(path, workers=1), [tokenizer])
+    two = tokenize(recipe(path, workers=2, cache_dir=str(tmp_path / "other")), [tokenizer])
     assert rows(one) == rows(two) == tokenizer(path.read_text().split("\n"))["input_ids"]
 
 
@@ -88,7 +89,7 @@ def test_sentences_without_a_token_are_left_out_and_counted(
 ) -> None:
     path = tmp_path / "a.txt"
     path.write_text("w1\n\u200b\nw2\n")  # a zero-width space is no white space, but the tokenizer drops it
-    tokens = tokenize(recipe(path), tokenizer)
+    tokens = tokenize(recipe(path), [tokenizer])
     assert rows(tokens) == [[2, 6, 3], [2, 7, 3]]
     assert tokens.without_tokens == 1
 
@@ -97,9 +98,9 @@ def test_truncation_is_reported_once_and_only_by_the_main_process(
     path: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "diffcse_scale"):
-        tokenize(recipe(path, max_length=13), tokenizer, main=False)
+        tokenize(recipe(path, max_length=13), [tokenizer], main=False)
         assert not caplog.records
-        tokenize(recipe(path, max_length=13), tokenizer)
+        tokenize(recipe(path, max_length=13), [tokenizer])
     (record,) = caplog.records
     # of 60 sentences of 4 to 15 tokens each length is there 5 times
     assert record.message.endswith("60 rows read, 60 kept; dropped: none; 10 sentences truncated to 13 tokens.")
@@ -108,11 +109,11 @@ def test_truncation_is_reported_once_and_only_by_the_main_process(
 def test_the_second_start_only_reads(
     path: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast, forbid_work: Callable[[], None]
 ) -> None:
-    first = tokenize(recipe(path), tokenizer)
+    first = tokenize(recipe(path), [tokenizer])
     forbid_work()
     # truncation and padding are state that a call leaves in a tokenizer, not what it is
     tokenizer(["w1 w2 w3"], truncation=True, max_length=4, padding="max_length")
-    second = tokenize(recipe(path), tokenizer)
+    second = tokenize(recipe(path), [tokenizer])
     assert second.fingerprint == first.fingerprint
     assert rows(second) == rows(first)
     assert second.report == first.report
@@ -122,7 +123,7 @@ def test_the_second_start_only_reads(
 def test_the_cache_is_renewed_when_anything_changes(
     path: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast, change: str
 ) -> None:
-    first = tokenize(recipe(path), tokenizer)
+    first = tokenize(recipe(path), [tokenizer])
     options = {"length": {"max_length": 6}, "limit": {"limit": 7}, "strict": {"strict": True}}.get(change, {})
     if change == "content":
         path.write_text("w1 w2\nw3 w4\n")
@@ -130,7 +131,7 @@ def test_the_cache_is_renewed_when_anything_changes(
         path.write_text(path.read_text().replace("w1 ", "w2 "))
         os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
     other = make_tokenizer(WORDS[::-1]) if change == "tokenizer" else tokenizer
-    second = tokenize(recipe(path, **options), other)
+    second = tokenize(recipe(path, **options), [other])
     assert second.fingerprint != first.fingerprint
     assert (rows(second) != rows(first)) == (change != "strict")
 
@@ -140,8 +141,8 @@ def test_an_interrupted_start_is_begun_again(
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(diffcse_scale.text.tokens, "_write_column", _interrupt)
-        tokenize(recipe(path), tokenizer)
-    assert len(tokenize(recipe(path), tokenizer)) == 60
+        tokenize(recipe(path), [tokenizer])
+    assert len(tokenize(recipe(path), [tokenizer])) == 60
 
 
 def _interrupt(*_: object) -> None:
@@ -171,14 +172,14 @@ def _prepare(data: DataRecipe, results: multiprocessing.SimpleQueue[str], prepar
         write(*arguments)  # type: ignore[arg-type]
 
     diffcse_scale.text.tokens._write = counted
-    results.put(str(rows(tokenize(data, make_tokenizer(WORDS)))))
+    results.put(str(rows(tokenize(data, [make_tokenizer(WORDS)]))))
 
 
 def test_the_cache_may_be_named_by_the_environment(
     path: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DIFFCSE_CACHE", str(tmp_path / "elsewhere"))
-    tokens = tokenize(DataRecipe.model_validate({"files": str(path), "workers": 1}), tokenizer)
+    tokens = tokenize(DataRecipe.model_validate({"files": str(path), "workers": 1}), [tokenizer])
     assert (tmp_path / "elsewhere" / f"tokens-{tokens.fingerprint}").is_dir()
 
 
@@ -187,7 +188,7 @@ def test_a_length_that_special_tokens_fill_is_refused(
 ) -> None:
     data = recipe(path).model_copy(update={"max_length": 2})
     with pytest.raises(InputError, match="max_length = 2 has no room"):
-        tokenize(data, tokenizer)
+        tokenize(data, [tokenizer])
 
 
 @pytest.mark.realdata
@@ -199,8 +200,21 @@ def test_real_tokens_are_those_of_the_models_tokenizer(
     with gzip.open(shard, "rt", encoding="utf-8") as lines:
         sentences = [line.rstrip("\n") for line, _ in zip(lines, range(20_000), strict=False)]
     (tmp_path / "head.txt").write_text("\n".join(sentences))
-    tokens = tokenize(recipe(tmp_path / "head.txt", workers=2), tokenizer)
+    tokens = tokenize(recipe(tmp_path / "head.txt", workers=2), [tokenizer])
     assert len(tokens) == 20_000
     for start in (0, 10_000, 19_900):
         expected = tokenizer(sentences[start : start + 100], truncation=True, max_length=32)["input_ids"]
         assert [row.tolist() for row in tokens.rows(np.arange(start, start + 100))] == expected
+
+
+def test_a_row_in_which_one_of_two_tokenizers_finds_nothing_is_left_out_of_both_streams(
+    tmp_path: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = tmp_path / "corpus.txt"
+    path.write_text("w1 w2\n\u200b\nw3\n", encoding="utf-8")
+    blind = make_tokenizer(WORDS)
+    blind.backend_tokenizer.normalizer = normalizers.Replace("w3", "")
+    tokens = tokenize(recipe(path), [tokenizer, blind])
+    assert len(tokens) == 1
+    for stream in range(2):
+        assert [ids.tolist() for ids in tokens.rows(np.arange(1), stream=stream)] == [[2, 6, 7, 3]]

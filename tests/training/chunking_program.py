@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 
@@ -148,7 +149,7 @@ def in_chunks(case: Case) -> tuple[list[float], dict[str, torch.Tensor]]:
         output = step_once(chunks, edited if case.rtd else None)
         engine.step()
         losses.append(float(all_mean(output.loss)))
-    with deepspeed_engine.whole_parameters(engine.module, engine):
+    with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):  # does nothing below ZeRO-3
         parameters = {name: copy.deepcopy(parameter.detach()) for name, parameter in engine.module.named_parameters()}
     engine.destroy()
     return losses, parameters

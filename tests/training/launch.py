@@ -20,7 +20,7 @@ TIMINGS = {"sentences_per_second", "real_tokens_per_second", "peak_memory_gb"}
 def launch(
     *arguments: str, ranks: int = 2, cwd: Path = ROOT, program: Path = ROOT / "train.py"
 ) -> subprocess.CompletedProcess[str]:
-    """`deepspeed --num_gpus RANKS train.py ARGUMENTS` in a process group of its own, which is left empty."""
+    """`deepspeed --num_gpus RANKS PROGRAM ARGUMENTS` in a process group of its own, which is left empty."""
     port = free_port()
     command = [
         str(Path(sys.executable).parent / "deepspeed"),
@@ -36,7 +36,7 @@ def launch(
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     process = subprocess.Popen(

@@ -24,10 +24,10 @@ def _file(tmp_path, content):
     return file
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_shipped_configurations_are_complete_after_ours(stage):
-    config = complete_config(load_deepspeed_config(ROOT / "ds_configs" / f"zero{stage}.json"), RECIPE, 4)
-    assert config["zero_optimization"]["stage"] == stage
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"])
+def test_shipped_configurations_are_complete_after_ours(name):
+    config = complete_config(load_deepspeed_config(ROOT / "ds_configs" / f"{name}.json"), RECIPE, 4)
+    assert config["zero_optimization"]["stage"] == int(name[4])
     assert (config["train_batch_size"], config["train_micro_batch_size_per_gpu"]) == (64, 16)
     assert (config["gradient_accumulation_steps"], config["gradient_clipping"]) == (1, RECIPE.optimizer.clip)
 

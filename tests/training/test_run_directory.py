@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from diffcse_scale.errors import InputError
@@ -72,6 +74,18 @@ def test_another_corpus_or_precision_is_not_resumed(tmp_path, changed):
     run = RunDirectory.open(folder, RECIPE, resume=True)
     with pytest.raises(InputError, match=next(iter(changed)).replace("_", " ")):
         run.describe(RECIPE, resume=True, **{**FACTS, **changed})
+
+
+def test_each_resume_is_recorded_beside_what_the_run_began_with(tmp_path):
+    folder = str(tmp_path / "run")
+    started(folder)
+    for world_size in (4, 1):
+        run = RunDirectory.open(folder, RECIPE, resume=True)
+        run.describe(RECIPE, resume=True, **FACTS, plan={"world_size": world_size})
+        del run
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "plan" not in record
+    assert [entry["plan"]["world_size"] for entry in record["resumed"]] == [4, 1]
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):

@@ -1,0 +1,55 @@
+"""Which way a backbone looks: decoder-only models see earlier tokens only, unless they are told otherwise."""
+
+from __future__ import annotations
+
+import sys
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.recipe import Recipe
+
+
+def is_causal(config: PreTrainedConfig) -> bool:
+    """Whether tokens see only earlier ones: of a family that writes from left to right, and not opened since."""
+    decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+    opened = not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False)
+    return decoder and not opened
+
+
+def attend_both_ways(backbone: PreTrainedModel) -> None:
+    """Let every token see later ones too. It is written into the configuration, so that an exported model does too.
+
+    Raises:
+        InputError: the family's attention cannot be opened.
+    """
+    if not is_causal(backbone.config):
+        return
+    # transformers' own masks obey config.is_causal; a family that makes its own may ignore it in silence
+    if not hasattr(sys.modules[type(backbone).__module__], "create_causal_mask"):
+        raise InputError(
+            f"{type(backbone).__name__} builds its attention mask by itself and stays causal; "
+            "leave model.attention out."
+        )
+    backbone.config.is_causal = False
+
+
+def check_attention(config: PreTrainedConfig, recipe: Recipe) -> None:
+    """Refuse what cannot be learnt from tokens that see only earlier ones.
+
+    Raises:
+        InputError: cls pooling, or a discriminator that does not see what follows a token.
+    """
+    if not is_causal(config) or recipe.model.attention == "bidirectional":
+        return
+    name = recipe.model.encoder
+    if recipe.model.pooling == "cls":
+        raise InputError(
+            f"model.pooling cls is the first token, which in {name} sees no other (it is decoder-only); "
+            "set model.pooling to last or mean."
+        )
+    if recipe.objective.rtd_weight > 0 and recipe.model.discriminator is None:
+        raise InputError(
+            f"The discriminator cannot be a copy of {name}, whose tokens see no later ones (it is decoder-only); "
+            "set model.discriminator to a masked language model, or objective.rtd_weight to 0."
+        )
