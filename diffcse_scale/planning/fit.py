@@ -74,10 +74,14 @@ class Planner:
         return self.need(self.sharding.stage, share, chunk).total <= self.budget
 
     def _rehearsal(self, chunked: bool) -> Rehearsal:
+        """Of the recipe's own sizes; of half a share where chunks are asked for and the recipe has none."""
         if chunked not in self._rehearsals:
+            share, chunk = self.share, None
+            if chunked:
+                share = max(2, self.share)
+                chunk = self.chunk if self.chunk is not None and self.chunk < share else share // 2
             # a rehearsal uses its networks up
-            networks = load_networks(self.recipe)
-            self._rehearsals[chunked] = Rehearsal(networks, self.recipe, self.sharding, chunked)
+            self._rehearsals[chunked] = Rehearsal(load_networks(self.recipe), self.recipe, self.sharding, share, chunk)
         return self._rehearsals[chunked]
 
 

@@ -1,9 +1,9 @@
 """One training step on tensors without numbers: which bytes are alive when, and when each gradient arrives.
 
 The trainer's own step (`ChunkedStep`, `DiffCSE.step`, `Generator.edit`) runs forward and backward under
-`FakeTensorMode`, with an engine that shards nothing. What is seen is linear in the sentences of a chunk and of a share
-(every tensor has a fixed part, a part that grows with the chunk's rows, and one with the share's), so one or two more
-rehearsals tell about all other sizes.
+`FakeTensorMode`, with an engine that shards nothing. Every tensor has a fixed part, a part that grows with the chunk's
+rows, and one with the share's, so that what is seen is piecewise linear in both, and one or two more rehearsals tell
+about other sizes.
 """
 
 from __future__ import annotations
@@ -27,9 +27,6 @@ from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import Chunk
 from diffcse_scale.training.chunking import ChunkedStep
 
-# sentences of (the chunk that is watched, the rest of the share); each is doubled in turn
-CHUNKED_SIZES = [(8, 8), (16, 8), (8, 16)]
-WHOLE_SIZES = [(8, 0), (16, 0)]
 BETWEEN = "embeddings"  # the part of the step outside of the engine's passes
 
 
@@ -48,16 +45,20 @@ class Moment(NamedTuple):
 
 
 class Rehearsal:
-    """Moments of a step for any number of sentences.
+    """Moments of a step for any number of sentences: exact for those given, and along lines to twice as many.
 
     Args:
         networks: are moved off the meta device, and cannot be rehearsed a second time.
         recipe: objective, length and masking are used; not its batch.
-        chunked: whether a share is cut in chunks.
+        share: sentences of a device.
+        chunk: fewer, where a share is cut in chunks; None where it is not.
     """
 
-    def __init__(self, networks: Networks, recipe: Recipe, sharding: Sharding, chunked: bool) -> None:
-        self.chunked = chunked
+    def __init__(
+        self, networks: Networks, recipe: Recipe, sharding: Sharding, share: int, chunk: int | None = None
+    ) -> None:
+        self._watched = chunk or share
+        self._rest = share - self._watched
         _cast(networks.model, sharding.weight_dtype)
         if networks.generator is not None and not sharding.on_cpu:
             _cast(networks.generator.model, torch.bfloat16)
@@ -65,13 +66,17 @@ class Rehearsal:
         # tensors that behave as a CPU's and hold nothing
         with imagined_ranks(sharding.world_size), FakeTensorMode(allow_non_fake_inputs=True):
             stage = _Stage(networks, recipe, sharding)
-            sizes = CHUNKED_SIZES if chunked else WHOLE_SIZES
+            sizes = [(self._watched, self._rest), (2 * self._watched, self._rest)]
+            if self._rest:
+                sizes.append((self._watched, 2 * self._rest))
             self._base, *self._others = [stage.rehearse(watched, rest) for watched, rest in sizes]
 
     def moments(self, share: int, chunk: int | None) -> list[Moment]:
         """The step of `share` sentences a device, `chunk` of them at once (None: all)."""
         watched = min(chunk or share, share)
-        steps = [watched / 8 - 1, (share - watched) / 8 - 1] if self.chunked else [share / 8 - 1]
+        steps = [watched / self._watched - 1]
+        if self._rest:
+            steps.append((share - watched) / self._rest - 1)
         return [_along(steps, base, others) for base, *others in zip(self._base, *self._others, strict=True)]
 
 
@@ -83,7 +88,7 @@ def _along(steps: list[float], base: Moment, others: list[Moment]) -> Moment:
         slopes = [getattr(other, name) - start for other in others]
         return max(0.0, start + sum(step * slope for step, slope in zip(steps, slopes, strict=True)))
 
-    return base._replace(**{name: at(name) for name in ("held", "peak", "left", "workspace")})
+    return base._replace(held=at("held"), peak=at("peak"), left=at("left"), workspace=at("workspace"))
 
 
 def _cast(network: nn.Module, dtype: torch.dtype) -> None:
@@ -111,7 +116,8 @@ class _Stage:
 
     def rehearse(self, watched: int, rest: int) -> list[Moment]:
         """A step of one chunk that is watched and, if there is a rest, of another that is not."""
-        self.memory, self.moments = LiveMemory(), []
+        self.memory = LiveMemory()
+        self.moments: list[Moment] = []
         self._part, self._held, self._workspace = BETWEEN, 0, 0
         chunks = [self._chunk(sentences) for sentences in (watched, rest) if sentences]
         self._watched = chunks[0]

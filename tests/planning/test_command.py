@@ -38,9 +38,11 @@ def test_the_cheapest_stage_sends_least_of_those_that_fit(planned):
     assert report["cheapest_stage"] == min(fitting, key=lambda stage: stage["sent"])["stage"]
 
 
-def test_the_largest_batch_is_the_last_that_fits(planned, recipe_file):
+def test_the_largest_batch_is_about_the_last_that_fits(planned, recipe_file):
+    """To 3%: other sizes than the recipe's are planned along lines, and a plan of just these is exact."""
     _, report = planned
-    for sentences, fits in ((report["largest_batch"], True), (report["largest_batch"] + 4, False)):
+    for factor, fits in ((0.97, True), (1.03, False)):
+        sentences = int(report["largest_batch"] * factor) // 4 * 4
         overrides = ("batch.chunk=4", f"batch.sentences={sentences}")
         assert plan(str(recipe_file), None, overrides, 2, 2, 1.0, on_cpu=True)["fits"] is fits
 

@@ -22,7 +22,7 @@ def sharding(recipe, ranks=2):
 
 @pytest.fixture(scope="module")
 def chunked(recipe):
-    return Rehearsal(load_networks(recipe), recipe, sharding(recipe), chunked=True)
+    return Rehearsal(load_networks(recipe), recipe, sharding(recipe), share=16, chunk=4)
 
 
 def test_no_weights_are_needed(recipe):
@@ -36,14 +36,17 @@ def test_every_trained_parameter_gets_one_gradient_from_the_chunk_that_is_watche
     assert sorted(moment.gradient for moment in chunked.moments(16, 4) if moment.gradient) == sorted(names)
 
 
-def test_other_sizes_are_as_if_rehearsed(recipe, chunked):
-    """The truth is a rehearsal of just these sizes; constants of the step's bookkeeping may be off by 2 kB."""
+@pytest.mark.parametrize(("share", "chunk", "tolerance"), [(16, 4, 0), (24, 6, 0.05), (64, 8, 0.1)])
+def test_sizes_are_as_if_each_were_rehearsed(recipe, chunked, share, chunk, tolerance):
+    """Exact for the sizes given; elsewhere a stretch's peak may be another tensor's, which is off by a few percent."""
     networks = load_networks(recipe)
     with imagined_ranks(2), FakeTensorMode(allow_non_fake_inputs=True):
-        truth = _Stage(networks, recipe, sharding(recipe)).rehearse(12, 36)
-    for mine, real in zip(chunked.moments(48, 12), truth, strict=True):
-        assert (mine.part, mine.gradient) == (real.part, real.gradient)
-        assert mine.peak == pytest.approx(real.peak, rel=0.01, abs=2000)
+        truth = _Stage(networks, recipe, sharding(recipe)).rehearse(chunk, share - chunk)
+    mine = chunked.moments(share, chunk)
+    assert [(m.part, m.gradient) for m in mine] == [(m.part, m.gradient) for m in truth]
+    for part in {moment.part for moment in truth}:
+        peaks = [max(m.peak for m in moments if m.part == part) for moments in (mine, truth)]
+        assert peaks[0] == pytest.approx(peaks[1], rel=tolerance)
 
 
 def test_a_step_with_numbers_allocates_the_same(recipe):
@@ -69,9 +72,7 @@ def test_activations_follow_the_chunk_and_not_the_share(chunked):
 
 def test_computing_activations_again_is_seen(recipe):
     less = recipe.model_copy(update={"model": recipe.model.model_copy(update={"gradient_checkpointing": True})})
-    plain, again = (
-        Rehearsal(load_networks(r), r, sharding(r), chunked=False).moments(16, None) for r in (recipe, less)
-    )
+    plain, again = (Rehearsal(load_networks(r), r, sharding(r), share=16).moments(16, None) for r in (recipe, less))
     assert max(moment.peak for moment in again) < 0.8 * max(moment.peak for moment in plain)
 
 
