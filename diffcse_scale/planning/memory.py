@@ -88,10 +88,11 @@ def _rehearsed(moment: Moment, alive: float) -> dict[str, float]:
 
 
 def _see_start(need: Need, networks: Networks, sharding: Sharding) -> None:
-    """Every rank loads the whole model in float32 before the engine shards it; on a GPU's machine, into host memory."""
+    """A rank loads the whole model in float32, at ZeRO-3 its part, before the engine; a GPU's into host memory."""
     if sharding.on_cpu:
+        loaded = networks.elements() / (sharding.world_size if sharding.stage == 3 else 1)
         flat = sharding.weight_bytes * networks.elements(trained=True)
-        lines = {"weights": 4.0 * networks.elements(), "generator": 4.0 * networks.generator_elements}
+        lines = {"weights": 4.0 * loaded, "generator": 4.0 * networks.generator_elements}
         need.see("start", lines, {"communication buffers": flat, "process": PROCESS_BYTES})
 
 
