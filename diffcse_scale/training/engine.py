@@ -207,6 +207,10 @@ def initialize(model: nn.Module, recipe: Recipe, config: dict[str, Any]) -> Any:
     Raises:
         InputError: DeepSpeed refuses the configuration.
     """
+    for parameter in model.parameters():
+        # a base that is held in fewer bits: a parameter that ZeRO-3 has partitioned changes its dtype without its part
+        if hasattr(parameter, "ds_tensor") and parameter.ds_tensor.dtype != parameter.dtype:
+            parameter.ds_tensor.data = parameter.ds_tensor.data.to(parameter.dtype)
     with _explained():
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=make_optimizer(model, recipe), config=config, dist_init_required=False
