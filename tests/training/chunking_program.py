@@ -61,7 +61,7 @@ class Case:
                 f"batch.sentences={SENTENCES}",
                 f"batch.chunk={self.chunk}",
                 f"objective.rtd_weight={0.3 if self.rtd else 0}",
-                *("optimizer.learning_rate=1e-3", "optimizer.eps=1e-4", "optimizer.clip=0.5"),
+                *("optimizer.learning_rate=3e-4", "optimizer.eps=1e-4", "optimizer.clip=0.5"),
                 # at 0.05 the rounding of cosines in bfloat16 alone moves a loss by 2%
                 "objective.temperature=0.1",
             ],

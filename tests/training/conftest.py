@@ -28,8 +28,8 @@ def toy_tokenizer(sentences: list[str], vocabulary: int = 300) -> PreTrainedToke
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(names, SPECIAL, strict=True)))
 
 
-def save_toy_masked_lm(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 0, dropout: float = 0.1) -> None:
-    """A two-layer BERT of width 32, and its tokenizer."""
+def save_toy_masked_lm(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> None:
+    """A two-layer BERT of width 32 with dropout, and its tokenizer."""
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -38,8 +38,6 @@ def save_toy_masked_lm(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: i
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=64,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
     )
     BertForMaskedLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -47,15 +45,13 @@ def save_toy_masked_lm(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: i
 
 @pytest.fixture(scope="session")
 def toy_world(tmp_path_factory) -> Path:
-    """A folder with `model/`, `model-without-dropout/`, `corpus.txt`, `pairs.tsv` and `toy.yaml`."""
+    """A folder with `model/`, `corpus.txt`, `pairs.tsv` and `toy.yaml`."""
     folder = tmp_path_factory.mktemp("toy")
     sentences = training_sentences(600, seed=3)
     (folder / "corpus.txt").write_text("\n".join(sentences) + "\n")
     pairs = graded_pairs(60, seed=3)
     (folder / "pairs.tsv").write_text("".join(f"{score}\t{a}\t{b}\n" for score, a, b in pairs))
-    tokenizer = toy_tokenizer(sentences)
-    save_toy_masked_lm(folder / "model", tokenizer)
-    save_toy_masked_lm(folder / "model-without-dropout", tokenizer, dropout=0.0)
+    save_toy_masked_lm(folder / "model", toy_tokenizer(sentences))
     recipe = {
         "name": "toy",
         "seed": 1,

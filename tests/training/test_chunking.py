@@ -22,7 +22,7 @@ from tests.training.launch import launch, metrics
 
 PROGRAM = Path(__file__).with_name("chunking_program.py")
 TOLERANCES = {"fp32": 5e-5, "bf16": 2e-2}
-FAR = 1e-2  # what a planted fault exceeds
+FAR = 2e-3  # what a planted fault exceeds, 40 times the tolerance of its float32
 
 
 def compared(output: Path, ranks: int, *options: str) -> dict[str, dict[str, Any]]:
