@@ -59,11 +59,11 @@ def test_recipes_and_configurations_are_found_from_any_folder(tmp_path):
     code = (
         "from diffcse_scale.recipe import load_recipe; "
         "from diffcse_scale.training.engine import load_deepspeed_config; "
-        "print(load_recipe('quickstart').name, load_deepspeed_config(None)['zero_optimization'])"
+        "print(load_recipe('quickstart').name, load_deepspeed_config(None)['zero_optimization']['stage'])"
     )
     command = [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'kernels')!r}]; {code}"]
     output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert "quickstart {'stage': 2}" in output
+    assert "quickstart 2" in output
 
 
 @pytest.mark.slow
