@@ -26,7 +26,7 @@ from transformers import BertConfig, BertModel
 from diffcse_scale.distributed import free_port, rank, world_size
 from diffcse_scale.environment import environment
 from diffcse_scale.model import build
-from diffcse_scale.model.backbone import load_tokenizer
+from diffcse_scale.model.backbone import load_tokenizers
 from diffcse_scale.recipe import load_recipe
 from diffcse_scale.training import engine as deepspeed_engine
 from tests.memory import PeakMemory
@@ -66,8 +66,8 @@ def load_and_observe(model: Path, name: str, partitioned: bool) -> tuple[int, di
     config = deepspeed_engine.complete_config(config, recipe, world_size())
     memory, phases, load = PeakMemory(), {}, build.load_backbone
 
-    def observed(*arguments: Any) -> Any:
-        backbone = load(*arguments)
+    def observed(*arguments: Any, **options: Any) -> Any:
+        backbone = load(*arguments, **options)
         phases[PHASES[len(phases)]] = memory.read()
         return backbone
 
@@ -75,7 +75,7 @@ def load_and_observe(model: Path, name: str, partitioned: bool) -> tuple[int, di
         patch.object(build, "load_backbone", observed),
         deepspeed_engine.partitioned_loading(config, recipe) if partitioned else nullcontext(),
     ):
-        network = build.build_model(recipe, load_tokenizer(str(model)))
+        network = build.build_model(recipe, load_tokenizers(recipe.model))
     backbone = network.encoder.backbone
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in backbone.parameters())
     engine = deepspeed_engine.initialize(network, recipe, config)

@@ -78,7 +78,9 @@ def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
 
 def _from_pretrained(factory: Any, name: str, trust_remote_code: bool, **options: object) -> PreTrainedModel:
     """`factory.from_pretrained`, in float32 unless `options` say otherwise: precision is DeepSpeed's business."""
-    options = {"dtype": torch.float32, "config": load_config(name, trust_remote_code), **options}
+    options = {"dtype": torch.float32, **options}
+    if "config" not in options:
+        options["config"] = load_config(name, trust_remote_code)
     if _weightless.get():
         config, dtype = options["config"], options["dtype"]
         return factory.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)

@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-from pydantic import ValidationError
 
-from diffcse_scale.errors import InputError
 from diffcse_scale.recipe import Recipe
-from diffcse_scale.training.engine import complete_config
+from diffcse_scale.training.engine import complete_config, refusals_explained
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,8 @@ def read_sharding(config: dict[str, Any], recipe: Recipe, world_size: int, on_cp
     complete_config({key: value for key, value in config.items() if key != "fp16"}, recipe, world_size)
     if config.get("bf16", {}).get("enabled"):
         half = torch.bfloat16
-    try:
+    with refusals_explained("the configuration's zero_optimization"):
         zero = DeepSpeedZeroConfig(**config.get("zero_optimization", {}))
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
-        raise InputError(f"DeepSpeed refuses the configuration's zero_optimization: {problems}.") from None
     autocast = config.get("torch_autocast", {})
     stage = int(zero.stage)
     return Sharding(

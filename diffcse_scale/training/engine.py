@@ -165,7 +165,7 @@ def partitioned_loading(config: dict[str, Any], recipe: Recipe) -> Iterator[None
     if config.get("zero_optimization", {}).get("stage") != 3 or recipe.model.checkpoint is not None:
         yield
         return
-    with _explained():
+    with refusals_explained():
         deepspeed.DeepSpeedConfig(config)
     handle = HfDeepSpeedConfig(config)  # transformers holds it weakly
     try:
@@ -211,7 +211,7 @@ def initialize(model: nn.Module, recipe: Recipe, config: dict[str, Any]) -> Any:
         # a base that is held in fewer bits: a parameter that ZeRO-3 has partitioned changes its dtype without its part
         if hasattr(parameter, "ds_tensor") and parameter.ds_tensor.dtype != parameter.dtype:
             parameter.ds_tensor.data = parameter.ds_tensor.data.to(parameter.dtype)
-    with _explained():
+    with refusals_explained():
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=make_optimizer(model, recipe), config=config, dist_init_required=False
         )
@@ -219,13 +219,13 @@ def initialize(model: nn.Module, recipe: Recipe, config: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """What DeepSpeed says against a configuration, in a user's words."""
+def refusals_explained(what: str = "the configuration") -> Iterator[None]:
+    """Inside, what DeepSpeed says against a configuration becomes an InputError in a user's words."""
     try:
         yield
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
-        raise InputError(f"DeepSpeed refuses the configuration: {problems}.") from None
+        raise InputError(f"DeepSpeed refuses {what}: {problems}.") from None
 
 
 def device() -> torch.device:
