@@ -1,6 +1,8 @@
-"""The one exception for mistakes a user can mend."""
+"""The two ways in which a run ends early and in order."""
 
 from __future__ import annotations
+
+from diffcse_scale.exit_codes import ExitCode
 
 
 class InputError(Exception):
@@ -8,3 +10,14 @@ class InputError(Exception):
 
     Programs print the message without a traceback and leave with exit code 2.
     """
+
+
+class RunEnded(Exception):
+    """A run that was stopped, or stopped itself: one sentence, printed without a traceback, and the exit code.
+
+    Every rank raises it.
+    """
+
+    def __init__(self, message: str, exit_code: ExitCode) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
