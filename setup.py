@@ -59,6 +59,7 @@ setup(
         "pyarrow>=17",
         "fsspec",
         "filelock",
+        "psutil>=5.9",
         "zstandard>=0.23",
         "numpy>=1.26",
         "pydantic>=2.10",

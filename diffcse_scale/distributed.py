@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import os
 import socket
+import statistics
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
+
+from diffcse_scale.errors import InputError
 
 
 def _active() -> bool:
@@ -30,6 +36,75 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def host_name() -> str:
+    """This machine's name, SLURM's where it has given one: several of its nodes may be one machine."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+_store: dist.Store | None = None
+
+
+def join(backend: str, seconds: float, device: torch.device | None = None) -> None:
+    """Meet the other ranks that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT speak of, and form the process group.
+
+    Args:
+        seconds: how long to wait for them.
+        device: bound to this rank, where the backend wants to know it.
+
+    Raises:
+        InputError: not all have come (names those that are missing), or one has come twice.
+        DistNetworkError: this is rank 0 and cannot listen.
+    """
+    global _store
+    if _active():
+        return
+    number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    # torchrun's agent listens itself, and goes on to do so when it starts the ranks again
+    listens = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    address, port, patience = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=seconds)
+    try:
+        shared = dist.TCPStore(address, port, is_master=listens, timeout=patience, wait_for_workers=False)
+    except dist.DistError as error:
+        if listens:
+            raise
+        raise InputError(
+            f"Rank {number} on {host_name()} found nobody at {place} within {seconds:.0f} seconds "
+            f"({_first_line(error)}); see whether rank 0 started there, and whether this machine reaches it."
+        ) from None
+    store = dist.PrefixStore(f"attempt {attempt}", shared)
+    names = [f"host of rank {other}" for other in range(count)]
+    if store.add(f"arrivals of rank {number}", 1) > 1:
+        raise InputError(
+            f"Rank {number} has come twice to {place}, now from {host_name()}; RANK must be another on every process, "
+            "and MASTER_PORT on every run."
+        )
+    store.set(names[number], host_name())
+    try:
+        store.wait(names, patience)
+    except dist.DistError:
+        missing = ", ".join(str(other) for other, name in enumerate(names) if not store.check([name]))
+        raise InputError(
+            f"Only some of the {count} ranks came within {seconds:.0f} seconds: missing is {missing}; see whether "
+            "their nodes started them, or ask for fewer."
+        ) from None
+    group = dist.PrefixStore("group", store)
+    dist.init_process_group(
+        backend, store=group, rank=number, world_size=count, device_id=device if count > 1 else None
+    )
+    _store = store
+
+
+def control_store() -> dist.Store | None:
+    """A connection of its own to what all ranks can read and write, for a thread; None for a single process."""
+    return None if _store is None or world_size() == 1 else _store.clone()  # type: ignore[attr-defined]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0]
 
 
 def rank() -> int:
@@ -211,10 +286,67 @@ def all_max(value: Tensor) -> Tensor:
     return total
 
 
+@cache
+def _control() -> dist.ProcessGroup | None:
+    """The group for a few numbers between hosts: gloo, so that agreeing on a flag does not wait for the device."""
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+
+
+def agree(*flags: int) -> list[int]:
+    """The largest of all ranks' values of each flag. Does not wait for the device."""
+    if world_size() == 1:
+        return list(flags)
+    largest = torch.tensor(flags, dtype=torch.int64)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=_control())
+    return [int(flag) for flag in largest]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's `value` (any small picklable object), in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value, group=_control())
+    return gathered
+
+
+def all_reduce_rate(device: torch.device, mebibytes: int = 16, repeats: int = 5) -> dict[str, float]:
+    """Whether all ranks reach each other, and how fast. Called on every rank.
+
+    Returns:
+        `latency_ms` of four bytes, and `gigabytes_per_second` (1e9 bytes, "bus" bandwidth: 2 (W - 1) / W times the
+        bytes of one rank), both medians, measured on this rank.
+
+    Raises:
+        InputError: a sum is wrong.
+    """
+    small = torch.ones(1, device=device)
+    large = torch.ones(mebibytes * 2**18, device=device)
+    latency, seconds = (_median_seconds(tensor, repeats) for tensor in (small, large))
+    if float(small) != world_size() or float(large[-1]) != world_size():
+        raise InputError(
+            f"An all-reduce over {world_size()} ranks gave a wrong sum on rank {rank()} ({host_name()}); exclude that "
+            "node, or look at its network."
+        )
+    moved = 2 * (world_size() - 1) / world_size() * large.numel() * 4
+    return {"latency_ms": latency * 1e3, "gigabytes_per_second": moved / seconds / 1e9}
+
+
+def _median_seconds(tensor: Tensor, repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 1):  # the first makes connections
+        tensor.fill_(1)
+        start = time.perf_counter()
+        dist.all_reduce(tensor)
+        tensor.view(-1)[0].item()  # waits for the device
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
 def broadcast_object(value: Any) -> Any:
     """Rank 0's `value` on every rank (any small picklable object)."""
     if world_size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=_control())
     return box[0]

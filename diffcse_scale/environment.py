@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import os
 import platform
 from importlib import metadata
@@ -38,6 +40,17 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def code_version() -> str:
+    """12 hexadecimal digits that change with the sources of this project and the versions of what it stands on."""
+    digest = hashlib.sha256()
+    for package in ("diffcse_scale", "diffcse_kernels"):
+        (folder,) = importlib.import_module(package).__path__
+        for source in sorted(Path(folder).rglob("*.py")):
+            digest.update(source.relative_to(folder).as_posix().encode() + source.read_bytes())
+    digest.update(repr([(name, _version(name)) for name in PACKAGES]).encode())
+    return digest.hexdigest()[:12]
 
 
 def _version(package: str) -> str | None:

@@ -178,7 +178,11 @@ class Recipe(Section):
     max_steps: int | None = Field(None, ge=1, description="stop after so many steps, whatever the epochs say")
     log_every: int = Field(10, ge=1, description="steps between log lines")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
-    keep_checkpoints: int = Field(2, ge=1, description="how many of the newest checkpoints stay")
+    keep_checkpoints: int = Field(2, ge=1, description="how many of the newest checkpoints stay, beside the best")
+    checkpoint_background: bool = Field(True, description="write checkpoints while training goes on")
+    max_skipped_steps: int = Field(
+        5, ge=1, description="steps in a row whose loss or gradient is not finite, and which are skipped, before a stop"
+    )
     model: ModelRecipe
     data: DataRecipe
     batch: BatchRecipe = BatchRecipe()

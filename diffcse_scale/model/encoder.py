@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -39,11 +39,15 @@ def encode_sentences(
     sentences: Sequence[str],
     max_length: int,
     batch_size: int = 128,
+    tick: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Embed sentences with every rank's help; the encoder's mode is restored afterwards.
 
     Called on all ranks alike. Sentences are sorted by length and dealt out in turn; each rank makes the same
     number of forward passes, which ZeRO-3 needs.
+
+    Args:
+        tick: called before each; it may raise, on all ranks alike.
 
     Returns:
         [n, H] float32, in the order of `sentences`, the same on every rank.
@@ -58,6 +62,7 @@ def encode_sentences(
     encoder.eval()
     parts = []
     for start in range(0, len(mine), batch_size):
+        tick()
         rows = [tokens[index] for index in mine[start : start + batch_size]]
         lengths = torch.tensor([len(ids) for ids in rows])
         ids = torch.full((len(rows), int(lengths.max())), padding_id(tokenizer))

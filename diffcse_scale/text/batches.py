@@ -160,11 +160,20 @@ class Batches:
         """Steps of an epoch."""
         return len(self.tokens) // self.sentences
 
+    def _positions(self, step: int) -> tuple[int, NDArray[np.int64]]:
+        """Epoch, and places in its order, of a global batch."""
+        epoch, index = divmod(step, len(self))
+        return epoch, np.arange(index * self.sentences, (index + 1) * self.sentences)
+
+    def sentence_ids(self, step: int) -> NDArray[np.int64]:
+        """The sentences of the global batch of a step, as numbers in the corpus, int64 [batch.sentences]."""
+        epoch, positions = self._positions(step)
+        return epoch_order(positions, len(self.tokens), self.seed, epoch)
+
     def batch(self, step: int) -> Batch:
         """This rank's share of the global batch of any step, counted over all epochs from 0."""
-        epoch, index = divmod(step, len(self))
-        positions = np.arange(index * self.sentences, (index + 1) * self.sentences)
-        sentences = epoch_order(positions, len(self.tokens), self.seed, epoch)
+        epoch, positions = self._positions(step)
+        sentences = self.sentence_ids(step)
         lengths = np.stack([self._lengths(sentences, stream).max(axis=1) for stream in range(self.tokens.streams)])
         chunks = []
         for number, part in enumerate(self._parts(lengths[0])):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,13 +49,20 @@ class DevelopmentSet:
             pairs = task.pairs
         return cls(pairs, tokenizers, recipe.evaluation.max_length)
 
-    def spearman(self, encoder: Encoder) -> float:
-        """Spearman x 100. Called on every rank."""
+    def spearman(self, encoder: Encoder, tick: Callable[[], None] = lambda: None) -> float:
+        """Spearman x 100. Called on every rank; `tick` as in `encode_sentences`."""
         tokenizer = self.tokenizers.encoder
-        return spearman(lambda s: encode_sentences(encoder, tokenizer, s, self.max_length), self.pairs)
+        return spearman(lambda s: encode_sentences(encoder, tokenizer, s, self.max_length, tick=tick), self.pairs)
 
     @torch.no_grad()
-    def rtd_accuracy(self, model: DiffCSE, generator: Generator, recipe: Recipe, device: Any) -> dict[str, float]:
+    def rtd_accuracy(
+        self,
+        model: DiffCSE,
+        generator: Generator,
+        recipe: Recipe,
+        device: Any,
+        tick: Callable[[], None] = lambda: None,
+    ) -> dict[str, float]:
         """Recall on replaced and on kept tokens and their mean, dropout off, over at least 5,000 replaced tokens.
 
         Sentences are edited again, with new corruption, until there are enough. Called on every rank.
@@ -68,6 +76,7 @@ class DevelopmentSet:
         total = torch.zeros(4, dtype=torch.float64, device=device)
         starts = range(0, len(mine), 64)
         for number in range(20 * len(starts)):  # new corruption each time around
+            tick()
             repetition, index = divmod(number, len(starts))
             rows = [tokens[starts[index] : starts[index] + 64] for tokens in streams]
             first_row = (repetition * world_size() + rank()) * len(mine) + starts[index]

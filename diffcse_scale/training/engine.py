@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import deepspeed
 import deepspeed.ops
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed import DistNetworkError
 from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-from diffcse_scale.distributed import free_port, is_main, local_rank
+from diffcse_scale.distributed import free_port, is_main, join, local_rank
 from diffcse_scale.environment import native_bfloat16
 from diffcse_scale.errors import InputError
 from diffcse_scale.host_memory import freed_blocks_returned
@@ -47,11 +48,15 @@ RECIPE_KEYS = {
 FOREIGN_LAUNCHERS = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "an MPI launcher"}
 
 
-def start_process_group() -> None:
+def start_process_group(seconds: float = 600.0) -> None:
     """Join the ranks that the launcher started, or be the only one; compiles nothing.
 
+    Args:
+        seconds: how long to wait for the others.
+
     Raises:
-        InputError: several processes were started by something that gives them no RANK, or the port is taken.
+        InputError: several processes were started by something that gives them no RANK, not all came, or the port is
+            taken.
     """
     if "RANK" not in os.environ:
         for variable, launcher in FOREIGN_LAUNCHERS.items():
@@ -73,7 +78,8 @@ def start_process_group() -> None:
     # before the first collective: NCCL takes the current device, which would be the first one for every rank
     get_accelerator().set_device(local_rank())
     try:
-        deepspeed.init_distributed()
+        # NCCL wants to know the device
+        join(get_accelerator().communication_backend_name(), seconds, device() if device().type == "cuda" else None)
     except DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
@@ -81,6 +87,7 @@ def start_process_group() -> None:
             f"Port {os.environ['MASTER_PORT']} is in use, by another run on this machine perhaps; give "
             "`deepspeed --master_port` another."
         ) from None
+    deepspeed.init_distributed()
 
 
 def load_deepspeed_config(path: str | Path | None) -> dict[str, Any]:
@@ -244,22 +251,39 @@ def precision(config: dict[str, Any]) -> str:
     return "float32"
 
 
-def optimizer_step(engine: Any, want_norm: bool) -> float:
-    """Take the engine's step; returns the norm of the averaged gradient before clipping, NaN if it is not wanted."""
-    norm = None
-    if want_norm and engine.zero_optimization_stage() == 0:
-        # at stage 0 the engine clips without telling the norm
-        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+class StepTaken(NamedTuple):
+    """What became of a step.
+
+    Attributes:
+        norm: of the averaged gradient before clipping; NaN if the engine does not tell.
+        applied: False where the gradient was not finite and the weights stayed as they were.
+    """
+
+    norm: float
+    applied: bool
+
+
+def optimizer_step(engine: Any) -> StepTaken:
+    """Take the engine's step, unless the gradient is not finite.
+
+    ZeRO-1 to 3 look at the norm themselves and skip such a step. At stage 0 the engine clips without telling the norm,
+    and would apply it.
+    """
+    norm: float | None = None
+    applied = True
+    if engine.zero_optimization_stage() == 0:
+        trained = [p for p in engine.module.parameters() if p.grad is not None]
         scaler = engine.torch_autocast_z0_gradscaler
-        norm = torch.nn.utils.get_total_norm(gradients) / (scaler.get_scale() if scaler else 1.0)
+        total = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        norm = float(total) / (scaler.get_scale() if scaler else 1.0)
+        if not scaler and not math.isfinite(norm):  # a gradient scaler skips for itself
+            applied = False
+            for parameter in trained:
+                parameter.grad = None
     engine.step()
-    if not want_norm:
-        return float("nan")
     reported = engine.get_global_grad_norm()
-    for value in (reported, norm):
-        if value is not None:
-            return float(value)
-    return float("nan")
+    known = next((float(value) for value in (reported, norm) if value is not None), float("nan"))
+    return StepTaken(known, applied and engine.was_step_applied())
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:

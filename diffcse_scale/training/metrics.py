@@ -7,15 +7,15 @@ import math
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 
-from diffcse_scale.distributed import all_max, all_mean, all_sum
+from diffcse_scale.distributed import all_max, all_mean, all_sum, gather_objects, rank, world_size
 from diffcse_scale.model.diffcse import StepOutput
 
 # name in metrics.jsonl -> (label, format) of the console line
@@ -35,6 +35,9 @@ CONSOLE = {
     "padding_share": ("padding", "{:.1%}"),
     "peak_memory_gb": ("peak", "{:.2f} GB"),
 }
+
+
+_COUNTS = ("_steps", "_sentences", "_real_tokens", "_positions")
 
 
 class Window:
@@ -64,6 +67,36 @@ class Window:
         start = time.perf_counter()
         yield
         self._since += time.perf_counter() - start
+
+    def state(self) -> list[dict[str, Any]]:
+        """What a checkpoint keeps of a window that is not full, a rank an entry. Called on every rank.
+
+        Without it the rows of a resumed run would be means over fewer steps.
+        """
+        sums = [tensor.tolist() for tensor in self._sums or []]
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        return gather_objects({"sums": sums, **counts})
+
+    def restore(self, state: Sequence[dict[str, Any]], device: torch.device) -> None:
+        """Go on from `state`; a run with another number of ranks gives each the mean of all."""
+        self._start()
+        if not state or not state[0]["sums"]:
+            return
+        same = len(state) == world_size()
+        sums = [torch.tensor([entry["sums"][i] for entry in state]) for i in range(len(state[0]["sums"]))]
+        self._sums = [(entries[rank()] if same else entries.mean(0)).to(device) for entries in sums]
+        for name in _COUNTS:
+            values = [entry[name] for entry in state]
+            setattr(self, name, values[rank()] if same else sum(values) // len(values))
+
+    def begin_timing(self) -> None:
+        """Training begins now: what was done before does not count in the rates."""
+        self._since = time.perf_counter()
+
+    @property
+    def steps(self) -> int:
+        """How many it holds."""
+        return self._steps
 
     def finite(self) -> bool:
         """Whether every loss of the window was finite on every rank (waits for the device)."""
@@ -122,16 +155,23 @@ def console_line(step: int, steps: int, row: dict[str, Any]) -> str:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, each with its `step`."""
+    """`metrics.jsonl`: one JSON object a line, each with its `step`.
+
+    The file is kept open: when a later incarnation of the run replaces it, the rows of one that does not know yet go
+    nowhere.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file: TextIO | None = None
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row; numbers that are not finite become null, as JSON has no others."""
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(clean) + "\n")
+        if self._file is None:
+            self._file = self.path.open("a", encoding="utf-8")
+        self._file.write(json.dumps(clean) + "\n")
+        self._file.flush()
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, oldest first; a last line cut short by a killed process is left out."""
@@ -145,9 +185,12 @@ class MetricsFile:
                 break
         return rows
 
-    def forget_after(self, step: int) -> None:
-        """Drop rows of steps that a resumed run is going to repeat."""
-        kept = [json.dumps(row) for row in self.rows() if row["step"] <= step]
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the rows that a resumed run is going to write again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        kept = [json.dumps(row) for row in self.rows() if wanted(row)]
         fresh = self.path.with_suffix(".tmp")
         fresh.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         os.replace(fresh, self.path)

@@ -18,22 +18,18 @@ from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 from tqdm import tqdm
 
 from diffcse_scale.distributed import is_main, rank, world_size
 from diffcse_scale.errors import InputError
 from diffcse_scale.training.engine import trained_groups
+from diffcse_scale.training.shards import read_shard
 
 log = logging.getLogger(__name__)
 
-# what DeepSpeed's files hold beside tensors and plain values
-DEEPSPEED_CLASSES = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
 
 
@@ -182,14 +178,10 @@ class _Saved:
 def _read(folder: Path, pattern: str) -> dict[str, Any]:
     try:
         (file,) = folder.glob(pattern)
-        with torch.serialization.safe_globals(DEEPSPEED_CLASSES):
-            content: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-            return content
+        return read_shard(file, mmap=True)
     except (ValueError, OSError, RuntimeError, UnpicklingError) as error:
         problem = "is missing" if isinstance(error, ValueError) else f"cannot be read ({error})"
-        raise InputError(
-            f"Checkpoint {folder} is damaged: {pattern} {problem}; delete the folder to resume from the one before."
-        ) from None
+        raise InputError(f"Checkpoint {folder} is damaged: {pattern} {problem}.") from None
 
 
 def _own_groups(engine: Any, step: float) -> Iterator[Group]:

@@ -3,8 +3,12 @@
 recipe.yaml      what was trained, every field
 run.json         how: DeepSpeed configuration, batch table, data fingerprint, machine, versions, command; the same again
                  for each time it was resumed
+incarnations.jsonl  the processes that have had the run, one after another; the last one owns it
+status.json      where it is now (`diffcse-scale status`)
+stop             put there by whoever wants the run to checkpoint and leave; it is taken away when that is done
 metrics.jsonl    a row a log line and a row an evaluation
-checkpoints/     to resume from
+checkpoints/     to resume from (`manifest.py`)
+hang/            stacks of the ranks that waited for a silent one (`watchdog.py`)
 best/            the encoder with the best development score so far
 model/           the result: loads in sentence-transformers and transformers
 curves.png       losses and development score against steps
@@ -15,26 +19,43 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import psutil
 import yaml
 from filelock import FileLock, Timeout
 
 from diffcse_scale.distributed import barrier, broadcast_object, is_main
 from diffcse_scale.environment import environment
-from diffcse_scale.errors import InputError
+from diffcse_scale.errors import InputError, RunEnded
+from diffcse_scale.exit_codes import ExitCode
 from diffcse_scale.recipe import Recipe
+from diffcse_scale.training.incarnation import Incarnation, Ownership, incarnations, makes_no_progress
+from diffcse_scale.training.manifest import newest_step, write_durably
 from diffcse_scale.training.metrics import MetricsFile
+from diffcse_scale.training.status import ENDED, STATUS, StatusFile
 
 # fields that may change when a run is resumed: they do not touch the result
-FREE_TO_CHANGE = ("log_every", "checkpoint_every", "keep_checkpoints", "data.workers", "data.cache_dir")
+FREE_TO_CHANGE = (
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "checkpoint_background",
+    "max_skipped_steps",
+    "data.workers",
+    "data.cache_dir",
+)
 
+LOCK, INCARNATIONS, STOP = ".lock", "incarnations.jsonl", "stop"
+# what a start leaves behind that has not got as far as writing recipe.yaml
+TRACES = (LOCK, INCARNATIONS, STATUS, STOP)
+# seconds after its last heartbeat for which a run on another machine counts as alive
+ALIVE = 60.0
 
-LOCK, OWNER = ".lock", ".owner"
+# a new run; the one that is there; whichever of the two it takes; the one that is there, without going on with it
+Start = Literal["new", "resume", "auto", "replay"]
 
 
 class FolderInUse(InputError):
@@ -48,8 +69,14 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
+        self.hang = path / "hang"
         self.curves = path / "curves.png"
+        self.stop_file = path / STOP
         self.metrics = MetricsFile(path / "metrics.jsonl")
+        self.status = StatusFile(None)
+        self.begun = False  # whether there is something to resume
+        self.replays = False  # whether nothing is to be written but what a replay finds
+        self.ownership: Ownership | None = None  # this process's, on the main rank
         self.lock: FileLock | None = None  # held by the main rank as long as this object lives
 
     def best(self, step: int) -> Path:
@@ -57,32 +84,57 @@ class RunDirectory:
         return self.path / "best" / f"step-{step:08d}"
 
     @classmethod
-    def open(cls, path: str | None, recipe: Recipe, resume: bool) -> RunDirectory:
+    def open(cls, path: str | None, recipe: Recipe, start: Start) -> RunDirectory:
         """Create the folder of a new run, or find that of a run to resume. Called on every rank.
 
         Args:
-            path: None means `runs/<recipe name>`, numbered if that is taken.
+            path: None means `runs/<recipe name>`, numbered if that is taken by another run.
 
         Raises:
-            InputError: the folder holds a run and `resume` is False, holds none and it is True, or holds another
-                recipe's run (names what differs).
+            InputError: the folder holds a run and `start` is "new", holds none and it is "resume", or holds another
+                recipe's run (names what differs); another process writes there.
+            RunEnded: the run has finished and `start` is "auto", or its job was requeued twice from the same step.
         """
-        answer: str | InputError | None = None
-        lock = None
+        answer: Any = None
+        run: RunDirectory | None = None
         if is_main():
             try:
-                folder, lock = _open(path, recipe, resume)
-                answer = str(folder)
-            except InputError as error:
+                run = _open(path, recipe, start)
+                answer = str(run.path), run.begun, run.replays
+            except (InputError, RunEnded) as error:
                 answer = error
         answer = broadcast_object(answer)  # one rank looks, all leave together
-        if isinstance(answer, InputError):
+        if isinstance(answer, InputError | RunEnded):
             raise answer
-        run = cls(Path(str(answer)))
-        run.lock = lock
+        if run is None:
+            run = cls(Path(answer[0]))
+            run.begun, run.replays = answer[1:]
         return run
 
-    def describe(self, recipe: Recipe, resume: bool, **facts: Any) -> None:
+    def owned(self) -> bool:
+        """Whether no later incarnation has taken the run over. On the main rank alone."""
+        return self.ownership is not None and self.ownership.lasts()
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        """The last word of `status.json`; what has not ended in order has failed."""
+        if isinstance(error, RunEnded) and error.exit_code in (
+            ExitCode.STOPPED,
+            ExitCode.PREEMPTED,
+            ExitCode.SUPERSEDED,
+        ):
+            return  # `Supervision.ended` has said it
+        if error is not None:
+            self.failed(str(error) or kind.__name__ if kind else "")
+
+    def failed(self, message: str) -> None:
+        """Say in `status.json` that the run has failed, from any rank: the main one may be what has failed."""
+        status = self.status if is_main() else StatusFile.found(self.path / STATUS)
+        status.update(now=True, state="failed", message=message.splitlines()[0] if message else "")
+
+    def describe(self, recipe: Recipe, **facts: Any) -> None:
         """Write `recipe.yaml` and `run.json`: from now on the folder holds a run. Called on every rank.
 
         A resumed run may have another shape: its facts are appended to those that it began with.
@@ -92,7 +144,9 @@ class RunDirectory:
         """
         record = self.path / "run.json"
         written = {"command": " ".join(sys.argv), **facts, "environment": environment()}
-        if resume:
+        if self.replays:
+            return
+        if self.begun:
             begun = json.loads(record.read_text(encoding="utf-8"))
             for name in ("data_fingerprint", "precision"):
                 if begun[name] != facts[name]:
@@ -102,68 +156,114 @@ class RunDirectory:
                     )
             written = {**begun, "resumed": [*begun.get("resumed", []), written]}
         if is_main():
-            fresh = record.with_suffix(".tmp")
-            fresh.write_text(json.dumps(written, indent=1), encoding="utf-8")
-            os.replace(fresh, record)
-            if not resume:
+            write_durably(json.dumps(written, indent=1), record)
+            if not self.begun:
                 text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-                (self.path / "recipe.yaml").write_text(text, encoding="utf-8")
+                write_durably(text, self.path / "recipe.yaml")
         barrier()
 
     def finish(self, **result: Any) -> None:
         """Write `result.json`, the mark of a finished run."""
-        (self.path / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        write_durably(json.dumps(result, indent=1), self.path / "result.json")
+        self.status.update(now=True, state="finished", seconds_left=0)
 
 
-def _open(path: str | None, recipe: Recipe, resume: bool) -> tuple[Path, FileLock]:
-    if path is not None or resume:
-        return _claim(Path(path or f"runs/{recipe.name}"), recipe, resume)
+def _open(path: str | None, recipe: Recipe, start: Start) -> RunDirectory:
+    if path is not None or start != "new":
+        return _claim(Path(path or f"runs/{recipe.name}"), recipe, start)
     for number in itertools.count(1):
         folder = Path(f"runs/{recipe.name}" if number == 1 else f"runs/{recipe.name}-{number}")
         if not _occupied(folder):
             try:
-                return _claim(folder, recipe, resume)
+                return _claim(folder, recipe, start)
             except FolderInUse:
                 continue
     raise AssertionError("unreachable")
 
 
-def _claim(folder: Path, recipe: Recipe, resume: bool) -> tuple[Path, FileLock]:
+def _claim(folder: Path, recipe: Recipe, start: Start) -> RunDirectory:
     saved = folder / "recipe.yaml"
-    if resume and not saved.is_file():
-        raise InputError(f"There is no run to resume in {folder}; give its folder with --output.")
-    if saved.is_file():
+    begun = saved.is_file()
+    if start in ("resume", "replay") and not begun:
+        raise InputError(f"There is no run to {start} in {folder}; give its folder with --output.")
+    if start == "replay":
+        run = RunDirectory(folder)
+        run.begun = run.replays = True
+        return run
+    if begun:
         _same_recipe(recipe, saved)
-        if not resume:
+        if start == "new":
             raise InputError(
                 f"{folder} holds a run of this recipe; continue it with --resume or give another --output."
             )
         if (folder / "result.json").is_file():
-            raise InputError(f"The run in {folder} has finished; its model lies in {folder / 'model'}.")
+            message = f"The run in {folder} has finished; its model lies in {folder / 'model'}."
+            raise InputError(message) if start == "resume" else RunEnded(message, ExitCode.FINISHED)
     elif _occupied(folder):
         raise InputError(f"{folder} exists and is no run of this program; give another --output.")
-    return folder, _lock(folder)
-
-
-def _lock(folder: Path) -> FileLock:
-    """One run, one writer."""
-    lock, owner = FileLock(folder / LOCK), folder / OWNER
+    now = Incarnation(step=newest_step(folder / "checkpoints"))
+    history = incarnations(folder / INCARNATIONS)
+    if makes_no_progress(history, now):
+        raise RunEnded(
+            f"Job {now.job} was requeued twice and stands at step {now.step} of {folder} again; make its time limit "
+            "longer, checkpoint_every smaller, or prepare the corpus before with slurm/prepare.sbatch.",
+            ExitCode.NO_PROGRESS,
+        )
+    run = RunDirectory(folder)
+    run.begun = begun
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-    except Timeout:
-        raise FolderInUse(
-            f"{folder} is being written by {owner.read_text(encoding='utf-8')}; wait for it or give another --output."
-        ) from None
+        run.lock = _lock(folder, history[-1] if history else None, now)
+        run.ownership = Ownership(folder / INCARNATIONS, now)
+        if run.stop_file.exists() and run.stop_file.stat().st_mtime < psutil.Process().create_time():
+            run.stop_file.unlink()  # meant for the run before
     except OSError as error:
         raise InputError(f"Output folder {folder} cannot be written: {error.strerror}.") from None
+    run.status = StatusFile(
+        folder / STATUS, state="preparing", job=now.job, restarts=len(history) if begun else 0, step=now.step
+    )
+    run.status.update(now=True)
+    return run
+
+
+def _lock(folder: Path, owner: Incarnation | None, now: Incarnation) -> FileLock | None:
+    """One run, one writer: the lock, or None where a requeued job takes the run over from its older incarnation."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if owner is not None and now.succeeds(owner):
+            return None  # it may live on behind a dead node or network; it stops at its next step
+        raise FolderInUse(
+            f"{folder} is being written by {owner or 'another process'}; wait for it or give another --output."
+        ) from None
+    # not every network file system takes locks across machines
+    if owner is not None and owner.host != now.host and not now.succeeds(owner):
+        seconds = _since_last_sign(folder)
+        if seconds is not None and seconds < ALIVE:
+            lock.release()
+            raise FolderInUse(
+                f"{folder} was being written by {owner} {seconds:.0f} seconds ago; stop it, or wait "
+                f"{ALIVE - seconds:.0f} seconds if it is dead, or give another --output."
+            )
     return lock
+
+
+def _since_last_sign(folder: Path) -> float | None:
+    """Seconds since the owner's last heartbeat, by the file system's clock; None if it has ended or never wrote."""
+    try:
+        status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        if status["state"] in ENDED:
+            return None
+        (folder / LOCK).touch()
+        return max(0.0, (folder / LOCK).stat().st_mtime - (folder / STATUS).stat().st_mtime)
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _occupied(folder: Path) -> bool:
     """Whether something is there. A start that a mistake has stopped leaves an empty folder, which is free."""
-    return folder.exists() and (not folder.is_dir() or any(e.name not in (LOCK, OWNER) for e in folder.iterdir()))
+    return folder.exists() and (not folder.is_dir() or any(e.name not in TRACES for e in folder.iterdir()))
 
 
 def _same_recipe(recipe: Recipe, saved: Path) -> None:

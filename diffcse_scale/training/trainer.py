@@ -1,4 +1,4 @@
-"""The loop: edit, forward, backward, step; log, evaluate, checkpoint, export."""
+"""The loop: edit, forward, backward, step; log, evaluate, checkpoint, export; and stop when asked to."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from diffcse_scale.distributed import barrier, is_main
-from diffcse_scale.errors import InputError
+from diffcse_scale.distributed import agree, barrier, broadcast_object, is_main
+from diffcse_scale.errors import RunEnded
+from diffcse_scale.exit_codes import ExitCode
 from diffcse_scale.export import export_sentence_transformer
 from diffcse_scale.model.diffcse import DiffCSE, StepOutput
 from diffcse_scale.model.encoder import Encoder
 from diffcse_scale.model.generator import Generator
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import Batch, Batches, Chunk
-from diffcse_scale.training.checkpoint import load_checkpoint, save_checkpoint
+from diffcse_scale.training.checkpoint import Checkpoints
 from diffcse_scale.training.chunking import ChunkedStep
 from diffcse_scale.training.curves import draw_curves
 from diffcse_scale.training.development import DevelopmentSet
 from diffcse_scale.training.engine import device, optimizer_step, whole_state
+from diffcse_scale.training.manifest import checkpoint_name
 from diffcse_scale.training.metrics import Window, console_line
+from diffcse_scale.training.nonfinite import Buffers, bad_parameters, diagnose, newest_dump, write_dump
 from diffcse_scale.training.run_directory import RunDirectory
 from diffcse_scale.training.schedule import Plan, learning_rate
+from diffcse_scale.training.supervision import Reason, StopRequested, Supervision
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,7 @@ class Trainer:
         engine: the DeepSpeed engine around a `DiffCSE`.
         generator: None when `rtd_weight` is 0.
         development: what chooses the best checkpoint; None to keep the last.
+        supervision: what may stop the run.
     """
 
     def __init__(
@@ -51,64 +56,126 @@ class Trainer:
         tokenizer: PreTrainedTokenizerBase,
         development: DevelopmentSet | None,
         run: RunDirectory,
+        supervision: Supervision,
     ) -> None:
         self.recipe, self.plan, self.engine, self.generator = recipe, plan, engine, generator
         self.batches, self.tokenizer, self.development, self.run = batches, tokenizer, development, run
+        self.supervision = supervision
         self.model: DiffCSE = engine.module
         self.chunked_step = ChunkedStep(engine) if recipe.batch.chunk else None
+        self.checkpoints = Checkpoints(
+            engine, run.checkpoints, recipe.keep_checkpoints, recipe.checkpoint_background, run.owned
+        )
         self.step = 0  # steps done
+        self.evaluation_due = True  # of the weights after `step`
         self.best: dict[str, Any] = {}
-        self.saved_best: dict[str, Any] = {}  # as of the newest checkpoint
         self.window = Window()
+        self.skipped = 0  # steps in a row
+        self.before_skipped: tuple[int, dict[str, Any]] = (0, {})  # step and state before the first of them
 
     def resume(self) -> None:
         """Continue from the newest whole checkpoint of the run directory, or from the start if there is none yet."""
-        state = load_checkpoint(self.engine, self.run.checkpoints) or {"step": 0, "best": {}}
-        self.step, self.best, self.saved_best = state["step"], state["best"], state["best"]
+        state = self.checkpoints.load()
+        if state is not None:
+            self.step, self.best, self.evaluation_due = state["step"], state["best"], state["evaluation_due"]
+            self.window.restore(state["window"], device())
         if is_main():
-            self.run.metrics.forget_after(self.step if self.step else -1)
+            self.run.metrics.keep(self._stays)
             log.info("Resuming after step %d of %d.", self.step, self.plan.steps)
 
+    def _stays(self, row: dict[str, Any]) -> bool:
+        """Whether a row of metrics is not going to be written again."""
+        if row["step"] < self.step:
+            return True
+        return row["step"] == self.step and not (self.evaluation_due and "dev_spearman" in row)
+
     def fit(self) -> dict[str, Any]:
-        """Train to the last step, export the best encoder, and return what `result.json` says."""
-        if self.step == 0:
-            self._evaluate()
-        self.engine.train()
-        self.window = Window()
-        with (
-            tqdm(total=self.plan.steps, initial=self.step, unit="step", disable=not is_main()) as bar,
-            self.batches.prefetch(self.step, self.plan.steps) as batches,
-        ):
-            for batch in batches:
-                self._train_step(batch)
-                bar.update()
-        return self._finish()
+        """Train to the last step, export the best encoder, and return what `result.json` says.
+
+        Raises:
+            RunEnded: it was stopped, or stopped itself.
+            InputError: a checkpoint could not be written.
+        """
+        self.checkpoints.begin()
+        try:
+            if self.evaluation_due:
+                self._evaluate()
+            self.engine.train()
+            self.window.begin_timing()
+            with (
+                tqdm(total=self.plan.steps, initial=self.step, unit="step", disable=not is_main()) as bar,
+                self.batches.prefetch(self.step, self.plan.steps) as batches,
+            ):
+                for batch in batches:
+                    self._train_step(batch)
+                    bar.update()
+            return self._finish()
+        except StopRequested as stop:
+            raise self._leave(stop.reason) from None
+
+    def _tick(self, doing: str) -> None:
+        self.supervision.tick(doing, self.checkpoints)
+        newest = self.checkpoints.step
+        self.run.status.update(step=self.step, last_checkpoint=checkpoint_name(newest) if newest else None)
+
+    def _leave(self, reason: Reason) -> RunEnded:
+        """Save what is not saved yet, unless the run is another's by now."""
+        name = None
+        if reason is not Reason.SUPERSEDED and self.step > 0:
+            with self.supervision.slowly("checkpointing"):
+                self.checkpoints.finish()
+                if self.checkpoints.step != self.step:
+                    self.checkpoints.save(self.step, self._state())
+                    self.checkpoints.finish()
+            name = f"checkpoint {checkpoint_name(self.step)}"
+        return self.supervision.ended(reason, name, self.step, self.plan.steps)
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside weights and optimizer. Called on every rank."""
+        return {
+            "best": self.best,
+            "score": self.best.get("dev_spearman") if self.best.get("step") == self.step else None,
+            "evaluation_due": self.evaluation_due,
+            "window": self.window.state(),
+        }
 
     def _train_step(self, batch: Batch) -> None:
-        self.step = batch.step + 1
-        last = self.step == self.plan.steps
-        checkpoint = self.step % self.recipe.checkpoint_every == 0 and not last
+        last = batch.step + 1 == self.plan.steps
+        checkpoint = (batch.step + 1) % self.recipe.checkpoint_every == 0 and not last
         real_tokens = sum(int(chunk.attention_mask.sum()) for chunk in batch.chunks)
         positions = sum(chunk.attention_mask.numel() for chunk in batch.chunks)
-        chunks = [chunk.to(device(), non_blocking=True) for chunk in batch.chunks]
-        edited = [self.generator.edit(chunk) for chunk in chunks] if self.generator else None
         rate = learning_rate(self.recipe.optimizer, batch.step, self.plan.steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        output = self._forward_backward(chunks, edited)
+        buffers = Buffers(self.model)
+        output = self._compute(batch)
+        taken = optimizer_step(self.engine)
+        if taken.applied:
+            self.skipped = 0
+            self.window.add(output, batch.sentences, real_tokens, positions)
+        else:
+            buffers.put_back()
+            self._skip(output, batch)
+        self.step = batch.step + 1
+        self.evaluation_due = self.step % self.recipe.evaluation.every == 0 or last
         logs = self.step % self.recipe.log_every == 0 or checkpoint or last
-        evaluates = self.step % self.recipe.evaluation.every == 0 or last
-        norm = optimizer_step(self.engine, want_norm=logs)
-        self.window.add(output, batch.sentences, real_tokens, positions)
-        if logs or evaluates:
-            self._check_finite()
-        if logs:
-            self._log(rate, norm)
+        if (logs or self.evaluation_due) and not self.window.finite():
+            raise self._not_finite(batch)
+        if logs and self.window.steps:
+            self._log(rate, taken.norm)
         with self.window.paused():
-            if evaluates:
+            if self.evaluation_due:
                 self._evaluate()
             if checkpoint:
-                self._checkpoint()
+                with self.supervision.slowly("checkpointing"):
+                    self.checkpoints.save(self.step, self._state())
+            self._tick("training")
+
+    def _compute(self, batch: Batch) -> StepOutput:
+        """Forward and backward of this rank's share of a global batch."""
+        chunks = [chunk.to(device(), non_blocking=True) for chunk in batch.chunks]
+        edited = [self.generator.edit(chunk) for chunk in chunks] if self.generator else None
+        return self._forward_backward(chunks, edited)
 
     def _forward_backward(self, chunks: list[Chunk], edited: list[Tensor] | None) -> StepOutput:
         if self.chunked_step is not None:
@@ -117,22 +184,72 @@ class Trainer:
         self.engine.backward(output.loss)
         return output
 
-    def _check_finite(self) -> None:
-        """Stop before anything that is not finite is measured or saved."""
-        if not self.window.finite():
-            raise InputError(
-                f"The loss is not finite at or shortly before step {self.step}; nothing was saved since the last "
-                "checkpoint; lower optimizer.learning_rate and start again."
-            )
+    def _skip(self, output: StepOutput, batch: Batch) -> None:
+        """Count a step that left the weights as they were; too many in a row end the run.
 
-    def _checkpoint(self) -> None:
-        save_checkpoint(self.engine, self.run.checkpoints, self.step, {"best": self.best}, self.recipe.keep_checkpoints)
-        self.saved_best = self.best
+        Raises:
+            RunEnded: too many.
+        """
+        finite = not any(agree(not math.isfinite(float(output.loss))))
+        if finite and self.engine.fp16_enabled():
+            return  # a loss scale that was too large, and is smaller now
+        if self.skipped == 0:
+            self.before_skipped = (batch.step, self._state())
+        self.skipped += 1
+        if is_main():
+            log.warning("Step %d is skipped: its loss or gradient is not finite.", batch.step + 1)
+        if self.skipped >= self.recipe.max_skipped_steps:
+            raise self._not_finite(batch)
+
+    def _not_finite(self, batch: Batch) -> RunEnded:
+        """Keep the weights that met such numbers first, look for where they come from, and stop."""
+        if self.skipped:
+            step, state = self.before_skipped
+            with self.supervision.slowly("checkpointing"):
+                self.checkpoints.finish()
+                if step > 0 and self.checkpoints.step != step:
+                    self.checkpoints.save(step, state)
+                    self.checkpoints.finish()
+            batch = self.batches.batch(step)
+        message, file = self.diagnose(batch)
+        return RunEnded(
+            f"{message}; all that was computed is in {file}; look again with `diffcse-scale replay {self.run.path}`, "
+            "then lower optimizer.learning_rate, or mend the data.",
+            ExitCode.NOT_FINITE,
+        )
+
+    def diagnose(self, batch: Batch) -> tuple[str, Path | None]:
+        """Compute a step again; say where its numbers cease to be finite, and in which file (main rank) the rest is."""
+        found = diagnose(self.model, lambda: self._compute(batch), batch, self.batches)
+        parameters = bad_parameters(found)
+        shown = ", ".join(parameters[:3]) + (f" and {len(parameters) - 3} more" if len(parameters) > 3 else "")
+        ranks = [one["rank"] for one in found["ranks"] if isinstance(one["loss"], str) or one["first_module"]]
+        modules = sorted({one["first_module"] for one in found["ranks"] if one["first_module"]})
+        message = (
+            f"Loss or gradient is not finite from step {found['step']} on"
+            + (f", on rank {', '.join(map(str, ranks))}" if ranks else "")
+            + (f", first in {', '.join(modules)}" if modules else "")
+            + (f"; not finite in {shown}" if shown else "; this time all gradients were finite")
+        )
+        return message, broadcast_object(write_dump(self.run.path, found) if is_main() else None)
+
+    def replay(self) -> None:
+        """Compute the step at which the run stopped again, and print where its numbers cease to be finite."""
+        step = newest_dump(self.run.path)["step"] - 1
+        if step > 0:
+            self.checkpoints.load(at=step)
+        self.engine.train()
+        message, file = self.diagnose(self.batches.batch(step))
+        if is_main():
+            print(f"{message}.\nAll that was computed: {file}")
 
     def _log(self, rate: float, norm: float) -> None:
         row = {**self.window.read(), "gradient_norm": norm, "learning_rate": rate}
         if is_main():
             self.run.metrics.write({"step": self.step, **row})
+            speed = row["sentences_per_second"]
+            left = (self.plan.steps - self.step) * self.recipe.batch.sentences / speed if speed else None
+            self.run.status.update(sentences_per_second=speed, seconds_left=left)
             tqdm.write(console_line(self.step, self.plan.steps, row))
         self._monitor(row)
 
@@ -144,33 +261,41 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Measure the development set; keep the encoder if it is the best so far."""
-        if self.development is None:
-            return
-        score = self.development.spearman(self.model.encoder)
+        if self.development is not None:
+            self._measure(self.development)
+        self.evaluation_due = False
+
+    def _measure(self, development: DevelopmentSet) -> None:
+        def tick() -> None:
+            self._tick("evaluating")
+
+        score = development.spearman(self.model.encoder, tick)
         row = {"step": self.step, "dev_spearman": score}
         if self.step == 0 and self.model.encoder.pooling in ("cls", "mean"):
             # what training has to beat is the better of the two untrained poolings
             other = "mean" if self.model.encoder.pooling == "cls" else "cls"
-            row[f"dev_spearman_{other}"] = self.development.spearman(Encoder(self.model.encoder.backbone, other))
+            row[f"dev_spearman_{other}"] = development.spearman(Encoder(self.model.encoder.backbone, other), tick)
+        if self.step > 0 and improves(score, self.best.get("dev_spearman")):
+            self._keep_best({"step": self.step, "dev_spearman": score})
         if is_main():
             self.run.metrics.write(row)
             shown = "  ".join(f"{name} {value:.2f}" for name, value in row.items() if name != "step")
             tqdm.write(f"step {self.step:>{len(str(self.plan.steps))}}/{self.plan.steps}  {shown}  (Spearman x 100)")
         self._monitor(row)
-        if self.step > 0 and improves(score, self.best.get("dev_spearman")):
-            self.best = {"step": self.step, "dev_spearman": score}
-            self._keep_best()
 
-    def _keep_best(self) -> None:
-        """Export the encoder as the best so far. That of the newest checkpoint stays too: a resume goes back to it."""
-        self._export(self.run.best(self.step))
+    def _keep_best(self, best: dict[str, Any]) -> None:
+        """Export the encoder as the best so far. Those of checkpoints stay too: a resume may go back to any of them."""
+        self._export(self.run.best(best["step"]))
+        self.best = best
         if is_main():
-            kept = {self.run.best(best["step"]) for best in (self.best, self.saved_best) if best}
+            states = [*self.checkpoints.states(), {"best": best}]
+            kept = {self.run.best(state["best"]["step"]) for state in states if state["best"]}
             for folder in self.run.best(self.step).parent.iterdir():
                 if folder not in kept:
                     shutil.rmtree(folder)
 
     def _export(self, folder: Path) -> None:
+        self._tick("exporting")
         lora = self.recipe.model.lora
         state = whole_state(self.model.encoder.backbone)
         if is_main():
@@ -186,20 +311,25 @@ class Trainer:
         barrier()
 
     def _finish(self) -> dict[str, Any]:
+        self.checkpoints.finish()
         result: dict[str, Any] = {"steps": self.step}
         if self.development is not None:
             before = next(row for row in self.run.metrics.rows() if row["step"] == 0) if is_main() else {}
             result["before"] = {name: value for name, value in before.items() if name != "step"}
             result["best"] = self.best
             if self.generator is not None:
-                result.update(self.development.rtd_accuracy(self.model, self.generator, self.recipe, device()))
+                accuracy = self.development.rtd_accuracy(
+                    self.model, self.generator, self.recipe, device(), lambda: self._tick("evaluating")
+                )
+                result.update(accuracy)
         else:
-            self.best = {"step": self.step}
-            self._keep_best()
+            self._keep_best({"step": self.step})
+        self._tick("exporting")
         if is_main():
             partial = self.run.model.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(self.run.best(self.best["step"]), partial)
+            shutil.rmtree(self.run.model, ignore_errors=True)  # of an incarnation that was killed before its result
             partial.rename(self.run.model)
             draw_curves(self.run.metrics.rows(), self.run.curves)
             self.run.finish(**result)

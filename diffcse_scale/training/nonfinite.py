@@ -1,0 +1,171 @@
+"""Steps whose loss or gradient is not finite: skipped, counted, and looked into when there are too many in a row.
+
+A skipped step leaves weights, optimizer and BatchNorm statistics as they were, so the weights that the first of a row
+of skipped steps met are still there when the run stops: they are kept as the checkpoint before that step. `diagnose`
+computes the step again and finds where the numbers cease to be finite; `diffcse-scale replay` does so once more, from
+that checkpoint, in processes of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from diffcse_scale.distributed import gather_objects, rank
+from diffcse_scale.errors import InputError
+from diffcse_scale.model.diffcse import StepOutput
+from diffcse_scale.text.batches import Batch, Batches
+from diffcse_scale.training.engine import trained_groups
+from diffcse_scale.training.manifest import write_durably
+
+FOLDER = "nonfinite"
+
+
+class Buffers:
+    """The module's buffers before a step (BatchNorm's statistics), to be put back if it is skipped."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._saved = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+
+    def put_back(self) -> None:
+        """As if the step had not been."""
+        for buffer, saved in self._saved:
+            buffer.copy_(saved)
+
+
+def diagnose(model: nn.Module, compute: Callable[[], StepOutput], batch: Batch, batches: Batches) -> dict[str, Any]:
+    """Compute a step again and look where its numbers cease to be finite. Called on every rank.
+
+    Args:
+        compute: forward and backward of `batch`; the engine's gradients are not to be used afterwards.
+
+    Returns:
+        JSON-serialisable: `step`, `epoch` and `sentences` (ids in the corpus) of the global batch; `ranks`, each with
+        its losses, the first module whose output is not finite although its inputs are, and the norm of its own
+        gradient of each parameter; `weights`, each with its group, `decayed` or `kept`, and the norm. Norms that are
+        not finite are the texts "nan" and "inf".
+    """
+    gradients: dict[str, float] = {}
+    with _first_bad_output(model) as first, _gradient_norms(model, gradients):
+        output = compute()
+    own = {
+        "rank": rank(),
+        "loss": _number(output.loss),
+        "contrastive": _number(output.contrastive),
+        "rtd": _number(output.rtd),
+        "first_module": first[0] if first else None,
+        "gradient_norms": {name: _number(norm) for name, norm in gradients.items()},
+    }
+    return {
+        "step": batch.step + 1,
+        "epoch": batch.epoch,
+        "sentences": batches.sentence_ids(batch.step).tolist(),
+        "ranks": gather_objects(own),
+        "weights": _weight_norms(model),
+    }
+
+
+def write_dump(run: Path, found: dict[str, Any]) -> Path:
+    """`nonfinite/step-00000012.json` of a run."""
+    file = run / FOLDER / f"step-{found['step']:08d}.json"
+    file.parent.mkdir(exist_ok=True)
+    write_durably(json.dumps(found, indent=1), file)
+    return file
+
+
+def newest_dump(run: Path) -> dict[str, Any]:
+    """What the newest stop of a run at numbers that are not finite has left.
+
+    Raises:
+        InputError: there is none.
+    """
+    files = sorted((run / FOLDER).glob("step-*.json"))
+    if not files:
+        raise InputError(f"{run} has nothing to replay: it did not stop at numbers that are not finite.")
+    found: dict[str, Any] = json.loads(files[-1].read_text(encoding="utf-8"))
+    return found
+
+
+def bad_parameters(found: dict[str, Any]) -> list[str]:
+    """The parameters whose gradient was not finite on some rank, or, if there is none, those that are so themselves."""
+    groups = found["weights"]
+    gradients = {name for one in found["ranks"] for name, norm in one["gradient_norms"].items() if _bad(norm)}
+    names = gradients or {name for name, weight in groups.items() if _bad(weight["norm"])}
+    return sorted(f"{name} ({groups[name]['group']})" for name in names)
+
+
+def _bad(number: Any) -> bool:
+    return isinstance(number, str)
+
+
+def _number(value: Tensor | float) -> float | str:
+    value = float(value)
+    return value if math.isfinite(value) else "nan" if math.isnan(value) else "inf"
+
+
+def _finite(values: Any) -> bool:
+    if isinstance(values, Tensor):
+        return not values.is_floating_point() or bool(torch.isfinite(values).all())
+    if isinstance(values, dict):
+        return all(map(_finite, values.values()))
+    return all(map(_finite, values)) if isinstance(values, tuple | list) else True
+
+
+@contextmanager
+def _first_bad_output(model: nn.Module) -> Iterator[list[str]]:
+    """Inside, the innermost module that first turns finite inputs into outputs that are not is noted."""
+    found: list[str] = []
+
+    def hook(name: str) -> Callable[..., None]:
+        def look(module: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
+            if not found and _finite(arguments) and _finite(keywords) and not _finite(output):
+                found.append(name)
+
+        return look
+
+    handles = [
+        module.register_forward_hook(hook(name), with_kwargs=True) for name, module in model.named_modules() if name
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _gradient_norms(model: nn.Module, norms: dict[str, float]) -> Iterator[None]:
+    """Inside, the norm of each trained parameter's gradient on this rank, before it is reduced, is added to `norms`."""
+
+    def hook(name: str) -> Callable[[Tensor], None]:
+        def note(gradient: Tensor) -> None:
+            norms[name] = math.hypot(norms.get(name, 0.0), float(torch.linalg.vector_norm(gradient.float())))
+
+        return note
+
+    handles = [
+        parameter.register_hook(hook(name)) for group in trained_groups(model) for name, parameter in group.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _weight_norms(model: nn.Module) -> dict[str, dict[str, Any]]:
+    norms = {}
+    for label, group in zip(("decayed", "kept"), trained_groups(model), strict=True):
+        for name, parameter in group.items():
+            with deepspeed.zero.GatheredParameters([parameter]):
+                norm = torch.linalg.vector_norm(parameter.detach().float())
+            norms[name] = {"group": label, "norm": _number(norm)}
+    return norms

@@ -1,0 +1,226 @@
+"""What may end a run from outside: signals, the stop file, a launcher that died, a later incarnation.
+
+A signal may reach one rank alone, and at any moment; so it only sets a flag, and at every `tick` (each step, each batch
+of an evaluation) all ranks agree on the flags of all. Launchers that pass no signal on to their ranks, as DeepSpeed's,
+are served by the file `stop` in the run directory. Before training begins a main thread may wait for a lock or for its
+workers for long; there a thread looks for the flags, and passes them on through the store that all ranks share.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+from types import FrameType
+
+import psutil
+import torch.distributed as dist
+
+from diffcse_scale.distributed import agree, control_store, is_main
+from diffcse_scale.errors import RunEnded
+from diffcse_scale.exit_codes import ExitCode
+from diffcse_scale.training.checkpoint import Checkpoints
+from diffcse_scale.training.run_directory import RunDirectory
+from diffcse_scale.training.watchdog import Watchdog
+
+
+class Reason(IntEnum):
+    """Why a run stops; of several the largest counts."""
+
+    NONE = 0
+    USR1 = 1
+    STOP_FILE = 2
+    LAUNCHER = 3
+    TERM = 4
+    SUPERSEDED = 5
+
+
+SIGNALS = {signal.SIGUSR1: Reason.USR1, signal.SIGTERM: Reason.TERM}
+WORDS = {
+    Reason.USR1: "signal USR1",
+    Reason.STOP_FILE: "the stop file",
+    Reason.LAUNCHER: "the end of its launcher",
+    Reason.TERM: "signal TERM",
+    Reason.SUPERSEDED: "a later incarnation",
+}
+# in a stop file: as USR1, which asks to be started again
+REQUEUE = "requeue"
+# programs and modules whose end leaves their ranks without anybody who would end them
+LAUNCHERS = ("deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run")
+# seconds between two looks at what does not come by itself
+LOOK = 1.0
+# seconds after which a main thread that is to leave, but waits for a rank that has left, is not waited for
+GRACE = 10.0
+STOP_KEY = "stop"
+
+
+class StopRequested(Exception):
+    """All ranks have agreed to stop here."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(WORDS[reason])
+        self.reason = reason
+
+
+class Supervision:
+    """Listens to the outside from its creation on; every rank has one.
+
+    Args:
+        run: what is to be stopped.
+        watchdog: told that the main thread goes on.
+    """
+
+    def __init__(self, run: RunDirectory, watchdog: Watchdog) -> None:
+        self._run, self._watchdog = run, watchdog
+        self._received = Reason.NONE
+        self._leave_now: Reason | None = None
+        self._process = os.getpid()
+        self._launchers = _launchers()
+        self._looked = 0.0
+        for number in SIGNALS:
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # a worker that inherited this handler: whoever ends it means it
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        if self._leave_now is not None:
+            reason, self._leave_now = self._leave_now, None
+            raise self.ended(reason, None, 0, None)
+        self._received = max(self._received, SIGNALS[signal.Signals(number)])
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Inside, before training, there is nothing to save: all ranks leave within seconds of a request to one.
+
+        Raises:
+            RunEnded: a request has come.
+        """
+        over = threading.Event()
+        looking = threading.Thread(target=self._look_while_preparing, args=(over,), name="requests", daemon=True)
+        looking.start()
+        try:
+            yield
+        finally:
+            over.set()
+            looking.join(2 * LOOK)
+
+    def _look_while_preparing(self, over: threading.Event) -> None:
+        store = control_store()
+        while not over.wait(LOOK / 4):
+            reason = _published(store) or self._request()
+            if not reason:
+                continue
+            if store is not None:
+                store.set(STOP_KEY, str(int(reason)))
+                over.wait(2 * LOOK if is_main() else 0)  # it serves the store: the others are to read it first
+            self._leave_now = reason
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            if not over.wait(GRACE):
+                os._exit(_exit_code(reason))
+            return
+
+    def _request(self) -> Reason:
+        reason = self._received
+        if time.monotonic() - self._looked >= LOOK:
+            self._looked = time.monotonic()
+            if any(not _alive(launcher) for launcher in self._launchers):
+                self._received = reason = max(reason, Reason.LAUNCHER)
+        if is_main():
+            if not self._run.owned():
+                return Reason.SUPERSEDED
+            reason = max(reason, self._stop_file())
+        return reason
+
+    def _stop_file(self) -> Reason:
+        try:
+            text = self._run.stop_file.read_text(encoding="utf-8")
+        except OSError:
+            return Reason.NONE
+        return Reason.USR1 if text.strip() == REQUEUE else Reason.STOP_FILE
+
+    def tick(self, doing: str, checkpoints: Checkpoints | None = None) -> None:
+        """Called by the main thread of every rank, alike, where it can be stopped.
+
+        Args:
+            doing: for the watchdog and the status: "training", "evaluating", "exporting".
+            checkpoints: a pending one is made whole when all ranks have written it.
+
+        Raises:
+            StopRequested: some rank was asked to stop.
+        """
+        self._watchdog.beat(doing)
+        self._run.status.update(state=doing)
+        writing = checkpoints is not None and checkpoints.writing()
+        reason, writing_somewhere = agree(self._request(), writing)
+        if reason:
+            raise StopRequested(Reason(reason))
+        if checkpoints is not None:
+            checkpoints.commit_if_written(bool(writing_somewhere))
+
+    @contextmanager
+    def slowly(self, doing: str) -> Iterator[None]:
+        """Inside, all ranks do what may take long, and are not taken for hung."""
+        self._watchdog.beat(doing)
+        yield
+        self._watchdog.beat("training")
+
+    def ended(self, reason: Reason, checkpoint: str | None, step: int, steps: int | None) -> RunEnded:
+        """What every rank leaves with after `reason`, when all that is to be saved is saved.
+
+        Args:
+            steps: None before training.
+        """
+        where = "before training began" if steps is None else f"after step {step} of {steps}"
+        if reason is Reason.SUPERSEDED:
+            message = (
+                f"A later incarnation has taken over {self._run.path}; this one stopped {where} and wrote no more."
+            )
+            return RunEnded(message, _exit_code(reason))
+        if is_main():
+            self._run.stop_file.unlink(missing_ok=True)
+        saved = f"{checkpoint} is whole; " if checkpoint else ""
+        message = f"Stopped by {WORDS[reason]} {where}; {saved}continue with --auto-resume."
+        self._run.status.update(now=True, state="stopped", message=message)
+        return RunEnded(message, _exit_code(reason))
+
+
+def _exit_code(reason: Reason) -> ExitCode:
+    return {Reason.USR1: ExitCode.PREEMPTED, Reason.SUPERSEDED: ExitCode.SUPERSEDED}.get(reason, ExitCode.STOPPED)
+
+
+def _published(store: dist.Store | None) -> Reason:
+    try:
+        return Reason(int(store.get(STOP_KEY))) if store is not None and store.check([STOP_KEY]) else Reason.NONE
+    except (dist.DistError, RuntimeError):
+        return Reason.NONE  # rank 0 has left: the launcher, or the next collective, ends this one
+
+
+def _launchers() -> list[psutil.Process]:
+    """This process's ancestors as far as they are launchers: a shell that started them may go."""
+    return list(itertools.takewhile(_is_launcher, psutil.Process().parents()))
+
+
+def _is_launcher(process: psutil.Process) -> bool:
+    try:
+        program, *words = process.cmdline()
+        return process.name() == "slurmstepd" or (
+            "python" in Path(program).name and any(Path(word).name in LAUNCHERS for word in words[:4])
+        )
+    except (psutil.Error, ValueError):
+        return False
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
