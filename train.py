@@ -70,10 +70,11 @@ def main() -> None:
         recipe=fingerprint(recipe.model_dump(mode="json")),
         DeepSpeed_configuration=fingerprint(config),
     )
-    with RunDirectory.open(arguments.output, recipe, arguments.start) as run:
-        watchdog = Watchdog(run.hang, arguments.hang_timeout, run.failed)
+    with (
+        RunDirectory.open(arguments.output, recipe, arguments.start) as run,
+        Watchdog(run.hang, arguments.hang_timeout, run.failed) as watchdog,
+    ):
         supervision = Supervision(run, watchdog)
-        watchdog.start()
         with supervision.preparing():
             interconnect = check_interconnect(deepspeed_engine.device())
             # what can be wrong is loaded before the corpus is tokenized, which may take long
@@ -101,26 +102,19 @@ def main() -> None:
             if run.begun:
                 trainer.resume()
         print_summary(recipe, run, trainer.fit())
-        watchdog.stop()
-
-
-def leave(message: str, code: ExitCode, prefix: str) -> None:
-    """Print one sentence, on the main rank at once, and end."""
-    if local_rank() > 0:
-        # most ends are seen by all ranks, and the launcher ends the others when the first leaves; a mistake that only
-        # this rank can see is told all the same
-        time.sleep(3)
-    print(
-        f"{prefix}{message}" if local_rank() == 0 else f"{prefix.rstrip(': ')} on rank {rank()}: {message}",
-        file=sys.stderr,
-    )
-    sys.exit(code)
 
 
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:
-        leave(str(error), ExitCode.MISTAKE, "error: ")
     except RunEnded as end:
-        leave(str(end), end.exit_code, "")
+        if is_main():
+            print(end, file=sys.stderr)
+        sys.exit(end.exit_code)
+    except InputError as error:
+        if local_rank() > 0:
+            # most mistakes are seen by all ranks, and the launcher ends the others when the first leaves; a mistake
+            # that only this rank can see is told all the same
+            time.sleep(3)
+        print(f"error: {error}" if local_rank() == 0 else f"error on rank {rank()}: {error}", file=sys.stderr)
+        sys.exit(ExitCode.MISTAKE)

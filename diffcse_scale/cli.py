@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -26,12 +26,71 @@ def train(
     processes: Annotated[int | None, typer.Option(help="ranks on this machine; all devices if absent")] = None,
 ) -> None:
     """Launch train.py with DeepSpeed; all other arguments are train.py's."""
+    _launch(processes, context.args)
+
+
+def _launch(processes: int | None, arguments: list[str]) -> NoReturn:
+    """Become the `deepspeed` launcher of train.py."""
     from diffcse_scale.distributed import free_port
 
     launcher = ["deepspeed.launcher.runner", "--master_port", str(free_port())]
     if processes:
         launcher += ["--num_gpus", str(processes)]
-    os.execv(sys.executable, [sys.executable, "-m", *launcher, str(shipped("train.py")), *context.args])
+    os.execv(sys.executable, [sys.executable, "-m", *launcher, str(shipped("train.py")), *arguments])
+
+
+@app.command()
+def status(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders")],
+    json: Annotated[bool, typer.Option("--json", help="one JSON object a line instead")] = False,
+) -> None:
+    """Where runs are: step, rate, time left, last checkpoint, restarts."""
+    from json import dumps
+
+    from diffcse_scale.training.status import read_status, status_line
+
+    for run in runs:
+        found = read_status(run)
+        print(dumps({"run": str(run), **found}) if json else f"{run}: {status_line(found)}")
+
+
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(help="a run folder")],
+    processes: Annotated[
+        int | None, typer.Option(help="ranks on this machine; as many as the run had if absent")
+    ] = None,
+) -> None:
+    """Compute the step again at which a run stopped because its numbers were not finite, and say where they arise."""
+    from diffcse_scale.training.nonfinite import newest_dump, replay_arguments
+
+    _launch(processes or len(newest_dump(run)["ranks"]), replay_arguments(run))
+
+
+@app.command()
+def prepare(
+    recipe: Annotated[str, typer.Option(help="a shipped recipe or a .yaml file")] = "quickstart",
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="section.field=value", help="changes to the recipe")
+    ] = None,
+) -> None:
+    """Clean and tokenize a recipe's corpus into the cache, so that training starts at once wherever that is shared."""
+    from diffcse_scale.model.backbone import load_tokenizers
+    from diffcse_scale.recipe import load_recipe
+    from diffcse_scale.text.cache import cache_folder
+    from diffcse_scale.text.tokens import tokenize
+
+    chosen = load_recipe(recipe, overrides or ())
+    tokens = tokenize(chosen.data, load_tokenizers(chosen.model).streams, seed=chosen.seed)
+    print(f"{len(tokens):,} sentences are ready in {cache_folder(chosen.data)}; {tokens}")
+
+
+@app.command()
+def summarize(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of finished runs")]) -> None:
+    """Mean and standard deviation over seeds, for each setting that the runs differ in."""
+    from diffcse_scale.evaluation.summary import print_summary_of
+
+    print_summary_of(runs)
 
 
 @app.command()

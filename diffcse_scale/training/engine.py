@@ -270,20 +270,18 @@ def optimizer_step(engine: Any) -> StepTaken:
     and would apply it.
     """
     norm: float | None = None
-    applied = True
     if engine.zero_optimization_stage() == 0:
         trained = [p for p in engine.module.parameters() if p.grad is not None]
         scaler = engine.torch_autocast_z0_gradscaler
         total = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         norm = float(total) / (scaler.get_scale() if scaler else 1.0)
         if not scaler and not math.isfinite(norm):  # a gradient scaler skips for itself
-            applied = False
-            for parameter in trained:
-                parameter.grad = None
+            engine.zero_grad()
+            return StepTaken(norm, False)
     engine.step()
     reported = engine.get_global_grad_norm()
     known = next((float(value) for value in (reported, norm) if value is not None), float("nan"))
-    return StepTaken(known, applied and engine.was_step_applied())
+    return StepTaken(known, engine.was_step_applied())
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from diffcse_scale.training.shards import FileEntry, file_entry
 
 MANIFEST, STATE, LATEST = "manifest.json", "training_state.json", "latest"
 NONE_YET = "none"
+NAME = r"step-(\d{8,})"
 
 
 def checkpoint_name(step: int) -> str:
@@ -34,7 +35,7 @@ def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in `folder` that were whole when they were written, oldest first."""
     if not folder.is_dir():
         return []
-    found = (re.fullmatch(r"step-(\d+)", entry.name) for entry in folder.iterdir())
+    found = (re.fullmatch(NAME, entry.name) for entry in folder.iterdir())
     return sorted(int(match[1]) for match in found if match)
 
 
@@ -112,7 +113,7 @@ def newest_step(folder: Path) -> int:
     steps = checkpoint_steps(folder)
     latest = folder / LATEST
     text = latest.read_text(encoding="utf-8").strip() if latest.is_file() else None
-    match = re.fullmatch(r"step-(\d+)", text or "")
+    match = re.fullmatch(NAME, text or "")
     if match:
         return int(match[1])
     if not steps:

@@ -23,7 +23,7 @@ from diffcse_scale.distributed import gather_objects, rank
 from diffcse_scale.errors import InputError
 from diffcse_scale.model.diffcse import StepOutput
 from diffcse_scale.text.batches import Batch, Batches
-from diffcse_scale.training.engine import trained_groups
+from diffcse_scale.training.engine import RECIPE_KEYS, trained_groups
 from diffcse_scale.training.manifest import write_durably
 
 FOLDER = "nonfinite"
@@ -73,9 +73,26 @@ def diagnose(model: nn.Module, compute: Callable[[], StepOutput], batch: Batch, 
     }
 
 
-def write_dump(run: Path, found: dict[str, Any]) -> Path:
+def describe(found: dict[str, Any]) -> str:
+    """In one clause: from which step on, on which ranks, first in which module, and in which parameters' gradients."""
+    parameters = _bad_parameters(found)
+    ranks = [one for one in found["ranks"] if _bad(one["loss"]) or one["first_module"]]
+    if not ranks and not parameters:
+        return f"Step {found['step']} was not finite and is so now: it depends on more than weights, batch and seed"
+    parts = [f"Loss or gradient is not finite from step {found['step']} on"]
+    if ranks:
+        parts.append("on rank " + ", ".join(str(one["rank"]) for one in ranks))
+    if modules := sorted({one["first_module"] for one in ranks if one["first_module"]}):
+        parts.append("first in the output of " + ", ".join(modules))
+    if parameters:
+        more = f" and {len(parameters) - 3} more" if len(parameters) > 3 else ""
+        parts.append(f"in the gradients of {', '.join(parameters[:3])}{more}")
+    return ", ".join(parts)
+
+
+def write_dump(run: Path, found: dict[str, Any], prefix: str = "") -> Path:
     """`nonfinite/step-00000012.json` of a run."""
-    file = run / FOLDER / f"step-{found['step']:08d}.json"
+    file = run / FOLDER / f"{prefix}step-{found['step']:08d}.json"
     file.parent.mkdir(exist_ok=True)
     write_durably(json.dumps(found, indent=1), file)
     return file
@@ -94,8 +111,19 @@ def newest_dump(run: Path) -> dict[str, Any]:
     return found
 
 
-def bad_parameters(found: dict[str, Any]) -> list[str]:
-    """The parameters whose gradient was not finite on some rank, or, if there is none, those that are so themselves."""
+def replay_arguments(run: Path) -> list[str]:
+    """What train.py is to be called with to compute the step again, on as many ranks as the run had."""
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    config = (record.get("resumed") or [record])[-1]["deepspeed_config"]
+    file = run / FOLDER / "deepspeed.json"
+    # what the recipe fills in is refused from a file
+    write_durably(json.dumps({key: value for key, value in config.items() if key not in RECIPE_KEYS}), file)
+    recipe, output = str(run / "recipe.yaml"), str(run)
+    return ["--deepspeed_config", str(file), "--recipe", recipe, "--output", output, "--replay"]
+
+
+def _bad_parameters(found: dict[str, Any]) -> list[str]:
+    """Those whose gradient was not finite on some rank, or, if there is none, those that are so themselves."""
     groups = found["weights"]
     gradients = {name for one in found["ranks"] for name, norm in one["gradient_norms"].items() if _bad(norm)}
     names = gradients or {name for name, weight in groups.items() if _bad(weight["norm"])}
@@ -107,7 +135,7 @@ def _bad(number: Any) -> bool:
 
 
 def _number(value: Tensor | float) -> float | str:
-    value = float(value)
+    value = float(value.detach() if isinstance(value, Tensor) else value)
     return value if math.isfinite(value) else "nan" if math.isnan(value) else "inf"
 
 

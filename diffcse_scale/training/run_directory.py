@@ -103,6 +103,9 @@ class RunDirectory:
                 answer = str(run.path), run.begun, run.replays
             except (InputError, RunEnded) as error:
                 answer = error
+            except OSError as error:
+                folder = path or f"runs/{recipe.name}"
+                answer = InputError(f"Output folder {folder} cannot be read or written: {error.strerror or error}.")
         answer = broadcast_object(answer)  # one rank looks, all leave together
         if isinstance(answer, InputError | RunEnded):
             raise answer
@@ -113,7 +116,7 @@ class RunDirectory:
 
     def owned(self) -> bool:
         """Whether no later incarnation has taken the run over. On the main rank alone."""
-        return self.ownership is not None and self.ownership.lasts()
+        return self.replays or (self.ownership is not None and self.ownership.lasts())
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -131,6 +134,8 @@ class RunDirectory:
 
     def failed(self, message: str) -> None:
         """Say in `status.json` that the run has failed, from any rank: the main one may be what has failed."""
+        if self.replays:
+            return
         status = self.status if is_main() else StatusFile.found(self.path / STATUS)
         status.update(now=True, state="failed", message=message.splitlines()[0] if message else "")
 
@@ -211,16 +216,14 @@ def _claim(folder: Path, recipe: Recipe, start: Start) -> RunDirectory:
         )
     run = RunDirectory(folder)
     run.begun = begun
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        run.lock = _lock(folder, history[-1] if history else None, now)
-        run.ownership = Ownership(folder / INCARNATIONS, now)
-        if run.stop_file.exists() and run.stop_file.stat().st_mtime < psutil.Process().create_time():
-            run.stop_file.unlink()  # meant for the run before
-    except OSError as error:
-        raise InputError(f"Output folder {folder} cannot be written: {error.strerror}.") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    run.lock = _lock(folder, history[-1] if history else None, now)
+    run.ownership = Ownership(folder / INCARNATIONS, now)
+    if run.stop_file.exists() and run.stop_file.stat().st_mtime < psutil.Process().create_time():
+        run.stop_file.unlink()  # meant for the run before
+    restarts = len(history) if begun else 0
     run.status = StatusFile(
-        folder / STATUS, state="preparing", job=now.job, restarts=len(history) if begun else 0, step=now.step
+        folder / STATUS, run.owned, state="preparing", job=now.job, restarts=restarts, step=now.step
     )
     run.status.update(now=True)
     return run

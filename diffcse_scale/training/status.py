@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ class StatusFile:
 
     Args:
         path: None writes nothing, as on all ranks but the main one.
+        owned: whether the run is still this process's: else nothing is written either.
         facts: what is known from the start: `job`, `restarts`, `steps`, ...
     """
 
-    def __init__(self, path: Path | None, **facts: Any) -> None:
-        self._path, self._facts, self._last = path, dict(facts), 0.0
+    def __init__(self, path: Path | None, owned: Callable[[], bool] = lambda: True, **facts: Any) -> None:
+        self._path, self._owned, self._facts, self._last = path, owned, dict(facts), 0.0
 
     @classmethod
     def found(cls, path: Path) -> StatusFile:
@@ -47,7 +49,7 @@ class StatusFile:
             return
         changed = facts.get("state", self._facts.get("state")) != self._facts.get("state")
         self._facts.update(facts)
-        if not (now or changed or time.monotonic() - self._last >= HEARTBEAT):
+        if not (now or changed or time.monotonic() - self._last >= HEARTBEAT) or not self._owned():
             return
         self._last = time.monotonic()
         fresh = self._path.with_suffix(".tmp")

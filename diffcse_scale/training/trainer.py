@@ -28,7 +28,7 @@ from diffcse_scale.training.development import DevelopmentSet
 from diffcse_scale.training.engine import device, optimizer_step, whole_state
 from diffcse_scale.training.manifest import checkpoint_name
 from diffcse_scale.training.metrics import Window, console_line
-from diffcse_scale.training.nonfinite import Buffers, bad_parameters, diagnose, newest_dump, write_dump
+from diffcse_scale.training.nonfinite import Buffers, describe, diagnose, newest_dump, write_dump
 from diffcse_scale.training.run_directory import RunDirectory
 from diffcse_scale.training.schedule import Plan, learning_rate
 from diffcse_scale.training.supervision import Reason, StopRequested, Supervision
@@ -97,6 +97,7 @@ class Trainer:
             InputError: a checkpoint could not be written.
         """
         self.checkpoints.begin()
+        self.run.status.update(steps=self.plan.steps)
         try:
             if self.evaluation_due:
                 self._evaluate()
@@ -115,18 +116,26 @@ class Trainer:
 
     def _tick(self, doing: str) -> None:
         self.supervision.tick(doing, self.checkpoints)
+        self._tell()
+
+    def _tell(self) -> None:
         newest = self.checkpoints.step
         self.run.status.update(step=self.step, last_checkpoint=checkpoint_name(newest) if newest else None)
+
+    def _save_now(self, step: int, state: dict[str, Any]) -> None:
+        """Have a whole checkpoint of `step` before anything else is done."""
+        with self.supervision.slowly("checkpointing"):
+            self.checkpoints.finish()
+            if step > 0 and self.checkpoints.step != step:
+                self.checkpoints.save(step, state)
+                self.checkpoints.finish()
+        self._tell()
 
     def _leave(self, reason: Reason) -> RunEnded:
         """Save what is not saved yet, unless the run is another's by now."""
         name = None
         if reason is not Reason.SUPERSEDED and self.step > 0:
-            with self.supervision.slowly("checkpointing"):
-                self.checkpoints.finish()
-                if self.checkpoints.step != self.step:
-                    self.checkpoints.save(self.step, self._state())
-                    self.checkpoints.finish()
+            self._save_now(self.step, self._state())
             name = f"checkpoint {checkpoint_name(self.step)}"
         return self.supervision.ended(reason, name, self.step, self.plan.steps)
 
@@ -190,7 +199,7 @@ class Trainer:
         Raises:
             RunEnded: too many.
         """
-        finite = not any(agree(not math.isfinite(float(output.loss))))
+        finite = not any(agree(not math.isfinite(float(output.loss.detach()))))
         if finite and self.engine.fp16_enabled():
             return  # a loss scale that was too large, and is smaller now
         if self.skipped == 0:
@@ -205,33 +214,15 @@ class Trainer:
         """Keep the weights that met such numbers first, look for where they come from, and stop."""
         if self.skipped:
             step, state = self.before_skipped
-            with self.supervision.slowly("checkpointing"):
-                self.checkpoints.finish()
-                if step > 0 and self.checkpoints.step != step:
-                    self.checkpoints.save(step, state)
-                    self.checkpoints.finish()
+            self._save_now(step, state)
             batch = self.batches.batch(step)
-        message, file = self.diagnose(batch)
+        found = self._diagnose(batch)
+        file = broadcast_object(write_dump(self.run.path, found) if is_main() else None)
         return RunEnded(
-            f"{message}; all that was computed is in {file}; look again with `diffcse-scale replay {self.run.path}`, "
-            "then lower optimizer.learning_rate, or mend the data.",
+            f"{describe(found)}; all that was computed is in {file}; look again with `diffcse-scale replay "
+            f"{self.run.path}`, then lower optimizer.learning_rate, or mend the data.",
             ExitCode.NOT_FINITE,
         )
-
-    def diagnose(self, batch: Batch) -> tuple[str, Path | None]:
-        """Compute a step again; say where its numbers cease to be finite, and in which file (main rank) the rest is."""
-        found = diagnose(self.model, lambda: self._compute(batch), batch, self.batches)
-        parameters = bad_parameters(found)
-        shown = ", ".join(parameters[:3]) + (f" and {len(parameters) - 3} more" if len(parameters) > 3 else "")
-        ranks = [one["rank"] for one in found["ranks"] if isinstance(one["loss"], str) or one["first_module"]]
-        modules = sorted({one["first_module"] for one in found["ranks"] if one["first_module"]})
-        message = (
-            f"Loss or gradient is not finite from step {found['step']} on"
-            + (f", on rank {', '.join(map(str, ranks))}" if ranks else "")
-            + (f", first in {', '.join(modules)}" if modules else "")
-            + (f"; not finite in {shown}" if shown else "; this time all gradients were finite")
-        )
-        return message, broadcast_object(write_dump(self.run.path, found) if is_main() else None)
 
     def replay(self) -> None:
         """Compute the step at which the run stopped again, and print where its numbers cease to be finite."""
@@ -239,9 +230,12 @@ class Trainer:
         if step > 0:
             self.checkpoints.load(at=step)
         self.engine.train()
-        message, file = self.diagnose(self.batches.batch(step))
+        found = self._diagnose(self.batches.batch(step))
         if is_main():
-            print(f"{message}.\nAll that was computed: {file}")
+            print(f"{describe(found)}.\nAll that was computed: {write_dump(self.run.path, found, 'replay-')}")
+
+    def _diagnose(self, batch: Batch) -> dict[str, Any]:
+        return diagnose(self.model, lambda: self._compute(batch), batch, self.batches)
 
     def _log(self, rate: float, norm: float) -> None:
         row = {**self.window.read(), "gradient_norm": norm, "learning_rate": rate}

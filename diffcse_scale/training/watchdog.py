@@ -49,7 +49,7 @@ class _Sign(NamedTuple):
 
 
 class Watchdog:
-    """One a rank; `start` begins to watch.
+    """One a rank; watches while it is entered.
 
     Args:
         folder: where stacks are written, as `rank-3.txt`.
@@ -78,15 +78,15 @@ class Watchdog:
         """The main thread got so far and is `doing` something."""
         self._beats, self._doing, self._last_beat = self._beats + 1, doing, time.monotonic()
 
-    def start(self) -> None:
-        """Watch until `stop`."""
+    def __enter__(self) -> Watchdog:
         self._last_beat = self._answered = time.monotonic()
+        self._forget()
         if self._store is not None:
             threading.Thread(target=self._exchange, name="signs of life", daemon=True).start()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
 
-    def stop(self) -> None:
-        """What comes now may take as long as it likes."""
+    def __exit__(self, *error: object) -> None:
         self._over.set()
 
     def _exchange(self) -> None:
@@ -110,15 +110,17 @@ class Watchdog:
                 # rank 0 has gone, as it does when it is ready; if not, `_watch` will find that nothing answers
                 return
 
+    def _forget(self) -> None:
+        """As if every other rank had given its first sign just now: one that never gives any is silent, too."""
+        now = time.monotonic()
+        self._signs = {other: (_Sign(0, 0, ""), now) for other in range(world_size()) if other != rank()}
+
     def _note(self, store: dist.Store, other: int) -> None:
         if other == rank() or not store.check([_key(other)]):
             return
         sign, now = _Sign.read(store.get(_key(other))), time.monotonic()
-        known = self._signs.get(other)
-        if known is None or known[0].periods != sign.periods:
-            self._signs[other] = (sign, now)
-        else:
-            self._signs[other] = (sign, known[1])
+        known, changed = self._signs[other]
+        self._signs[other] = (sign, changed if known.periods == sign.periods else now)
 
     def _watch(self) -> None:
         before = time.monotonic()
@@ -127,12 +129,12 @@ class Watchdog:
             if now - before > self._patience / 2:
                 # this process itself was stopped: what it knows of others is old
                 self._answered = now
-                self._signs.clear()
+                self._forget()
             before = now
             verdict = self._verdict(now)
             if verdict is not None:
-                store = control_store()
-                if store is not None and now - self._answered < self._patience / 2:
+                # a store that does not answer would not answer this either
+                if now - self._answered < self._patience / 2 and (store := control_store()) is not None:
                     store.set(VERDICT, verdict)
                 self._end(verdict)
 

@@ -26,7 +26,9 @@ from diffcse_scale.text.tokens import tokenize
 from diffcse_scale.training import engine as deepspeed_engine
 from diffcse_scale.training.run_directory import RunDirectory
 from diffcse_scale.training.schedule import make_plan
+from diffcse_scale.training.supervision import Supervision
 from diffcse_scale.training.trainer import Trainer
+from diffcse_scale.training.watchdog import Watchdog
 
 STEPS = 3
 MAX_LENGTH = 24
@@ -47,7 +49,7 @@ def train(folder: Path, stage: int, output: Path) -> None:
     if stage != 3:
         del config["zero_optimization"]["stage3_param_persistence_threshold"]
     config = deepspeed_engine.complete_config(config, recipe, world_size())
-    run = RunDirectory.open(str(output), recipe, resume=False)
+    run = RunDirectory.open(str(output), recipe, start="new")
     tokenizers = load_tokenizers(recipe.model)
     with deepspeed_engine.partitioned_loading(config, recipe):
         model = build_model(recipe, tokenizers)
@@ -56,8 +58,9 @@ def train(folder: Path, stage: int, output: Path) -> None:
     batches = Batches(tokens, tokenizers, recipe, rank(), world_size())
     plan = make_plan(recipe, len(tokens), tokens.views, world_size())
     engine = deepspeed_engine.initialize(model, recipe, config)
-    run.describe(recipe, False, plan=asdict(plan), precision="float32", data_fingerprint=tokens.fingerprint)
-    Trainer(recipe, plan, engine, generator, batches, tokenizers.encoder, None, run).fit()
+    run.describe(recipe, plan=asdict(plan), precision="float32", data_fingerprint=tokens.fingerprint)
+    supervision = Supervision(run, Watchdog(run.hang, patience=600))
+    Trainer(recipe, plan, engine, generator, batches, tokenizers.encoder, None, run, supervision).fit()
     # all ranks together, as ZeRO-3 wants it
     vectors = encode_sentences(engine.module.encoder, tokenizers.encoder, SENTENCES, MAX_LENGTH)
     if is_main():

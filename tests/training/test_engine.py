@@ -94,7 +94,8 @@ def test_a_rank_has_its_device_before_the_first_collective(monkeypatch):
     events = []
     accelerator = type(engine.get_accelerator())
     monkeypatch.setattr(accelerator, "set_device", lambda self, index: events.append(("device", index)))
-    monkeypatch.setattr(engine.deepspeed, "init_distributed", lambda: events.append("process group"))
+    monkeypatch.setattr(engine, "join", lambda *_: events.append("process group"))
+    monkeypatch.setattr(engine.deepspeed, "init_distributed", lambda: None)
     for name, value in {"RANK": "5", "LOCAL_RANK": "3", "WORLD_SIZE": "8"}.items():
         monkeypatch.setenv(name, value)
     engine.start_process_group()
@@ -110,7 +111,8 @@ def test_processes_without_ranks_do_not_become_runs_of_their_own(monkeypatch):
 
 def test_a_run_of_one_process_takes_a_port_of_its_own(monkeypatch):
     ports = []
-    monkeypatch.setattr(engine.deepspeed, "init_distributed", lambda: ports.append(os.environ["MASTER_PORT"]))
+    monkeypatch.setattr(engine, "join", lambda *_: ports.append(os.environ["MASTER_PORT"]))
+    monkeypatch.setattr(engine.deepspeed, "init_distributed", lambda: None)
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     engine.start_process_group()

@@ -62,6 +62,7 @@ def stopped(run: Path, name: str, step: int) -> Path:
     for checkpoint in (copy / "checkpoints").glob("step-*"):
         if int(checkpoint.name.removeprefix("step-")) > step:
             shutil.rmtree(checkpoint)
+    (copy / "checkpoints" / "latest").write_text(f"step-{step:08d}")
     return copy
 
 

@@ -1,0 +1,100 @@
+"""Steps whose numbers are not finite: skipped as if they had not been; too many in a row are looked into.
+
+The truth of a skipped step is its effect: none. What follows it is the same at every ZeRO stage, because all of them
+skip it (absolute tolerance of losses of about 10: 1e-4).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from diffcse_scale.exit_codes import ExitCode
+from diffcse_scale.training.nonfinite import Buffers
+from tests.training.launch import ROOT, environment, launch, metrics
+
+PROGRAM = Path(__file__).with_name("poisoned_program.py")
+
+
+def train(toy_world, run: Path, steps: str, *more: str, stage: int = 2, monkeypatch):
+    monkeypatch.setenv("POISON", steps)
+    config = str(ROOT / "ds_configs" / f"zero{stage}.json")
+    recipe = str(toy_world / "toy.yaml")
+    arguments = ["--deepspeed_config", config, "--recipe", recipe, "--output", str(run), "max_skipped_steps=3", *more]
+    return launch(*arguments, program=PROGRAM)
+
+
+@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=pytest.mark.slow), 2, 3])
+def test_isolated_steps_are_skipped_and_leave_weights_and_statistics_as_they_were(
+    toy_world, tmp_path, stage, monkeypatch
+):
+    result = train(toy_world, tmp_path / "run", "3,4,7", stage=stage, monkeypatch=monkeypatch)
+    assert result.returncode == 0, result.stdout
+    for step in (4, 5, 8):
+        assert f"Step {step} is skipped: its loss or gradient is not finite." in result.stdout
+    losses = {row["step"]: row["loss"] for row in metrics(tmp_path / "run") if "loss" in row}
+    assert sorted(losses) == [1, 2, 3, 6, 7, 9, 10, 11, 12] and all(map(math.isfinite, losses.values()))
+    reference = tmp_path.parent / "skipped-losses.json"  # of whichever stage ran first
+    if not reference.exists():
+        reference.write_text(json.dumps(losses))
+    for step, loss in json.loads(reference.read_text()).items():
+        assert losses[int(step)] == pytest.approx(loss, abs=1e-4)
+
+
+def test_too_many_in_a_row_stop_the_run_with_what_is_needed_to_replay_them(toy_world, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    result = train(toy_world, run, "3,4,7,8,9,10", "log_every=5", monkeypatch=monkeypatch)
+    assert result.returncode == ExitCode.NOT_FINITE, result.stdout
+    assert "Loss or gradient is not finite from step 8 on, on rank 0, 1" in result.stdout
+    assert f"look again with `diffcse-scale replay {run}`" in result.stdout
+    # the weights that step 8 met, and nothing later
+    assert (run / "checkpoints" / "latest").read_text().strip() == "step-00000007"
+    dump = json.loads((run / "nonfinite" / "step-00000008.json").read_text())
+    assert dump["step"] == 8 and len(set(dump["sentences"])) == 16
+    assert [one["loss"] for one in dump["ranks"]] == ["nan", "nan"]
+    assert dump["ranks"][0]["first_module"] == "encoder"
+    assert all(isinstance(weight["norm"], float) for weight in dump["weights"].values())
+    assert {weight["group"] for weight in dump["weights"].values()} == {"decayed", "kept"}
+    assert dump["ranks"][0]["gradient_norms"]["encoder.backbone.embeddings.word_embeddings.weight"] == "nan"
+    state = json.loads((run / "status.json").read_text())
+    assert state["state"] == "failed" and "not finite from step 8" in state["message"]
+
+    replayed = subprocess.run(
+        ["diffcse-scale", "replay", str(run)], env=environment(), capture_output=True, text=True, check=False
+    )
+    # nothing poisons these processes
+    assert "Step 8 was not finite and is so now: it depends on more than weights" in replayed.stdout, replayed.stderr
+    again = json.loads((run / "nonfinite" / "replay-step-00000008.json").read_text())
+    assert again["sentences"] == dump["sentences"] and again["weights"] == dump["weights"]
+
+    # after the cause is mended the run goes on from before the bad steps
+    monkeypatch.setenv("POISON", "")
+    resumed = train(toy_world, run, "", "log_every=5", "--resume", monkeypatch=monkeypatch)
+    assert resumed.returncode == 0 and "Resuming after step 7 of 12" in resumed.stdout, resumed.stdout
+
+
+def test_a_learning_rate_that_is_far_too_large_is_told_by_the_same_words(toy_world, tmp_path):
+    result = launch(
+        *("--recipe", str(toy_world / "toy.yaml"), "--output", str(tmp_path / "run"), "max_skipped_steps=2"),
+        *("optimizer.learning_rate=1e30", "evaluation.data=null", "objective.rtd_weight=0"),
+    )
+    assert result.returncode == ExitCode.NOT_FINITE, result.stdout
+    assert "Loss or gradient is not finite from step 2 on" in result.stdout
+    assert "then lower optimizer.learning_rate" in result.stdout
+
+
+def test_statistics_are_put_back():
+    module = nn.BatchNorm1d(3)
+    module(torch.randn(8, 3))
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    buffers = Buffers(module)
+    module(torch.full((8, 3), math.nan))
+    assert not torch.isfinite(module.running_mean).all()
+    buffers.put_back()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())

@@ -1,0 +1,68 @@
+"""A rank's files: what is written can be read, is known by its checksum, and a failure says why."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+
+from diffcse_scale.training.shards import ShardWriter, read_shard
+
+
+def _state():
+    base = torch.arange(12.0)
+    return {"weights": {"a": base[:3], "b": torch.ones(2, dtype=torch.bfloat16)}, "steps": [1, (2, "x")], "none": None}
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_what_was_written_is_read_back_and_has_the_checksum_that_is_told(tmp_path, background):
+    writer = ShardWriter(background)
+    writer.save(_state(), str(tmp_path / "shard.pt"))
+    writer.write_text("hello", tmp_path / "state.json")
+    shard, text = writer.written()
+    found = read_shard(tmp_path / "shard.pt")
+    assert torch.equal(found["weights"]["a"], torch.arange(3.0)) and found["weights"]["b"].dtype == torch.bfloat16
+    assert found["steps"] == [1, (2, "x")] and found["none"] is None
+    for entry, name in ((shard, "shard.pt"), (text, "state.json")):
+        content = (tmp_path / name).read_bytes()
+        assert entry == (name, len(content), hashlib.sha256(content).hexdigest())
+    assert writer.written() == []
+
+
+def test_a_part_of_a_large_storage_does_not_bring_the_rest_along(tmp_path):
+    writer = ShardWriter()
+    writer.save({"part": torch.zeros(1_000_000)[:10]}, str(tmp_path / "shard.pt"))
+    (entry,) = writer.written()
+    assert entry.size < 10_000
+
+
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("text", [True, False], ids=["text", "tensors"])
+def test_a_full_disk_is_told_by_its_own_name(tmp_path, background, text):
+    (tmp_path / "shard.pt").symlink_to("/dev/full")
+    writer = ShardWriter(background)
+    if text:
+        writer.write_text("hello", tmp_path / "shard.pt")
+    else:
+        writer.save(_state(), str(tmp_path / "shard.pt"))
+    with pytest.raises(OSError, match="No space left on device"):
+        writer.written()
+
+
+def test_a_disk_that_does_not_keep_what_it_was_given_is_noticed(tmp_path):
+    (tmp_path / "shard.pt").symlink_to("/dev/null")
+    writer = ShardWriter()
+    writer.write_text("hello", tmp_path / "shard.pt")
+    with pytest.raises(OSError, match="reads back with another content"):
+        writer.written()
+
+
+def test_a_shard_with_code_in_it_is_not_read(tmp_path):
+    class Surprise:
+        def __reduce__(self):
+            return print, ("surprise",)
+
+    torch.save({"surprise": Surprise()}, tmp_path / "shard.pt")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        read_shard(tmp_path / "shard.pt")

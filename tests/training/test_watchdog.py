@@ -1,0 +1,107 @@
+"""Who is silent: three ranks' watchdogs, in processes of their own, as signs of life come and end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from diffcse_scale.distributed import free_port
+from diffcse_scale.exit_codes import ExitCode
+from tests.training.launch import environment
+
+# each rank goes on until its own time comes: then it stands still, its process alive
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from diffcse_scale.distributed import join
+from diffcse_scale.training.watchdog import Watchdog
+
+def stands_still():
+    time.sleep(1000)
+
+join("gloo", 60)
+folder, doing, stops_after = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+with Watchdog(folder, patience=1.5) as watchdog:
+    (folder / sys.argv[4]).touch()
+    for beat in range(10_000):
+        watchdog.beat(doing)
+        if beat == stops_after:
+            stands_still()
+        time.sleep(0.05)
+"""
+
+
+class World:
+    """Three ranks; `stops_after[rank]` beats a main thread stands still."""
+
+    def __init__(self, folder: Path, stops_after: tuple[int, ...], doing: str = "training") -> None:
+        self.folder, port = folder, free_port()
+        self.processes = []
+        for rank, beats in enumerate(stops_after):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(stops_after))}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            command = [sys.executable, "-c", PROGRAM, str(folder), doing, str(beats), f"ready-{rank}"]
+            self.processes.append(
+                subprocess.Popen(command, env={**environment(), **place}, stderr=subprocess.PIPE, text=True)
+            )
+
+    def __enter__(self) -> World:
+        deadline = time.monotonic() + 120
+        while not all((self.folder / f"ready-{rank}").exists() for rank in range(len(self.processes))):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+    def end(self, rank: int) -> tuple[int, str]:
+        said = self.processes[rank].communicate(timeout=30)[1]
+        return self.processes[rank].returncode, said
+
+
+@pytest.mark.parametrize("silent", [0, 1, 2])
+def test_a_stopped_process_is_found_by_the_others_and_named(tmp_path, silent):
+    with World(tmp_path, (9999, 9999, 9999)) as world:
+        os.kill(world.processes[silent].pid, signal.SIGSTOP)
+        for rank in {0, 1, 2} - {silent}:
+            code, said = world.end(rank)
+            assert code == ExitCode.HUNG
+            assert f"Rank {silent} has given no sign of life for" in said
+            assert "while training; the stacks of the ranks that wait are in " in said
+            stacks = (tmp_path / f"rank-{rank}.txt").read_text()
+            assert f"rank {rank} on " in stacks and '"<string>", line' in stacks
+    assert not (tmp_path / f"rank-{silent}.txt").exists()
+
+
+def test_a_main_thread_that_stands_still_is_the_one_that_is_behind(tmp_path):
+    with World(tmp_path, (40, 20, 40)) as world:
+        ends = [world.end(rank) for rank in range(3)]
+    assert [code for code, _ in ends] == [ExitCode.HUNG] * 3
+    assert all("Rank 1 is alive but has not gone on for" in said for _, said in ends)
+    assert "in stands_still" in (tmp_path / "rank-1.txt").read_text()
+
+
+def test_when_none_is_behind_that_is_what_is_said(tmp_path):
+    with World(tmp_path, (20, 20, 20)) as world:
+        assert all("No rank has gone on for" in world.end(rank)[1] for rank in range(3))
+
+
+def test_what_may_take_long_is_not_a_hang(tmp_path):
+    with World(tmp_path, (20, 20), doing="exporting") as world:
+        time.sleep(6)
+        assert [process.poll() for process in world.processes] == [None, None]
+
+
+def test_ranks_that_go_on_are_left_alone(tmp_path):
+    with World(tmp_path, (9999, 9999)) as world:
+        time.sleep(5)
+        assert [process.poll() for process in world.processes] == [None, None]
