@@ -150,10 +150,11 @@ class Checkpoints:
             return
         write_manifest(partial, entries)
         sync_folder(partial)
-        whole = self._folder / checkpoint_name(step)
-        if whole.exists():
-            shutil.rmtree(whole)  # older than `latest`, or damaged: what is resumed from is not written again
-        partial.rename(whole)
+        # damaged ones that a resume passed over, or of steps that were skipped: what is resumed from comes before
+        for newer in checkpoint_steps(self._folder):
+            if newer >= step:
+                shutil.rmtree(self._folder / checkpoint_name(newer))
+        whole = partial.rename(self._folder / checkpoint_name(step))
         write_durably(whole.name + "\n", self._folder / LATEST)
         steps = checkpoint_steps(self._folder)
         scores = {old: self._score(old) for old in steps}

@@ -129,15 +129,18 @@ class RunDirectory:
             ExitCode.SUPERSEDED,
         ):
             return  # `Supervision.ended` has said it
-        if error is not None:
-            self.failed(str(error) or kind.__name__ if kind else "")
+        if isinstance(error, RunEnded):
+            self.failed(str(error), error.exit_code)
+        elif error is not None:
+            mistake = isinstance(error, InputError)
+            self.failed(str(error) or type(error).__name__, ExitCode.MISTAKE if mistake else ExitCode.FAILED)
 
-    def failed(self, message: str) -> None:
+    def failed(self, message: str, exit_code: ExitCode) -> None:
         """Say in `status.json` that the run has failed, from any rank: the main one may be what has failed."""
         if self.replays:
             return
         status = self.status if is_main() else StatusFile.found(self.path / STATUS)
-        status.update(now=True, state="failed", message=message.splitlines()[0] if message else "")
+        status.update(now=True, state="failed", message=message.splitlines()[0], exit_code=exit_code)
 
     def describe(self, recipe: Recipe, **facts: Any) -> None:
         """Write `recipe.yaml` and `run.json`: from now on the folder holds a run. Called on every rank.
@@ -170,7 +173,7 @@ class RunDirectory:
     def finish(self, **result: Any) -> None:
         """Write `result.json`, the mark of a finished run."""
         write_durably(json.dumps(result, indent=1), self.path / "result.json")
-        self.status.update(now=True, state="finished", seconds_left=0)
+        self.status.update(now=True, state="finished", seconds_left=0, exit_code=ExitCode.FINISHED)
 
 
 def _open(path: str | None, recipe: Recipe, start: Start) -> RunDirectory:
@@ -223,7 +226,7 @@ def _claim(folder: Path, recipe: Recipe, start: Start) -> RunDirectory:
         run.stop_file.unlink()  # meant for the run before
     restarts = len(history) if begun else 0
     run.status = StatusFile(
-        folder / STATUS, run.owned, state="preparing", job=now.job, restarts=restarts, step=now.step
+        folder / STATUS, run.ownership.lasts, state="preparing", job=now.job, restarts=restarts, step=now.step
     )
     run.status.update(now=True)
     return run

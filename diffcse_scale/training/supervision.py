@@ -112,6 +112,11 @@ class Supervision:
         finally:
             over.set()
             looking.join(2 * LOOK)
+        # it may have come too late for the thread, or for some ranks' threads
+        (reason,) = agree(max(self._leave_now or Reason.NONE, self._request()))
+        self._leave_now = None
+        if reason:
+            raise self.ended(Reason(reason), None, 0, None)
 
     def _look_while_preparing(self, over: threading.Event) -> None:
         store = control_store()
@@ -189,7 +194,7 @@ class Supervision:
             self._run.stop_file.unlink(missing_ok=True)
         saved = f"{checkpoint} is whole; " if checkpoint else ""
         message = f"Stopped by {WORDS[reason]} {where}; {saved}continue with --auto-resume."
-        self._run.status.update(now=True, state="stopped", message=message)
+        self._run.status.update(now=True, state="stopped", message=message, exit_code=_exit_code(reason))
         return RunEnded(message, _exit_code(reason))
 
 

@@ -104,7 +104,8 @@ class Trainer:
             self.engine.train()
             self.window.begin_timing()
             with (
-                tqdm(total=self.plan.steps, initial=self.step, unit="step", disable=not is_main()) as bar,
+                # in a log file the lines of `_log` tell the same
+                tqdm(total=self.plan.steps, initial=self.step, unit="step", disable=None if is_main() else True) as bar,
                 self.batches.prefetch(self.step, self.plan.steps) as batches,
             ):
                 for batch in batches:

@@ -54,7 +54,7 @@ class Watchdog:
     Args:
         folder: where stacks are written, as `rank-3.txt`.
         patience: seconds of silence after which a rank counts as lost.
-        report: called with the one sentence before the process ends, on every rank that can.
+        report: called with the one sentence and the exit code before the process ends, on every rank that can.
         leave: ends the process.
     """
 
@@ -62,7 +62,7 @@ class Watchdog:
         self,
         folder: Path,
         patience: float,
-        report: Callable[[str], None] = lambda message: None,
+        report: Callable[[str, ExitCode], None] = lambda message, code: None,
         leave: Callable[[int], None] = os._exit,
     ) -> None:
         self._folder, self._patience, self._report, self._leave = folder, patience, report, leave
@@ -171,7 +171,7 @@ class Watchdog:
             stacks.write(f"rank {rank()} on {host_name()}, process {os.getpid()}: {verdict}\n")
             faulthandler.dump_traceback(stacks)
         print(f"error on rank {rank()} ({host_name()}): {verdict}", file=sys.stderr, flush=True)
-        self._report(verdict)
+        self._report(verdict, ExitCode.HUNG)
         # the launcher ends the others when the first leaves; they, too, are to write their stacks
         time.sleep(2 * self._period + 1)
         for child in psutil.Process().children(recursive=True):

@@ -85,6 +85,12 @@ class Cases:
             kept.append(checkpoint_steps(self.folder / "stay"))
         return kept
 
+    def going_back(self) -> Any:
+        """A checkpoint of an earlier step than the newest, as after skipped steps."""
+        checkpoints = self._saved("back", (4, 6), keep=1)
+        checkpoints.save(5, {"best": {}})
+        return self._after("back", lambda folder: None), checkpoint_steps(self.folder / "back")
+
     def damaged(self) -> Any:
         """The newest of two is damaged, in one of several ways; then all are."""
         shard = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
@@ -188,6 +194,10 @@ def test_a_checkpoint_written_while_training_goes_on_is_of_the_step_it_was_taken
 
 def test_the_newest_stay_and_the_best_beside_them(found):
     assert found[0]["what_stays"] == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [5, 6]]
+
+
+def test_a_checkpoint_of_an_earlier_step_takes_the_place_of_later_ones(found):
+    assert found[0]["going_back"] == ((5, []), [5])
 
 
 @pytest.mark.parametrize("way", ["flipped", "truncated", "json", "manifest"])

@@ -211,12 +211,15 @@ def test_a_failure_is_the_last_word_of_the_status_and_an_orderly_stop_is_not_a_f
         (ValueError("out of luck\nsecond line"), "failed"),
         (RunEnded("stopped", ExitCode.STOPPED), "training"),
         (RunEnded("not finite", ExitCode.NOT_FINITE), "failed"),
+        (InputError("a mistake"), "failed"),
     ):
         with pytest.raises(type(error)), RunDirectory.open(folder, RECIPE, start="auto") as run:
             run.status.update(now=True, state="training")
             raise error
         status = json.loads((run.path / "status.json").read_text())
         assert status["state"] == state
+        codes = {"ValueError": 1, "InputError": 2, "RunEnded": 79 if state == "failed" else None}
+        assert status.get("exit_code") == codes[type(error).__name__]
         assert status.get("message") == (str(error).splitlines()[0] if state == "failed" else None)
         run.lock.release()
 

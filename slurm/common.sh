@@ -1,0 +1,130 @@
+# shellcheck shell=bash
+# Sourced by every job script.
+#
+# sbatch runs a copy of a script from a folder of its own, so a script cannot tell where it came from: submit from the
+# repository's root, or export DIFFCSE_HOME and submit from anywhere. Relative paths are those of the folder in which
+# you submit.
+DIFFCSE_HOME=${DIFFCSE_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
+source "$DIFFCSE_HOME/slurm/site.sh"
+
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python
+    if [ -z "$CONTAINER" ] && [ -x "$DIFFCSE_HOME/.venv/bin/python" ]; then PYTHON=$DIFFCSE_HOME/.venv/bin/python; fi
+fi
+
+# torch would start a thread for every core of the node in every rank
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+# srun no longer takes --cpus-per-task over from the job (since 22.05): a rank would be left with one core
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+# the text is tokenized by processes, each of which would start threads
+export TOKENIZERS_PARALLELISM=false
+# the last words of a killed rank are in the log
+export PYTHONUNBUFFERED=1
+# a crash below Python (a driver, a kernel) leaves the Python stack in the log
+export PYTHONFAULTHANDLER=1
+# a collective whose peer has died ends the process, without a clean-up that may hang in its turn
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-3}
+# NCCL says nothing at all by default, not even why it failed
+export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
+
+# How a step is run. A rank that leaves takes the others with it after `--wait` seconds; --kill-on-bad-exit would do so
+# at once, in the middle of what they still write, and the step would end with their signal instead of its exit code.
+step=(srun --kill-on-bad-exit=0 --wait="${SLURM_WAIT:-60}")
+contained=()
+if [ -n "$CONTAINER" ]; then
+    mounts=$PWD:$PWD,$DIFFCSE_HOME:$DIFFCSE_HOME${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}
+    case $CONTAINER_TOOL in
+        apptainer) contained=(apptainer exec --nv --pwd "$PWD" --bind "$mounts" "$CONTAINER") ;;
+        pyxis) step+=(--container-image="$CONTAINER" --container-mounts="$mounts" --container-workdir="$PWD") ;;
+        *) echo "error: CONTAINER_TOOL is $CONTAINER_TOOL; apptainer and pyxis are known." >&2 && exit 2 ;;
+    esac
+fi
+# shellcheck disable=SC2034  # the scripts use it
+cli=("${contained[@]}" "$PYTHON" -c 'from diffcse_scale.cli import main; main()')
+
+# preempt: tell the running step to checkpoint and leave. srun passes USR1 on to every task (TERM it does not);
+# DeepSpeed's launcher passes on nothing, so every step of training looks for a file.
+stop_file=
+preempt() {
+    if [ -n "$stop_file" ]; then
+        mkdir -p "${stop_file%/*}" && echo requeue >"$stop_file"
+    else
+        kill -USR1 "$running" 2>/dev/null || true # it may have ended just now
+    fi
+}
+
+# run COMMAND...: the exit code is left in `code`. In the background, as bash acts on a signal only between two commands.
+run() {
+    local signalled
+    code=0 cancelled=
+    "$@" &
+    running=$!
+    trap 'signalled=yes; preempt' USR1  # the time limit is near, or another job wants the nodes
+    trap 'signalled=yes cancelled=yes' TERM  # scancel or the time limit itself: the tasks have got it too
+    while :; do
+        signalled=
+        wait "$running" && code=0 || code=$?
+        # a signal ends `wait`, not the step; after the step's end its exit code is given once more
+        [ -n "$signalled" ] || break
+    done
+}
+
+# leave: requeue this job if its step ended for that, else end as the step did. What was cancelled stays cancelled.
+leave() {
+    if [ -z "$cancelled" ] && [[ " $REQUEUE_ON " == *" $code "* ]]; then
+        # one run of an array: its last one has the array's own number as its own, which stands for all of them
+        local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+        job=${job:-$SLURM_JOB_ID}
+        echo "Exit code $code: job $job queues itself again."
+        trap '' TERM # which scontrol sends to this very script
+        exec scontrol requeue "$job"
+    fi
+    exit "$code"
+}
+
+# train [train.py's arguments]: the whole job, from the rank variables to the requeue. Without --output the run lies
+# where every restart of this job finds it.
+train() {
+    local output='' before='' argument
+    for argument in "$@"; do
+        if [ "$before" = --output ]; then output=$argument; fi
+        case $argument in --output=*) output=${argument#*=} ;; esac
+        before=$argument
+    done
+    if [ -z "$output" ]; then
+        output=runs/$SLURM_JOB_NAME-$SLURM_JOB_ID
+        set -- "$@" --output "$output"
+    fi
+    set -- "$DIFFCSE_HOME/train.py" --auto-resume "$@"
+
+    read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    # another port for each job and restart: what is left of an earlier one must not meet this one. Below 32768 the
+    # system gives none away by itself.
+    MASTER_PORT=$((20000 + (SLURM_JOB_ID * 16 + ${SLURM_RESTART_COUNT:-0}) % 12000))
+    DIFFCSE_WORLD_SIZE=$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE))
+    export MASTER_ADDR MASTER_PORT DIFFCSE_WORLD_SIZE
+
+    case ${LAUNCHER:=srun} in
+        srun) run "${step[@]}" "$DIFFCSE_HOME/slurm/rank.sh" "${contained[@]}" "$PYTHON" "$@" ;;
+        deepspeed)
+            # one launcher a node; without a number of CPUs a task it has all that the job has there
+            step+=(--ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
+            unset SRUN_CPUS_PER_TASK
+            stop_file=$output/stop
+            DIFFCSE_HOSTS=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/ slots=$SLURM_NTASKS_PER_NODE/")
+            export DIFFCSE_HOSTS
+            run "${step[@]}" "$DIFFCSE_HOME/slurm/node.sh" "${contained[@]}" "$PYTHON" "$@"
+            ;;
+        *) echo "error: LAUNCHER is $LAUNCHER; srun and deepspeed are known." >&2 && exit 2 ;;
+    esac
+
+    # where a rank had to be killed srun gives that code, the largest, and not what the others said: it is in the status
+    if [ "$code" -gt 128 ]; then
+        code=$(sed -n 's/.*"exit_code": \(7[0-9]\).*/\1/p' "$output/status.json" 2>/dev/null | grep . || echo "$code")
+    fi
+    if [ "$code" = 0 ] && [ ! -e "$output/result.json" ]; then
+        echo "error: the step ended with exit code 0, but $output has no result.json: the run has not finished." >&2
+        code=1
+    fi
+    leave
+}

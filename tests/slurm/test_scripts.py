@@ -1,0 +1,209 @@
+"""The job scripts by themselves; what they start is a stand-in."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.conftest import ROOT, Cluster, Job
+
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
+SOURCED = sorted((ROOT / "slurm").glob("*.sh"))
+names = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+
+
+def _common(commands: str, cwd: Path, **environment: str) -> str:
+    """Output of `commands` after common.sh, outside of any job."""
+    return subprocess.run(
+        ["bash", "-euc", f'source "{ROOT}/slurm/common.sh"; {commands}'],
+        cwd=cwd,
+        env={**os.environ, "DIFFCSE_HOME": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_shellcheck_finds_nothing():
+    if shutil.which("shellcheck") is None:
+        pytest.skip("no shellcheck here: tests/slurm/local_cluster.sh install")
+    files = [*SCRIPTS, *SOURCED, ROOT / "tests/slurm/local_cluster.sh"]
+    done = subprocess.run(["shellcheck", *files], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_task_knows_its_rank():
+    done = subprocess.run(
+        [ROOT / "slurm/rank.sh", "bash", "-c", "echo $RANK $WORLD_SIZE $LOCAL_RANK"],
+        env={**os.environ, "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["5", "8", "1"]
+
+
+@pytest.mark.parametrize(
+    ("tool", "expected"),
+    [
+        ("apptainer", "--wait=60 | apptainer exec --nv --pwd {cwd} --bind {cwd}:{cwd},{root}:{root},/data:/data image"),
+        (
+            "pyxis",
+            "--wait=60 --container-image=image --container-mounts={cwd}:{cwd},{root}:{root},/data:/data "
+            "--container-workdir={cwd} |",
+        ),
+    ],
+)
+def test_a_container_is_put_around_the_command(tool: str, expected: str, tmp_path: Path):
+    printed = _common(
+        'echo "${step[@]} | ${contained[@]}"',
+        tmp_path,
+        CONTAINER="image",
+        CONTAINER_TOOL=tool,
+        CONTAINER_MOUNTS="/data:/data",
+    )
+    assert printed.strip().endswith(expected.format(cwd=tmp_path, root=ROOT)), printed
+
+
+def test_what_the_environment_sets_wins_over_the_defaults(tmp_path: Path):
+    show = 'echo "$OMP_NUM_THREADS $PYTHON $NCCL_DEBUG"'
+    assert _common(show, tmp_path, OMP_NUM_THREADS="3", PYTHON="/my/python", NCCL_DEBUG="INFO").split() == [
+        "3",
+        "/my/python",
+        "INFO",
+    ]
+
+
+@pytest.mark.slurm
+@names
+def test_sbatch_accepts(script: Path, cluster: Cluster):
+    cluster.ask("sbatch", "--test-only", str(script))
+
+
+@pytest.mark.slurm
+def test_sbatch_accepts_many_gpus_on_many_nodes(cluster: Cluster):
+    wide = ["--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8"]
+    cluster.ask("sbatch", "--test-only", *wide, str(ROOT / "slurm/train.sbatch"))
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    """Stands in for Python: shows its rank and arguments, and does what $ACT says."""
+    file = tmp_path / "stand-in"
+    file.write_text(
+        "#!/usr/bin/env bash\n"
+        'echo "rank $RANK of $WORLD_SIZE, asked for $DIFFCSE_WORLD_SIZE, $MASTER_ADDR $MASTER_PORT: ${*:2}"\n'
+        'run=$(dirname "$0")/run\n'
+        "restart=${SLURM_RESTART_COUNT:-0}\n"
+        'eval "$ACT"\n'
+    )
+    file.chmod(0o755)
+    (tmp_path / "run").mkdir()
+    return file
+
+
+FINISH = 'touch "$run/result.json"; exit 0'
+
+
+@pytest.mark.slurm
+def test_ranks_ports_and_the_world_asked_for(cluster: Cluster, stand_in: Path):
+    job = cluster.submit(
+        *("--nodes=2", "--ntasks-per-node=2", "train.sbatch", "--output", "run", "a=1 2"),
+        cwd=stand_in.parent,
+        PYTHON=str(stand_in),
+        ACT=f"if [ $restart = 0 ]; then exit 75; fi; {FINISH}",
+    ).end(60)
+    lines = [line for line in job.log.splitlines() if line.startswith("rank")]
+    port = 20000 + int(job.number) * 16 % 12000
+    expected = [
+        f"rank {rank} of 4, asked for 4, node1 {port + restart}: --auto-resume --output run a=1 2"
+        for restart in (0, 1)
+        for rank in range(4)
+    ]
+    assert sorted(lines) == sorted(expected), job.log
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize(
+    ("act", "state", "code", "restarts"),
+    [
+        pytest.param(FINISH, "COMPLETED", "0:0", "0", id="finished"),
+        pytest.param(f"[ $restart = 2 ] || exit 75; {FINISH}", "COMPLETED", "0:0", "2", id="preempted twice"),
+        pytest.param(f"[ $restart = 1 ] || kill -USR1 $$; {FINISH}", "COMPLETED", "0:0", "1", id="while starting"),
+        pytest.param("exit 0", "FAILED", "1:0", "0", id="0 without result.json"),
+        pytest.param("exit 74", "FAILED", "74:0", "0", id="stopped"),
+        pytest.param("exit 2", "FAILED", "2:0", "0", id="mistake"),
+    ],
+)
+def test_a_job_ends_or_starts_again(act: str, state: str, code: str, restarts: str, cluster: Cluster, stand_in: Path):
+    job = cluster.submit("train.sbatch", "--output=run", cwd=stand_in.parent, PYTHON=str(stand_in), ACT=act).end(
+        90, state
+    )
+    assert (job.fact("ExitCode"), job.fact("Restarts")) == (code, restarts), job.log
+    assert ("has not finished" in job.log) == (act == "exit 0")
+
+
+@pytest.mark.slurm
+def test_codes_to_start_again_after_are_the_sites_choice(cluster: Cluster, stand_in: Path):
+    job = cluster.submit(
+        "train.sbatch",
+        "--output=run",
+        cwd=stand_in.parent,
+        PYTHON=str(stand_in),
+        ACT=f"[ $restart = 1 ] || exit 77; {FINISH}",
+        REQUEUE_ON="75 77",
+    ).end(60)
+    assert job.fact("Restarts") == "1"
+
+
+@pytest.mark.slurm
+def test_a_cancelled_job_stays_cancelled_whatever_its_exit_code(cluster: Cluster, stand_in: Path):
+    job = cluster.submit(
+        "train.sbatch",
+        "--output=run",
+        cwd=stand_in.parent,
+        PYTHON=str(stand_in),
+        ACT="trap 'exit 75' TERM; echo ready; while :; do sleep 0.2; done",
+    )
+    job.until("its start", lambda: "ready" in job.log, 30)
+    job.cancel()
+    job.end(30, "CANCELLED")
+    assert job.fact("Restarts") == "0"
+
+
+@pytest.mark.slurm
+def test_without_an_output_every_restart_gets_the_same(cluster: Cluster, stand_in: Path):
+    job = cluster.submit(
+        "--job-name=mine",
+        "train.sbatch",
+        cwd=stand_in.parent,
+        PYTHON=str(stand_in),
+        ACT="[ $restart = 1 ] || exit 75; exit 2",
+    ).end(60, "FAILED")
+    assert job.log.count(f"--auto-resume --output runs/mine-{job.number}\n") == 2, job.log
+
+
+@pytest.mark.slurm
+def test_each_run_of_a_sweep_starts_again_by_itself_and_the_summary_waits(cluster: Cluster, stand_in: Path):
+    printed = cluster.ask(
+        "bash",
+        str(ROOT / "slurm/sweep.sbatch"),
+        *("--cpus-per-task=1", "seed=1,2", "model.encoder=a/b,c", "--", "--recipe", "r", "--output=sweep", "x=1"),
+        cwd=stand_in.parent,
+        PYTHON=str(stand_in),
+        ACT='out=${@: -1}; if [ -z "$RANK" ]; then ls sweep/*/result.json; exit 0; fi; mkdir -p "$out"; '
+        'if [ $restart = 0 ] && [[ $out = *seed=2* ]]; then exit 75; fi; touch "$out/result.json"; exit 0',
+    )
+    array, summary = re.findall(r"job (\d+)", printed)
+    folders = [f"sweep/seed={seed},model.encoder={encoder}" for encoder in ("a_b", "c") for seed in (1, 2)]
+    assert Job(cluster, summary, stand_in.parent).end(90).log.splitlines() == [
+        f"rank  of , asked for ,  : from diffcse_scale.cli import main; main() summarize {' '.join(folders)}",
+        *sorted(f"{folder}/result.json" for folder in folders),
+    ]
+    log = Job(cluster, array, stand_in.parent).log
+    assert log.count("queues itself again") == 2
+    assert log.count("--auto-resume --recipe r x=1 seed=2 model.encoder=a/b --output " + folders[1] + "\n") == 2, log
