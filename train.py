@@ -12,6 +12,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -117,4 +119,9 @@ if __name__ == "__main__":
             # that only this rank can see is told all the same
             time.sleep(3)
         print(f"error: {error}" if local_rank() == 0 else f"error on rank {rank()}: {error}", file=sys.stderr)
+        sys.exit(ExitCode.MISTAKE)
+    except Exception as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        print(f"error: {error}; the newest whole checkpoint stays; free some and go on with --resume.", file=sys.stderr)
         sys.exit(ExitCode.MISTAKE)

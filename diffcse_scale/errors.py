@@ -19,5 +19,8 @@ class RunEnded(Exception):
     """
 
     def __init__(self, message: str, exit_code: ExitCode) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+        super().__init__(message, exit_code)  # both, so that one rank's can be sent to the others
+        self.message, self.exit_code = message, exit_code
+
+    def __str__(self) -> str:
+        return self.message

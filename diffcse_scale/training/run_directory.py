@@ -149,11 +149,14 @@ class RunDirectory:
 
         Raises:
             InputError: on resume, the corpus or the precision is not that of the run.
+            RunEnded: a later incarnation has taken the run over.
         """
         record = self.path / "run.json"
         written = {"command": " ".join(sys.argv), **facts, "environment": environment()}
         if self.replays:
             return
+        if not broadcast_object(self.owned() if is_main() else None):
+            raise RunEnded(f"A later incarnation has taken over {self.path}.", ExitCode.SUPERSEDED)
         if self.begun:
             begun = json.loads(record.read_text(encoding="utf-8"))
             for name in ("data_fingerprint", "precision"):

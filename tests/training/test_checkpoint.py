@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from diffcse_scale.training import shards
 from diffcse_scale.training.checkpoint import Checkpoints
 from diffcse_scale.training.manifest import checkpoint_steps
 from tests.ranks import run_ranks
+from tests.small_disk import small_disk
 from tests.training.small_engine import small_engine, train_step, whole_state
 
 
@@ -133,8 +133,8 @@ class Cases:
         return sorted(entry.name for entry in (self.folder / "superseded").iterdir() if entry.is_dir())
 
     def disk_full(self) -> Any:
-        with _small_disk(self.folder / "full") as there:
-            if not there:
+        with small_disk(self.folder / "full") if rank() == 0 else nullcontext(False) as mounted:
+            if not gather_objects(mounted)[0]:
                 return None
             checkpoints = self._saved("full", (1,))
             barrier()
@@ -152,23 +152,8 @@ class Cases:
             last = checkpoint_steps(self.folder / "full")[-1]
             loaded = self._after("full", lambda folder: (folder / "filler").unlink())
             leftovers = list((self.folder / "full").glob("*.partial*"))
+            barrier()
             return said, last, loaded, leftovers
-
-
-@contextmanager
-def _small_disk(folder: Path) -> Any:
-    """`folder` with room for 1 MiB; False where this user may not mount."""
-    mounted = False
-    if rank() == 0:
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-        mounted = subprocess.run(command, check=False, capture_output=True).returncode == 0
-    try:
-        yield gather_objects(mounted)[0]
-        barrier()
-    finally:
-        if mounted:
-            subprocess.run(["umount", str(folder)], check=True)
 
 
 CASES = [name for name in vars(Cases) if not name.startswith("_")]

@@ -140,6 +140,9 @@ def test_an_older_incarnation_stops_at_its_next_step_and_writes_nothing_more(toy
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()} == before
     assert metrics(run) == metrics(truth)
     assert "Resuming after step 6 of 12" in newer.output()
+    # the same once more has nothing to do
+    with started(toy_world, run) as again:
+        assert again.wait() == DONE and f"The run in {run} has finished" in again.output()
 
 
 @pytest.mark.parametrize("silent", [0, 1])

@@ -197,6 +197,19 @@ def test_a_job_that_makes_no_progress_between_two_requeues_is_ended(tmp_path, mo
     assert end.value.exit_code == ExitCode.NO_PROGRESS
 
 
+def test_an_incarnation_that_was_superseded_before_it_began_writes_no_record(tmp_path, monkeypatch):
+    folder = str(tmp_path / "run")
+    _slurm(monkeypatch, 0)
+    older = RunDirectory.open(folder, RECIPE, start="auto")
+    _slurm(monkeypatch, 1)
+    newer = RunDirectory.open(folder, RECIPE, start="auto")
+    newer.describe(RECIPE, **FACTS)
+    record = (newer.path / "run.json").read_bytes()
+    with pytest.raises(RunEnded, match="A later incarnation has taken over") as end:
+        older.describe(RECIPE, **FACTS, plan="mine")
+    assert end.value.exit_code == ExitCode.SUPERSEDED and (newer.path / "run.json").read_bytes() == record
+
+
 def test_a_stop_file_that_was_meant_for_the_run_before_is_taken_away(tmp_path):
     run = started(str(tmp_path / "run"))
     run.stop_file.touch()
