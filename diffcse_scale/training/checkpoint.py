@@ -71,7 +71,7 @@ class Checkpoints:
 
     def begin(self) -> None:
         """Say on disk that there is no checkpoint yet, so that a `latest` that is missing later is known for a loss."""
-        if is_main():
+        if is_main() and self._owned():
             self._folder.mkdir(parents=True, exist_ok=True)
             if not (self._folder / LATEST).exists():
                 write_durably(NONE_YET + "\n", self._folder / LATEST)
@@ -199,7 +199,7 @@ class Checkpoints:
         latest, steps = self._candidates()
         if at is not None:
             steps = [step for step in steps if step == at]
-        elif is_main():
+        elif is_main() and self._owned():  # else they may be those of whoever owns the run
             for entry in self._folder.glob(f"*{PARTIAL}*"):
                 log.warning("Checkpoint %s is half-written; it is deleted.", entry.name)
                 shutil.rmtree(entry, ignore_errors=True)

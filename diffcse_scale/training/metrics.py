@@ -159,14 +159,19 @@ class MetricsFile:
 
     The file is kept open: when a later incarnation of the run replaces it, the rows of one that does not know yet go
     nowhere.
+
+    Args:
+        owned: whether the run is still this process's: else nothing is written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, owned: Callable[[], bool] = lambda: True) -> None:
+        self.path, self._owned = path, owned
         self._file: TextIO | None = None
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row; numbers that are not finite become null, as JSON has no others."""
+        if not self._owned():
+            return
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         if self._file is None:
             self._file = self.path.open("a", encoding="utf-8")
@@ -187,6 +192,8 @@ class MetricsFile:
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the rows that a resumed run is going to write again."""
+        if not self._owned():
+            return
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -225,6 +225,7 @@ def _claim(folder: Path, recipe: Recipe, start: Start) -> RunDirectory:
     folder.mkdir(parents=True, exist_ok=True)
     run.lock = _lock(folder, history[-1] if history else None, now)
     run.ownership = Ownership(folder / INCARNATIONS, now)
+    run.metrics = MetricsFile(run.metrics.path, run.ownership.lasts)
     if run.stop_file.exists() and run.stop_file.stat().st_mtime < psutil.Process().create_time():
         run.stop_file.unlink()  # meant for the run before
     restarts = len(history) if begun else 0

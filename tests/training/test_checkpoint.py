@@ -130,6 +130,16 @@ class Cases:
         checkpoints = self._saved("superseded", (1,), owned=lambda: owner[0])
         owner[0] = False
         checkpoints.save(2, {"best": {}})
+        # what the later one is writing is not this one's to delete
+        later = self.folder / "superseded" / "step-00000009.partial-1f2e3d4c"
+        if rank() == 0:
+            later.mkdir()
+        barrier()
+        checkpoints.load()
+        assert later.is_dir()
+        barrier()
+        if rank() == 0:
+            later.rmdir()
         return sorted(entry.name for entry in (self.folder / "superseded").iterdir() if entry.is_dir())
 
     def disk_full(self) -> Any:

@@ -197,7 +197,7 @@ def test_a_job_that_makes_no_progress_between_two_requeues_is_ended(tmp_path, mo
     assert end.value.exit_code == ExitCode.NO_PROGRESS
 
 
-def test_an_incarnation_that_was_superseded_before_it_began_writes_no_record(tmp_path, monkeypatch):
+def test_an_incarnation_that_was_superseded_before_it_began_writes_nothing(tmp_path, monkeypatch):
     folder = str(tmp_path / "run")
     _slurm(monkeypatch, 0)
     older = RunDirectory.open(folder, RECIPE, start="auto")
@@ -205,6 +205,10 @@ def test_an_incarnation_that_was_superseded_before_it_began_writes_no_record(tmp
     newer = RunDirectory.open(folder, RECIPE, start="auto")
     newer.describe(RECIPE, **FACTS)
     record = (newer.path / "run.json").read_bytes()
+    newer.metrics.write({"step": 1})
+    older.metrics.keep(lambda row: False)
+    older.metrics.write({"step": 1, "mine": True})
+    assert newer.metrics.rows() == [{"step": 1}]
     with pytest.raises(RunEnded, match="A later incarnation has taken over") as end:
         older.describe(RECIPE, **FACTS, plan="mine")
     assert end.value.exit_code == ExitCode.SUPERSEDED and (newer.path / "run.json").read_bytes() == record
