@@ -18,6 +18,9 @@ import sys
 import time
 from dataclasses import asdict
 
+from diffcse_scale import launchers  # noqa: F401  before all that takes long
+
+# isort: split
 from diffcse_scale.distributed import is_main, local_rank, rank, world_size
 from diffcse_scale.environment import code_version
 from diffcse_scale.errors import InputError, RunEnded

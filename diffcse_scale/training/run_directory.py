@@ -50,7 +50,7 @@ FREE_TO_CHANGE = (
 
 LOCK, INCARNATIONS, STOP = ".lock", "incarnations.jsonl", "stop"
 # what a start leaves behind that has not got as far as writing recipe.yaml
-TRACES = (LOCK, INCARNATIONS, STATUS, STOP)
+TRACES = (LOCK, INCARNATIONS, STATUS, "status.tmp", STOP, "hang", "run.json", "run.json.tmp", "recipe.yaml.tmp")
 # seconds after its last heartbeat for which a run on another machine counts as alive
 ALIVE = 60.0
 

@@ -8,7 +8,6 @@ workers for long; there a thread looks for the flags, and passes them on through
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import threading
@@ -16,15 +15,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from pathlib import Path
 from types import FrameType
 
-import psutil
 import torch.distributed as dist
 
 from diffcse_scale.distributed import agree, control_store, is_main
 from diffcse_scale.errors import RunEnded
 from diffcse_scale.exit_codes import ExitCode
+from diffcse_scale.launchers import LAUNCHERS, alive
 from diffcse_scale.training.checkpoint import Checkpoints
 from diffcse_scale.training.run_directory import RunDirectory
 from diffcse_scale.training.watchdog import Watchdog
@@ -51,8 +49,6 @@ WORDS = {
 }
 # in a stop file: as USR1, which asks to be started again
 REQUEUE = "requeue"
-# programs and modules whose end leaves their ranks without anybody who would end them
-LAUNCHERS = ("deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run")
 # seconds between two looks at what does not come by itself
 LOOK = 1.0
 # seconds after which a main thread that is to leave, but waits for a rank that has left, is not waited for
@@ -81,7 +77,6 @@ class Supervision:
         self._received = Reason.NONE
         self._leave_now: Reason | None = None
         self._process = os.getpid()
-        self._launchers = _launchers()
         self._looked = 0.0
         for number in SIGNALS:
             signal.signal(number, self._receive)
@@ -137,7 +132,7 @@ class Supervision:
         reason = self._received
         if time.monotonic() - self._looked >= LOOK:
             self._looked = time.monotonic()
-            if any(not _alive(launcher) for launcher in self._launchers):
+            if not all(map(alive, LAUNCHERS)):
                 self._received = reason = max(reason, Reason.LAUNCHER)
         if is_main():
             if not self._run.owned():
@@ -207,25 +202,3 @@ def _published(store: dist.Store | None) -> Reason:
         return Reason(int(store.get(STOP_KEY))) if store is not None and store.check([STOP_KEY]) else Reason.NONE
     except (dist.DistError, RuntimeError):
         return Reason.NONE  # rank 0 has left: the launcher, or the next collective, ends this one
-
-
-def _launchers() -> list[psutil.Process]:
-    """This process's ancestors as far as they are launchers: a shell that started them may go."""
-    return list(itertools.takewhile(_is_launcher, psutil.Process().parents()))
-
-
-def _is_launcher(process: psutil.Process) -> bool:
-    try:
-        program, *words = process.cmdline()
-        return process.name() == "slurmstepd" or (
-            "python" in Path(program).name and any(Path(word).name in LAUNCHERS for word in words[:4])
-        )
-    except (psutil.Error, ValueError):
-        return False
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
