@@ -26,8 +26,9 @@ quickstart: install
 test: install
 	$(BIN)/pytest -m 'not slow and not slurm and not realdata and not gpu'
 
+# The jobs of the local SLURM mostly wait: beside the other slow tests they cost little, one worker to a file.
 test-all: test
-	$(BIN)/pytest -m 'slow or slurm or realdata'
+	$(BIN)/pytest -m 'slow or slurm or realdata' -n 2 --dist loadfile
 
 # On a machine with a GPU: the Triton kernels on it.
 test-gpu: install

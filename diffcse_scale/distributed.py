@@ -98,6 +98,11 @@ def join(backend: str, seconds: float, device: torch.device | None = None) -> No
     _store = store
 
 
+# what asking the store of a rank that has left may raise
+STORE_ERRORS = (dist.DistError, RuntimeError)
+Store = dist.Store
+
+
 def control_store() -> dist.Store | None:
     """A connection of its own to what all ranks can read and write, for a thread; None for a single process."""
     return None if _store is None or world_size() == 1 else _store.clone()  # type: ignore[attr-defined]

@@ -3,7 +3,9 @@
 The truth is `info_nce` of the concatenated inputs in one process, in the same dtype: float64 to 1e-12; float32 to 1e-6
 of each tensor's norm, times 0.05 / temperature below that temperature, because the rounding error of a cosine is
 divided by it; bfloat16 to 2e-2, the ring's rounding of normalised rows included. The temperature's gradient may deviate
-4 times as much: its terms have both signs, and cancel.
+4 times as much: its terms have both signs, and cancel. So may everything of a global batch of one sentence, in float32:
+the relative error of its one softmax is the absolute error of a logit of size 10, and there are no other rows over
+which rounding averages (1.9e-6 on an AMD EPYC, below 1e-6 on others).
 """
 
 from __future__ import annotations
@@ -102,8 +104,8 @@ def largest_deviation(found: dict[str, Tensor], truth: dict[str, Tensor]) -> flo
 
 
 def tolerance(case: Case) -> float:
-    _, dtype, name = case
-    amplified = max(1.0, 0.05 / OPTIONS[name].get("temperature", 0.05))
+    shares, dtype, name = case
+    amplified = max(1.0, 0.05 / OPTIONS[name].get("temperature", 0.05)) * (4 if sum(shares) == 1 else 1)
     return {torch.float64: 1e-12, torch.float32: 1e-6 * amplified, torch.bfloat16: 2e-2}[dtype]
 
 

@@ -17,9 +17,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
 
-import torch.distributed as dist
-
-from diffcse_scale.distributed import agree, control_store, is_main
+from diffcse_scale.distributed import STORE_ERRORS, Store, agree, control_store, is_main
 from diffcse_scale.errors import RunEnded
 from diffcse_scale.exit_codes import ExitCode
 from diffcse_scale.launchers import LAUNCHERS, alive
@@ -197,8 +195,8 @@ def _exit_code(reason: Reason) -> ExitCode:
     return {Reason.USR1: ExitCode.PREEMPTED, Reason.SUPERSEDED: ExitCode.SUPERSEDED}.get(reason, ExitCode.STOPPED)
 
 
-def _published(store: dist.Store | None) -> Reason:
+def _published(store: Store | None) -> Reason:
     try:
         return Reason(int(store.get(STOP_KEY))) if store is not None and store.check([STOP_KEY]) else Reason.NONE
-    except (dist.DistError, RuntimeError):
+    except STORE_ERRORS:
         return Reason.NONE  # rank 0 has left: the launcher, or the next collective, ends this one

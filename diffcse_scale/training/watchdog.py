@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-import torch.distributed as dist
 
-from diffcse_scale.distributed import control_store, host_name, rank, world_size
+from diffcse_scale.distributed import STORE_ERRORS, Store, control_store, host_name, rank, world_size
 from diffcse_scale.exit_codes import ExitCode
 
 # what a main thread may do for longer than a hang's time without a sign: it depends on disks and on the corpus
@@ -106,7 +105,7 @@ class Watchdog:
                 self._answered = time.monotonic()
                 if store.check([VERDICT]):
                     self._end(store.get(VERDICT).decode())
-            except (dist.DistError, RuntimeError):
+            except STORE_ERRORS:
                 # rank 0 has gone, as it does when it is ready; if not, `_watch` will find that nothing answers
                 return
 
@@ -115,7 +114,7 @@ class Watchdog:
         now = time.monotonic()
         self._signs = {other: (_Sign(0, 0, ""), now) for other in range(world_size()) if other != rank()}
 
-    def _note(self, store: dist.Store, other: int) -> None:
+    def _note(self, store: Store, other: int) -> None:
         if other == rank() or not store.check([_key(other)]):
             return
         sign, now = _Sign.read(store.get(_key(other))), time.monotonic()

@@ -30,7 +30,9 @@ def train(toy_world, run: Path, steps: str, *more: str, stage: int = 2, monkeypa
     return launch(*arguments, program=PROGRAM)
 
 
-@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=pytest.mark.slow), 2, 3])
+@pytest.mark.parametrize(
+    "stage", [0, 2, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_isolated_steps_are_skipped_and_leave_weights_and_statistics_as_they_were(
     toy_world, tmp_path, stage, monkeypatch
 ):
@@ -79,6 +81,7 @@ def test_too_many_in_a_row_stop_the_run_with_what_is_needed_to_replay_them(toy_w
     assert resumed.returncode == 0 and "Resuming after step 7 of 12" in resumed.stdout, resumed.stdout
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_is_far_too_large_is_told_by_the_same_words(toy_world, tmp_path):
     result = launch(
         *("--recipe", str(toy_world / "toy.yaml"), "--output", str(tmp_path / "run"), "max_skipped_steps=2"),

@@ -22,6 +22,13 @@ from diffcse_scale.exit_codes import ExitCode
 from tests.training.launch import ROOT, Ranks, environment, metrics
 
 HELD_PROGRAM = Path(__file__).with_name("held_program.py")
+
+
+def slow(*values: object) -> object:
+    """Parameters of a case that the default tests leave out."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 DONE = [ExitCode.FINISHED] * 2
 
 
@@ -63,10 +70,12 @@ def assert_goes_on(toy_world: Path, run: Path, truth: Path) -> None:
     ("place", "number", "code", "row"),
     [
         ("training:5", signal.SIGUSR1, ExitCode.PREEMPTED, True),
-        ("training:6", signal.SIGTERM, ExitCode.STOPPED, True),  # where a checkpoint is being written as it is
+        # where a checkpoint is being written as it is
+        slow("training:6", signal.SIGTERM, ExitCode.STOPPED, True),
         ("evaluating:8", signal.SIGUSR1, ExitCode.PREEMPTED, False),
-        ("exporting:8", signal.SIGUSR1, ExitCode.PREEMPTED, False),
-        ("evaluating:12", signal.SIGTERM, ExitCode.STOPPED, False),  # after the last step
+        slow("exporting:8", signal.SIGUSR1, ExitCode.PREEMPTED, False),
+        # after the last step
+        slow("evaluating:12", signal.SIGTERM, ExitCode.STOPPED, False),
     ],
 )
 def test_one_signalled_rank_stops_all_after_a_checkpoint(toy_world, tmp_path, truth, place, number, code, row):
@@ -84,6 +93,7 @@ def test_one_signalled_rank_stops_all_after_a_checkpoint(toy_world, tmp_path, tr
     assert_goes_on(toy_world, run, truth)
 
 
+@pytest.mark.slow
 def test_it_may_be_any_rank(toy_world, tmp_path, truth):
     run = tmp_path / "run"
     with started(toy_world, run, hold="training:5") as ranks:
@@ -96,7 +106,7 @@ def test_it_may_be_any_rank(toy_world, tmp_path, truth):
     assert_goes_on(toy_world, run, truth)
 
 
-@pytest.mark.parametrize(("text", "code"), [("requeue\n", ExitCode.PREEMPTED), ("", ExitCode.STOPPED)])
+@pytest.mark.parametrize(("text", "code"), [("requeue\n", ExitCode.PREEMPTED), slow("", ExitCode.STOPPED)])
 def test_a_stop_file_does_as_a_signal_does_and_is_taken_away(toy_world, tmp_path, truth, text, code):
     run = tmp_path / "run"
     with started(toy_world, run, hold="training:3") as ranks:
@@ -108,7 +118,7 @@ def test_a_stop_file_does_as_a_signal_does_and_is_taken_away(toy_world, tmp_path
     assert_goes_on(toy_world, run, truth)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 74)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), slow(signal.SIGTERM, 74)])
 def test_before_training_all_ranks_leave_within_seconds_of_a_signal_to_one(toy_world, tmp_path, number, code):
     run = tmp_path / "run"
     with started(toy_world, run, f"data.cache_dir={tmp_path}", hold="preparing") as ranks:
@@ -122,6 +132,7 @@ def test_before_training_all_ranks_leave_within_seconds_of_a_signal_to_one(toy_w
         assert ranks.wait() == DONE, ranks.output()
 
 
+@pytest.mark.slow
 def test_an_older_incarnation_stops_at_its_next_step_and_writes_nothing_more(toy_world, tmp_path, truth):
     run, job = tmp_path / "run", {"SLURM_JOB_ID": "7"}
     with started(toy_world, run, hold="training:8", SLURM_RESTART_COUNT="0", **job) as older:
@@ -145,7 +156,7 @@ def test_an_older_incarnation_stops_at_its_next_step_and_writes_nothing_more(toy
         assert again.wait() == DONE and f"The run in {run} has finished" in again.output()
 
 
-@pytest.mark.parametrize("silent", [0, 1])
+@pytest.mark.parametrize("silent", [slow(0), 1])
 def test_a_stopped_process_is_named_and_the_stacks_of_those_that_wait_are_kept(toy_world, tmp_path, silent):
     run = tmp_path / "run"
     with started(toy_world, run, "--hang-timeout", "3", hold="training:5") as ranks:
@@ -172,6 +183,7 @@ def _words(process: psutil.Process) -> str:
         return ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["deepspeed.launcher.launch", "bin/deepspeed"])
 def test_when_its_launcher_dies_a_run_checkpoints_and_nothing_is_left(toy_world, tmp_path, truth, part):
     run = tmp_path / "run"

@@ -68,7 +68,7 @@ class World:
         return self.processes[rank].returncode, said
 
 
-@pytest.mark.parametrize("silent", [0, 1, 2])
+@pytest.mark.parametrize("silent", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_stopped_process_is_found_by_the_others_and_named(tmp_path, silent):
     with World(tmp_path, (9999, 9999, 9999)) as world:
         os.kill(world.processes[silent].pid, signal.SIGSTOP)
@@ -90,6 +90,7 @@ def test_a_main_thread_that_stands_still_is_the_one_that_is_behind(tmp_path):
     assert "in stands_still" in (tmp_path / "rank-1.txt").read_text()
 
 
+@pytest.mark.slow
 def test_when_none_is_behind_that_is_what_is_said(tmp_path):
     with World(tmp_path, (20, 20, 20)) as world:
         assert all("No rank has gone on for" in world.end(rank)[1] for rank in range(3))
@@ -101,6 +102,7 @@ def test_what_may_take_long_is_not_a_hang(tmp_path):
         assert [process.poll() for process in world.processes] == [None, None]
 
 
+@pytest.mark.slow
 def test_ranks_that_go_on_are_left_alone(tmp_path):
     with World(tmp_path, (9999, 9999)) as world:
         time.sleep(5)
