@@ -209,7 +209,7 @@ class Recipe(Section):
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Lines `section.field: mine, not theirs` for each field in which `other` (a dumped recipe) differs."""
-        mine, theirs = dict(_flatten(self.model_dump(mode="json"))), dict(_flatten(other))
+        mine, theirs = dict(flatten(self.model_dump(mode="json"))), dict(flatten(other))
         return [
             f"{key}: {mine.get(key)!r}, not {theirs.get(key)!r}"
             for key in sorted(mine.keys() | theirs.keys())
@@ -291,10 +291,11 @@ def _number(text: str) -> str | float:
         return text
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested sections to `section.field` and value."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffcse_scale.errors import InputError
+from diffcse_scale.recipe import flatten
 
 # fields in which the runs of one group may differ
 FREE = ("name", "seed")
@@ -56,9 +57,7 @@ def summarize(runs: Sequence[Path]) -> Summary:
     if not finished:
         folders = ", ".join(map(str, runs)) or "no folder"
         raise InputError(f"No finished run to sum up in {folders}; `diffcse-scale status RUN` tells how far a run is.")
-    recipes = {
-        run: dict(_leaves(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")))) for run in finished
-    }
+    recipes = {run: _recipe(run) for run in finished}
     members: dict[str, list[Path]] = {}
     for run, recipe in recipes.items():
         key = json.dumps({name: value for name, value in recipe.items() if name not in FREE}, sort_keys=True)
@@ -104,14 +103,14 @@ def as_table(group: Group) -> Table:
 
 
 def _recipe(run: Path) -> dict[str, Any]:
-    return dict(_leaves(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))))
+    return dict(flatten(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))))
 
 
 def _results(runs: list[Path]) -> dict[str, list[float]]:
     """The numbers of all runs, the best development score first; those that are undefined are left out."""
     results: dict[str, list[float]] = {"best.dev_spearman": []}
     for run in runs:
-        for name, value in _leaves(json.loads((run / "result.json").read_text(encoding="utf-8"))):
+        for name, value in flatten(json.loads((run / "result.json").read_text(encoding="utf-8"))):
             if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
                 results.setdefault(name, []).append(float(value))
     return {name: values for name, values in results.items() if values}
@@ -121,11 +120,3 @@ def _differing(recipes: list[dict[str, Any]]) -> list[str]:
     """The fields that do not have the same value in all of them."""
     names = dict.fromkeys(name for recipe in recipes for name in recipe if name not in FREE)
     return [name for name in names if any(recipe.get(name) != recipes[0].get(name) for recipe in recipes)]
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

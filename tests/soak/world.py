@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from diffcse_scale.embedded.grammar import graded_pairs, training_sentences
 from diffcse_scale.training.checkpoint import PARTIAL
 from diffcse_scale.training.incarnation import Incarnation, incarnations
 from diffcse_scale.training.manifest import checkpoint_steps, damage, newest_step
 from diffcse_scale.training.run_directory import INCARNATIONS
-from tests.training.conftest import save_toy_masked_lm, toy_tokenizer
+from tests.training.conftest import write_toy_world
 
 STEPS, CHECKPOINT_EVERY, EVALUATION_EVERY = 60, 5, 8
 
@@ -22,30 +21,12 @@ STEPS, CHECKPOINT_EVERY, EVALUATION_EVERY = 60, 5, 8
 def make_world(folder: Path) -> Path:
     """Corpus, model and recipe of the toy run in `folder`; returns the recipe. Dropout is on, as the model has it."""
     folder.mkdir(parents=True)
-    sentences = training_sentences(600, seed=3)
-    (folder / "corpus.txt").write_text("\n".join(sentences) + "\n")
-    pairs = graded_pairs(400, seed=3)
-    (folder / "pairs.tsv").write_text("".join(f"{score}\t{a}\t{b}\n" for score, a, b in pairs))
-    save_toy_masked_lm(folder / "model", toy_tokenizer(sentences))
-    recipe = {
-        "name": "soak",
-        "seed": 1,
-        "epochs": 100,
-        "max_steps": STEPS,
-        "log_every": 1,
-        "checkpoint_every": CHECKPOINT_EVERY,
-        "model": {"encoder": str(folder / "model"), "generator": str(folder / "model")},
-        "data": {
-            "files": str(folder / "corpus.txt"),
-            "max_length": 16,
-            "cache_dir": str(folder / "cache"),
-            "workers": 1,
-        },
-        "batch": {"sentences": 64},
-        "objective": {"rtd_weight": 0.1},
-        "optimizer": {"learning_rate": 1e-4},
-        "evaluation": {"data": str(folder / "pairs.tsv"), "every": EVALUATION_EVERY, "max_length": 32},
-    }
+    recipe = write_toy_world(folder, pairs=400)
+    recipe |= {"name": "soak", "epochs": 100, "max_steps": STEPS, "checkpoint_every": CHECKPOINT_EVERY}
+    del recipe["keep_checkpoints"]
+    recipe["batch"]["sentences"] = 64
+    recipe["optimizer"]["learning_rate"] = 1e-4
+    recipe["evaluation"]["every"] = EVALUATION_EVERY
     (folder / "soak.yaml").write_text(yaml.safe_dump(recipe))
     return folder / "soak.yaml"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,16 +44,14 @@ def save_toy_masked_lm(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: i
     tokenizer.save_pretrained(folder)
 
 
-@pytest.fixture(scope="session")
-def toy_world(tmp_path_factory) -> Path:
-    """A folder with `model/`, `corpus.txt`, `pairs.tsv` and `toy.yaml`."""
-    folder = tmp_path_factory.mktemp("toy")
+def write_toy_world(folder: Path, pairs: int = 60) -> dict[str, Any]:
+    """Make `model/`, `corpus.txt` and `pairs.tsv`; returns a recipe that trains on them."""
     sentences = training_sentences(600, seed=3)
     (folder / "corpus.txt").write_text("\n".join(sentences) + "\n")
-    pairs = graded_pairs(60, seed=3)
-    (folder / "pairs.tsv").write_text("".join(f"{score}\t{a}\t{b}\n" for score, a, b in pairs))
+    lines = [f"{score}\t{a}\t{b}\n" for score, a, b in graded_pairs(pairs, seed=3)]
+    (folder / "pairs.tsv").write_text("".join(lines))
     save_toy_masked_lm(folder / "model", toy_tokenizer(sentences))
-    recipe = {
+    return {
         "name": "toy",
         "seed": 1,
         "max_steps": 12,
@@ -71,5 +70,11 @@ def toy_world(tmp_path_factory) -> Path:
         "optimizer": {"learning_rate": 1e-3},
         "evaluation": {"data": str(folder / "pairs.tsv"), "every": 4, "max_length": 32},
     }
-    (folder / "toy.yaml").write_text(yaml.safe_dump(recipe))
+
+
+@pytest.fixture(scope="session")
+def toy_world(tmp_path_factory) -> Path:
+    """A folder with `model/`, `corpus.txt`, `pairs.tsv` and `toy.yaml`."""
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "toy.yaml").write_text(yaml.safe_dump(write_toy_world(folder)))
     return folder
