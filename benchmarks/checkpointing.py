@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "results" / "checkpointing.jsonl"
 # name: whether it is written in the background; None: no checkpoint
 WAYS = {"no checkpoint": None, "in the background": True, "at once": False}
-STEPS = 12  # of a block
+STEPS = 10  # of a block
 CHECKPOINT_AFTER = 2  # steps of a block
 REPEATS = 6  # the first, which warms up, does not count
 
@@ -122,13 +122,13 @@ def work(folder: Path) -> None:
     """What a rank of the launch does; the main one writes its rows to `folder`."""
     deepspeed_engine.start_process_group()
     changes = [f"model.encoder={folder / 'model'}", "model.pooling=cls", "objective.rtd_weight=0", "data.limit=2000"]
-    changes += [f"data.cache_dir={folder / 'cache'}", "batch.sentences=16", "data.workers=1", "data.max_length=32"]
+    changes += [f"data.cache_dir={folder / 'cache'}", "batch.sentences=8", "data.workers=1", "data.max_length=32"]
     training = Training(load_recipe("quickstart", changes))
     rows, ways = [], list(WAYS)
     for repeat in range(REPEATS):
         for way in ways[repeat % len(ways) :] + ways[: repeat % len(ways)]:
             row = block(training, folder / "checkpoints", WAYS[way])
-            rows.append({"way": way, "repeat": repeat, **row})
+            rows.append({"way": way, "repeat": repeat, "load_average": round(os.getloadavg()[0], 2), **row})
             if is_main():
                 print(f"{way}: {row['seconds']:.1f} s for {STEPS} steps", file=sys.stderr, flush=True)
     about = {"parameters": training.parameters(), "ranks": world_size(), "environment": environment()}
@@ -144,11 +144,10 @@ def measure(layers: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_model(folder / "model", layers)
-        load = os.getloadavg()[0]
         command = [*launcher, __file__, "--work", str(folder)]
         subprocess.run(command, check=True, env={**defaults, **os.environ, **path}, stdout=subprocess.DEVNULL)
         about, *rows = json.loads((folder / "rows.json").read_text())
-    return [{**about, "load_average_before": round(load, 2)}, *rows]
+    return [about, *rows]
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -33,8 +33,8 @@ DONE = [ExitCode.FINISHED] * 2
 
 
 def started(toy_world: Path, run: Path, *more: str, hold: str = "", **variables: str) -> Ranks:
-    """The toy run, which waits at `hold`."""
-    arguments = ["--recipe", str(toy_world / "toy.yaml"), "--output", str(run), "--auto-resume", *more]
+    """The toy run, which waits at `hold`. Its log lines are means over steps before and after a stop."""
+    arguments = ["--recipe", str(toy_world / "toy.yaml"), "--output", str(run), "--auto-resume", "log_every=4", *more]
     folder = run.with_name(run.name + "-output")
     held = {"HOLD": hold, "HELD": str(run.with_name(run.name + "-held"))}
     return Ranks(folder, *arguments, program=HELD_PROGRAM, **held, **variables)
@@ -139,7 +139,7 @@ def test_an_older_incarnation_stops_at_its_next_step_and_writes_nothing_more(toy
         older.wait_for(held(run).exists)
         with Ranks(
             tmp_path / "newer",
-            *("--recipe", str(toy_world / "toy.yaml"), "--output", str(run), "--auto-resume"),
+            *("--recipe", str(toy_world / "toy.yaml"), "--output", str(run), "--auto-resume", "log_every=4"),
             SLURM_RESTART_COUNT="1",
             **job,
         ) as newer:
@@ -192,7 +192,11 @@ def test_when_its_launcher_dies_a_run_checkpoints_and_nothing_is_left(toy_world,
     variables = {**environment(), "HOLD": "training:5", "HELD": str(held(run))}
     with (tmp_path / "log").open("w") as log:
         launcher = subprocess.Popen(
-            [*command, "--output", str(run)], cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT
+            [*command, "--output", str(run), "log_every=4"],
+            cwd=ROOT,
+            env=variables,
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
     try:
         deadline = time.monotonic() + 120
