@@ -10,7 +10,8 @@ from tests.training.launch import Ranks, metrics
 
 
 # the first export does not fit; the first checkpoint does not, though the exports do
-@pytest.mark.parametrize("size", [pytest.param("256k", marks=pytest.mark.slow), "1m"])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["256k", "1m"])
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(toy_world, tmp_path, size):
     with small_disk(tmp_path / "disk", size) as mounted:
         if not mounted:

@@ -30,9 +30,7 @@ def train(toy_world, run: Path, steps: str, *more: str, stage: int = 2, monkeypa
     return launch(*arguments, program=PROGRAM)
 
 
-@pytest.mark.parametrize(
-    "stage", [0, 2, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("stage", [2, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 3))])
 def test_isolated_steps_are_skipped_and_leave_weights_and_statistics_as_they_were(
     toy_world, tmp_path, stage, monkeypatch
 ):

@@ -72,7 +72,7 @@ def assert_goes_on(toy_world: Path, run: Path, truth: Path) -> None:
         ("training:5", signal.SIGUSR1, ExitCode.PREEMPTED, True),
         # where a checkpoint is being written as it is
         slow("training:6", signal.SIGTERM, ExitCode.STOPPED, True),
-        ("evaluating:8", signal.SIGUSR1, ExitCode.PREEMPTED, False),
+        slow("evaluating:8", signal.SIGUSR1, ExitCode.PREEMPTED, False),
         slow("exporting:8", signal.SIGUSR1, ExitCode.PREEMPTED, False),
         # after the last step
         slow("evaluating:12", signal.SIGTERM, ExitCode.STOPPED, False),
