@@ -2,6 +2,7 @@
 
     python -m benchmarks.checkpointing                # 66M trained parameters, 1 GB a checkpoint; some minutes
     python -m benchmarks.checkpointing --layers 1     # a smaller one
+    python -m benchmarks.checkpointing --table        # from the rows of before
 
 A random BERT trained as train.py does, InfoNCE alone, on two CPU ranks under the `deepspeed` launcher at ZeRO-2. All
 ways are measured in the same processes, one block of steps after another in changing order; a block has one checkpoint,
@@ -151,38 +152,48 @@ def measure(layers: int) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Medians of a way a line; "while writing" are the steps that a file was written during, on this rank."""
-    columns = "save, s | plain step, s | step while writing, s | steps while writing | block, s"
-    lines = [f"| checkpoint | {columns} |", "|---" * 6 + "|"]
+    """Medians (least to most) of a way a line; "while writing" are the steps during which this rank wrote a file."""
+    columns = "save, s | plain step, s | step while writing, s | such steps | lost to a checkpoint, s | block, s"
+    lines = [f"| checkpoint | {columns} |", "|---" * 7 + "|"]
     for way in WAYS:
         blocks = [row for row in rows if row["way"] == way and row["repeat"] > 0]
         steps = [step for row in blocks for step in zip(row["step"], row["writing"], strict=True)]
         plain, writing = ([seconds for seconds, during in steps if during == which] for which in (False, True))
-        saves = [row["save"][CHECKPOINT_AFTER - 1] for row in blocks if WAYS[way] is not None]
-        cells = [_median(saves), _median(plain), _median(writing)]
-        cells += [f"{median(sum(row['writing']) for row in blocks):g}", _median([row["seconds"] for row in blocks])]
-        lines.append(f"| {way} | {' | '.join(cells)} |")
+        taken = [row for row in blocks if "bytes" in row]
+        cells = [_median([row["save"][CHECKPOINT_AFTER - 1] for row in taken]), _median(plain), _median(writing)]
+        cells += [f"{median(sum(row['writing']) for row in blocks):g}", _median([lost(row) for row in taken])]
+        lines.append(f"| {way} | {' | '.join(cells)} | {_median([row['seconds'] for row in blocks])} |")
     return "\n".join(lines)
 
 
+def lost(row: dict[str, Any]) -> float:
+    """Seconds that a block's checkpoint took: to save it, and by which steps meanwhile were slower than the others."""
+    steps = list(zip(row["step"], row["writing"], strict=True))
+    plain = median(seconds for seconds, during in steps if not during)
+    return sum(row["save"]) + sum(seconds - plain for seconds, during in steps if during) + row["waited_at_the_end"]
+
+
 def _median(values: list[float]) -> str:
-    return f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else "-"
+    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})" if values else "-"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--table", action="store_true", help="of the rows that are there, without measuring")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher passes it
     arguments = parser.parse_args()
     if arguments.work is not None:
         work(arguments.work)
         return
-    rows = measure(arguments.layers)
-    arguments.rows.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    print(f"{rows[0]['parameters']:,} parameters, {max(row.get('bytes', 0) for row in rows) / 1e9:.2f} GB a checkpoint")
-    print(table(rows[1:]))
+    if not arguments.table:
+        rows = measure(arguments.layers)
+        arguments.rows.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    about, *rows = [json.loads(line) for line in arguments.rows.read_text(encoding="utf-8").splitlines()]
+    print(f"{about['parameters']:,} parameters, {max(row.get('bytes', 0) for row in rows) / 1e9:.2f} GB a checkpoint")
+    print(table(rows))
 
 
 if __name__ == "__main__":

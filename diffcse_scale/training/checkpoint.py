@@ -42,6 +42,7 @@ PARTIAL = ".partial-"
 class _Pending(NamedTuple):
     step: int
     partial: Path
+    state: dict[str, Any]
 
 
 class Checkpoints:
@@ -97,7 +98,7 @@ class Checkpoints:
         if is_main():
             written = {**state, "step": step, **_shape(self._engine)}
             self._writer.write_text(json.dumps(written, indent=1), partial / STATE)
-        self._pending = _Pending(step, partial)
+        self._pending = _Pending(step, partial, state)
         if not self._background:
             self.finish()
 
@@ -118,7 +119,7 @@ class Checkpoints:
         """
         if self._pending is None:
             return
-        (step, partial), self._pending = self._pending, None
+        (step, partial, _), self._pending = self._pending, None
         entries, error = [], None
         try:
             entries = self._writer.written()
@@ -144,12 +145,12 @@ class Checkpoints:
         self.step = step
 
     def _commit(self, step: int, partial: Path, entries: list[Any]) -> None:
+        write_manifest(partial, entries)
+        sync_folder(partial)
         if not self._owned():
             # a later incarnation has the run, and will have its own checkpoint of this step
             shutil.rmtree(partial, ignore_errors=True)
             return
-        write_manifest(partial, entries)
-        sync_folder(partial)
         # damaged ones that a resume passed over, or of steps that were skipped: what is resumed from comes before
         for newer in checkpoint_steps(self._folder):
             if newer >= step:
@@ -171,8 +172,8 @@ class Checkpoints:
         return score if score == score else None  # NaN: the embeddings have collapsed
 
     def states(self) -> list[dict[str, Any]]:
-        """The states of all checkpoints that may be resumed from, oldest first. On the main rank alone."""
-        states = []
+        """The states of all checkpoints that may be resumed from, now or soon. On the main rank alone."""
+        states = [self._pending.state] if self._pending is not None else []
         for step in checkpoint_steps(self._folder):
             try:
                 states.append(read_state(self._folder / checkpoint_name(step)))
