@@ -173,13 +173,13 @@ def test_a_stopped_process_is_named_and_the_stacks_of_those_that_wait_are_kept(t
 
 
 def _launched(run: Path) -> list[psutil.Process]:
-    return [p for p in psutil.process_iter() if p.status() != psutil.STATUS_ZOMBIE and str(run) in _words(p)]
+    return [process for process in psutil.process_iter() if str(run) in _words(process)]
 
 
 def _words(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
+        return " ".join(process.cmdline())  # a zombie has none
+    except psutil.Error:  # it has just ended
         return ""
 
 

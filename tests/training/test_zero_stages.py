@@ -1,7 +1,7 @@
 """All shipped configurations train alike: `deepspeed --num_gpus 2 train.py` with each of them.
 
-The truth is stage 0, which shards nothing. On real text losses (0.86 at first) agree to 1e-6 in the first step and to
-1e-4 over 20: the stages add gradients up in different orders, and Adam makes a little more of that with each step.
+The truth is stage 0, which shards nothing. On real text InfoNCE agrees to 1e-6 in the first step and the whole
+loss (0.86 at first) to 1e-4 over 20: the stages add gradients up in different orders, and Adam makes a little more of that with each step.
 Offload computes the same on tensors that lie elsewhere: to 1e-5 over 12 steps, as two runs of one configuration agree.
 """
 
@@ -33,7 +33,7 @@ def _train(name: str, folder: Path, *arguments: str) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.realdata
 def test_all_stages_give_the_same_losses_in_float32(tmp_path, data_folder, models_folder):
-    losses = {}
+    losses, contrastive = {}, {}
     for stage in range(4):
         losses[stage] = _train(
             *(f"zero{stage}", tmp_path, "--recipe", "quickstart"),
@@ -41,8 +41,10 @@ def test_all_stages_give_the_same_losses_in_float32(tmp_path, data_folder, model
             *(f"data.cache_dir={tmp_path}/cache", f"max_steps={STEPS}", "evaluation.data=null"),
         )
         assert len(losses[stage]) == STEPS
+        contrastive[stage] = next(row["contrastive"] for row in metrics(tmp_path / f"zero{stage}") if "loss" in row)
     for stage in (1, 2, 3):
-        assert losses[stage][0] == pytest.approx(losses[0][0], rel=1e-6)
+        # not the whole loss: another rounding may draw another token where two are equally near (seen on an AMD EPYC)
+        assert contrastive[stage] == pytest.approx(contrastive[0], rel=1e-6)
         assert losses[stage] == pytest.approx(losses[0], rel=0, abs=1e-4)
 
 
