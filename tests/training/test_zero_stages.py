@@ -1,8 +1,9 @@
 """All shipped configurations train alike: `deepspeed --num_gpus 2 train.py` with each of them.
 
-The truth is stage 0, which shards nothing. On real text InfoNCE agrees to 1e-6 in the first step and the whole
-loss (0.86 at first) to 1e-4 over 20: the stages add gradients up in different orders, and Adam makes a little more of that with each step.
-Offload computes the same on tensors that lie elsewhere: to 1e-5 over 12 steps, as two runs of one configuration agree.
+The truth is stage 0, which shards nothing. On real text InfoNCE agrees to 1e-6 in the first step, and the whole loss
+(0.86 at first) to 1e-4 over 20: the stages add gradients up in different orders, and Adam makes a little more of that
+with each step. Offload computes the same on tensors that lie elsewhere: to 1e-5 over 12 steps, as two runs of one
+configuration agree.
 """
 
 from __future__ import annotations
