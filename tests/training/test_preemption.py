@@ -73,7 +73,8 @@ def assert_goes_on(toy_world: Path, run: Path, truth: Path) -> None:
         # where a checkpoint is being written as it is
         slow("training:6", signal.SIGTERM, ExitCode.STOPPED, True),
         slow("evaluating:8", signal.SIGUSR1, ExitCode.PREEMPTED, False),
-        slow("exporting:8", signal.SIGUSR1, ExitCode.PREEMPTED, False),
+        # the first measured encoder is the best so far on every machine
+        slow("exporting:4", signal.SIGUSR1, ExitCode.PREEMPTED, False),
         # after the last step
         slow("evaluating:12", signal.SIGTERM, ExitCode.STOPPED, False),
     ],
