@@ -40,7 +40,7 @@ if [ -n "$CONTAINER" ]; then
     esac
 fi
 # shellcheck disable=SC2034  # the scripts use it
-cli=("${contained[@]}" "$PYTHON" -c 'from diffcse_scale.cli import main; main()')
+cli=("${contained[@]}" "$PYTHON" -m diffcse_scale)
 
 # preempt: tell the running step to checkpoint and leave. srun passes USR1 on to every task (TERM it does not);
 # DeepSpeed's launcher passes on nothing, so every step of training looks for a file.

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 def diffcse_scale(*arguments, cwd=ROOT):
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "COLUMNS": "200"}
-    command = [sys.executable, "-c", "from diffcse_scale.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-m", "diffcse_scale", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 

@@ -202,7 +202,7 @@ def test_each_run_of_a_sweep_starts_again_by_itself_and_the_summary_waits(cluste
     array, summary = re.findall(r"job (\d+)", printed)
     folders = [f"sweep/seed={seed},model.encoder={encoder}" for encoder in ("a_b", "c") for seed in (1, 2)]
     assert Job(cluster, summary, stand_in.parent).end(90).log.splitlines() == [
-        f"rank  of , asked for ,  : from diffcse_scale.cli import main; main() summarize {' '.join(folders)}",
+        f"rank  of , asked for ,  : diffcse_scale summarize {' '.join(folders)}",
         *sorted(f"{folder}/result.json" for folder in folders),
     ]
     log = Job(cluster, array, stand_in.parent).log

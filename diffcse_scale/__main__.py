@@ -1,0 +1,7 @@
+"""`python -m diffcse_scale` is `diffcse-scale`."""
+
+from __future__ import annotations
+
+from diffcse_scale.cli import main
+
+main()

@@ -1,0 +1,95 @@
+"""`DiffCSE(...).fit(...)`: what a notebook gives it reaches the trainer; mistakes come back in one sentence.
+
+That it trains is shown in test_examples.py; here no training begins.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffcse_scale import DiffCSE, api
+from diffcse_scale.errors import InputError
+from diffcse_scale.recipe import load_recipe
+from tests.training.launch import environment
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**environment(), "DIFFCSE_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def arguments(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What the trainer would have been given."""
+    given: list[list[str]] = []
+    monkeypatch.setattr(api, "_train", given.append)
+    monkeypatch.setattr("diffcse_scale.loading.load_model", lambda folder: (folder, ""))
+    return given
+
+
+def data_of(command: list[str]) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in command if word.startswith(("data.", "evaluation.")))
+
+
+@pytest.mark.parametrize(
+    ("sentences", "expected"),
+    [
+        (["a dog", "a cat\nover two lines"], [{"text": "a dog"}, {"text": "a cat\nover two lines"}]),
+        ([("a", "b")], [{"text": "a", "positive": "b"}]),
+        ([("a", "b", "c")], [{"text": "a", "positive": "b", "hard_negative": "c"}]),
+    ],
+)
+def test_the_corpus_is_what_was_given(sentences: Any, expected: Any, arguments: list[list[str]], tmp_path: Path):
+    DiffCSE("quickstart").fit(sentences, tmp_path / "run")
+    recipe = load_recipe("quickstart", [f"{name}={value}" for name, value in data_of(arguments[0]).items()])
+    (file,) = recipe.data.files
+    assert [json.loads(line) for line in Path(file).read_text().splitlines()] == expected
+    assert recipe.data.columns == list(expected[0])
+    assert recipe.evaluation.data is None
+
+
+def test_the_same_list_is_the_same_corpus_and_another_is_not(arguments: list[list[str]], tmp_path: Path):
+    for sentences in (["a", "b"], iter(["a", "b"]), ["b", "a"]):
+        DiffCSE("quickstart").fit(sentences, tmp_path / "run")
+    assert arguments[0] == arguments[1] != arguments[2]
+
+
+def test_development_pairs_are_one_to_a_line(arguments: list[list[str]], tmp_path: Path):
+    DiffCSE("quickstart").fit(["a", "b"], tmp_path / "run", development=[(1.5, "a\tb", "c\nd"), (2, "e", "f")])
+    assert Path(data_of(arguments[0])["evaluation.data"]).read_text() == "1.5\ta b\tc d\n2\te\tf\n"
+
+
+def test_overrides_come_last(arguments: list[list[str]], tmp_path: Path):
+    DiffCSE("quickstart", "evaluation.data=mine.tsv").fit(["a", "b"], tmp_path / "run", processes=2)
+    assert data_of(arguments[0])["evaluation.data"] == "mine.tsv"
+    assert arguments[0][arguments[0].index("--processes") + 1] == "2"
+
+
+@pytest.mark.parametrize(
+    ("sentences", "words"),
+    [([], "empty list"), (["a", ("b", "c")], "Row 1 of the corpus"), ([("a", "b", "c", "d")], "Row 0"), ([3], "Row 0")],
+)
+def test_a_wrong_list_is_refused_before_anything_starts(
+    sentences: Any, words: str, arguments: list[list[str]], tmp_path: Path
+):
+    with pytest.raises(InputError, match=words):
+        DiffCSE("quickstart").fit(sentences, tmp_path / "run")
+    assert not arguments
+
+
+def test_a_wrong_field_is_told_at_once():
+    with pytest.raises(InputError, match="temperatur"):
+        DiffCSE("quickstart", "objective.temperatur=0.1")
+
+
+@pytest.mark.slow
+def test_what_the_trainer_refuses_comes_back_in_its_words(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(InputError, match="2 sentences") as refused:
+        DiffCSE("quickstart").fit(["a dog", "a cat"], tmp_path / "run", processes=1)
+    assert "\n" not in str(refused.value)
+    assert json.dumps(str(refused.value))[1:-1] in capfd.readouterr().out
