@@ -149,10 +149,10 @@ class ObjectiveRecipe(Section):
 class OptimizerRecipe(Section):
     """AdamW and its schedule."""
 
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, description="at its largest")
     weight_decay: float = Field(0.0, ge=0, description="decoupled; not applied to biases and normalisation weights")
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of AdamW's two moments")
+    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay to 0 after the warm-up")
     warmup: Share = Field(0.0, description="share of all steps over which the learning rate rises from 0")
     clip: float = Field(1.0, ge=0, description="largest norm of the whole gradient; 0 turns clipping off")
@@ -172,8 +172,8 @@ class EvaluationRecipe(Section):
 class Recipe(Section):
     """Everything that a result is a function of, together with the seed."""
 
-    name: str
-    seed: int = Field(42, ge=0)
+    name: str = Field(description="of the run; its folder is runs/NAME unless --output says otherwise")
+    seed: int = Field(42, ge=0, description="of everything that is drawn: order, dropout, corruption, sampling")
     epochs: float = Field(1.0, gt=0, description="passes over the corpus; a fraction is allowed")
     max_steps: int | None = Field(None, ge=1, description="stop after so many steps, whatever the epochs say")
     log_every: int = Field(10, ge=1, description="steps between log lines")
