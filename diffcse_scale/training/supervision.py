@@ -54,6 +54,16 @@ GRACE = 10.0
 STOP_KEY = "stop"
 
 
+def _leave_workers_alone() -> None:
+    """In a forked worker: whoever ends it means it. A Python handler would wait for as long as the worker's C code."""
+    for number in SIGNALS:
+        if getattr(signal.getsignal(number), "__func__", None) is Supervision._receive:
+            signal.signal(number, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_leave_workers_alone)
+
+
 class StopRequested(Exception):
     """All ranks have agreed to stop here."""
 
@@ -74,17 +84,11 @@ class Supervision:
         self._run, self._watchdog = run, watchdog
         self._received = Reason.NONE
         self._leave_now: Reason | None = None
-        self._process = os.getpid()
         self._looked = 0.0
         for number in SIGNALS:
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            # a worker that inherited this handler: whoever ends it means it
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
         if self._leave_now is not None:
             reason, self._leave_now = self._leave_now, None
             raise self.ended(reason, None, 0, None)
