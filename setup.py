@@ -45,6 +45,8 @@ setup(
         "diffcse_kernels": ["py.typed"],
         "diffcse_scale": ["py.typed"],
         "diffcse_scale.embedded": ["README.md", "backbone/*"],
+        "diffcse_scale.export": ["*.jinja"],
+        "diffcse_scale.report": ["templates/*"],
         "diffcse_scale.recipes": ["*.yaml"],
         "diffcse_scale.ds_configs": ["*.json", "*.md"],
     },

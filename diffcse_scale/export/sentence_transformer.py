@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from diffcse_scale.errors import InputError
 from diffcse_scale.model.lora import has_adapters, save_merged
 
-MODULES_FILE = "modules.json"
+MODULES_FILE, TRANSFORMER_FILE, CARD = "modules.json", "sentence_bert_config.json", "README.md"
 POOLINGS = {"cls": "cls", "mean": "mean", "last": "lasttoken", "first_last_mean": "mean"}
 """Our poolings and the modes of sentence-transformers' Pooling that do them."""
 POOLING_FLAGS = {"cls": "cls_token", "mean": "mean_tokens", "lasttoken": "lasttoken"}
@@ -55,25 +57,43 @@ def export_sentence_transformer(
     Raises:
         InputError: `directory` is something else than an earlier export.
     """
+    with replaced(directory) as folder:
+        if has_adapters(encoder) and not adapter:
+            save_merged(encoder, folder, state)
+        else:
+            encoder.save_pretrained(folder, state_dict=state)
+        tokenizer.save_pretrained(folder)
+        config = encoder.config
+        write_modules(folder, pooling, max_length, config.hidden_size, config.num_hidden_layers)
+        if card is not None:
+            (folder / CARD).write_text(card, encoding="utf-8")
+
+
+@contextmanager
+def replaced(directory: str | Path) -> Iterator[Path]:
+    """A folder to write to, not there yet, which takes the place of `directory` when the block ends without an error.
+
+    Raises:
+        InputError: `directory` is something else than an earlier export.
+    """
     directory = Path(directory).absolute()
-    if directory.exists() and not (directory / MODULES_FILE).is_file() and not _is_empty_folder(directory):
-        raise InputError(f"{directory} exists and is no exported model; choose another name.")
+    check_replaceable(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        if has_adapters(encoder) and not adapter:
-            save_merged(encoder, temporary, state)
-        else:
-            encoder.save_pretrained(temporary, state_dict=state)
-        tokenizer.save_pretrained(temporary)
-        config = encoder.config
-        write_modules(temporary, pooling, max_length, config.hidden_size, config.num_hidden_layers)
-        if card is not None:
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+        yield temporary
         _replace(directory, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(directory: Path) -> None:
+    """Raises:
+    InputError: `directory` is something else than an earlier export.
+    """
+    if directory.exists() and not (directory / MODULES_FILE).is_file() and not _is_empty_folder(directory):
+        raise InputError(f"{directory} exists and is no exported model; choose another name.")
 
 
 def write_modules(folder: Path, pooling: str, max_length: int | None, width: int, layers: int) -> None:
@@ -96,19 +116,48 @@ def write_modules(folder: Path, pooling: str, max_length: int | None, width: int
         config = {"word_embedding_dimension": width, "layer_start": 0, "num_hidden_layers": layers}
         _write(layer_average / "config.json", config)
         save_file({"layer_weights": first_and_last(layers)}, layer_average / "model.safetensors")
-    paths = ["" if index == 0 else f"{index}_{name}" for index, name in enumerate(names)]
-    modules = [
-        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
-        for index, (path, name) in enumerate(zip(paths, names, strict=True))
-    ]
+    modules = [_module(index, name) for index, name in enumerate(names)]
     flags = {f"pooling_mode_{flag}": mode == POOLINGS[pooling] for mode, flag in POOLING_FLAGS.items()}
-    _write(folder / paths[-1] / "config.json", {"word_embedding_dimension": width, **flags})
-    _write(folder / "sentence_bert_config.json", transformer)
+    _write(folder / modules[-1]["path"] / "config.json", {"word_embedding_dimension": width, **flags})
+    _write(folder / TRANSFORMER_FILE, transformer)
     _write(folder / MODULES_FILE, modules)
     libraries = ("sentence-transformers", "transformers", "torch")
     versions = {name.replace("-", "_"): metadata.version(name) for name in libraries}
     about = {"__version__": versions, "prompts": {}, "similarity_fn_name": "cosine"}
     _write(folder / "config_sentence_transformers.json", about)
+
+
+def _module(index: int, name: str) -> dict[str, Any]:
+    path = f"{index}_{name}" if index else ""
+    return {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
+
+
+def append_module(folder: Path, name: str, config: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
+    """Let another module of sentence-transformers follow those of an exported folder.
+
+    Args:
+        name: of its class.
+        config: the class's own.
+    """
+    modules = json.loads((folder / MODULES_FILE).read_text(encoding="utf-8"))
+    module = _module(len(modules), name)
+    _write(folder / module["path"] / "config.json", config)
+    if weights is not None:
+        save_file(weights, folder / module["path"] / "model.safetensors")
+    _write(folder / MODULES_FILE, [*modules, module])
+
+
+def module_names(folder: Path) -> list[str]:
+    """The classes of an exported folder's modules, in order: Transformer, Pooling, ..."""
+    modules = json.loads((folder / MODULES_FILE).read_text(encoding="utf-8"))
+    return [module["type"].rpartition(".")[2] for module in modules]
+
+
+def set_max_length(folder: Path, max_length: int) -> None:
+    """Change how many tokens of a sentence users of an exported folder get."""
+    file = folder / TRANSFORMER_FILE
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    _write(file, {**settings, "max_seq_length": max_length})
 
 
 def first_and_last(layers: int) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from diffcse_scale.distributed import barrier, broadcast_object, gather_objects, is_main, rank, world_size
+from diffcse_scale.durable import sync_folder, write_durably
 from diffcse_scale.errors import InputError
 from diffcse_scale.training.manifest import (
     LATEST,
@@ -27,8 +28,6 @@ from diffcse_scale.training.manifest import (
     damage,
     newest_step,
     read_state,
-    sync_folder,
-    write_durably,
     write_manifest,
 )
 from diffcse_scale.training.resharding import load_resharded

@@ -23,6 +23,21 @@ EMBEDDED_PAIRS = 1500
 ENOUGH_REPLACED = 5000
 
 
+def development_pairs(source: str | None) -> list[GradedPair] | None:
+    """The graded pairs that `evaluation.data` of a recipe names, or None where it names none.
+
+    Raises:
+        InputError: missing or malformed data.
+    """
+    if source is None:
+        return None
+    if source == EMBEDDED:
+        # one fixed set, whatever the run's seed: scores of several seeds can be compared
+        return graded_pairs(EMBEDDED_PAIRS, seed=0)
+    (task,) = load_sts(source, names=["STS-B dev"])
+    return task.pairs
+
+
 class DevelopmentSet:
     """Graded pairs that choose the best checkpoint: STS-B dev, or the recipe's own."""
 
@@ -38,16 +53,8 @@ class DevelopmentSet:
         Raises:
             InputError: missing or malformed data.
         """
-        source = recipe.evaluation.data
-        if source is None:
-            return None
-        if source == EMBEDDED:
-            # one fixed set, whatever the run's seed: scores of several seeds can be compared
-            pairs = graded_pairs(EMBEDDED_PAIRS, seed=0)
-        else:
-            (task,) = load_sts(source, names=["STS-B dev"])
-            pairs = task.pairs
-        return cls(pairs, tokenizers, recipe.evaluation.max_length)
+        pairs = development_pairs(recipe.evaluation.data)
+        return None if pairs is None else cls(pairs, tokenizers, recipe.evaluation.max_length)
 
     def spearman(self, encoder: Encoder, tick: Callable[[], None] = lambda: None) -> float:
         """Spearman x 100. Called on every rank; `tick` as in `encode_sentences`."""

@@ -12,12 +12,12 @@ checkpoints/
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from diffcse_scale.durable import write_durably
 from diffcse_scale.errors import InputError
 from diffcse_scale.training.shards import FileEntry, file_entry
 
@@ -37,26 +37,6 @@ def checkpoint_steps(folder: Path) -> list[int]:
         return []
     found = (re.fullmatch(NAME, entry.name) for entry in folder.iterdir())
     return sorted(int(match[1]) for match in found if match)
-
-
-def write_durably(text: str, path: Path) -> None:
-    """Replace a small file; after a crash it is the old one or the new one."""
-    fresh = path.with_name(path.name + ".tmp")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush the names in `folder` to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_manifest(folder: Path, entries: Iterable[FileEntry]) -> None:

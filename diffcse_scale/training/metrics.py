@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import torch
 from torch import Tensor
 
 from diffcse_scale.distributed import all_max, all_mean, all_sum, gather_objects, rank, world_size
 from diffcse_scale.model.diffcse import StepOutput
+
+T = TypeVar("T")
 
 # name in metrics.jsonl -> (label, format) of the console line
 CONSOLE = {
@@ -37,6 +39,14 @@ CONSOLE = {
 }
 
 
+# seconds of a log line's window by what they went to; those of an evaluation are in its own row
+TRAINING, WAITING, CHECKPOINTS, EVALUATION = (
+    "training_seconds",  # steps, the waiting for their batches included
+    "waiting_seconds",
+    "checkpoint_seconds",  # as far as training waited for them
+    "evaluation_seconds",
+)
+
 _COUNTS = ("_steps", "_sentences", "_real_tokens", "_positions")
 
 
@@ -51,6 +61,7 @@ class Window:
         self._steps = 0
         self._sentences = self._real_tokens = self._positions = 0
         self._since = time.perf_counter()
+        self._waited = self._checkpoints = 0.0
 
     def add(self, output: StepOutput, sentences: int, real_tokens: int, positions: int) -> None:
         """sentences: of the global batch; real_tokens and positions (padding included): of this rank."""
@@ -67,6 +78,21 @@ class Window:
         start = time.perf_counter()
         yield
         self._since += time.perf_counter() - start
+
+    @contextmanager
+    def checkpointing(self) -> Iterator[None]:
+        """Within `paused`: time that a checkpoint takes."""
+        start = time.perf_counter()
+        yield
+        self._checkpoints += time.perf_counter() - start
+
+    def waiting(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; the time until each is there is counted."""
+        start = time.perf_counter()
+        for batch in batches:
+            self._waited += time.perf_counter() - start
+            yield batch
+            start = time.perf_counter()
 
     def state(self) -> list[dict[str, Any]]:
         """What a checkpoint keeps of a window that is not full, a rank an entry. Called on every rank.
@@ -128,6 +154,9 @@ class Window:
             "real_tokens_per_second": real_tokens / seconds,
             "padding_share": 1 - real_tokens / positions,
             "peak_memory_gb": peak,
+            TRAINING: seconds,
+            WAITING: self._waited,
+            CHECKPOINTS: self._checkpoints,
         }
         self._start()
         return row

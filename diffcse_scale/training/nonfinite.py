@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from diffcse_scale.distributed import gather_objects, rank
+from diffcse_scale.durable import write_durably
 from diffcse_scale.errors import InputError
 from diffcse_scale.model.diffcse import StepOutput
 from diffcse_scale.text.batches import Batch, Batches
 from diffcse_scale.training.engine import RECIPE_KEYS, trained_groups
-from diffcse_scale.training.manifest import write_durably
 
 FOLDER = "nonfinite"
 

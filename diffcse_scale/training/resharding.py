@@ -20,17 +20,19 @@ from typing import Any, NamedTuple
 import torch
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffcse_scale.distributed import is_main, rank, world_size
 from diffcse_scale.errors import InputError
 from diffcse_scale.training.engine import trained_groups
+from diffcse_scale.training.manifest import STATE, read_state
 from diffcse_scale.training.shards import read_shard
 
 log = logging.getLogger(__name__)
 
 WEIGHT, MOMENTS = "weight", ("exp_avg", "exp_avg_sq")
+MODEL_FILE = "mp_rank_00_model_states.pt"  # but at ZeRO-3
 
 
 class Piece(NamedTuple):
@@ -110,9 +112,7 @@ def load_resharded(engine: Any, folder: Path, saved_stage: int, saved_world_size
         engine.optimizer.checkpoint_event_prologue()  # parameters that are kept whole are partitioned
     groups = list(_own_groups(engine, saved.step))
     _copy(saved, groups)
-    buffers = dict(engine.module.named_buffers())
-    for name in saved.model["buffer_names"]:
-        buffers[name].copy_(saved.model["module"][name])
+    saved.copy_buffers(engine.module)
     for counter in ("global_steps", "global_samples", "skipped_steps"):
         setattr(engine, counter, saved.model[counter])
     if stage and saved.scaler is not None:
@@ -123,6 +123,35 @@ def load_resharded(engine: Any, folder: Path, saved_stage: int, saved_world_size
             "Checkpoint of %d devices at ZeRO-%d read by %d at ZeRO-%d.",
             saved_world_size, saved_stage, world_size(), stage,
         )  # fmt: skip
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Fill a model that no engine has, in one process, from a checkpoint of any shape. Frozen weights are not read.
+
+    Raises:
+        InputError: a file is missing or damaged, or the checkpoint is another model's.
+    """
+    try:
+        state = read_state(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"Checkpoint {folder} is damaged: {STATE} cannot be read ({error}).") from None
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if state["zero_stage"] == 3:
+        saved = _Saved(folder, 3, state["world_size"], model)
+        _copy(
+            saved, [Group([Piece(name, 0, p.numel(), 0)], {WEIGHT: p.data.view(-1)}, 0) for name, p in trained.items()]
+        )
+        saved.copy_buffers(model)
+        return
+    weights = _read(folder, MODEL_FILE)["module"]
+    try:
+        missing, unknown = model.load_state_dict(weights, strict=False)
+    except RuntimeError:
+        missing, unknown = list(trained), []
+    if unknown or trained.keys() & set(missing):
+        raise InputError(
+            f"Checkpoint {folder} is another model's; the recipe beside it describes none with its weights."
+        )
 
 
 def _readable(engine: Any, stage: int, saved_stage: int) -> bool:
@@ -136,8 +165,8 @@ def _readable(engine: Any, stage: int, saved_stage: int) -> bool:
 class _Saved:
     """A checkpoint, memory-mapped: `parts` has the pieces of each parameter, from all ranks, with their tensors."""
 
-    def __init__(self, folder: Path, stage: int, ranks: int, module: torch.nn.Module) -> None:
-        model_file = "zero_pp_rank_0_mp_rank_00_model_states.pt" if stage == 3 else "mp_rank_00_model_states.pt"
+    def __init__(self, folder: Path, stage: int, ranks: int, module: nn.Module) -> None:
+        model_file = "zero_pp_rank_0_mp_rank_00_model_states.pt" if stage == 3 else MODEL_FILE
         self.model = _read(folder, model_file)
         self.scaler: Any = None
         self.step = 0.0
@@ -147,7 +176,13 @@ class _Saved:
             for piece in group.pieces:
                 self.parts.setdefault(piece.name, []).append((piece, group.tensors))
 
-    def _whole(self, module: torch.nn.Module) -> Iterator[Group]:
+    def copy_buffers(self, module: nn.Module) -> None:
+        """Into `module`: BatchNorm's running statistics and the like."""
+        buffers = dict(module.named_buffers())
+        for name in self.model["buffer_names"]:
+            buffers[name].copy_(self.model["module"][name])
+
+    def _whole(self, module: nn.Module) -> Iterator[Group]:
         """Every parameter as a group of its own."""
         names = [name for group in trained_groups(module) for name in group]
         states = self.model["optimizer"]["state"]
@@ -219,9 +254,9 @@ def _copy(saved: _Saved, groups: list[Group]) -> None:
             start, stop = max(piece.start, part.start), min(piece.stop, part.stop)
             if start >= stop:
                 continue
-            for key, value in values.items():
-                into = tensors[key].narrow(0, piece.offset + start - piece.start, stop - start)
-                into.copy_(value.narrow(0, part.offset + start - part.start, stop - start))
+            for key, tensor in tensors.items():
+                into = tensor.narrow(0, piece.offset + start - piece.start, stop - start)
+                into.copy_(values[key].narrow(0, part.offset + start - part.start, stop - start))
             missing -= stop - start
         if missing:
             raise InputError(f"The checkpoint lacks {missing} elements of {piece.name}; it is another model's.")

@@ -9,8 +9,9 @@ stop             put there by whoever wants the run to checkpoint and leave; it 
 metrics.jsonl    a row a log line and a row an evaluation
 checkpoints/     to resume from (`manifest.py`)
 hang/            stacks of the ranks that waited for a silent one (`watchdog.py`)
-best/            the encoder with the best development score so far
-model/           the result: loads in sentence-transformers and transformers
+best/            the encoder with the best development score so far, and the projection of the same step
+model/           the result: loads in sentence-transformers and transformers; README.md is its card
+projection.safetensors  the projection that was trained with it, for `diffcse-scale export --with-projection`
 curves.png       losses and development score against steps
 result.json      written last; a run without it has not finished
 """
@@ -28,12 +29,13 @@ import yaml
 from filelock import FileLock, Timeout
 
 from diffcse_scale.distributed import barrier, broadcast_object, is_main
+from diffcse_scale.durable import write_durably
 from diffcse_scale.environment import environment
 from diffcse_scale.errors import InputError, RunEnded
 from diffcse_scale.exit_codes import ExitCode
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.training.incarnation import Incarnation, Ownership, incarnations, makes_no_progress
-from diffcse_scale.training.manifest import newest_step, write_durably
+from diffcse_scale.training.manifest import newest_step
 from diffcse_scale.training.metrics import MetricsFile
 from diffcse_scale.training.status import ENDED, STATUS, StatusFile
 

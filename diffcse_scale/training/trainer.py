@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +18,8 @@ from diffcse_scale.distributed import agree, barrier, broadcast_object, is_main
 from diffcse_scale.errors import RunEnded
 from diffcse_scale.exit_codes import ExitCode
 from diffcse_scale.export import export_sentence_transformer
+from diffcse_scale.export.model_card import write_run_card
+from diffcse_scale.export.projection import PROJECTION
 from diffcse_scale.model.diffcse import DiffCSE, StepOutput
 from diffcse_scale.model.encoder import Encoder
 from diffcse_scale.model.generator import Generator
@@ -27,7 +31,7 @@ from diffcse_scale.training.curves import draw_curves
 from diffcse_scale.training.development import DevelopmentSet
 from diffcse_scale.training.engine import device, optimizer_step, whole_state
 from diffcse_scale.training.manifest import checkpoint_name
-from diffcse_scale.training.metrics import Window, console_line
+from diffcse_scale.training.metrics import EVALUATION, Window, console_line
 from diffcse_scale.training.nonfinite import Buffers, describe, diagnose, newest_dump, write_dump
 from diffcse_scale.training.run_directory import RunDirectory
 from diffcse_scale.training.schedule import Plan, learning_rate
@@ -108,7 +112,7 @@ class Trainer:
                 tqdm(total=self.plan.steps, initial=self.step, unit="step", disable=None if is_main() else True) as bar,
                 self.batches.prefetch(self.step, self.plan.steps) as batches,
             ):
-                for batch in batches:
+                for batch in self.window.waiting(batches):
                     self._train_step(batch)
                     bar.update()
             return self._finish()
@@ -177,7 +181,7 @@ class Trainer:
             if self.evaluation_due:
                 self._evaluate()
             if checkpoint:
-                with self.supervision.slowly("checkpointing"):
+                with self.supervision.slowly("checkpointing"), self.window.checkpointing():
                     self.checkpoints.save(self.step, self._state())
             self._tick("training")
 
@@ -264,6 +268,7 @@ class Trainer:
         def tick() -> None:
             self._tick("evaluating")
 
+        start = time.perf_counter()
         score = development.spearman(self.model.encoder, tick)
         row = {"step": self.step, "dev_spearman": score}
         if self.step == 0 and self.model.encoder.pooling in ("cls", "mean"):
@@ -273,7 +278,7 @@ class Trainer:
         if self.step > 0 and improves(score, self.best.get("dev_spearman")):
             self._keep_best({"step": self.step, "dev_spearman": score})
         if is_main():
-            self.run.metrics.write(row)
+            self.run.metrics.write({**row, EVALUATION: time.perf_counter() - start})
             shown = "  ".join(f"{name} {value:.2f}" for name, value in row.items() if name != "step")
             tqdm.write(f"step {self.step:>{len(str(self.plan.steps))}}/{self.plan.steps}  {shown}  (Spearman x 100)")
         self._monitor(row)
@@ -292,7 +297,7 @@ class Trainer:
     def _export(self, folder: Path) -> None:
         self._tick("exporting")
         lora = self.recipe.model.lora
-        state = whole_state(self.model.encoder.backbone)
+        state, projection = whole_state(self.model.encoder.backbone), whole_state(self.model.projection)
         if is_main():
             export_sentence_transformer(
                 self.model.encoder.backbone,
@@ -303,6 +308,8 @@ class Trainer:
                 state=state,
                 adapter=lora is not None and lora.export == "adapter",
             )
+            if projection:
+                save_file(projection, folder / PROJECTION)
         barrier()
 
     def _finish(self) -> dict[str, Any]:
@@ -310,7 +317,7 @@ class Trainer:
         result: dict[str, Any] = {"steps": self.step}
         if self.development is not None:
             before = next(row for row in self.run.metrics.rows() if row["step"] == 0) if is_main() else {}
-            result["before"] = {name: value for name, value in before.items() if name != "step"}
+            result["before"] = {name: value for name, value in before.items() if name not in ("step", EVALUATION)}
             result["best"] = self.best
             if self.generator is not None:
                 accuracy = self.development.rtd_accuracy(
@@ -321,15 +328,25 @@ class Trainer:
             self._keep_best({"step": self.step})
         self._tick("exporting")
         if is_main():
-            partial = self.run.model.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(self.run.best(self.best["step"]), partial)
-            shutil.rmtree(self.run.model, ignore_errors=True)  # of an incarnation that was killed before its result
-            partial.rename(self.run.model)
             draw_curves(self.run.metrics.rows(), self.run.curves)
+            self._place_model(result)
             self.run.finish(**result)
         barrier()
         return result
+
+    def _place_model(self, result: dict[str, Any]) -> None:
+        """The best encoder becomes `model/`, with a card; its projection, which no user needs, lies beside it."""
+        best, partial = self.run.best(self.best["step"]), self.run.model.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(best, partial, ignore=shutil.ignore_patterns(PROJECTION))
+        if (best / PROJECTION).is_file():
+            shutil.copyfile(best / PROJECTION, self.run.path / PROJECTION)
+        try:
+            write_run_card(partial, self.run.path, result)
+        except Exception as error:  # whatever it is, a card is not worth a run
+            log.warning("The model has no card: %s.", " ".join(str(error).split()))
+        shutil.rmtree(self.run.model, ignore_errors=True)  # of an incarnation that was killed before its result
+        partial.rename(self.run.model)
 
 
 def improves(score: float, best: float | None) -> bool:

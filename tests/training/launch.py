@@ -16,7 +16,15 @@ from diffcse_scale.distributed import free_port
 
 ROOT = Path(__file__).parents[2]
 # numbers that say how fast or large a process was, not what it computed
-TIMINGS = {"sentences_per_second", "real_tokens_per_second", "peak_memory_gb"}
+TIMINGS = {
+    "sentences_per_second",
+    "real_tokens_per_second",
+    "peak_memory_gb",
+    "training_seconds",
+    "waiting_seconds",
+    "checkpoint_seconds",
+    "evaluation_seconds",
+}
 
 
 def environment() -> dict[str, str]:

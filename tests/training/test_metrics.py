@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -42,6 +44,31 @@ def test_reading_starts_a_new_window():
     row = window.read()
     assert row["loss"] == 7.0
     assert row["rtd_recall_replaced"] is None
+
+
+def test_seconds_are_told_apart_by_what_they_went_to(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def lasts(seconds):
+        now[0] += seconds
+
+    def batches():
+        for seconds in (3.0, 1.0):
+            lasts(seconds)
+            yield seconds
+
+    window = Window()
+    for _ in window.waiting(batches()):
+        window.add(_output(1.0, 1.0, 0.0, 1.0, 0.0, [0, 0, 0, 0]), sentences=8, real_tokens=5, positions=5)
+        lasts(10.0)
+        with window.paused():
+            lasts(7.0)
+            with window.checkpointing():
+                lasts(2.0)
+    row = window.read()
+    assert (row["training_seconds"], row["waiting_seconds"], row["checkpoint_seconds"]) == (24.0, 4.0, 4.0)
+    assert row["sentences_per_second"] == pytest.approx(16 / 24)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -15,9 +15,9 @@ import torch
 from diffcse_scale.distributed import rank
 from diffcse_scale.errors import InputError
 from diffcse_scale.training.checkpoint import Checkpoints
-from diffcse_scale.training.resharding import load_resharded, pieces
+from diffcse_scale.training.resharding import load_resharded, load_weights, pieces
 from tests.ranks import run_ranks
-from tests.training.small_engine import WAYS, small_engine, train_step, whole_state
+from tests.training.small_engine import WAYS, WIDTH, Network, small_engine, train_step, whole_state
 
 
 def _save(folder, ways, autocast):
@@ -78,6 +78,18 @@ def test_every_shape_gets_the_state_of_every_other(tmp_path, ways, autocast, ran
         assert {"model words.weight", "adam step", "engine step"} < state.keys() & expected.keys()
         # sums over ranks are taken in another order; the second loss comes after a step with the moments
         assert losses == pytest.approx(expected_losses, rel=1e-2 if autocast else 1e-5), (saved, way)
+    for saved in ways:
+        _check_weights_without_an_engine(tmp_path / saved / "step-00000003", truth[saved][0])
+
+
+def _check_weights_without_an_engine(folder, state):
+    network = Network()
+    load_weights(network, folder)
+    assert all(torch.equal(parameter, state[f"model {name}"]) for name, parameter in network.named_parameters())
+    assert all(torch.equal(buffer, state[f"buffer {name}"]) for name, buffer in network.named_buffers())
+    network.words = torch.nn.Embedding(12, WIDTH)
+    with pytest.raises(InputError, match=r"is another model's|lacks \d+ elements of words"):
+        load_weights(network, folder)
 
 
 def test_half_precision_at_zero_0_is_resumed_as_it_was_saved(tmp_path):

@@ -1,0 +1,141 @@
+"""`diffcse-scale export`: a run's model, or another sentence-transformers folder, as a new self-contained folder."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import transformers
+import yaml
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.export import hub
+from diffcse_scale.export.model_card import backbone_of, write_run_card
+from diffcse_scale.export.onnx import FOLDER as ONNX_FOLDER
+from diffcse_scale.export.onnx import OnnxComparison, check_onnx_installed, export_onnx
+from diffcse_scale.export.projection import append_projection, read_projection
+from diffcse_scale.export.sentence_transformer import (
+    MODULES_FILE,
+    append_module,
+    check_replaceable,
+    module_names,
+    replaced,
+    set_max_length,
+)
+from diffcse_scale.loading import load_model, model_folder, run_of
+from diffcse_scale.model.backbone import check_lengths, load_backbone, load_tokenizer, without_weights
+from diffcse_scale.recipe import Recipe
+
+# what other tools have left in a folder, and what is made anew
+NOT_COPIED = (".*", ONNX_FOLDER, "openvino")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the new folder is to have beside the model.
+
+    Attributes:
+        normalize: vectors of length 1.
+        projection: `encode` gives z, the output of the projection that training used.
+        onnx, int8: the ONNX files; int8 implies onnx.
+        max_length: tokens of a sentence; None leaves the model's.
+        repo: name on the Hub, owner/name, to which the folder is uploaded.
+        private: the repository is created as a private one.
+    """
+
+    normalize: bool = False
+    projection: bool = False
+    onnx: bool = False
+    int8: bool = False
+    max_length: int | None = None
+    repo: str | None = None
+    private: bool = False
+
+
+def export_model(source: str | Path, output: str | Path, options: ExportOptions) -> None:
+    """Write a new folder, whole or not at all, and say what is in it.
+
+    Args:
+        source: a run, or a folder written by sentence-transformers.
+        output: absent, empty, or an earlier export, which is replaced.
+
+    Raises:
+        InputError: unusable source or output, options that do not fit the model, a library that is missing, a backbone
+            that ONNX cannot take, or the Hub.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    folder, output = model_folder(source), Path(output).expanduser().absolute()
+    run = run_of(folder)
+    recipe = _recipe(run)
+    _check(folder, output, run, recipe, options)
+    comparison = None
+    with replaced(output) as fresh:
+        shutil.copytree(folder, fresh, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        if options.max_length is not None:
+            set_max_length(fresh, options.max_length)
+        if options.projection and run is not None and recipe is not None:
+            append_projection(fresh, run, recipe.model.projection)
+        if options.normalize and module_names(fresh)[-1] != "Normalize":
+            append_module(fresh, "Normalize", {})
+        if options.onnx or options.int8:
+            model, _ = load_model(fresh)
+            comparison = export_onnx(model, fresh, int8=options.int8)
+        if run is not None and recipe is not None:
+            license = _license(recipe, run) if options.repo else None
+            write_run_card(fresh, run, model_id=options.repo, license=license, onnx=comparison)
+    _report(output, comparison)
+    if options.repo:
+        print(f"On the Hub: {hub.push(output, options.repo, options.private)}")
+
+
+def _recipe(run: Path | None) -> Recipe | None:
+    if run is None:
+        return None
+    return Recipe.model_validate(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")))
+
+
+def _check(folder: Path, output: Path, run: Path | None, recipe: Recipe | None, options: ExportOptions) -> None:
+    """All that can be known to be wrong before anything is written."""
+    if not (folder / MODULES_FILE).is_file():
+        raise InputError(
+            f"{folder} is a plain transformers folder, which says nothing of pooling; give a run or a folder that "
+            "sentence-transformers wrote."
+        )
+    place = folder.absolute()
+    if output == place or place in output.parents:
+        raise InputError(f"--output {output} is in the model that is exported; give another folder.")
+    check_replaceable(output)
+    if options.projection:
+        if run is None or recipe is None:
+            raise InputError(f"--with-projection needs the run that trained the model; {folder} is not in one.")
+        read_projection(run, recipe.model.projection)
+    if options.onnx or options.int8:
+        check_onnx_installed()
+    if options.max_length is not None:
+        with without_weights():
+            backbone = load_backbone(str(folder))
+        check_lengths(backbone, load_tokenizer(str(folder)), {"--max-length": options.max_length})
+    if options.private and not options.repo:
+        raise InputError("--private is about --push-to-hub, which is not given.")
+    if options.repo:
+        hub.check_can_push(options.repo)
+
+
+def _license(recipe: Recipe, run: Path) -> str | None:
+    backbone = backbone_of(recipe, run)
+    return hub.license_on_hub(backbone.hub) if backbone.hub and not backbone.license else None
+
+
+def _report(output: Path, comparison: OnnxComparison | None) -> None:
+    print(f"Written: {output} ({' - '.join(module_names(output))})")
+    if comparison is None:
+        return
+    print(
+        f"ONNX float32: components differ from PyTorch's by at most {comparison.difference:.1e} "
+        f"({comparison.sentences} texts)"
+    )
+    if comparison.int8_cosine is not None:
+        mean, least = comparison.int8_cosine
+        print(f"ONNX int8: cosine to float32 {mean:.4f} in the mean, {least:.4f} at the least")

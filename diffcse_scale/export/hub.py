@@ -1,0 +1,104 @@
+"""To the Hugging Face Hub, with the token of the standard login (`hf auth login`, or HF_TOKEN)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from diffcse_scale.errors import InputError
+
+# HTTPError of httpx or of httpx2, whichever the library stands on
+TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
+# of an earlier upload, what this one may not have: old weights there would give other vectors
+OF_EARLIER_EXPORTS = ["onnx/*", "[0-9]*_*/*", "*.safetensors", "*.safetensors.index.json"]
+
+
+def check_can_push(repo: str) -> None:
+    """Ask the Hub who we are, before anything expensive is done.
+
+    Raises:
+        InputError: `repo` is no name, nobody is logged in, the Hub cannot be reached, or `repo` is somebody else's.
+    """
+    with _mistakes_named(repo):
+        validate_repo_id(repo)
+        owner, slash, _ = repo.partition("/")
+        if not slash:
+            raise InputError(f"--push-to-hub {repo} names no owner; give user/name.")
+        account = HfApi().whoami()
+    allowed = [account["name"], *(organisation["name"] for organisation in account.get("orgs", []))]
+    if owner not in allowed:
+        raise InputError(
+            f"--push-to-hub {repo}: you are logged in as {account['name']}, who may write to "
+            f"{', '.join(allowed)}; give one of these before the slash."
+        )
+
+
+def push(folder: Path, repo: str, private: bool) -> str:
+    """Upload an exported folder as one commit to a model repository, which is created if it is not there.
+
+    Returns:
+        its address.
+
+    Raises:
+        InputError: the Hub refuses it, or cannot be reached.
+    """
+    with _mistakes_named(repo):
+        api = HfApi()
+        url = api.create_repo(repo, private=private or None, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            commit_message="Exported by diffcse-scale",
+            delete_patterns=OF_EARLIER_EXPORTS,
+        )
+    return str(url)
+
+
+def license_on_hub(model: str) -> str | None:
+    """The licence that the card of a model on the Hub names.
+
+    Raises:
+        InputError: the Hub cannot be reached.
+    """
+    with _mistakes_named(model):
+        try:
+            data = HfApi().model_info(model).card_data
+        except RepositoryNotFoundError:
+            return None
+    return str(data.license) if data is not None and data.license else None
+
+
+@contextmanager
+def _mistakes_named(repo: str) -> Iterator[None]:
+    """Inside, what goes wrong with the Hub becomes an InputError in a user's words."""
+    try:
+        yield
+    except HFValidationError as error:
+        raise InputError(f"{repo} is no name of a model on the Hub: {_first_line(error)}.") from None
+    except LocalTokenNotFoundError:
+        raise InputError("Nobody is logged in to the Hub; run `hf auth login` or set HF_TOKEN.") from None
+    except OfflineModeIsEnabled:
+        raise InputError(
+            "The Hub is switched off by HF_HUB_OFFLINE; unset it, or export without --push-to-hub."
+        ) from None
+    except HfHubHTTPError as error:
+        if error.response.status_code == 401:
+            raise InputError("The Hub does not know the token; run `hf auth login` again.") from None
+        raise InputError(f"The Hub refuses {repo}: {_first_line(error)}.") from None
+    except (TransportError, ConnectionError) as error:
+        raise InputError(f"The Hub cannot be reached ({_first_line(error)}); try again later.") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
