@@ -81,6 +81,11 @@ class RTDHead(nn.Linear):
         )
         return RTDLoss(loss_sum, counts)
 
+    def probability(self, hidden: Tensor) -> Tensor:
+        """How probable it is that each token was replaced, [B, L] float32; hidden: [B, L, H]."""
+        logits = super().forward(hidden).float()
+        return logits.softmax(-1)[..., 1] if self.official else logits.squeeze(-1).sigmoid()
+
     def positions(self, attention_mask: Tensor) -> Tensor:
         """How many tokens the loss is summed over, 0-dim int64: the real ones, in `official` all."""
         return torch.ones_like(attention_mask).sum() if self.official else attention_mask.sum()

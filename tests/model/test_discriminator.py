@@ -57,6 +57,17 @@ def test_loss_and_counts_are_those_of_the_definition(fidelity):
     assert tuple(map(int, counts)) == (int(mask.sum()), int(replaced.sum()), *right)
 
 
+@pytest.mark.parametrize("fidelity", ["sampled", "official"])
+def test_the_loss_is_that_of_the_probabilities(fidelity):
+    torch.manual_seed(0)
+    head, hidden, mask = RTDHead(32, fidelity), torch.randn(3, 7, 32), torch.ones(3, 7, dtype=torch.long)
+    original = torch.zeros_like(mask)
+    edited = torch.randint(2, mask.shape)
+    probabilities = head.probability(hidden)
+    expected = F.binary_cross_entropy(probabilities, edited.float(), reduction="sum")
+    torch.testing.assert_close(head(hidden, original, edited, mask).loss_sum, expected, atol=1e-4, rtol=1e-5)
+
+
 def test_a_replaced_padding_id_is_no_replaced_token():
     # RoBERTa under `official`: padding id 1 becomes id 0, and its label stays "original"
     head = RTDHead(4, "official")

@@ -1,0 +1,132 @@
+"""Where the marks of a chart go: numbers in, positions in the picture out. The templates draw them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Point = tuple[float, float | None]
+
+MINUS = "\N{MINUS SIGN}"
+
+# most points of a line: two to a pixel of a wide chart
+MOST_POINTS = 600
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis: the values at its ends, its round values, and pixels.
+
+    Attributes:
+        start, stop: pixels of `low` and `high`.
+        log: whether equal distances are equal ratios.
+    """
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    start: float
+    stop: float
+    log: bool = False
+
+    def place(self, value: float) -> float:
+        """The pixel of a value."""
+        low, high = self.low, self.high
+        if self.log:
+            value, low, high = math.log10(value), math.log10(low), math.log10(high)
+        return round(self.start + (self.stop - self.start) * (value - low) / (high - low), 2)
+
+
+def axis(values: Sequence[float], start: float, stop: float, ticks: int = 4, log: bool = False) -> Axis:
+    """An axis for `values` that begins and ends at round numbers; logarithmic ones want positive values."""
+    low, high = min(values), max(values)
+    if log:
+        low, high = 10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high))
+        decades = round(math.log10(high / low))
+        every = max(1, math.ceil(decades / ticks))
+        marks = [low * 10**power for power in range(0, decades + 1, every)]
+        return Axis(low, high, tuple(marks), start, stop, log=True)
+    if low == high:
+        low, high = low - (abs(low) / 2 or 0.5), high + (abs(high) / 2 or 0.5)
+    step = _round_step((high - low) / ticks)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    marks = [round(number * step, 12) for number in range(first, last + 1)]
+    return Axis(marks[0], marks[-1], tuple(marks), start, stop)
+
+
+def steps_axis(last: int, start: float, stop: float) -> Axis:
+    """From step 0 to exactly the last step: room for steps that are not there would say that they are missing."""
+    step = max(1, round(_round_step(max(last, 4) / 4)))
+    return Axis(0, max(last, 1), tuple(float(mark) for mark in range(0, last + 1, step)), start, stop)
+
+
+def _round_step(step: float) -> float:
+    """The smallest of 1, 2, 2.5, 5 times a power of ten that is not below `step`."""
+    power = 10 ** math.floor(math.log10(step))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * (1 - 1e-9))
+
+
+def tick_label(value: float, ticks: Sequence[float], percent: bool = False) -> str:
+    """A tick's number, with as many decimals as tell the ticks apart."""
+    if percent:
+        return f"{100 * value:.{_decimals([100 * tick for tick in ticks])}f}%"
+    largest = max(abs(tick) for tick in ticks)
+    if value == 0:
+        return "0"
+    if largest < 1e-2:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", MINUS)
+    if largest >= 10_000:
+        return f"{value / 1000:,.{_decimals([tick / 1000 for tick in ticks])}f}k".replace("-", MINUS)
+    decimals = _decimals(ticks) if len(ticks) > 1 else 0
+    return f"{value:,.{decimals}f}".replace("-", MINUS)
+
+
+def _decimals(ticks: Sequence[float]) -> int:
+    return next((n for n in range(6) if all(math.isclose(round(tick, n), tick, abs_tol=1e-9) for tick in ticks)), 6)
+
+
+def thinned(points: list[Point], most: int = MOST_POINTS) -> list[Point]:
+    """At most about `most` of the points: of each of equal parts the lowest and the highest, so that spikes stay."""
+    if len(points) <= most:
+        return points
+    kept: list[Point] = []
+    parts = most // 2
+    for number in range(parts):
+        part = points[number * len(points) // parts : (number + 1) * len(points) // parts]
+        known = [point for point in part if point[1] is not None] or part[:1]
+        ends = {min(known, key=_height), max(known, key=_height)}
+        kept += sorted(ends)
+    return [points[0], *kept[1:-1], points[-1]]
+
+
+def _height(point: Point) -> float:
+    return -math.inf if point[1] is None else point[1]
+
+
+def path(points: Sequence[Point], x: Axis, y: Axis) -> str:
+    """An SVG path through the points; it is broken where a value is None."""
+    parts, pen = [], "M"
+    for step, value in points:
+        if value is None:
+            pen = "M"
+            continue
+        parts.append(f"{pen}{x.place(step):g},{y.place(value):g}")
+        pen = "L"
+    return "".join(parts)
+
+
+def area(heights: Sequence[float], edges: Sequence[float], x: Axis, base: float, scale: float) -> str:
+    """The outline of a histogram that stands on `base`, `scale` pixels for a height of 1; closed."""
+    steps = [f"M{x.place(edges[0]):g},{base:g}"]
+    for height, left, right in zip(heights, edges[:-1], edges[1:], strict=True):
+        top = round(base - scale * height, 2)
+        steps.append(f"L{x.place(left):g},{top:g}L{x.place(right):g},{top:g}")
+    return "".join([*steps, f"L{x.place(edges[-1]):g},{base:g}Z"])
+
+
+def readout(points: Sequence[Point], x: Axis, y: Axis, text: Callable[[float], str]) -> list[list[Any]]:
+    """For the pointer: step, pixels, and the value as it is printed, of each point that has one."""
+    return [[step, x.place(step), y.place(value), text(value)] for step, value in points if value is not None]

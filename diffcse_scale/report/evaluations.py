@@ -1,0 +1,129 @@
+"""What `diffcse-scale evaluate` has written beside the runs: tables, and dots with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffcse_scale.report.charts import MINUS, Axis, axis, tick_label
+from diffcse_scale.report.runs import Run
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One measured value of one run.
+
+    Attributes:
+        low, value, high: pixels; low and high are `value` where no interval was measured.
+        text: the value, and its interval.
+    """
+
+    run: int
+    text: str
+    interval: str
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A line of an evaluation: a task or a mean over tasks, with what each run has on it."""
+
+    name: str
+    measure: str
+    group: str
+    count: str
+    remark: str
+    mean: bool
+    values: list[Interval]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """An evaluation of all runs.
+
+    Attributes:
+        about: run number and how it was measured.
+        measure: that of all rows; empty where they have several.
+        ticks: pixel and text of the marks of the axis that values of one measure are drawn on; none for several.
+    """
+
+    name: str
+    about: list[tuple[int, str]]
+    measure: str
+    rows: list[Measured]
+    ticks: list[tuple[float, str]]
+
+    @property
+    def intervals(self) -> bool:
+        """Whether any value has one."""
+        return any(value.interval for row in self.rows for value in row.values)
+
+
+# in which order they stand
+TITLES = {"sts": "Semantic textual similarity", "transfer": "Transfer", "mteb": "MTEB", "geometry": "Geometry"}
+
+# pixels of the dots and intervals beside a table
+DOTS_LEFT, DOTS_RIGHT = 14, 166
+
+
+def suites(runs: Sequence[Run]) -> list[Suite]:
+    """Each suite that any run has been evaluated on, a table for each of its measures."""
+    found = dict.fromkeys(name for run in runs for name in run.evaluations)
+    names = [*(name for name in TITLES if name in found), *(name for name in found if name not in TITLES)]
+    return [_suite(name, [run.evaluations.get(name, {}) for run in runs]) for name in names]
+
+
+def _suite(name: str, evaluations: Sequence[dict[str, Any]]) -> Suite:
+    found = [{(entry["name"], entry["measure"]): entry for entry in _entries(each)} for each in evaluations]
+    rows = dict.fromkeys(key for each in found for key in each)
+    one_measure = len({measure for _, measure in rows}) == 1
+    numbers = [n for each in found for entry in each.values() for n in (entry["value"], *(entry.get("interval") or ()))]
+    x = axis([number for number in numbers if number is not None] or [0.0], DOTS_LEFT, DOTS_RIGHT, ticks=3)
+    about = [
+        (number, f"{each['pooling']}, at most {each['max_length']} tokens, {each['data']}, {each['date'][:10]}")
+        for number, each in enumerate(evaluations)
+        if each
+    ]
+    return Suite(
+        name=TITLES.get(name, name),
+        about=about,
+        measure=next(iter(rows))[1] if one_measure else "",
+        rows=[_measured([each.get(row) for each in found], x) for row in rows],
+        ticks=[(x.place(tick), tick_label(tick, x.ticks)) for tick in x.ticks] if one_measure else [],
+    )
+
+
+def _entries(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    means = [{**mean, "mean": True} for mean in evaluation.get("means", [])]
+    return [*evaluation.get("tasks", []), *means]
+
+
+def _measured(entries: Sequence[dict[str, Any] | None], x: Axis) -> Measured:
+    first = next(entry for entry in entries if entry is not None)
+    return Measured(
+        name=first["name"],
+        measure=first["measure"],
+        group=first.get("group", ""),
+        count=f"{first['count']:,}" if first.get("count") else "",
+        remark="; ".join(dict.fromkeys(entry["remark"] for entry in entries if entry and entry.get("remark"))),
+        mean=bool(first.get("mean")),
+        values=[_interval(number, entry, x) for number, entry in enumerate(entries) if entry is not None],
+    )
+
+
+def _interval(number: int, entry: dict[str, Any], x: Axis) -> Interval:
+    value, ends = entry["value"], entry.get("interval")
+    if value is None:
+        return Interval(number, "undefined", "", None, None, None)
+    text = _number(value)
+    if ends is None:
+        return Interval(number, text, "", x.place(value), x.place(value), x.place(value))
+    interval = f"{_number(ends[0])} to {_number(ends[1])}"
+    return Interval(number, text, interval, x.place(value), x.place(ends[0]), x.place(ends[1]))
+
+
+def _number(value: float) -> str:
+    return (f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}").replace("-", MINUS)

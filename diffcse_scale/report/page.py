@@ -1,0 +1,68 @@
+"""The page: everything in one file, with nothing to fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from diffcse_scale.report import curves, evaluations, similarities, tables, timing
+from diffcse_scale.report.edits import Judgement
+from diffcse_scale.report.runs import Run
+from diffcse_scale.report.similarities import Histograms, Sample
+
+# by which a page of ours is known, so that it may be replaced
+MARK = '<meta name="generator" content="diffcse-scale report">'
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What the models of the runs were asked for.
+
+    Attributes:
+        problems: run number and a sentence for what could not be had.
+    """
+
+    histograms: list[Histograms] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    judgements: list[Judgement] = field(default_factory=list)
+    problems: list[tuple[int, str]] = field(default_factory=list)
+
+
+def render(runs: Sequence[Run], looks: Looks) -> str:
+    """The HTML page. All text of users is escaped."""
+    environment = Environment(
+        loader=PackageLoader("diffcse_scale.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        inline=_inline,
+        mark=Markup(MARK),
+        runs=runs,
+        looks=looks,
+        date=datetime.now(UTC),
+        charts=curves.charts(runs),
+        differences=tables.differences(runs),
+        recipes=tables.recipe_texts(runs),
+        set_up=tables.set_up(runs),
+        results=tables.results(runs),
+        suites=evaluations.suites(runs),
+        times=timing.times(runs),
+        environments=tables.environments(runs),
+        deepspeed=tables.deepspeed_configs(runs),
+        curve=curves,
+        histogram=similarities,
+        dots=evaluations,
+    )
+
+
+def _inline(name: str) -> Markup:
+    """The text of one of our own files, as it is."""
+    return Markup((Path(__file__).parent / "templates" / name).read_text(encoding="utf-8"))

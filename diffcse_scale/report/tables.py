@@ -1,0 +1,167 @@
+"""Tables of what the run folders say: recipes and where they differ, how they were run, scores, environment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from diffcse_scale.recipe import flatten
+from diffcse_scale.report.charts import MINUS
+from diffcse_scale.report.runs import Run
+from diffcse_scale.training.schedule import Plan
+
+# a run's own, of no interest when runs are compared
+NAMES = ("name",)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: what it is of, and a cell for each run; an empty one where a run has none."""
+
+    name: str
+    cells: list[str]
+    note: str = ""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the runs do not all say the same."""
+        return len(set(self.cells)) > 1
+
+
+@dataclass(frozen=True)
+class RecipeText:
+    """A run's recipe as YAML, line by line with whether the line is of a field in which the runs differ."""
+
+    run: int
+    lines: list[tuple[str, bool]]
+
+
+def differences(runs: Sequence[Run]) -> list[Row]:
+    """The recipe's fields that are not the same in all runs."""
+    dumped = [dict(flatten(run.recipe.model_dump(mode="json"))) for run in runs]
+    fields = dict.fromkeys(field for recipe in dumped for field in recipe if field not in NAMES)
+    rows = [Row(field, [_plain(recipe.get(field)) for recipe in dumped]) for field in fields]
+    return [row for row in rows if row.differs]
+
+
+def recipe_texts(runs: Sequence[Run]) -> list[RecipeText]:
+    """Every recipe in full."""
+    differing = {row.name for row in differences(runs)}
+    return [RecipeText(number, _yaml_lines(run, differing)) for number, run in enumerate(runs)]
+
+
+def _yaml_lines(run: Run, differing: set[str]) -> list[tuple[str, bool]]:
+    lines: list[tuple[str, bool]] = []
+    for key, value in run.recipe.model_dump(mode="json").items():
+        parts: list[tuple[tuple[str, ...], dict[str, Any]]] = [((key,), {key: value})]
+        if isinstance(value, dict):
+            lines.append((f"{key}:", False))
+            parts = [((key, field), {field: entry}) for field, entry in value.items()]
+        for names, entry in parts:
+            text = yaml.safe_dump(entry, sort_keys=False, allow_unicode=True, width=100)
+            field = ".".join(names)
+            differs = any(name == field or name.startswith(f"{field}.") for name in differing)
+            indent = "  " * (len(names) - 1)
+            lines += [(indent + line, differs) for line in text.splitlines()]
+    return lines
+
+
+def set_up(runs: Sequence[Run]) -> list[Row]:
+    """How the recipes were run: batch table, sharding, data, interruptions."""
+    rows = rows_of([_plan(run) for run in runs])
+    rows += rows_of([_sharding(run) for run in runs])
+    return rows
+
+
+def _plan(run: Run) -> dict[str, str]:
+    return dict(Plan(**run.facts["plan"]).table()) if "plan" in run.facts else {}
+
+
+def _sharding(run: Run) -> dict[str, str]:
+    facts = run.facts
+    if not facts:
+        return {}
+    zero = facts["deepspeed_config"].get("zero_optimization", {})
+    offload = [name.split("_")[1] for name in ("offload_optimizer", "offload_param") if name in zero]
+    shown = {
+        "sharding": f"ZeRO-{zero.get('stage', 0)}" + (f", offloaded: {', '.join(offload)}" if offload else ""),
+        "precision": str(facts["precision"]),
+        "data fingerprint": str(facts["data_fingerprint"]),
+        "restarts": str(max(len(run.incarnations) - 1, 0)),
+    }
+    began = [str(incarnation.step) for incarnation in run.incarnations[1:]]
+    if began:
+        shown["restarted after step"] = ", ".join(began)
+    for resumed in facts.get("resumed", []):
+        if resumed["plan"]["world_size"] != facts["plan"]["world_size"]:
+            shown["world size when resumed"] = str(resumed["plan"]["world_size"])
+    return shown
+
+
+def rows_of(columns: Sequence[dict[str, str]]) -> list[Row]:
+    """One row for each name that any of the columns (one a run) has."""
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [Row(name, [column.get(name, "") for column in columns]) for name in names]
+
+
+def deepspeed_configs(runs: Sequence[Run]) -> list[tuple[int, str]]:
+    """Run number and the DeepSpeed configuration that it began with."""
+    configs = [(number, run.facts.get("deepspeed_config")) for number, run in enumerate(runs)]
+    return [(number, json.dumps(config, indent=1)) for number, config in configs if config]
+
+
+def results(runs: Sequence[Run]) -> list[Row]:
+    """Development scores and replaced-token detection."""
+    return rows_of([_result(run) for run in runs])
+
+
+def _result(run: Run) -> dict[str, str]:
+    shown = {f"development Spearman x 100, untrained, {pooling}": _score(v) for pooling, v in run.before.items()}
+    if "dev_spearman" in run.best:
+        shown[f"development Spearman x 100, trained, {run.recipe.model.pooling}"] = _score(run.best["dev_spearman"])
+    if "step" in run.best:
+        shown["of step"] = f"{run.best['step']:,}"
+    shares = {
+        "rtd_balanced_accuracy": "RTD balanced accuracy",
+        "rtd_recall_replaced": "RTD recall, replaced tokens",
+        "rtd_recall_kept": "RTD recall, kept tokens",
+    }
+    shown.update({title: f"{run.result[name]:.1%}" for name, title in shares.items() if name in run.result})
+    if "rtd_replaced_tokens" in run.result:
+        shown["RTD, replaced tokens judged"] = f"{run.result['rtd_replaced_tokens']:,.0f}"
+    return shown
+
+
+def _score(value: float | None) -> str:
+    return "undefined" if value is None or value != value else f"{value:.2f}".replace("-", MINUS)
+
+
+def environments(runs: Sequence[Run]) -> list[Row]:
+    """Machine and versions."""
+    return rows_of([_environment(run.facts.get("environment", {})) for run in runs])
+
+
+def _environment(environment: dict[str, Any]) -> dict[str, str]:
+    if not environment:
+        return {}
+    devices = environment["devices"]
+    counted = [f"{devices.count(name)} x {name}" for name in dict.fromkeys(devices)]
+    shown = {
+        "processor": f"{environment['processor']}, {environment['cores']} cores",
+        "devices": ", ".join(counted) or "none; trained on the processor",
+        "platform": environment["platform"],
+        "Python": environment["python"],
+        "CUDA": environment["cuda"] or "none",
+    }
+    versions: dict[str, str | None] = environment["packages"]
+    return {**shown, **{name: version for name, version in versions.items() if version is not None}}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)

@@ -1,0 +1,56 @@
+"""Where the time of a run went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diffcse_scale.report.runs import Run
+from diffcse_scale.training.metrics import CHECKPOINTS, EVALUATION, TRAINING, WAITING
+
+
+@dataclass(frozen=True)
+class Time:
+    """Where a run's time went, in seconds; `parts` are name, seconds, and share of their sum."""
+
+    run: int
+    parts: list[tuple[str, str, float]]
+    total: str
+    whole: str
+
+
+def times(runs: Sequence[Run]) -> list[Time]:
+    """Of the runs that recorded it."""
+    found = [_time(number, run) for number, run in enumerate(runs)]
+    return [time for time in found if time is not None]
+
+
+def _time(number: int, run: Run) -> Time | None:
+    def total(name: str) -> float:
+        return sum(row.get(name) or 0.0 for row in run.rows)
+
+    if not any(TRAINING in row for row in run.rows):
+        return None
+    seconds = {
+        "computing": total(TRAINING) - total(WAITING),
+        "waiting for data": total(WAITING),
+        "evaluation": total(EVALUATION),
+        "checkpoints": total(CHECKPOINTS),
+    }
+    whole = sum(seconds.values())
+    parts = [(name, duration(value), value / whole) for name, value in seconds.items()]
+    # of a run that was interrupted it would include the time in between
+    once = run.finished and len(run.incarnations) == 1 and "updated" in run.status
+    ended = duration(run.status["updated"] - run.incarnations[0].began) if once else ""
+    return Time(number, parts, duration(whole), ended)
+
+
+def duration(seconds: float) -> str:
+    """For people: 0.4 s, 41 s, 3 min 20 s, 5 h 02 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
