@@ -1,9 +1,9 @@
-# make install | quickstart | test | test-all | test-gpu | test-newest-triton | lint
+# make install | quickstart | test | test-all | test-gpu | test-newest-triton | lint | docs
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install quickstart test test-all test-gpu test-newest-triton lint clean
+.PHONY: install quickstart test test-all test-gpu test-newest-triton lint docs clean
 
 install: .venv/installed
 
@@ -23,12 +23,14 @@ TRITON := triton==3.6.0
 quickstart: install
 	$(BIN)/deepspeed train.py --deepspeed_config ds_configs/zero2.json
 
-test: install
-	$(BIN)/pytest -m 'not slow and not slurm and not realdata and not gpu'
+# Two workers, a file to one of them at a time: most tests use one core, and the jobs of the local SLURM mostly wait.
+PARALLEL := -n 2 --dist loadfile
 
-# The jobs of the local SLURM mostly wait: beside the other slow tests they cost little, one worker to a file.
+test: install
+	$(BIN)/pytest $(PARALLEL) -m 'not slow and not slurm and not realdata and not gpu'
+
 test-all: test
-	$(BIN)/pytest -m 'slow or slurm or realdata' -n 2 --dist loadfile
+	$(BIN)/pytest $(PARALLEL) -m 'slow or slurm or realdata'
 
 # On a machine with a GPU: the Triton kernels on it.
 test-gpu: install
@@ -37,12 +39,20 @@ test-gpu: install
 # The kernels' tests with the newest triton, which is put beside the environment and not into it.
 test-newest-triton: install
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .triton-newest triton
-	PYTHONPATH=.triton-newest $(BIN)/pytest tests/kernels -k 'triton or interpreter or compile'
+	PYTHONPATH=.triton-newest $(BIN)/pytest $(PARALLEL) tests/kernels -k 'triton or interpreter or compile'
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The reference of what other programs may import, from its docstrings.
+API := diffcse_kernels diffcse_kernels.nn diffcse_kernels.reference diffcse_kernels.key_blocks \
+    diffcse_scale diffcse_scale.losses diffcse_scale.sharded_info_nce diffcse_scale.distributed diffcse_scale.recipe \
+    diffcse_scale.loading diffcse_scale.evaluation diffcse_scale.encoding diffcse_scale.export
+
+docs: install
+	$(BIN)/pdoc --docformat google --output-directory build/docs $(API)
 
 clean:
 	rm -rf .venv .triton-newest build *.egg-info
