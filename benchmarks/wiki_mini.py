@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from diffcse_scale.environment import environment
-from diffcse_scale.evaluation.sts import evaluate_sts
+from diffcse_scale.evaluation.sts import MEAN, evaluate_sts
 from diffcse_scale.evaluation.tasks import load_sts
 from diffcse_scale.loading import load_model
 
@@ -119,7 +119,7 @@ def measure(folder: Path, pooling: str | None = None) -> dict[str, float | None]
     model.max_seq_length = 64
     tasks = load_sts(Path(os.environ["DIFFCSE_DATA"]) / "sts")
     results = evaluate_sts(lambda sentences: np.asarray(model.encode(sentences, batch_size=64)), tasks)
-    return {**{score.name: score.spearman for score in results.scores}, "mean of seven": results.mean_of_seven}
+    return {**{score.name: score.value for score in results.scores}, "mean of seven": results[MEAN].value}
 
 
 def append(rows: Path, row: dict[str, Any]) -> None:
@@ -184,10 +184,35 @@ def report(rows: Path) -> None:
             cells = f"{row['best']['dev_spearman']:.2f} | {row['best']['step']} | {f'{rtd:.3f}' if rtd else '-'}"
             lines.append(f"| {row['name']} | {cells} |")
     print("\n".join(lines))
-    _draw(found, winners, rows.with_suffix(".png"))
+    _draw_curves(found, winners, rows.with_suffix(".png"))
+    _draw_gains(results, rows.with_name(rows.stem + "_sts.png"))
 
 
-def _draw(found: dict[str, dict[str, Any]], winners: dict[str, Candidate], file: Path) -> None:
+def _draw_gains(results: dict[str, list[dict[str, float]]], file: Path) -> None:
+    """The test sets before training (the better pooling) and after it, a dot a seed."""
+    before = results["untrained, mean"][0]
+    (after,) = (tests for title, tests in results.items() if title.startswith("sampled"))
+    tasks = [task for task in before if task not in ("STS-B dev", "SICK-R trial")]
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(tasks))
+    means = [np.mean([test[task] for test in after]) for task in tasks]
+    axes.hlines(places, [before[task] for task in tasks], means, color="0.8", linewidth=5)
+    axes.plot([before[task] for task in tasks], places, "o", color="0.45", label="pretrained backbone, mean pooling")
+    for test in after:
+        axes.plot([test[task] for task in tasks], places, "|", color="C0", markersize=11, alpha=0.8)
+    axes.plot(means, places, "o", color="C0", label=f"after DiffCSE, {len(after)} seeds and their mean")
+    axes.set_yticks(places, tasks)
+    axes.invert_yaxis()
+    axes.set(xlabel="Spearman x 100")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.savefig(file, dpi=150)
+
+
+def _draw_curves(found: dict[str, dict[str, Any]], winners: dict[str, Candidate], file: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for colour, (objective, candidate) in enumerate(winners.items()):

@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
 
+from diffcse_scale.encoding.options import EncodeOptions
 from diffcse_scale.errors import InputError
 from diffcse_scale.recipe import explain
 from diffcse_scale.shipped import shipped
@@ -68,6 +69,20 @@ def replay(
 
 
 @app.command()
+def recipe(
+    name: Annotated[str, typer.Argument(help="a shipped recipe or a .yaml file")] = "quickstart",
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="section.field=value", help="changes to the recipe")
+    ] = None,
+) -> None:
+    """Print a recipe with all its fields and what they mean, to make one's own from: `... quickstart > mine.yaml`."""
+    from diffcse_scale.annotated_recipe import annotated
+    from diffcse_scale.recipe import load_recipe
+
+    print(annotated(load_recipe(name, overrides or ())))
+
+
+@app.command()
 def prepare(
     recipe: Annotated[str, typer.Option(help="a shipped recipe or a .yaml file")] = "quickstart",
     overrides: Annotated[
@@ -95,17 +110,46 @@ def summarize(runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help=
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Option(help="a sentence-transformers or transformers folder")],
-    data: Annotated[str, typer.Option(help="folder of STS tasks, a file of graded pairs, or 'hub'")],
+    model: Annotated[
+        list[str], typer.Option(help="a run, or a sentence-transformers or transformers folder; several: repeat it")
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="folder with sts/ and transfer/, a suite's own, a file of graded pairs, or 'hub'")
+    ] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="sts, transfer, geometry or mteb:TASK,TASK; several: repeat it  [sts]")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="also write the results here")] = None,
     pooling: Annotated[str | None, typer.Option(help="cls, mean, last or first_last_mean")] = None,
     max_length: Annotated[int | None, typer.Option(min=3, help="tokens a sentence")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    devices: Annotated[str | None, typer.Option(help="a process on each, as cuda:0,cuda:1 or cpu,cpu")] = None,
 ) -> None:
-    """Semantic textual similarity: Spearman on STS12-16, STS-B and SICK-R."""
-    from diffcse_scale.evaluation.command import evaluate_model
+    """Similarity, transfer, geometry and MTEB tasks, with intervals; several models side by side."""
+    from diffcse_scale.evaluation.command import evaluate_models
 
-    evaluate_model(model, data, json_file=json, pooling=pooling, max_length=max_length, batch_size=batch_size)
+    evaluate_models(model, data, suite or ("sts",), json, pooling, max_length, batch_size, devices)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Option(help="a run, or a sentence-transformers folder")],
+    output: Annotated[Path, typer.Option(help="the new folder; an earlier export there is replaced")],
+    normalize: Annotated[bool, typer.Option("--normalize", help="vectors of length 1")] = False,
+    with_projection: Annotated[
+        bool, typer.Option("--with-projection", help="vectors are z, after the projection that training used")
+    ] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="also onnx/model.onnx, in float32")] = False,
+    onnx_int8: Annotated[bool, typer.Option("--onnx-int8", help="and onnx/model_qint8.onnx")] = False,
+    max_length: Annotated[int | None, typer.Option(min=3, help="tokens a sentence")] = None,
+    push_to_hub: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="upload it there as well")] = None,
+    private: Annotated[bool, typer.Option("--private", help="a repository that is made is private")] = False,
+) -> None:
+    """A model as a folder of its own, with its card: for sentence-transformers, transformers, ONNX, the Hub."""
+    from diffcse_scale.export.command import ExportOptions, export_model
+
+    options = ExportOptions(normalize, with_projection, onnx, onnx_int8, max_length, push_to_hub, private)
+    export_model(model, output, options)
 
 
 @app.command()
@@ -129,6 +173,26 @@ def plan(
     make_plan(recipe, deepspeed_config, overrides or (), nodes, gpus_per_node, gpu_memory, cpu, json)
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders, finished or not")],
+    output: Annotated[Path, typer.Option(help="the page")] = Path("report.html"),
+    data: Annotated[
+        str | None, typer.Option(help="the development set, instead of the recipes' (as evaluation.data)")
+    ] = None,
+    sentences: Annotated[
+        Path | None, typer.Option(help="text file of sentences to look at, instead of some of the development set")
+    ] = None,
+    models: Annotated[bool, typer.Option(help="ask the models too, for similarities, neighbours and edits")] = True,
+) -> None:
+    """One self-contained HTML page about runs: curves, results, similarities before and after, replaced tokens."""
+    from diffcse_scale.report import report as write_report
+    from diffcse_scale.training.console import setup_logging
+
+    setup_logging()
+    print(f"report: {write_report(runs, output, data, sentences, models)}")
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,
@@ -144,19 +208,31 @@ def pretrain_generator(context: typer.Context, **_: Any) -> None:
     """Train a masked language model on raw text, to serve as generator (and encoder) of your language or domain."""
     from diffcse_scale.training.pretrain_generator import pretrain_generator
 
+    options = _options(context, PretrainOptions)
+    record = pretrain_generator(options)
+    before, after = record["held_out_before"], record["held_out_after"]
+    print(f"held-out masked tokens predicted: {before['accuracy']:.1%} before, {after['accuracy']:.1%} after")
+    print(f"model: {options.output}")
+
+
+Options = TypeVar("Options", bound=BaseModel)
+
+
+def _options(context: typer.Context, schema: type[Options]) -> Options:
+    """The options that were given on the command line.
+
+    Raises:
+        InputError: values that do not fit.
+    """
     given = {
         name: value
         for name, value in context.params.items()
         if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
     }
     try:
-        options = PretrainOptions(**given)
+        return schema(**given)
     except ValidationError as error:
-        raise InputError("; ".join(explain(problem, PretrainOptions) for problem in error.errors()) + ".") from None
-    record = pretrain_generator(options)
-    before, after = record["held_out_before"], record["held_out_after"]
-    print(f"held-out masked tokens predicted: {before['accuracy']:.1%} before, {after['accuracy']:.1%} after")
-    print(f"model: {options.output}")
+        raise InputError("; ".join(explain(problem, schema) for problem in error.errors()) + ".") from None
 
 
 def _with_options_of(command: Callable[..., None], options: type[BaseModel]) -> Callable[..., None]:
@@ -171,6 +247,37 @@ def _with_options_of(command: Callable[..., None], options: type[BaseModel]) -> 
 
 
 app.command()(_with_options_of(pretrain_generator, PretrainOptions))
+
+
+def encode(context: typer.Context, **_: Any) -> None:
+    """Embeddings of any amount of text, in Parquet or .npy shards; the same command goes on after an interruption."""
+    from diffcse_scale.encoding.pipeline import encode
+    from diffcse_scale.encoding.prompt import answer
+
+    options = _options(context, EncodeOptions)
+    print(encode(options))
+    if options.search:
+        answer(options.output, [])
+
+
+app.command()(_with_options_of(encode, EncodeOptions))
+
+
+@app.command()
+def search(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="what `encode` wrote")],
+    queries: Annotated[
+        list[str] | None, typer.Argument(metavar="QUERY...", help="read from the terminal or a pipe if absent")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="the model that encoded it, if it has moved since")] = None,
+    index: Annotated[str, typer.Option(help="exact, or faiss's hnsw or ivf, kept in the folder")] = "exact",
+    top: Annotated[int, typer.Option(min=1, help="rows to show for a query")] = 10,
+    prompt_name: Annotated[str | None, typer.Option(help="one of the model's prompts, for the queries")] = None,
+) -> None:
+    """The rows nearest to queries (cosine), out of a folder of embeddings."""
+    from diffcse_scale.encoding.prompt import answer
+
+    answer(folder, queries or [], model, index, top, prompt_name)
 
 
 def main() -> None:

@@ -55,6 +55,12 @@ def test_only_one_module_names_collectives():
             assert not re.search(r"import torch\.distributed|deepspeed\.comm|\bdist\.", text), file
 
 
+def test_a_training_rank_imports_no_library_of_what_comes_after_training():
+    code = "import runpy, sys; runpy.run_path('train.py', run_name='not main'); print(*sys.modules)"
+    late = {"sentence_transformers", "sklearn", "mteb", "onnx", "onnxruntime", "faiss"}
+    assert late & set(_python(code).split()) == set()
+
+
 def test_recipes_and_configurations_are_found_from_any_folder(tmp_path):
     code = (
         "from diffcse_scale.recipe import load_recipe; "

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from diffcse_scale.evaluation.sts import Encode, STSResults, TaskScore, evaluate_sts, spearman
+from diffcse_scale.evaluation.encoder import Encode
+from diffcse_scale.evaluation.geometry import evaluate_geometry
+from diffcse_scale.evaluation.scores import Results, Score
+from diffcse_scale.evaluation.sts import evaluate_sts, spearman
 from diffcse_scale.evaluation.tasks import STS_TASKS, GradedPair, TaskPairs, load_sts, read_pairs
+from diffcse_scale.evaluation.transfer import evaluate_transfer
+from diffcse_scale.evaluation.transfer_tasks import TRANSFER_TASKS, load_transfer
 
 __all__ = [
     "STS_TASKS",
+    "TRANSFER_TASKS",
     "Encode",
     "GradedPair",
-    "STSResults",
+    "Results",
+    "Score",
     "TaskPairs",
-    "TaskScore",
+    "evaluate_geometry",
     "evaluate_sts",
+    "evaluate_transfer",
     "load_sts",
+    "load_transfer",
     "read_pairs",
     "spearman",
 ]

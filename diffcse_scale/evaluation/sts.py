@@ -3,79 +3,56 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from diffcse_scale.evaluation.tasks import STS_TASKS, GradedPair, Split, TaskPairs
+from diffcse_scale.evaluation import scores
+from diffcse_scale.evaluation.bootstrap import rank_correlation
+from diffcse_scale.evaluation.encoder import Encode, Once
+from diffcse_scale.evaluation.scores import Results, Score
+from diffcse_scale.evaluation.tasks import STS_TASKS, GradedPair, TaskPairs
 
-Encode = Callable[[list[str]], np.ndarray]
-"""Sentences to embeddings [n, hidden], floating point, in the order given."""
+MEASURE = "Spearman x 100"
+MEAN = "mean of the seven test sets"
 
 # Cosines of float32 vectors carry errors of about 1e-7: a spread below this ranks rounding noise.
 RESOLUTION = 1e-6
 
 
-@dataclass(frozen=True)
-class TaskScore:
-    """The result of one task: `spearman` x 100, NaN where it is undefined, and what to know about it."""
+def evaluate_sts(encode: Encode, tasks: Sequence[TaskPairs]) -> Results:
+    """Measure an encoder on tasks. Each distinct sentence is encoded once over all tasks.
 
-    name: str
-    split: Split
-    pairs: int
-    spearman: float
-    remark: str = ""
-
-
-@dataclass(frozen=True)
-class STSResults:
-    """Scores of the tasks that were there. Dev and test sets are never averaged together."""
-
-    scores: tuple[TaskScore, ...]
-
-    def __getitem__(self, name: str) -> TaskScore:
-        """The score of the task `name`; KeyError if it was not measured."""
-        for score in self.scores:
-            if score.name == name:
-                return score
-        raise KeyError(name)
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Standard tasks that were not measured."""
-        measured = {score.name for score in self.scores}
-        return tuple(task.name for task in STS_TASKS if task.name not in measured)
-
-    @property
-    def mean_of_seven(self) -> float | None:
-        """Mean over STS12-16, STS-B test and SICK-R test; None unless all seven were measured."""
-        names = [task.name for task in STS_TASKS if task.split == "test"]
-        if any(name in self.missing for name in names):
-            return None
-        return float(np.mean([self[name].spearman for name in names]))
-
-
-def evaluate_sts(encode: Encode, tasks: Sequence[TaskPairs]) -> STSResults:
-    """Measure an encoder on tasks. Each distinct sentence is encoded once over all tasks."""
-    row = _rows(pair for task in tasks for pair in task.pairs)
-    embeddings = _encode(encode, list(row))
-    scores = []
-    for task in tasks:
-        value, remark = _score(embeddings, row, task.pairs)
-        if task.standard_pairs not in (None, len(task.pairs)):
-            count = f"{len(task.pairs):,} pairs, the standard set has {task.standard_pairs:,}: not comparable"
-            remark = f"{count}; {remark}" if remark else count
-        scores.append(TaskScore(task.name, task.split, len(task.pairs), value, remark))
-    return STSResults(tuple(scores))
+    The mean is over STS12-16, STS-B test and SICK-R test, and there only if all seven were measured.
+    """
+    encode = Once(encode)
+    encode([sentence for task in tasks for pair in task.pairs for sentence in pair[1:]])
+    measured = {task.name: _task_score(encode, task) for task in tasks}
+    seven = [measured.get(task.name) for task in STS_TASKS if task.split == "test"]
+    complete = [score for score in seven if score is not None]
+    return Results(
+        suite="sts",
+        scores=tuple(measured.values()),
+        means=(scores.mean_score(MEAN, complete),) if len(complete) == len(seven) else (),
+        missing=tuple(
+            task.name for task in STS_TASKS if task.name not in measured and any(t.split != "own" for t in tasks)
+        ),
+    )
 
 
 def spearman(encode: Encode, pairs: Sequence[GradedPair]) -> float:
     """Spearman x 100 on graded pairs; NaN where it is undefined (all similarities or all scores equal)."""
-    row = _rows(pairs)
-    return _score(_encode(encode, list(row)), row, pairs)[0]
+    human, similarity = similarities(Once(encode), pairs)
+    return math.nan if _undefined(human, similarity) else _spearman(human, similarity)
+
+
+def similarities(encode: Encode, pairs: Sequence[GradedPair]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Human scores and cosines of graded pairs, both [pairs]."""
+    sentences = [sentence for pair in pairs for sentence in pair[1:]]
+    embeddings = encode(sentences)
+    return np.array([pair[0] for pair in pairs], dtype=np.float64), cosine(embeddings[::2], embeddings[1::2])
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> NDArray[np.float64]:
@@ -86,29 +63,26 @@ def cosine(first: np.ndarray, second: np.ndarray) -> NDArray[np.float64]:
     return np.divide(products, norms, out=np.zeros_like(products), where=norms != 0)
 
 
-def _rows(pairs: Iterable[GradedPair]) -> dict[str, int]:
-    """Distinct sentences and the row of each among the embeddings."""
-    distinct = dict.fromkeys(sentence for _, *sentences in pairs for sentence in sentences)
-    return {sentence: index for index, sentence in enumerate(distinct)}
+def _task_score(encode: Encode, task: TaskPairs) -> Score:
+    remark = scores.size_remark(len(task.pairs), task.standard_pairs, "pairs")
+    human, similarity = similarities(encode, task.pairs)
+    if undefined := _undefined(human, similarity):
+        remark = "; ".join(filter(None, (remark, undefined)))
+        return Score(task.name, task.split, MEASURE, math.nan, len(human), remark)
+    value, statistic = _spearman(human, similarity), rank_correlation(human, similarity)
+    return scores.score(task.name, task.split, MEASURE, len(human), value, statistic, remark)
 
 
-def _encode(encode: Encode, sentences: list[str]) -> np.ndarray:
-    embeddings = np.asarray(encode(sentences))
-    if embeddings.ndim != 2 or len(embeddings) != len(sentences):
-        raise ValueError(f"encode gave an array of shape {embeddings.shape} for {len(sentences)} sentences")
-    return embeddings
+def _spearman(human: NDArray[np.float64], similarity: NDArray[np.float64]) -> float:
+    return 100 * float(spearmanr(human, similarity).statistic)
 
 
-def _score(embeddings: np.ndarray, row: dict[str, int], pairs: Sequence[GradedPair]) -> tuple[float, str]:
-    """Spearman x 100 and a remark that is empty unless the correlation is undefined."""
-    first = embeddings[[row[pair[1]] for pair in pairs]]
-    second = embeddings[[row[pair[2]] for pair in pairs]]
-    human = np.array([pair[0] for pair in pairs])
-    similarity = cosine(first, second)
+def _undefined(human: NDArray[np.float64], similarity: NDArray[np.float64]) -> str:
+    """Why there is no correlation; empty if there is one."""
     if not np.isfinite(similarity).all():
-        return math.nan, "undefined: the embeddings contain NaN or infinity"
+        return "undefined: the embeddings contain NaN or infinity"
     if np.ptp(human) == 0:
-        return math.nan, "undefined: all human scores are equal"
+        return "undefined: all human scores are equal"
     if np.ptp(similarity) < RESOLUTION:
-        return math.nan, "undefined: all similarities are equal, the embeddings have collapsed"
-    return 100 * float(spearmanr(human, similarity).statistic), ""
+        return "undefined: all similarities are equal, the embeddings have collapsed"
+    return ""

@@ -119,13 +119,26 @@ def read_pairs(file: Path) -> list[GradedPair]:
     Raises:
         InputError: the file cannot be read or is empty, or a row is malformed (names file and line).
     """
+    rows = read_lines(file, ["score", "sentence", "sentence"])
+    return [
+        _pair(score, first, second, f"{file}, line {number}")
+        for number, (score, first, second) in enumerate(rows, start=1)
+    ]
+
+
+def read_lines(file: Path, form: Sequence[str]) -> list[list[str]]:
+    """Read lines of tab-separated fields, as many as `form` names; a byte order mark and CR before LF are dropped.
+
+    Raises:
+        InputError: the file cannot be read or is empty, or a line is not UTF-8 or has another number of fields.
+    """
     try:
         lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from None
     if lines == [b""]:
-        raise InputError(f"{file} is empty; expected are lines of score, sentence, sentence, with tabs between.")
-    return [_parse(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
+        raise InputError(f"{file} is empty; expected are lines of {', '.join(form)}, with tabs between.")
+    return [_fields(line, form, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
 
 
 def pairs_from_rows(rows: Iterable[dict[str, Any]], source: HubSource) -> list[GradedPair]:
@@ -168,15 +181,14 @@ def _from_hub(task: STSTask) -> list[GradedPair]:
     return pairs_from_rows(rows, source)
 
 
-def _parse(line: bytes, where: str) -> GradedPair:
+def _fields(line: bytes, form: Sequence[str], where: str) -> list[str]:
     try:
         fields = line.removesuffix(b"\r").decode("utf-8").split("\t")
     except UnicodeDecodeError as error:
         raise InputError(f"{where} is not UTF-8 at byte {error.start + 1}; convert the file.") from None
-    if len(fields) != 3:
-        raise InputError(f"{where} has {len(fields)} tab-separated fields, not score, sentence, sentence.")
-    score, first, second = fields
-    return _pair(score, first, second, where)
+    if len(fields) != len(form):
+        raise InputError(f"{where} has {len(fields)} tab-separated fields, not {', '.join(form)}.")
+    return fields
 
 
 def _pair(score: Any, first: Any, second: Any, where: str) -> GradedPair:

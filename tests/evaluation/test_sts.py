@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diffcse_scale.evaluation import STS_TASKS, TaskPairs, evaluate_sts, spearman
+from diffcse_scale.evaluation.sts import MEAN
 
 ANGLES = {"north": 90, "almost north": 80, "diagonal": 45, "east": 0, "south": -90, "west": 180}
 
@@ -50,7 +51,7 @@ def test_subsets_are_ranked_together_and_not_averaged() -> None:
     second = [(3.0, "north", "south"), (4.0, "north", "east")]
     assert spearman(on_the_circle, first) == spearman(on_the_circle, second) == pytest.approx(100)
     results = evaluate_sts(on_the_circle, [TaskPairs("STS12", "test", first + second)])
-    assert results["STS12"].spearman == pytest.approx(-60)
+    assert results["STS12"].value == pytest.approx(-60)
 
 
 def test_each_distinct_sentence_is_encoded_once_over_all_tasks() -> None:
@@ -63,7 +64,7 @@ def test_each_distinct_sentence_is_encoded_once_over_all_tasks() -> None:
     results = evaluate_sts(encode, [TaskPairs("one", "own", PAIRS), TaskPairs("two", "own", PAIRS[::-1])])
 
     assert sorted(asked) == ["almost north", "diagonal", "east", "north", "south"]
-    assert [score.spearman for score in results.scores] == [pytest.approx(RHO)] * 2
+    assert [score.value for score in results.scores] == [pytest.approx(RHO)] * 2
 
 
 def every_task(*, leave_out: str = "", pairs: list[tuple[float, str, str]] = PAIRS) -> list[TaskPairs]:
@@ -75,20 +76,20 @@ def test_the_mean_is_over_the_seven_test_sets_and_no_dev_set() -> None:
     reverse = [(-score, *pair) for score, *pair in PAIRS]
     tasks = [TaskPairs(task.name, task.split, reverse) if task.split == "dev" else task for task in tasks]
     results = evaluate_sts(on_the_circle, tasks)
-    assert results["STS-B dev"].spearman == pytest.approx(-RHO)
-    assert results.mean_of_seven == pytest.approx(RHO)
+    assert results["STS-B dev"].value == pytest.approx(-RHO)
+    assert results[MEAN].value == pytest.approx(RHO)
     assert results.missing == ()
 
 
 def test_there_is_no_mean_when_a_test_set_is_missing() -> None:
     results = evaluate_sts(on_the_circle, every_task(leave_out="SICK-R test"))
-    assert results.mean_of_seven is None
+    assert results.means == ()
     assert results.missing == ("SICK-R test",)
 
 
 def test_a_missing_dev_set_does_not_touch_the_mean() -> None:
     results = evaluate_sts(on_the_circle, every_task(leave_out="STS-B dev"))
-    assert results.mean_of_seven == pytest.approx(RHO)
+    assert results[MEAN].value == pytest.approx(RHO)
 
 
 @pytest.mark.parametrize("jitter", [0.0, 1e-9])
@@ -99,19 +100,19 @@ def test_collapsed_embeddings_are_reported_and_not_ranked(jitter: float) -> None
         lambda sentences: 1 + jitter * generator.standard_normal((len(sentences), 8)),
         [TaskPairs("STS12", "test", PAIRS)],
     )
-    assert math.isnan(results["STS12"].spearman)
+    assert math.isnan(results["STS12"].value)
     assert "collapsed" in results["STS12"].remark
 
 
 def test_embeddings_that_are_not_finite_are_reported() -> None:
     results = evaluate_sts(lambda s: np.full((len(s), 2), np.nan), [TaskPairs("STS12", "test", PAIRS)])
-    assert math.isnan(results["STS12"].spearman)
+    assert math.isnan(results["STS12"].value)
     assert "NaN" in results["STS12"].remark
 
 
 def test_equal_human_scores_are_reported() -> None:
     results = evaluate_sts(on_the_circle, [TaskPairs("x", "own", [(1.0, *pair) for _, *pair in PAIRS])])
-    assert math.isnan(results["x"].spearman)
+    assert math.isnan(results["x"].value)
     assert "human scores" in results["x"].remark
 
 

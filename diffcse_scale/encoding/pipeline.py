@@ -1,0 +1,124 @@
+"""`diffcse-scale encode`: from files of sentences to a folder of embeddings, with any number of interruptions."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from diffcse_scale.encoding.encoder import Floats, choose_batch_tokens, choose_precision
+from diffcse_scale.encoding.manifest import FORMAT, WHERE, Manifest, begun, model_fingerprint
+from diffcse_scale.encoding.options import EncodeOptions
+from diffcse_scale.encoding.rows import open_rows
+from diffcse_scale.encoding.stored import ranges_of
+from diffcse_scale.encoding.work import Job, choose_devices, run, threads_of
+from diffcse_scale.errors import InputError
+from diffcse_scale.loading import model_folder
+
+STORAGE = ("window", "format", "dtype", "keep_text")
+COMPUTATION = ("max_length", "prompt_name")
+
+
+def encode(options: EncodeOptions, progress: bool = True) -> str:
+    """Write the embeddings of every row of the input to `options.output`, or what is missing of them.
+
+    Row i of the output is row i of the input. The bytes of the shards are a function of input, model, options and the
+    number of threads a process, however often the work was interrupted.
+
+    Args:
+        progress: show a bar.
+
+    Returns:
+        One line about what is there now.
+
+    Raises:
+        InputError: unusable model, input or output; an output that was begun from something else.
+    """
+    folder = model_folder(options.model)
+    rows = open_rows(options.input, options.column)
+    if not len(rows):
+        raise InputError(f"{', '.join(options.input)}: no row to encode.")
+    devices = choose_devices(options.devices, -(-len(rows) // options.window))
+    computation = _computation(options, torch.device(devices[0]))
+    facts = {
+        "format_version": FORMAT,
+        WHERE: str(folder.resolve()),
+        "model": model_fingerprint(folder),
+        "input": rows.identity,
+        "files": rows.names,
+        "column": options.column,
+        "rows": len(rows),
+        **{name: getattr(options, name) for name in STORAGE},
+        "pooling": options.pooling,
+        **computation,
+    }
+    with begun(Path(options.output), facts) as manifest:
+        if not manifest.pending:
+            return f"Nothing to do: {_summary(manifest)}"
+        job = Job(
+            model=options.model,
+            pooling=options.pooling,
+            encoder=computation,
+            rows=rows,
+            pending=[(number, manifest.rows_of(number), manifest.file(number)) for number in manifest.pending],
+            dtype=options.dtype,
+            keep_text=options.keep_text,
+        )
+        _encode_pending(manifest, job, devices, progress)
+        manifest.tidy()
+        return _summary(manifest)
+
+
+def _summary(manifest: Manifest) -> str:
+    """One line about a finished folder."""
+    flaws: Counter[str] = Counter()
+    for shard in manifest.shards.values():
+        flaws.update(shard["flaws"])
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(flaws.items()))
+    remark = f"; encoded as they are, though {kinds}" if flaws else ""
+    return f"{manifest.folder}: {manifest.facts['rows']:,} rows in {manifest.count:,} shards{remark}."
+
+
+def _computation(options: EncodeOptions, device: torch.device) -> dict[str, Any]:
+    """The arguments of `WindowEncoder` beside model and device."""
+    return {
+        "precision": choose_precision(options.precision, device),
+        "batch_tokens": choose_batch_tokens(options.batch_tokens, device),
+        **{name: getattr(options, name) for name in COMPUTATION},
+    }
+
+
+def _encode_pending(manifest: Manifest, job: Job, devices: list[str], progress: bool) -> None:
+    """Encode the windows that are missing, and write down each as it is finished."""
+    if job.dtype == "int8":
+        job = replace(job, ranges=_calibrated(manifest, job, devices))
+    done = sum(shard["rows"] for shard in manifest.shards.values())
+    total, tokens, began = int(manifest.facts["rows"]), 0, time.monotonic()
+    with tqdm(total=total, initial=done, unit=" rows", unit_scale=True, disable=not progress, mininterval=1) as bar:
+
+        def report(count: int, batch_tokens: int, shard: dict[str, Any] | None) -> None:
+            nonlocal tokens
+            tokens += batch_tokens
+            bar.set_postfix_str(f"{tokens / (time.monotonic() - began):,.0f} tokens/s", refresh=False)
+            bar.update(count)
+            if shard is not None:
+                manifest.record(shard)
+
+        run(job, devices, report)
+        bar.update(total - bar.n)
+
+
+def _calibrated(manifest: Manifest, job: Job, devices: list[str]) -> Floats:
+    """The ranges of int8, from the rows of the first window; the same for all shards, whenever they are made."""
+    if manifest.ranges is None:
+        encoder = job.open_encoder(devices[0], threads_of(devices))
+        first = manifest.rows_of(0)
+        sentences, _ = job.rows.read(first.start, first.stop)
+        manifest.set_ranges(ranges_of(encoder.encode(encoder.prepare(sentences))))
+    assert manifest.ranges is not None
+    return manifest.ranges

@@ -1,0 +1,88 @@
+"""`diffcse-scale search`: queries from the command line, a pipe or a person, and the rows nearest to them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import transformers
+from sentence_transformers import SentenceTransformer
+
+from diffcse_scale.encoding.encoder import Floats
+from diffcse_scale.encoding.folder import Embeddings, load
+from diffcse_scale.encoding.manifest import WHERE, model_fingerprint
+from diffcse_scale.encoding.search import make_search
+from diffcse_scale.errors import InputError
+from diffcse_scale.loading import load_model, model_folder
+
+
+def answer(
+    folder: str | Path,
+    queries: list[str],
+    model: str | None = None,
+    index: str = "exact",
+    top: int = 10,
+    prompt_name: str | None = None,
+) -> None:
+    """Print the rows nearest to each query: cosine, row number and, where it can still be read, the sentence.
+
+    Args:
+        queries: read from the standard input, a line each, if there is none.
+        model: where the model that encoded the folder lies now; None for where it lay then.
+        index: exact, hnsw or ivf.
+        prompt_name: for the queries; None for the prompt "query" if the model has one, else its default one.
+
+    Raises:
+        InputError: unfinished folder, another model than it was encoded with, unknown index or prompt.
+    """
+    embeddings = load(folder)
+    network = _same_model(embeddings, model)
+    if prompt_name is not None and prompt_name not in network.prompts:
+        known = ", ".join(network.prompts) or "none"
+        raise InputError(f"The model has no prompt {prompt_name!r}; its prompts: {known}.")
+    search = make_search(embeddings, index, Path(folder).expanduser())
+    for number, query in enumerate(queries or _lines()):
+        if queries:
+            print(f"{query}" if not number else f"\n{query}")
+        vectors: Floats = network.encode_query([query], prompt_name=prompt_name, show_progress_bar=False)
+        cosines, rows = search(vectors.astype(np.float32), top)
+        _show(embeddings, cosines[0], rows[0])
+
+
+def _same_model(embeddings: Embeddings, model: str | None) -> SentenceTransformer:
+    """The model that the embeddings come from."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    facts = embeddings.facts
+    path = model or facts[WHERE]
+    if model_fingerprint(model_folder(path)) != facts["model"]:
+        raise InputError(f"{path} is not the model that these embeddings were made with; name that with --model.")
+    network, _ = load_model(path, facts["pooling"])
+    if facts["max_length"] is not None:
+        network.max_seq_length = facts["max_length"]
+    return network.float()
+
+
+def _lines() -> Iterator[str]:
+    """Queries from the standard input; a person is asked for them, and ends with an empty line."""
+    person = sys.stdin.isatty()
+    while True:
+        if person:
+            print("query> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line or (person and not line.strip()):
+            return
+        if line.strip():
+            if not person:
+                print(line.strip())
+            yield line.strip()
+
+
+def _show(embeddings: Embeddings, cosines: Floats, rows: np.ndarray) -> None:
+    found = [(float(cosine), int(row)) for cosine, row in zip(cosines, rows, strict=True) if row >= 0]
+    texts = embeddings.texts([row for _, row in found]) or [""] * len(found)
+    width = len(f"{len(embeddings) - 1:,}")
+    for (cosine, row), text in zip(found, texts, strict=True):
+        print(f"{cosine:8.4f}  {row:>{width},}  {text}".rstrip())

@@ -1,0 +1,111 @@
+"""The input of `encode`: row i of all files together, whatever is in it."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections import Counter
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import datasets
+
+from diffcse_scale.recipe import DataRecipe
+from diffcse_scale.text.cache import cache_folder, locked, workers
+from diffcse_scale.text.corpus import Flaw, corpus_fingerprint
+from diffcse_scale.text.sources import find_sources
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of files of one format.
+
+    Attributes:
+        rows: memory-mapped.
+        column: the one that holds the sentences, or JSON objects that hold them.
+        key: of the sentence in a JSON object; None where the column holds the sentences.
+    """
+
+    rows: datasets.Dataset
+    column: str
+    key: str | None
+
+
+class Rows:
+    """Sentences by row number; picklable, because the files are memory-mapped and not read.
+
+    Every row of the input is a row here: none is dropped, so that numbers stay what they are in the files.
+
+    Attributes:
+        names: of the files, absolute: `open_rows` finds the same rows by them from anywhere.
+        identity: JSON-serialisable; changes when a file (path, size, time) does.
+    """
+
+    def __init__(self, parts: list[Part], names: list[str], identity: list[Any]) -> None:
+        self._parts = parts
+        self._ends = list(accumulate(len(part.rows) for part in parts))
+        self.names, self.identity = names, identity
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def read(self, start: int, stop: int) -> tuple[list[str], Counter[str]]:
+        """Sentences of rows `start` to `stop` - 1, and how many of them are empty, undecodable or malformed.
+
+        Bytes that are no UTF-8 are U+FFFD; a missing value or a line that is no JSON object with text is "".
+        """
+        texts: list[str] = []
+        flaws: Counter[str] = Counter()
+        while start < stop:
+            index = bisect_right(self._ends, start)
+            part, first = self._parts[index], self._ends[index - 1] if index else 0
+            end = min(stop, self._ends[index])
+            for value in part.rows[start - first : end - first][part.column]:
+                text, flaw = _plain(value) if part.key is None else _parsed(value or "", part.key)
+                texts.append(text)
+                flaws.update([flaw.name.lower()] if flaw else ())
+            start = end
+        return texts, flaws
+
+
+def open_rows(entries: list[str], column: str | None = None) -> Rows:
+    """The rows of `entries` in the order given; the first time they are copied to the cache, as Arrow files.
+
+    Args:
+        entries: as `data.files` of a recipe.
+        column: of the sentences; None for `text`, `sentence` or the only column of text.
+
+    Raises:
+        InputError: missing, unknown or malformed file; no such column.
+    """
+    data = DataRecipe(files=entries, columns=[column] if column else None)
+    sources = find_sources(data.files)
+    folder = cache_folder(data) / f"rows-{corpus_fingerprint(data)}"
+    parts = []
+    with locked(folder):
+        for index, source in enumerate(sources):
+            rows, (name,) = source.read(data.columns, folder / f"source-{index}", workers(data))
+            parts.append(Part(rows, "text", name) if source.format == "json" else Part(rows, name, None))
+    names = [name for source in sources for name in source.names]
+    return Rows(parts, names, [source.identity() for source in sources])
+
+
+def _plain(value: str | None) -> tuple[str, Flaw]:
+    text = value or ""
+    if not text.strip():
+        return text, Flaw.EMPTY
+    return text, Flaw.UNDECODABLE if "\ufffd" in text or "\0" in text else Flaw.NONE
+
+
+def _parsed(line: str, key: str) -> tuple[str, Flaw]:
+    if not line.strip():
+        return "", Flaw.EMPTY
+    try:
+        value = json.loads(line).get(key)
+    except (ValueError, AttributeError):  # no JSON, no object
+        return "", Flaw.MALFORMED
+    if value is not None and not isinstance(value, str):
+        return "", Flaw.MALFORMED
+    # JSON can escape half characters (lone surrogates), which no tokenizer takes
+    return _plain((value or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace"))

@@ -1,0 +1,127 @@
+"""The rows most similar to queries, by cosine: exactly, block by block, or by a faiss index.
+
+What int8 and binary shards know of an embedding is compared with the query in full precision: for signs the cosine
+with the vector of +1 and -1, which orders rows more finely than the Hamming distance to the query's own signs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffcse_scale.encoding.encoder import Floats
+from diffcse_scale.encoding.folder import Embeddings
+from diffcse_scale.encoding.manifest import JOURNAL
+from diffcse_scale.errors import InputError
+
+BLOCK = 16_384  # rows that are float32 at once
+SMALLEST_NORM = np.float32(1e-30)
+HNSW_NEIGHBOURS = 32
+TRAINING_ROWS = 64  # of an IVF index, a cluster; faiss asks for 39 at least
+INDEXES = ("exact", "hnsw", "ivf")
+
+Search = Callable[[Floats, int], tuple[Floats, NDArray[np.int64]]]
+"""Queries [q, dimension] and k to cosines [q, k], greatest first, and the numbers of those rows."""
+
+
+def unit(vectors: Floats) -> Floats:
+    """Rows of length 1; a zero row stays zero."""
+    scaled: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), SMALLEST_NORM)
+    return scaled
+
+
+def exact(embeddings: Embeddings) -> Search:
+    """Compares every row; holds a block of rows and q x (block + k) cosines at a time. Equal cosines by row number."""
+
+    def search(queries: Floats, k: int) -> tuple[Floats, NDArray[np.int64]]:
+        queries = unit(queries)
+        best = np.empty((len(queries), 0), np.float32)
+        rows = np.empty((len(queries), 0), np.int64)
+        for first, block in _blocks(embeddings):
+            numbers = np.broadcast_to(np.arange(first, first + len(block)), (len(queries), len(block)))
+            best = np.concatenate([best, queries @ unit(block).T], axis=1)
+            rows = np.concatenate([rows, numbers], axis=1)
+            if best.shape[1] > k:
+                # of equal cosines at the edge those of the lowest rows stay: a stable sort of what is in row order
+                chosen = np.sort(np.argsort(-best, axis=1, kind="stable")[:, :k], axis=1)
+                best, rows = np.take_along_axis(best, chosen, 1), np.take_along_axis(rows, chosen, 1)
+        order = np.argsort(-best, axis=1, kind="stable")
+        return np.take_along_axis(best, order, 1), np.take_along_axis(rows, order, 1)
+
+    return search
+
+
+def approximate(embeddings: Embeddings, kind: str, folder: Path) -> Search:
+    """A faiss index, read from `folder` or built and kept there.
+
+    Args:
+        kind: hnsw (a graph, no training) or ivf (clusters, about 4 sqrt(rows), of which an eighth are looked into).
+
+    Raises:
+        InputError: faiss is not installed; the folder cannot be written.
+    """
+    try:
+        import faiss
+    except ImportError:
+        raise InputError("A faiss index needs `pip install 'diffcse-scale[search]'`; --index exact does not.") from None
+    content = hashlib.sha256((folder / JOURNAL).read_bytes()).hexdigest()[:16]
+    file = folder / f"{kind}-{content}.faiss"
+    try:
+        index = faiss.read_index(str(file)) if file.is_file() else _built(faiss, embeddings, kind, file)
+    except RuntimeError as error:  # faiss knows no other
+        reason = " ".join(str(error).split())[-200:]
+        raise InputError(f"The index {file} cannot be written or read ({reason}); --index exact needs none.") from None
+
+    def search(queries: Floats, k: int) -> tuple[Floats, NDArray[np.int64]]:
+        cosines, rows = index.search(unit(queries), min(k, len(embeddings)))
+        return cosines, rows
+
+    return search
+
+
+def make_search(embeddings: Embeddings, kind: str, folder: Path) -> Search:
+    """The search that one of `INDEXES` names.
+
+    Raises:
+        InputError: no such index, or as `approximate`.
+    """
+    if kind not in INDEXES:
+        raise InputError(f"There is no index {kind!r}; there are {', '.join(INDEXES)}.")
+    return exact(embeddings) if kind == "exact" else approximate(embeddings, kind, folder)
+
+
+def _built(faiss: Any, embeddings: Embeddings, kind: str, file: Path) -> Any:
+    """Built from the shards in order, and kept."""
+    width, inner = embeddings.dimension, faiss.METRIC_INNER_PRODUCT
+    if kind == "hnsw":
+        index = faiss.IndexHNSWFlat(width, HNSW_NEIGHBOURS, inner)
+    else:
+        clusters = max(1, min(round(4 * math.sqrt(len(embeddings))), len(embeddings) // 39))
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, clusters, inner)
+        index.nprobe = max(1, clusters // 8)
+        index.train(_sample(embeddings, clusters * TRAINING_ROWS))
+    for _, block in _blocks(embeddings):
+        index.add(unit(block))
+    partial = file.with_suffix(".partial")
+    faiss.write_index(index, str(partial))
+    partial.rename(file)
+    return index
+
+
+def _sample(embeddings: Embeddings, count: int) -> Floats:
+    """About `count` rows, evenly from everywhere."""
+    step = max(1, len(embeddings) // count)
+    return np.concatenate([unit(block[-first % step :: step]) for first, block in _blocks(embeddings)])
+
+
+def _blocks(embeddings: Embeddings) -> Any:
+    """First row and float32 rows, at most BLOCK at a time."""
+    for first, shard in embeddings.floats():
+        for start in range(0, len(shard), BLOCK):
+            yield first + start, shard[start : start + BLOCK]

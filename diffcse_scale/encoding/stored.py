@@ -1,0 +1,42 @@
+"""How embeddings are stored: float32, float16, or quantised as `sentence_transformers` does it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sentence_transformers.util.quantization import quantize_embeddings
+
+from diffcse_scale.encoding.encoder import Floats
+
+PRECISIONS = {"int8": "int8", "binary": "ubinary"}
+"""Our names and those of sentence-transformers."""
+
+
+def ranges_of(embeddings: Floats) -> Floats:
+    """Least and greatest value of each dimension, float32 [2, dimension]: what int8 is scaled to."""
+    return np.stack([embeddings.min(axis=0), embeddings.max(axis=0)])
+
+
+def store(embeddings: Floats, dtype: str, ranges: Floats | None = None) -> NDArray[Any]:
+    """Embeddings [n, dimension] as they are stored: the dtype's numbers, or the signs packed into uint8 [n, ceil(d/8)].
+
+    Args:
+        dtype: float32, float16, int8 or binary.
+        ranges: for int8; values outside are stored as the nearest inside.
+    """
+    if dtype in PRECISIONS:
+        return quantize_embeddings(embeddings, PRECISIONS[dtype], ranges=ranges)
+    return embeddings.astype(dtype)
+
+
+def restore(stored: NDArray[Any], dtype: str, dimension: int, ranges: Floats | None = None) -> Floats:
+    """What is known of the embeddings, float32 [n, dimension]: the middle of each int8 step, +1 and -1 for signs."""
+    if dtype == "binary":
+        return np.unpackbits(stored, axis=1, count=dimension).astype(np.float32) * 2 - 1
+    if dtype == "int8":
+        assert ranges is not None
+        steps = (ranges[1] - ranges[0]) / 255
+        return ranges[0] + (stored.astype(np.float32) + 128.5) * steps
+    return stored.astype(np.float32, copy=False)

@@ -1,0 +1,192 @@
+"""Who encodes which windows: one process a device, each taking the next window that nobody has taken."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from diffcse_scale.encoding.encoder import Floats, Window, WindowEncoder
+from diffcse_scale.encoding.rows import Rows
+from diffcse_scale.encoding.shards import write_shard
+from diffcse_scale.encoding.stored import store
+from diffcse_scale.errors import InputError
+from diffcse_scale.evaluation.encoder import parse_devices
+from diffcse_scale.loading import load_model
+from diffcse_scale.text.prefetch import prefetch
+
+MOST_CPU_PROCESSES = 8  # each has the interpreter, torch and the weights; the cores are divided among them
+
+Report = Callable[[int, int, dict[str, Any] | None], object]
+"""Called with rows and tokens of a batch, or with the facts of a finished shard."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process needs to know.
+
+    Attributes:
+        model, pooling: as for `load_model`.
+        encoder: the further arguments of `WindowEncoder`.
+        pending: number, first row and end of the windows to encode, and their files.
+        ranges: of int8.
+    """
+
+    model: str
+    pooling: str | None
+    encoder: dict[str, Any]
+    rows: Rows
+    pending: list[tuple[int, range, Path]]
+    dtype: str
+    keep_text: bool
+    ranges: Floats | None = None
+
+    def open_encoder(self, device: str, threads: int) -> WindowEncoder:
+        """The model on a device; on a CPU, with so many threads."""
+        if device == "cpu":
+            torch.set_num_threads(threads)
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        model, _ = load_model(self.model, self.pooling)
+        return WindowEncoder(model, torch.device(device), **self.encoder)
+
+
+def choose_devices(wanted: str, windows: int) -> list[str]:
+    """The devices that `wanted` names, a process each; no more than there are windows.
+
+    "auto" is every accelerator or, without one, several processes on the CPU: small models gain more from a process
+    a core than from a thread a core.
+
+    Raises:
+        InputError: a device that is not there.
+    """
+    if wanted != "auto":
+        devices = parse_devices(wanted)
+    elif torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator()
+        assert kind is not None
+        devices = [f"{kind.type}:{index}" for index in range(torch.accelerator.device_count())]
+    else:
+        devices = ["cpu"] * min(_cores(), MOST_CPU_PROCESSES)
+    return devices[: max(1, windows)]
+
+
+def threads_of(devices: list[str]) -> int:
+    """Threads of each process: OMP_NUM_THREADS, or the cores divided among the devices."""
+    return int(os.environ.get("OMP_NUM_THREADS", "0")) or max(1, _cores() // len(devices))
+
+
+def run(job: Job, devices: list[str], report: Report) -> None:
+    """Encode all pending windows, in this process for one device, else in one process each.
+
+    Raises:
+        InputError: as `load_model`, `WindowEncoder`; a shard that cannot be written; too little memory.
+    """
+    if len(devices) == 1:
+        numbers = iter(range(len(job.pending)))
+        return _work(job, devices[0], threads_of(devices), lambda: next(numbers, None), report)
+    context = multiprocessing.get_context("spawn")
+    taken = context.Value("q", 0)
+    processes = {}
+    try:
+        for device in devices:
+            receiver, sender = context.Pipe(duplex=False)
+            arguments = (job, device, threads_of(devices), taken, sender)
+            processes[receiver] = context.Process(target=_process, args=arguments, daemon=True)
+            processes[receiver].start()
+            sender.close()
+        _listen(processes, devices, len(job.pending), report)
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.join()
+
+
+def _listen(processes: dict[Connection, Any], devices: list[str], shards: int, report: Report) -> None:
+    """Pass on what the processes report, until so many shards are finished."""
+    names = dict(zip(processes, devices, strict=True))
+    open_ends = set(processes)
+    while shards:
+        for receiver in wait(open_ends):
+            assert isinstance(receiver, Connection)
+            try:
+                message = receiver.recv()
+            except EOFError:
+                open_ends.remove(receiver)
+                processes[receiver].join()
+                if code := processes[receiver].exitcode:
+                    ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+                    raise InputError(
+                        f"The process on {names[receiver]} ended with {ended}, perhaps for want of memory; what is "
+                        "done is kept: repeat the command, with fewer --devices if need be."
+                    ) from None
+                continue
+            if isinstance(message, Exception):
+                raise message
+            report(*message)
+            shards -= message[2] is not None
+
+
+def _process(job: Job, device: str, threads: int, taken: Any, sender: Connection) -> None:
+    """The life of one of several processes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def take() -> int | None:
+        with taken.get_lock():
+            taken.value += 1
+            return taken.value - 1 if taken.value <= len(job.pending) else None
+
+    try:
+        _work(job, device, threads, take, lambda *message: sender.send(message))
+    except (InputError, OSError) as error:
+        sender.send(error)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(job: Job, device: str, threads: int, take: Callable[[], int | None], report: Report) -> None:
+    """Encode windows until `take` gives None; the next one is read and tokenized meanwhile."""
+    encoder = job.open_encoder(device, threads)
+
+    def prepare(_: int) -> tuple[int, list[str], dict[str, int], Window] | None:
+        index = take()
+        if index is None:
+            return None
+        rows = job.pending[index][1]
+        texts, flaws = job.rows.read(rows.start, rows.stop)
+        return index, texts, dict(sorted(flaws.items())), encoder.prepare(texts)
+
+    with prefetch(prepare, 0, len(job.pending), depth=1) as windows:
+        for item in windows:
+            if item is None:
+                return
+            index, texts, flaws, window = item
+            number, rows, file = job.pending[index]
+            try:
+                embeddings = encoder.encode(window, lambda count, tokens: report(count, tokens, None))
+            except torch.OutOfMemoryError:
+                raise InputError(f"{device} has too little memory; lower --batch-tokens and begin anew.") from None
+            written = write_shard(
+                file, rows.start, store(embeddings, job.dtype, job.ranges), texts if job.keep_text else None
+            )
+            about = {"shard": number, "rows": len(rows), "dimension": embeddings.shape[1], "flaws": flaws}
+            report(0, 0, {**about, **written})
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

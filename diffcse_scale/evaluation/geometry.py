@@ -1,0 +1,141 @@
+"""How embeddings lie on the unit sphere: alignment, uniformity, anisotropy, similarities by gold score.
+
+Alignment and uniformity: Wang & Isola 2020 (arXiv 2005.10242, equations 2 and 3 with alpha = 2, t = 2), over graded
+pairs as SimCSE measures them (arXiv 2104.08821, section 2.3), with a score of 4 or more of 5 for a positive pair.
+Anisotropy: the mean cosine of two different sentences (Ethayarajh 2019, arXiv 1909.00512, section 4.1), and the share
+of variance along the first principal component (the same, section 4.1: maximum explainable variance).
+
+Everything is in float64 and exact over all pairs of distinct sentences.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.evaluation import scores
+from diffcse_scale.evaluation.bootstrap import Floats, Statistic
+from diffcse_scale.evaluation.encoder import Encode, Once
+from diffcse_scale.evaluation.scores import Results, Score
+from diffcse_scale.evaluation.sts import similarities
+from diffcse_scale.evaluation.tasks import TaskPairs
+
+POSITIVE = 4.0
+BANDS = ("0-1", "1-2", "2-3", "3-4", "4-5")  # of gold scores; 5 belongs to the last
+EDGES = np.linspace(-1, 1, 41)
+BLOCK = 1024  # rows of the matrix of all pairs that are alive at once
+COLLAPSED = 1e-12  # variance of a component that float32 embeddings have from rounding alone
+MEASURES = {
+    "alignment": "mean squared distance of positive pairs",
+    "uniformity": "log of the mean of exp(-2 squared distance)",
+    "mean cosine": "of two different sentences",
+    "first component": "share of the variance x 100",
+}
+
+
+def check_scores(task: TaskPairs) -> None:
+    """Raises InputError unless the scores lie between 0 and 5 and some pair has `POSITIVE` or more."""
+    gold = [pair[0] for pair in task.pairs]
+    if min(gold) < 0 or max(gold) > 5:
+        raise InputError(
+            f"{task.name}: geometry needs scores from 0 to 5, and these go from {min(gold)} to {max(gold)}."
+        )
+    if max(gold) < POSITIVE:
+        raise InputError(
+            f"{task.name}: no pair has a score of {POSITIVE:g} or more, so there is no alignment to measure."
+        )
+
+
+def evaluate_geometry(encode: Encode, task: TaskPairs) -> Results:
+    """Measure where an encoder puts the sentences of graded pairs (0 to 5; see `check_scores`).
+
+    `details` has the histogram of cosines for each band of gold scores: `edges` [41] and counts [40] a band.
+    """
+    encode = Once(encode)
+    sentences = list(dict.fromkeys(sentence for pair in task.pairs for sentence in pair[1:]))
+    points = on_sphere(encode(sentences))
+    gold, cosines = similarities(encode, task.pairs)
+    counts = {name: len(points) for name in MEASURES} | {"alignment": int(np.sum(gold >= POSITIVE))}
+    if not np.isfinite(points).all():
+        remark = "undefined: the embeddings contain NaN or infinity"
+        undefined = [Score(name, task.name, MEASURES[name], math.nan, counts[name], remark) for name in MEASURES]
+        return Results("geometry", tuple(undefined))
+    statistics = {
+        "alignment": _mean(2 - 2 * cosines[gold >= POSITIVE]),  # the squared distance of points on the sphere
+        "uniformity": _log_of_mean(uniformity_kernel(points)),
+        "mean cosine": _mean_cosine(points),
+    }
+    found = []
+    for name, statistic in statistics.items():
+        value = float(statistic(np.ones((1, counts[name]), dtype=np.int64))[0])
+        found.append(scores.score(name, task.name, MEASURES[name], counts[name], value, statistic))
+    share = 100 * first_component_share(points)
+    remark = "undefined: all embeddings are equal, they have collapsed" if math.isnan(share) else ""
+    found.append(Score("first component", task.name, MEASURES["first component"], share, len(points), remark))
+    return Results("geometry", tuple(found), details={"histograms": {task.name: histogram(gold, cosines)}})
+
+
+def on_sphere(embeddings: np.ndarray) -> Floats:
+    """Rows [n, hidden] at length 1, in float64; a row of zeros stays one."""
+    points = embeddings.astype(np.float64)
+    norms = np.linalg.norm(points, axis=1, keepdims=True)
+    return np.divide(points, norms, out=np.zeros_like(points), where=norms != 0)
+
+
+def uniformity_kernel(points: Floats) -> Floats:
+    """exp(-2 |x - y|^2), for each x [n] its mean over all y that are other rows. Memory: n x `BLOCK` numbers."""
+    squares = np.einsum("nh,nh->n", points, points)
+    means = np.empty(len(points))
+    for start in range(0, len(points), BLOCK):
+        rows = slice(start, start + BLOCK)
+        kernel = np.exp(4 * (points[rows] @ points.T) - 2 * (squares[rows, None] + squares))
+        means[rows] = (kernel.sum(axis=1) - 1) / (len(points) - 1)  # 1: a row with itself
+    return means
+
+
+def first_component_share(points: Floats) -> float:
+    """The first principal component's share of the variance of points [n, hidden]; NaN if there is none."""
+    variances = np.linalg.eigvalsh(np.cov(points, rowvar=False))
+    total = variances.sum()
+    return float(variances[-1] / total) if total > len(variances) * COLLAPSED else math.nan
+
+
+def histogram(gold: Floats, cosines: Floats) -> dict[str, Any]:
+    """How many pairs have a cosine between two `edges` [41], for each band of gold scores: "0-1" ... "4-5"."""
+    band = np.minimum(gold.astype(int), len(BANDS) - 1)
+    counts = {
+        name: np.histogram(np.clip(cosines[band == index], -1, 1), EDGES)[0].tolist()
+        for index, name in enumerate(BANDS)
+    }
+    return {"edges": EDGES.tolist(), "bands": counts}
+
+
+def _mean(values: Floats) -> Statistic:
+    return lambda drawn: (drawn @ values) / drawn.sum(axis=1)
+
+
+def _log_of_mean(means: Floats) -> Statistic:
+    """The log of a mean over pairs [of n], from each item's mean over its pairs [n]; exact for every item once.
+
+    On a draw it is the first-order expansion (Hajek's projection) of the mean over the pairs drawn: each item counts
+    in the first and in the second place.
+    """
+    middle = means.mean()
+    return lambda drawn: np.log(np.maximum(2 * (drawn @ means) / len(means) - middle, np.finfo(np.float64).tiny))
+
+
+def _mean_cosine(points: Floats) -> Statistic:
+    """The mean over all pairs of two different items, from the length of the sum of all."""
+    squares = np.einsum("nh,nh->n", points, points)
+
+    def statistic(drawn: NDArray[np.int64]) -> Floats:
+        sums, twice = drawn @ points, drawn.astype(np.float64) ** 2
+        pairs = drawn.sum(axis=1) ** 2.0 - twice.sum(axis=1)
+        within: Floats = np.einsum("dh,dh->d", sums, sums) - twice @ squares
+        return np.divide(within, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+
+    return statistic

@@ -1,0 +1,85 @@
+"""Any task of the Massive Text Embedding Benchmark, through the `mteb` package and its own scoring.
+
+A task is read from a local copy of its data set, in whatever form `datasets.load_dataset(folder)` reads; where there is
+none it is downloaded. A copy is made, on a machine with network, by
+
+    hf download mteb/stsbenchmark-sts --repo-type dataset --local-dir data/mteb/STSBenchmark
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from sentence_transformers import SentenceTransformer
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.evaluation.scores import Results, Score
+
+
+def load_mteb(names: Sequence[str], folder: Path | None = None) -> list[Any]:
+    """Tasks of `mteb` with their data.
+
+    Args:
+        names: as mteb names them, "STSBenchmark".
+        folder: holds local copies, a folder named as the task each.
+
+    Raises:
+        InputError: mteb is missing, knows no such task, or the data cannot be had.
+    """
+    try:
+        import mteb
+    except ImportError:
+        raise InputError("The suite mteb needs the package mteb: pip install 'diffcse-scale[eval]'.") from None
+    tasks = []
+    for name in names:
+        try:
+            task = mteb.get_task(name)
+        except KeyError as error:
+            raise InputError(f"mteb has no such task: {str(error.args[0]).removeprefix('KeyError: ')}") from None
+        copy = folder / name if folder is not None else None
+        if copy is not None and copy.is_dir():
+            local = {**task.metadata.dataset, "path": str(copy)}
+            task.metadata = task.metadata.model_copy(update={"dataset": local})
+        _load(task, copy)
+        tasks.append(task)
+    return tasks
+
+
+def evaluate_mteb(model: SentenceTransformer, tasks: Sequence[Any], **encode: Any) -> Results:
+    """The main score of each task, as mteb computes it, x 100; nothing is written to mteb's cache.
+
+    Args:
+        encode: arguments of `model.encode`: batch_size, device, pool.
+    """
+    import mteb
+
+    results = mteb.evaluate(model, tasks, encode_kwargs=encode, cache=None, co2_tracker=False, show_progress_bar=False)
+    found = []
+    for task, result in zip(tasks, results.task_results, strict=True):
+        measure = f"{task.metadata.main_score} x 100"
+        value = 100 * float(result.get_score())
+        found.append(Score(task.metadata.name, task.metadata.type, measure, value, _items(task)))
+    return Results("mteb", tuple(found), details={"mteb": metadata.version("mteb")})
+
+
+def _load(task: Any, copy: Path | None) -> None:
+    try:
+        task.load_data()
+    except Exception as error:  # data sets fail in the ways of the Hub, of files and of scripts
+        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        place = copy if copy is not None else f"DATA/mteb/{task.metadata.name}"
+        raise InputError(
+            f"The data of {task.metadata.name} cannot be loaded: {reason}; without network, --data must hold a copy in "
+            f"{place}."
+        ) from error
+
+
+def _items(task: Any) -> int:
+    """Rows (of retrieval: queries) of the evaluated splits, all languages together."""
+    subsets = [task.dataset] if isinstance(task.dataset, DatasetDict) else task.dataset.values()
+    parts = [subset[split] for subset in subsets for split in task.eval_splits]
+    return sum(len(part if isinstance(part, Dataset) else part["queries"]) for part in parts)

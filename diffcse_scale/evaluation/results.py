@@ -1,0 +1,159 @@
+"""Results for people (a table) and for programs (JSON)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from diffcse_scale.environment import environment
+from diffcse_scale.evaluation.scores import Difference, Results, Score, differences
+
+HEADINGS = {"dev": "DEV (for choosing)", "test": "TEST", "own": "OWN FILE"}
+
+
+def as_table(results: Sequence[Results]) -> Table:
+    """A rich table of one suite, a column for each model: A, B ... in their order.
+
+    Each group of tasks stands under its own heading, a mean only under the group that it is a mean of. Every model
+    after the first has a second column: its difference from the first, and how surprising that would be by chance.
+    """
+    table = Table(title=results[0].suite, title_justify="left", caption_justify="left")
+    for column in ("split", "task"):
+        table.add_column(column, no_wrap=True)
+    for column in ("items", *_headings(results)):
+        table.add_column(column, justify="right", no_wrap=True)
+    remarked = any(score.remark for of_model in results for score in of_model.scores)
+    if remarked:
+        table.add_column("remark")
+    changes = [{change.name: change for change in differences(one, results[0])} for one in results]
+    for section in _sections(results[0]):
+        for score in section:
+            of_models = [one[score.name] for one in results]
+            cells = [HEADINGS.get(score.group, score.group), score.name, f"{score.count:,}"]
+            cells += [score.measure] if len(_measures(results)) > 1 else []
+            for index, one in enumerate(of_models):
+                cells += [_value(one), *([_difference(score, changes[index].get(score.name))] if index else [])]
+            cells += ["; ".join(dict.fromkeys(filter(None, (one.remark for one in of_models))))] if remarked else []
+            table.add_row(*map(escape, cells))
+        table.add_section()
+    table.caption = escape("\n".join(_captions(results)))
+    return table
+
+
+def as_json(results: Results, **about: Any) -> dict[str, Any]:
+    """Everything measured, what it was measured with and when; `about` is added (model, data, pooling ...).
+
+    Undefined values are null, so that the result is strict JSON.
+    """
+    return {
+        "suite": results.suite,
+        **about,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "tasks": [_task_as_json(score) for score in results.scores],
+        "means": [_mean_as_json(score) for score in results.means],
+        "not_measured": list(results.missing),
+        "details": results.details,
+        "environment": environment(),
+    }
+
+
+def comparison_as_json(results: Results, baseline: Results, **about: Any) -> dict[str, Any]:
+    """Differences of one model from another, with intervals and p-values; `about` is added (model, against)."""
+    found = [vars(difference) for difference in differences(results, baseline)]
+    return {"suite": results.suite, **about, "differences": found}
+
+
+def write_json(content: dict[str, Any], file: Path) -> None:
+    """Write a report in one piece, and the folder it goes into if need be; an earlier one is replaced."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    fresh.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(fresh, file)
+
+
+def _task_as_json(score: Score) -> dict[str, Any]:
+    return {
+        "name": score.name,
+        "group": score.group,
+        "measure": score.measure,
+        "value": None if math.isnan(score.value) else score.value,
+        "interval": score.interval,
+        "count": score.count,
+        "remark": score.remark,
+    }
+
+
+def _mean_as_json(score: Score) -> dict[str, Any]:
+    task = _task_as_json(score)
+    return {name: task[name] for name in ("name", "measure", "value", "interval")}
+
+
+def _sections(results: Results) -> list[list[Score]]:
+    """Scores group by group, the means of a group in a section of their own after it."""
+    groups = dict.fromkeys(score.group for score in results.scores)
+    kinds = (results.scores, results.means)
+    sections = [[score for score in kind if score.group == group] for group in groups for kind in kinds]
+    return [section for section in sections if section]
+
+
+def _headings(results: Sequence[Results]) -> list[str]:
+    """Of the columns with values: a measure that all tasks share is named in the heading, else in a column."""
+    measures = _measures(results)
+    common = measures[0] if len(measures) == 1 else "value"
+    headings = [common if len(results) == 1 else f"A: {common}"]
+    for index in range(1, len(results)):
+        headings += [_letter(index), f"{_letter(index)} - A"]
+    return headings if len(measures) == 1 else ["measure", *headings]
+
+
+def _measures(results: Sequence[Results]) -> list[str]:
+    return list(dict.fromkeys(score.measure for score in results[0].scores))
+
+
+def _captions(results: Sequence[Results]) -> list[str]:
+    captions = []
+    if any(score.interval for score in results[0].scores):
+        captions.append("[ ]: 95% bootstrap interval over the items")
+    if len(results) > 1:
+        captions.append("p: paired bootstrap test against A; over the tasks corrected for their number (Holm)")
+    if results[0].missing:
+        captions.append(f"NOT MEASURED, not in the data: {', '.join(results[0].missing)}")
+    return captions
+
+
+def model_titles(models: Sequence[str]) -> list[str]:
+    """How the models of a table are called: by their column's letter where there are several."""
+    return list(models) if len(models) == 1 else [f"{_letter(index)}: {model}" for index, model in enumerate(models)]
+
+
+def _letter(index: int) -> str:
+    return chr(ord("A") + index)
+
+
+def _value(score: Score) -> str:
+    if math.isnan(score.value):
+        return "undefined"
+    digits = _digits(score)
+    if score.interval is None:
+        return f"{score.value:.{digits}f}"
+    low, high = score.interval
+    return f"{score.value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _difference(score: Score, difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    p = difference.p if difference.corrected is None else difference.corrected
+    return f"{difference.value:+.{_digits(score)}f} (p {p:.3f})"
+
+
+def _digits(score: Score) -> int:
+    return 2 if score.measure.endswith("x 100") else 3

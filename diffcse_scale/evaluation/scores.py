@@ -1,0 +1,120 @@
+"""What every suite of tasks gives: scores with intervals, means over them, and differences between models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from diffcse_scale.evaluation.bootstrap import Floats, Statistic, holm, interval, p_value, resample
+
+
+@dataclass(frozen=True)
+class Score:
+    """The result of one task.
+
+    Attributes:
+        group: which tasks it belongs to; those of one group stand together: dev, test, own ...
+        measure: what `value` is, with its unit: "Spearman x 100".
+        value: NaN where it is undefined, and then `remark` says why.
+        count: items that were scored (pairs, sentences).
+        remark: what to know about the value; empty if nothing.
+        resampled: the value on each bootstrap draw, [RESAMPLES]; None where there are no items to draw from.
+    """
+
+    name: str
+    group: str
+    measure: str
+    value: float
+    count: int
+    remark: str = ""
+    resampled: Floats | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95% bootstrap interval; None where the value is undefined or cannot be resampled."""
+        return None if self.resampled is None or math.isnan(self.value) else interval(self.resampled)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The scores of a suite's tasks that were there.
+
+    Attributes:
+        means: of scores that are comparable; dev and test sets are never averaged together.
+        missing: standard tasks that were not measured.
+        details: what does not fit into a number, JSON-serialisable.
+    """
+
+    suite: str
+    scores: tuple[Score, ...]
+    means: tuple[Score, ...] = ()
+    missing: tuple[str, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Score:
+        """The score of the task `name`, or the mean of that name; KeyError if it was not measured."""
+        for score in (*self.scores, *self.means):
+            if score.name == name:
+                return score
+        raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One model's score less another's, on the same items.
+
+    Attributes:
+        p: two-sided bootstrap p of "no difference"; of a task also `corrected` for the number of tasks (Holm).
+    """
+
+    name: str
+    value: float
+    interval: tuple[float, float] | None
+    p: float
+    corrected: float | None = None
+
+
+def score(
+    name: str, group: str, measure: str, count: int, value: float, statistic: Statistic, remark: str = ""
+) -> Score:
+    """A score with its values on the bootstrap draws."""
+    return Score(name, group, measure, value, count, remark, resample(name, count, statistic))
+
+
+def size_remark(count: int, standard: int | None, items: str) -> str:
+    """What is to be said of a task that has not the standard size; empty if it has, or if there is none."""
+    if standard in (None, count):
+        return ""
+    return f"{count:,} {items}, the standard set has {standard:,}: not comparable"
+
+
+def mean_score(name: str, scores: Sequence[Score]) -> Score:
+    """The mean of scores of one measure, undefined if one of them is; its draws are means of theirs."""
+    resampled = [score.resampled for score in scores if score.resampled is not None]
+    return Score(
+        name,
+        scores[0].group,
+        scores[0].measure,
+        float(np.mean([score.value for score in scores])),
+        sum(score.count for score in scores),
+        resampled=np.mean(resampled, axis=0) if len(resampled) == len(scores) else None,
+    )
+
+
+def differences(results: Results, baseline: Results) -> list[Difference]:
+    """`results` less `baseline`, of every score and mean that both can resample."""
+    found = []
+    for score in (*results.scores, *results.means):
+        other = next((o for o in (*baseline.scores, *baseline.means) if o.name == score.name), None)
+        if other is None or score.interval is None or other.interval is None:
+            continue
+        assert score.resampled is not None and other.resampled is not None
+        drawn = score.resampled - other.resampled
+        found.append(Difference(score.name, score.value - other.value, interval(drawn), p_value(drawn)))
+    tasks = {score.name for score in results.scores}
+    corrected = iter(holm([difference.p for difference in found if difference.name in tasks]))
+    return [Difference(d.name, d.value, d.interval, d.p, next(corrected) if d.name in tasks else None) for d in found]

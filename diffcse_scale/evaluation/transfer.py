@@ -1,0 +1,165 @@
+"""Transfer to classification by SentEval's protocol: logistic regression on frozen embeddings, accuracy x 100.
+
+The protocol is that of SentEval (Conneau & Kiela 2018, arXiv 1803.05449) with scikit-learn (`usepytorch=False`) and ten
+folds, seed 1111, rows sorted by length and label:
+
+- MR, CR, SUBJ, MPQA: ten folds for testing; C is chosen for each from 2^-2 ... 2^3 by ten folds of the other nine.
+- SST2: C is chosen from 2^-2 ... 2^3 on the development set.
+- TREC, MRPC: C is chosen from 2^-1 ... 2^5 by ten folds of the training set. The features of a pair (u, v) are |u - v|
+  and u * v.
+
+The tables of SimCSE and DiffCSE come from SentEval's other classifier (`usepytorch=True`: the same linear model,
+trained by Adam on minibatches and stopped early): compare with them no closer than the intervals.
+
+Two things are not SentEval's. Every fit is converged, and those of one fold go from a small C to a large one, each from
+where the last one ended: SentEval's stop where scikit-learn's default tolerance lets them. And the accuracy of
+cross-validated tasks is that of all rows together, not the mean of the folds' rounded ones: within 0.01 of it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.evaluation import scores
+from diffcse_scale.evaluation.bootstrap import f1, share
+from diffcse_scale.evaluation.encoder import Encode, Once
+from diffcse_scale.evaluation.scores import Results, Score
+from diffcse_scale.evaluation.transfer_tasks import TRANSFER_TASKS, Labelled, TransferData
+
+ACCURACY, F1 = "accuracy x 100", "F1 x 100"
+MEAN = "mean of the seven tasks"
+POSITIVE = "1"  # MRPC: the pairs that are paraphrases
+
+FOLDS = 10
+SEED = 1111
+SPLIT_GRID = [2.0**t for t in range(-2, 4)]
+TRAIN_GRID = [2.0**t for t in range(-1, 6)]
+# Truncated Newton steps to a tenth of scikit-learn's tolerance bring coefficients within 0.2% of their limits; its
+# default solver and tolerance leave some of them a sixth away.
+FIT = {"solver": "newton-cg", "tol": 1e-5, "max_iter": 1000}
+
+Features = NDArray[np.float32]
+Labels = NDArray[np.str_]
+
+
+def evaluate_transfer(encode: Encode, tasks: Sequence[TransferData]) -> Results:
+    """Measure an encoder on transfer tasks. Each distinct sentence of a task is encoded once.
+
+    The mean is over the accuracies of all seven tasks, and there only if all seven were measured. `details` has the C
+    that was chosen for each task, or for each of its folds.
+    """
+    import sklearn
+
+    measured: list[Score] = []
+    chosen: dict[str, list[float]] = {}
+    for data in tqdm(tasks, desc="transfer", disable=None):
+        of_task, chosen[data.task.name] = _evaluate(Once(encode), data)
+        measured += of_task
+    accuracies = [score for score in measured if score.measure == ACCURACY]
+    return Results(
+        suite="transfer",
+        scores=tuple(measured),
+        means=(scores.mean_score(MEAN, accuracies),) if len(accuracies) == len(TRANSFER_TASKS) else (),
+        missing=tuple(task.name for task in TRANSFER_TASKS if task.name not in chosen),
+        details={"C": chosen, "scikit-learn": sklearn.__version__},
+    )
+
+
+def require_sklearn() -> None:
+    """Raises InputError where scikit-learn cannot be imported."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise InputError("The transfer tasks need scikit-learn: pip install 'diffcse-scale[eval]'.")
+
+
+def _evaluate(encode: Encode, data: TransferData) -> tuple[list[Score], list[float]]:
+    """The scores of a task (accuracy, for pairs also F1) and the C that was chosen, for each fold where there are."""
+    name, group = data.task.name, "cross-validated" if "all" in data.files else "test"
+    files = {stem: _sorted(file) for stem, file in data.files.items()}
+    encode([text for file in files.values() for texts in file.texts for text in texts])
+    features = {stem: _features(encode, file) for stem, file in files.items()}
+    gold = np.array(files["all" if "all" in files else "test"].labels)
+    remark = _size_remark(data)
+    measures = [(name, ACCURACY), *([(f"{name} F1", F1)] if data.task.texts == 2 else [])]
+    if not all(np.isfinite(of_file).all() for of_file in features.values()):
+        remark = "; ".join(filter(None, (remark, "undefined: the embeddings contain NaN or infinity")))
+        return [Score(title, group, measure, math.nan, len(gold), remark) for title, measure in measures], []
+
+    predicted, chosen = _predict(features, {stem: np.array(file.labels) for stem, file in files.items()})
+    right, positive = predicted == gold, (gold == POSITIVE, predicted == POSITIVE)
+    found = []
+    for title, measure in measures:
+        statistic = share(right) if measure == ACCURACY else f1(*positive)
+        value = float(statistic(np.ones((1, len(gold)), dtype=np.int64))[0])
+        found.append(scores.score(title, group, measure, len(gold), value, statistic, remark))
+    return found, chosen
+
+
+def _predict(features: dict[str, Features], labels: dict[str, Labels]) -> tuple[Labels, list[float]]:
+    """Labels predicted for the rows to be tested, and the C that was chosen, for each fold where there are."""
+    from sklearn.model_selection import StratifiedKFold
+
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=SEED)
+    if "all" in features:
+        x, y = features["all"], labels["all"]
+        predicted, chosen = np.empty_like(y), []
+        for train, test in folds.split(x, y):
+            chosen.append(_choose(x[train], y[train], SPLIT_GRID, folds))
+            predicted[test] = _fit(x[train], y[train], chosen[-1]).predict(x[test])
+        return predicted, chosen
+    x, y = features["train"], labels["train"]
+    if "dev" in features:
+        rows = np.arange(len(x) + len(features["dev"]))
+        both = np.concatenate([x, features["dev"]]), np.concatenate([y, labels["dev"]])
+        best = _choose(*both, SPLIT_GRID, cv=[(rows[: len(x)], rows[len(x) :])])
+    else:
+        best = _choose(x, y, TRAIN_GRID, folds)
+    return _fit(x, y, best).predict(features["test"]), [best]
+
+
+def _choose(x: Features, y: Labels, grid: list[float], cv: Any) -> float:
+    """The C of `grid` that is most accurate on the held-out rows of `cv`, to 0.01 points; the first of equals."""
+    from sklearn.linear_model import LogisticRegressionCV
+
+    search = LogisticRegressionCV(
+        Cs=grid, cv=cv, refit=False, scoring="accuracy", l1_ratios=(0.0,), use_legacy_attributes=False, **FIT
+    ).fit(x, y)
+    accuracies = 100 * search.scores_.mean(axis=0).ravel()
+    return grid[int(np.argmax(np.round(accuracies, 2)))]
+
+
+def _fit(x: Features, y: Labels, c: float) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=c, **FIT).fit(x, y)
+
+
+def _sorted(file: Labelled) -> Labelled:
+    """The rows in SentEval's order, on which the folds depend: by the number of words, then by label."""
+    lengths = [[len(text.split()) for text in texts] for texts in file.texts]
+    order = sorted(range(len(file.labels)), key=lambda row: (lengths[row], file.labels[row]))
+    return Labelled([file.labels[row] for row in order], [file.texts[row] for row in order])
+
+
+def _features(encode: Encode, file: Labelled) -> Features:
+    """Embeddings [rows, hidden] of sentences, or of pairs [rows, 2 x hidden] what differs and what agrees in them."""
+    columns = [encode(list(texts)).astype(np.float32) for texts in zip(*file.texts, strict=True)]
+    if len(columns) == 1:
+        return columns[0]
+    first, second = columns
+    return np.concatenate([np.abs(first - second), first * second], axis=1)
+
+
+def _size_remark(data: TransferData) -> str:
+    remarks = (
+        scores.size_remark(len(data.files[stem].labels), size, "rows" if stem == "all" else f"{stem} rows")
+        for stem, size in data.task.sizes.items()
+    )
+    return "; ".join(filter(None, remarks))

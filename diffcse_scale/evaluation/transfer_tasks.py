@@ -1,0 +1,113 @@
+"""The transfer tasks of SentEval: one table, read from a folder.
+
+A folder holds, for each task, files of `label TAB sentence` lines in UTF-8, for MRPC of `label TAB sentence TAB
+sentence`:
+
+    MR/all.tsv  CR/all.tsv  SUBJ/all.tsv  MPQA/all.tsv      cross-validated
+    SST2/train.tsv  SST2/dev.tsv  SST2/test.tsv
+    TREC/train.tsv  TREC/test.tsv
+    MRPC/train.tsv  MRPC/test.tsv
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.evaluation.tasks import read_lines
+
+SMALLEST_CLASS = 20  # so that every fold of a fold has rows of it
+
+
+@dataclass(frozen=True)
+class TransferTask:
+    """A standard task: `sizes` are the rows of each of its files in the standard form, `texts` the sentences a row."""
+
+    name: str
+    sizes: dict[str, int]
+    texts: int = 1
+
+
+TRANSFER_TASKS: tuple[TransferTask, ...] = (
+    TransferTask("MR", {"all": 10662}),
+    TransferTask("CR", {"all": 3775}),
+    TransferTask("SUBJ", {"all": 10000}),
+    TransferTask("MPQA", {"all": 10606}),
+    TransferTask("SST2", {"train": 67349, "dev": 872, "test": 1821}),
+    TransferTask("TREC", {"train": 5452, "test": 500}),
+    TransferTask("MRPC", {"train": 4076, "test": 1725}, texts=2),
+)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One file: `texts[i]` are the sentences (one, or two of a pair) of row i, `labels[i]` its class."""
+
+    labels: list[str]
+    texts: list[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class TransferData:
+    """A task and its files by their names without `.tsv`."""
+
+    task: TransferTask
+    files: dict[str, Labelled]
+
+
+def load_transfer(folder: str | Path, names: Sequence[str] | None = None) -> list[TransferData]:
+    """Load the transfer tasks of a folder in the form above.
+
+    Args:
+        names: tasks that must be there; None for those that the folder holds.
+
+    Raises:
+        InputError: no such folder, an unknown task, a named task or every task missing, a malformed row.
+    """
+    folder = Path(folder)
+    known = {task.name: task for task in TRANSFER_TASKS}
+    for name in names or ():
+        if name not in known:
+            raise InputError(f"There is no transfer task {name!r}; there are {', '.join(known)}.")
+    if not folder.is_dir():
+        raise InputError(f"Transfer tasks are read from a folder, and {folder} is none.")
+    found = []
+    for task in [known[name] for name in names] if names is not None else TRANSFER_TASKS:
+        if names is not None or (folder / task.name).is_dir():
+            found.append(TransferData(task, _files(folder / task.name, task)))
+    if not found:
+        expected = ", ".join(f"{task.name}/{stem}.tsv" for task in TRANSFER_TASKS for stem in task.sizes)
+        raise InputError(f"{folder} holds none of the transfer tasks; expected are {expected}.")
+    return found
+
+
+def _files(folder: Path, task: TransferTask) -> dict[str, Labelled]:
+    files = {stem: read_labelled(folder / f"{stem}.tsv", task.texts) for stem in task.sizes}
+    for stem in {"all", "train"} & files.keys():
+        classes = Counter(files[stem].labels).most_common()
+        label, rows = classes[-1]
+        if len(classes) < 2:
+            raise InputError(f"{folder / stem}.tsv: all rows have the label {label!r}; there is nothing to tell apart.")
+        if rows < SMALLEST_CLASS and "dev" not in files:
+            raise InputError(
+                f"{folder / stem}.tsv has {rows} rows of the class {label!r}; cross-validation in ten folds needs "
+                f"{SMALLEST_CLASS} of each."
+            )
+    return files
+
+
+def read_labelled(file: Path, texts: int) -> Labelled:
+    """Read lines of a label and `texts` sentences with tabs between.
+
+    Raises:
+        InputError: the file cannot be read or is empty, or a row is malformed (names the line).
+    """
+    form = ["label", *["sentence"] * texts]
+    rows = read_lines(file, form)
+    for number, (_, *sentences) in enumerate(rows, start=1):
+        if not all(sentence.strip() for sentence in sentences):
+            raise InputError(f"{file}, line {number}: a sentence is empty.")
+    return Labelled([row[0] for row in rows], [tuple(row[1:]) for row in rows])

@@ -1,0 +1,90 @@
+"""The real program, killed at random moments; and its memory for little and for much input."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from diffcse_scale.encoding import EncodeOptions
+from diffcse_scale.encoding.pipeline import encode
+from tests.encoding.material import sentence
+from tests.memory import PeakMemory
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = "from diffcse_scale.cli import main; main()"
+MB = 1 << 20
+
+
+def text_of(folder: Path, rows: int) -> Path:
+    file = folder / f"{rows}.txt"
+    # 256 different ones: what is repeated in a window is encoded once, and the test is about many rows
+    file.write_text("".join(f"{sentence(index % 256)}\n" for index in range(rows)), encoding="utf-8")
+    return file
+
+
+def start(model: Path, file: Path, output: Path, devices: str) -> subprocess.Popen[bytes]:
+    """`diffcse-scale encode` with 150 shards to write."""
+    options = ["--model", model, "--input", file, "--output", output, "--devices", devices]
+    options += ["--window", 16, "--batch-tokens", 64, "--dtype", "int8", "--keep-text"]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    command = [sys.executable, "-c", PROGRAM, "encode", *map(str, options)]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL)
+
+
+def shards(output: Path) -> int:
+    journal = output / "shards.jsonl"
+    return journal.read_text().count("\n") if journal.is_file() else 0
+
+
+@pytest.mark.slow
+def test_killed_five_times_on_one_and_two_devices_the_files_are_those_of_an_unkilled_run(
+    tmp_path: Path, model_dir: Path
+) -> None:
+    file, whole, killed = text_of(tmp_path, 2400), tmp_path / "whole", tmp_path / "killed"
+    assert start(model_dir, file, whole, "cpu").wait() == 0
+    draw = random.Random(0)
+    moments = sorted(draw.sample(range(1, 140), 5))
+    at_kill = []
+    for number, moment in enumerate(moments):
+        process = start(model_dir, file, killed, "cpu,cpu" if number == 1 else "cpu")
+        while shards(killed) < moment and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL  # it was at work, not finished
+        at_kill.append(shards(killed))
+    assert start(model_dir, file, killed, "cpu").wait() == 0
+    assert at_kill == sorted(set(at_kill)) and at_kill[-1] < 150  # each went on where the last had stopped
+    names = sorted(path.name for path in whole.iterdir())
+    assert sorted(path.name for path in killed.iterdir()) == names
+    assert len([name for name in names if name.endswith(".parquet")]) == 150
+    for name in names:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_input(tmp_path: Path, model_dir: Path) -> None:
+    def peak(rows: int) -> int:
+        options = EncodeOptions(
+            model=str(model_dir),
+            input=[str(text_of(tmp_path, rows))],
+            output=str(tmp_path / f"out-{rows}"),
+            devices="cpu",
+            format="npy",
+        )
+        memory = PeakMemory()
+        encode(options, progress=False)
+        found, _ = memory.read()
+        memory.close()
+        return found
+
+    peak(150_000)  # what is allocated once, and kept: blocks of 10 MB of text, for one
+    little, much = peak(160_000), peak(640_000)
+    # the text alone has 34 MB more, the embeddings 46 MB
+    assert much - little < 40 * MB

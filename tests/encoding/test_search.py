@@ -1,0 +1,154 @@
+"""Search agrees with brute force; queries come from the command line or a pipe."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from diffcse_scale.encoding import EncodeOptions, encode, load, search
+from diffcse_scale.encoding.prompt import answer
+from diffcse_scale.errors import InputError
+
+Options = Callable[..., EncodeOptions]
+QUERIES = ["a fast dog", "the horse sleeps over green grass", "cat"]
+
+
+def cosines(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """float64, all pairs."""
+    left, right = (matrix.astype(np.float64) for matrix in (queries, vectors))
+    norms = np.linalg.norm(left, axis=1)[:, None] * np.linalg.norm(right, axis=1)
+    return left @ right.T / norms
+
+
+@pytest.fixture
+def queries(model: SentenceTransformer) -> np.ndarray:
+    return model.encode(QUERIES)
+
+
+@pytest.mark.parametrize("form", ["parquet", "npy"])
+@pytest.mark.parametrize("block", [5, 16_384])
+def test_exact_search_is_brute_force(
+    options: Options, text_file: Path, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch, form: str, block: int
+) -> None:
+    monkeypatch.setattr(search, "BLOCK", block)
+    encode(options(text_file, format=form), progress=False)
+    embeddings = load(options(text_file).output)
+    truth = cosines(queries, np.asarray(embeddings))
+    found, rows = search.exact(embeddings)(queries, 10)
+    order = np.argsort(-truth, axis=1, kind="stable")[:, :10]
+    np.testing.assert_allclose(found, np.take_along_axis(truth, order, 1), atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(truth, rows, 1), found, atol=1e-6)
+    everything, rows = search.exact(embeddings)(queries, 1000)
+    assert everything.shape == (3, 103)
+    assert sorted(rows[0]) == list(range(103))
+
+
+def test_of_equal_cosines_the_first_row_comes_first(options: Options, text_file: Path, sentences: list[str]) -> None:
+    encode(options(text_file), progress=False)
+    embeddings = load(options(text_file).output)
+    query = np.asarray(embeddings)[7:8]
+    assert search.exact(embeddings)(query, 2)[1].tolist() == [[7, 102]]
+    assert search.exact(embeddings)(query, 1)[1].tolist() == [[7]]
+
+
+def test_int8_search_differs_by_no_more_than_its_steps(
+    options: Options, text_file: Path, queries: np.ndarray, tmp_path: Path
+) -> None:
+    plain = options(text_file, output=str(tmp_path / "plain"))
+    # one window, so that the ranges hold for all rows
+    encode(plain, progress=False)
+    encode(options(text_file, dtype="int8", window=200), progress=False)
+    truth = cosines(queries, np.asarray(load(plain.output)))
+    found, rows = search.exact(load(options(text_file).output))(queries, 103)
+    np.testing.assert_allclose(found, np.take_along_axis(truth, rows, 1), atol=0.01)
+
+
+def test_binary_search_is_the_cosine_with_the_signs(
+    options: Options, text_file: Path, queries: np.ndarray, tmp_path: Path
+) -> None:
+    plain = options(text_file, output=str(tmp_path / "plain"))
+    encode(plain, progress=False)
+    encode(options(text_file, dtype="binary"), progress=False)
+    truth = cosines(queries, np.where(np.asarray(load(plain.output)) > 0, 1.0, -1.0))
+    found, rows = search.exact(load(options(text_file).output))(queries, 103)
+    np.testing.assert_allclose(found, np.take_along_axis(truth, rows, 1), atol=1e-6)
+    np.testing.assert_allclose(found, -np.sort(-truth, axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_a_faiss_index_finds_what_exact_search_finds_and_is_kept(
+    options: Options, text_file: Path, queries: np.ndarray, kind: str
+) -> None:
+    pytest.importorskip("faiss")
+    encode(options(text_file), progress=False)
+    folder = Path(options(text_file).output)
+    embeddings = load(folder)
+    expected, _ = search.exact(embeddings)(queries, 3)
+    found, _ = search.approximate(embeddings, kind, folder)(queries, 3)
+    # among 103 rows hnsw finds them all; ivf looks into a part of two clusters
+    assert np.abs(found[:, 0] - expected[:, 0]).max() < (1e-5 if kind == "hnsw" else 0.2)
+    (kept,) = folder.glob(f"{kind}-*.faiss")
+    written = kept.stat().st_mtime_ns
+    again, _ = search.approximate(embeddings, kind, folder)(queries, 3)
+    np.testing.assert_array_equal(again, found)
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_an_unknown_index_and_an_absent_faiss_are_one_sentence(
+    options: Options, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode(options(text_file), progress=False)
+    folder = Path(options(text_file).output)
+    with pytest.raises(InputError, match="no index 'annoy'; there are exact, hnsw, ivf"):
+        search.make_search(load(folder), "annoy", folder)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(InputError, match=r"pip install 'diffcse-scale\[search\]'"):
+        search.make_search(load(folder), "hnsw", folder)
+
+
+def test_answers_show_cosine_row_and_sentence(
+    options: Options, text_file: Path, sentences: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    encode(options(text_file), progress=False)
+    answer(options(text_file).output, [sentences[50]], top=2)
+    query, best, _ = capsys.readouterr().out.splitlines()
+    assert query == sentences[50]
+    assert best.split(maxsplit=2) == ["1.0000", "50", sentences[50]]
+
+
+def test_queries_are_read_from_a_pipe_line_by_line(
+    options: Options,
+    text_file: Path,
+    sentences: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    encode(options(text_file), progress=False)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{sentences[3]}\n\n{sentences[99]}\n"))
+    answer(options(text_file).output, [], top=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[1::2]] == ["3", "99"]
+
+
+def test_a_search_with_another_model_is_refused(
+    options: Options, text_file: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    encode(options(text_file), progress=False)
+    other = tmp_path / "other"
+    shutil.copytree(model_dir, other)
+    (other / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(InputError, match="is not the model that these embeddings were made with"):
+        answer(options(text_file).output, ["a dog"], model=str(other))
+
+
+def test_a_folder_without_embeddings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no embeddings; `diffcse-scale encode` makes them"):
+        load(tmp_path)
