@@ -20,7 +20,7 @@ def diffcse_scale(*arguments, cwd=ROOT):
 
 def test_help_names_every_command():
     output = diffcse_scale("--help").stdout
-    for command in ("train", "evaluate", "pretrain-generator", "benchmark"):
+    for command in ("train", "evaluate", "encode", "search", "export", "report", "pretrain-generator", "benchmark"):
         assert command in output
 
 
@@ -35,7 +35,7 @@ def test_every_option_of_pretrain_generator_is_a_documented_field():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["evaluate", "--model", "nowhere", "--data", "sts"], "no such file or folder"),
+        (["evaluate", "--model", "nowhere", "--data", "sts"], "does not exist"),
         (["pretrain-generator", "--files", "a.txt", "--output", "x", "--hidden", "10", "--heads", "3"], "must divide"),
         (["pretrain-generator", "--files", "nowhere.txt", "--output", "x"], "nowhere.txt"),
         (["benchmark", "info-nce", "--only", "egar"], "did you mean eager?"),

@@ -126,8 +126,8 @@ def test_before_training_all_ranks_leave_within_seconds_of_a_signal_to_one(toy_w
         ranks.wait_for(held(run).exists)
         ranks.processes[1].send_signal(number)  # whichever of the two tokenizes, the other waits for it
         start = time.monotonic()
-        assert ranks.wait(30) == [code, code], ranks.output()
-        assert time.monotonic() - start < 15
+        assert ranks.wait(50) == [code, code], ranks.output()
+        assert time.monotonic() - start < 40  # the place holds for 60
         assert "before training began; continue with --auto-resume" in ranks.output()
     with started(toy_world, run, f"data.cache_dir={tmp_path}", "max_steps=2") as ranks:
         assert ranks.wait() == DONE, ranks.output()
@@ -165,8 +165,8 @@ def test_a_stopped_process_is_named_and_the_stacks_of_those_that_wait_are_kept(t
         ranks.processes[silent].send_signal(signal.SIGSTOP)
         start = time.monotonic()
         held(run).unlink()
-        assert ranks.processes[1 - silent].wait(30) == ExitCode.HUNG, ranks.output()
-        assert time.monotonic() - start < 3 + 8
+        assert ranks.processes[1 - silent].wait(60) == ExitCode.HUNG, ranks.output()
+        assert time.monotonic() - start < 3 + 20  # a busy machine; gloo itself would wait for half an hour
         assert f"Rank {silent} has given no sign of life for" in ranks.output()
     stacks = (run / "hang" / f"rank-{1 - silent}.txt").read_text()
     assert "_train_step" in stacks or "tick" in stacks
