@@ -57,6 +57,7 @@ class Run:
     def __init__(self, arguments: list[str], output: Path) -> None:
         self.output, self.seconds = output, 0.0
         self.memory: list[tuple[float, int, int]] = []
+        self.processor: dict[int, float] = {}
         program = "from diffcse_scale.cli import main; main()"
         command = [sys.executable, "-c", program, "encode", *arguments, "--output", str(output)]
         path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
@@ -84,15 +85,18 @@ class Run:
         os.killpg(self.process.pid, number)
 
     def processor_seconds(self) -> float:
-        """Of all processes so far."""
-        return sum(sum(process.cpu_times()[:2]) for process in self._processes())
+        """Of all processes so far, those that have ended included."""
+        with suppress(psutil.NoSuchProcess):  # the run has just ended
+            self.processor.update({process.pid: sum(process.cpu_times()[:2]) for process in self._processes()})
+        return sum(self.processor.values())
 
     def _processes(self) -> list[psutil.Process]:
         parent = psutil.Process(self.process.pid)
         return [parent, *parent.children(recursive=True)]
 
     def _sample(self, seconds: float) -> None:
-        """Memory of all processes that belongs to no file, bytes."""
+        """Memory of all processes that belongs to no file, bytes; and their processor time, which ends with them."""
+        self.processor_seconds()
         total = 0
         with suppress(psutil.NoSuchProcess):  # the run has just ended
             for process in self._processes():
