@@ -73,8 +73,7 @@ def _load(task: Any, copy: Path | None) -> None:
         reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
         place = copy if copy is not None else f"DATA/mteb/{task.metadata.name}"
         raise InputError(
-            f"The data of {task.metadata.name} cannot be loaded: {reason}; without network, --data must hold a copy in "
-            f"{place}."
+            f"The data of {task.metadata.name} cannot be loaded: {reason}; without network, put a copy into {place}."
         ) from error
 
 

@@ -45,8 +45,9 @@ def load_suites(wanted: Sequence[str], data: str | Path | None) -> list[Suite]:
 
     Args:
         wanted: "sts", "transfer", "geometry", "mteb:TASK,TASK"; "sts:TASK,..." and "transfer:TASK,..." are parts.
-        data: a folder with a subfolder for each suite (`sts`, `transfer`, `mteb`), or the suite's own folder; for sts
-            and geometry also a file of graded pairs or "hub". None serves mteb alone, which downloads.
+        data: a folder with a subfolder for each suite: `sts` (geometry reads it too), `transfer`, `mteb`. Those of sts
+            and transfer can be given themselves, for sts and geometry also a file of graded pairs or "hub". None
+            serves mteb alone, which downloads.
 
     Raises:
         InputError: an unknown or repeated suite or task, data that are missing or malformed, a library that is missing.
@@ -68,7 +69,7 @@ def _load(name: str, tasks: list[str] | None, data: str | Path | None) -> Suite:
     if name == "mteb":
         if tasks is None:
             raise InputError("Suite mteb needs the names of tasks: --suite mteb:STSBenchmark,Banking77Classification.")
-        of_mteb = load_mteb(tasks, None if data is None else _subfolder(data, name))
+        of_mteb = load_mteb(tasks, None if data is None else Path(data) / name)
         return Suite(name, lambda subject: evaluate_mteb(subject.model, of_mteb, **subject.arguments))
     assert data is not None
     if name == "transfer":
