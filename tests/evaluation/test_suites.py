@@ -95,7 +95,7 @@ def test_transfer_is_read_from_folders_only() -> None:
 def test_mteb_reads_a_local_copy_and_asks_for_one_where_it_cannot_download(data: Path) -> None:
     pytest.importorskip("mteb", reason="the extra eval")
     copy = data / "mteb" / "STSBenchmark"
-    with pytest.raises(InputError, match=r"STSBenchmark cannot be loaded: .*must hold a copy in .*STSBenchmark"):
+    with pytest.raises(InputError, match=r"STSBenchmark cannot be loaded: .*put a copy into .*/mteb/STSBenchmark"):
         load_suites(["mteb:STSBenchmark"], data)
     copy.mkdir(parents=True)
     rows = [line.split("\t") for line in PAIRS.splitlines()]
