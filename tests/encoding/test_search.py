@@ -85,7 +85,7 @@ def test_binary_search_is_the_cosine_with_the_signs(
 def test_a_faiss_index_finds_what_exact_search_finds_and_is_kept(
     options: Options, text_file: Path, queries: np.ndarray, kind: str
 ) -> None:
-    pytest.importorskip("faiss")
+    pytest.importorskip("faiss", reason="the extra search")
     encode(options(text_file), progress=False)
     folder = Path(options(text_file).output)
     embeddings = load(folder)
