@@ -58,8 +58,7 @@ class Run:
         self.output, self.seconds = output, 0.0
         self.memory: list[tuple[float, int, int]] = []
         self.processor: dict[int, float] = {}
-        program = "from diffcse_scale.cli import main; main()"
-        command = [sys.executable, "-c", program, "encode", *arguments, "--output", str(output)]
+        command = [sys.executable, "-m", "diffcse_scale", "encode", *arguments, "--output", str(output)]
         path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
         environ = {**os.environ, "PYTHONPATH": path}
         self.process = subprocess.Popen(command, env=environ, start_new_session=True, stderr=subprocess.DEVNULL)

@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,40 +74,41 @@ class Encoder:
         return np.stack([self.rows[text] for text in texts])
 
 
-def measure(arguments: argparse.Namespace) -> None:
+def pending(
+    arguments: argparse.Namespace, kind: str, tasks: Sequence[str] | None = None
+) -> Iterator[tuple[dict[str, str], Encoder, TransferData]]:
+    """What identifies the row, the encoder and the data of each model and task that has no row of this kind yet."""
     for name, (folder, pooling) in models(arguments.run).items():
-        for data in load_transfer(Path(os.environ["DIFFCSE_DATA"]) / "transfer"):
-            key = {"kind": "ours", "model": name, "task": data.task.name}
-            if any(key.items() <= row.items() for row in read(arguments.rows)):
-                continue
-            encoder = Encoder(folder, pooling, arguments.embeddings / name)
-            encoder.read(data)
-            started, process = time.perf_counter(), time.process_time()
-            results = evaluate_transfer(encoder, [data])
-            seconds = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - process}
-            scores = {
-                score.name: {"value": score.value, "interval": score.interval, "remark": score.remark}
-                for score in results.scores
-            }
-            row = {**key, "scores": scores, "C": results.details["C"][data.task.name], **seconds}
-            append(arguments.rows, {**row, "scikit-learn": results.details["scikit-learn"]})
+        for data in load_transfer(Path(os.environ["DIFFCSE_DATA"]) / "transfer", tasks):
+            key = {"kind": kind, "model": name, "task": data.task.name}
+            if not any(key.items() <= row.items() for row in read(arguments.rows)):
+                encoder = Encoder(folder, pooling, arguments.embeddings / name)
+                encoder.read(data)
+                yield key, encoder, data
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    for key, encoder, data in pending(arguments, "ours"):
+        started, process = time.perf_counter(), time.process_time()
+        results = evaluate_transfer(encoder, [data])
+        seconds = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - process}
+        scores = {
+            score.name: {"value": score.value, "interval": score.interval, "remark": score.remark}
+            for score in results.scores
+        }
+        row = {**key, "scores": scores, "C": results.details["C"][data.task.name], **seconds}
+        append(arguments.rows, {**row, "scikit-learn": results.details["scikit-learn"]})
 
 
 def compare(arguments: argparse.Namespace) -> None:
     sys.path.insert(0, str(arguments.senteval))
     from senteval.tools import validation  # SentEval's, not ours
 
-    for name, (folder, pooling) in models(arguments.run).items():
-        for data in load_transfer(Path(os.environ["DIFFCSE_DATA"]) / "transfer", COMPARED):
-            key = {"kind": "SentEval", "model": name, "task": data.task.name}
-            if any(key.items() <= row.items() for row in read(arguments.rows)):
-                continue
-            encoder = Encoder(folder, pooling, arguments.embeddings / name)
-            encoder.read(data)
-            started, process = time.perf_counter(), time.process_time()
-            scores = senteval_scores(validation, encoder, data)
-            seconds = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - process}
-            append(arguments.rows, {**key, "scores": scores, **seconds})
+    for key, encoder, data in pending(arguments, "SentEval", COMPARED):
+        started, process = time.perf_counter(), time.process_time()
+        scores = senteval_scores(validation, encoder, data)
+        seconds = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - process}
+        append(arguments.rows, {**key, "scores": scores, **seconds})
 
 
 def senteval_scores(validation: Any, encode: Encoder, data: TransferData) -> dict[str, float]:

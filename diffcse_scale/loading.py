@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import transformers
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer, WeightedLayerPooling
@@ -15,6 +16,12 @@ from diffcse_scale.export.sentence_transformer import MODULES_FILE, POOLINGS, fi
 log = logging.getLogger(__name__)
 
 RUN_FILE = "recipe.yaml"
+
+
+def quiet_transformers() -> None:
+    """No progress bars, and no report about the weights that a network has beyond those of its file."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def model_folder(path: str | Path) -> Path:

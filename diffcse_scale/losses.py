@@ -75,13 +75,14 @@ class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
         if len(embeddings) < 2:
             raise ValueError(f"a batch needs at least two columns (anchor, positive), not {len(embeddings)}")
         queries, positives, *negatives = embeddings
-        loss = self._contrast(queries, positives, negatives)
-        return (loss + self._contrast(positives, queries, [])) / 2 if self.both_directions else loss
+        gather = self.gather_across_devices and world_size() > 1
+        shares = row_counts(queries) if gather else [len(queries)]
+        loss = self._contrast(queries, positives, negatives, shares)
+        return (loss + self._contrast(positives, queries, [], shares)) / 2 if self.both_directions else loss
 
-    def _contrast(self, queries: Tensor, positives: Tensor, negatives: list[Tensor]) -> Tensor:
-        shares = [len(queries)]
-        if self.gather_across_devices and world_size() > 1:
-            shares = row_counts(queries)
+    def _contrast(self, queries: Tensor, positives: Tensor, negatives: list[Tensor], shares: list[int]) -> Tensor:
+        """One direction; `shares` are the rows of all ranks whose documents are candidates, or of this one alone."""
+        if len(shares) > 1:
             positives = gather_rows(positives, shares)
             negatives = [gather_rows(column, shares) for column in negatives]
         # every rank's rows weigh the same, whatever the size of its batch

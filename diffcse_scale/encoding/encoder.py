@@ -72,6 +72,13 @@ def choose_batch_tokens(wanted: int | None, device: torch.device) -> int:
     return wanted or BATCH_TOKENS.get(device.type, BATCH_TOKENS_ELSEWHERE)
 
 
+def check_prompt(model: SentenceTransformer, name: str | None) -> None:
+    """Raises InputError unless the model has a prompt of this name, or none is asked for."""
+    if name is not None and name not in model.prompts:
+        known = ", ".join(model.prompts) or "none"
+        raise InputError(f"The model has no prompt {name!r}; its prompts: {known}.")
+
+
 class WindowEncoder:
     """A model on a device.
 
@@ -101,9 +108,7 @@ class WindowEncoder:
         if not isinstance(self._transformer, Transformer) or model.tokenizer is None:
             raise InputError("The model does not begin with a transformer that reads text; encode cannot use it.")
         prompt_name = prompt_name or model.default_prompt_name
-        if prompt_name is not None and prompt_name not in model.prompts:
-            known = ", ".join(model.prompts) or "none"
-            raise InputError(f"The model has no prompt {prompt_name!r}; its prompts: {known}.")
+        check_prompt(model, prompt_name)
         self._prompt = model.prompts[prompt_name] if prompt_name else None
         if max_length is not None:
             model.max_seq_length = max_length

@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import transformers
 from sentence_transformers import SentenceTransformer
 
-from diffcse_scale.encoding.encoder import Floats
+from diffcse_scale.encoding.encoder import Floats, check_prompt
 from diffcse_scale.encoding.folder import Embeddings, load
 from diffcse_scale.encoding.manifest import WHERE, model_fingerprint
 from diffcse_scale.encoding.search import make_search
 from diffcse_scale.errors import InputError
-from diffcse_scale.loading import load_model, model_folder
+from diffcse_scale.loading import load_model, model_folder, quiet_transformers
 
 
 def answer(
@@ -39,9 +38,7 @@ def answer(
     """
     embeddings = load(folder)
     network = _same_model(embeddings, model)
-    if prompt_name is not None and prompt_name not in network.prompts:
-        known = ", ".join(network.prompts) or "none"
-        raise InputError(f"The model has no prompt {prompt_name!r}; its prompts: {known}.")
+    check_prompt(network, prompt_name)
     search = make_search(embeddings, index, Path(folder).expanduser())
     for number, query in enumerate(queries or _lines()):
         if queries:
@@ -53,8 +50,7 @@ def answer(
 
 def _same_model(embeddings: Embeddings, model: str | None) -> SentenceTransformer:
     """The model that the embeddings come from."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_transformers()
     facts = embeddings.facts
     path = model or facts[WHERE]
     if model_fingerprint(model_folder(path)) != facts["model"]:

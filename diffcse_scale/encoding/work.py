@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from diffcse_scale.encoding.encoder import Floats, Window, WindowEncoder
 from diffcse_scale.encoding.rows import Rows
@@ -21,7 +20,7 @@ from diffcse_scale.encoding.shards import write_shard
 from diffcse_scale.encoding.stored import store
 from diffcse_scale.errors import InputError
 from diffcse_scale.evaluation.encoder import parse_devices
-from diffcse_scale.loading import load_model
+from diffcse_scale.loading import load_model, quiet_transformers
 from diffcse_scale.text.prefetch import prefetch
 
 MOST_CPU_PROCESSES = 8  # each has the interpreter, torch and the weights; the cores are divided among them
@@ -54,8 +53,7 @@ class Job:
         """The model on a device; on a CPU, with so many threads."""
         if device == "cpu":
             torch.set_num_threads(threads)
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
+        quiet_transformers()
         model, _ = load_model(self.model, self.pooling)
         return WindowEncoder(model, torch.device(device), **self.encoder)
 

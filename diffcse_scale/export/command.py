@@ -6,9 +6,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import transformers
-import yaml
-
 from diffcse_scale.errors import InputError
 from diffcse_scale.export import hub
 from diffcse_scale.export.model_card import backbone_of, write_run_card
@@ -23,9 +20,9 @@ from diffcse_scale.export.sentence_transformer import (
     replaced,
     set_max_length,
 )
-from diffcse_scale.loading import load_model, model_folder, run_of
+from diffcse_scale.loading import RUN_FILE, load_model, model_folder, quiet_transformers, run_of
 from diffcse_scale.model.backbone import check_lengths, load_backbone, load_tokenizer, without_weights
-from diffcse_scale.recipe import Recipe
+from diffcse_scale.recipe import Recipe, load_recipe
 
 # what other tools have left in a folder, and what is made anew
 NOT_COPIED = (".*", ONNX_FOLDER, "openvino")
@@ -64,8 +61,7 @@ def export_model(source: str | Path, output: str | Path, options: ExportOptions)
         InputError: unusable source or output, options that do not fit the model, a library that is missing, a backbone
             that ONNX cannot take, or the Hub.
     """
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_transformers()
     folder, output = model_folder(source), Path(output).expanduser().absolute()
     run = run_of(folder)
     recipe = _recipe(run)
@@ -93,7 +89,7 @@ def export_model(source: str | Path, output: str | Path, options: ExportOptions)
 def _recipe(run: Path | None) -> Recipe | None:
     if run is None:
         return None
-    return Recipe.model_validate(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")))
+    return load_recipe(str(run / RUN_FILE))
 
 
 def _check(folder: Path, output: Path, run: Path | None, recipe: Recipe | None, options: ExportOptions) -> None:

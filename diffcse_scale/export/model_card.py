@@ -21,6 +21,7 @@ from diffcse_scale.embedded import backbone_path
 from diffcse_scale.export.footprint import energy, hardware, run_seconds
 from diffcse_scale.export.sentence_transformer import CARD, TRANSFORMER_FILE, module_names
 from diffcse_scale.recipe import EMBEDDED, Recipe, flatten, load_recipe, shipped_recipes
+from diffcse_scale.training.metrics import MetricsFile
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 CURVES = "curves.png"
@@ -82,7 +83,7 @@ def run_card(
     folder: Path, run: Path, result: dict[str, Any], model_id: str | None, license: str | None, onnx: Any
 ) -> str:
     """The text of `write_run_card`."""
-    recipe = Recipe.model_validate(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")))
+    recipe = load_recipe(str(run / "recipe.yaml"))
     record = _json(run / "run.json")
     backbone = backbone_of(recipe, run)
     modules = module_names(folder)
@@ -97,8 +98,7 @@ def run_card(
         eval_results=list(_model_index(suites)) or None,
     )
     shown = _without_places(recipe)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    seconds = run_seconds(rows)
+    seconds = run_seconds(MetricsFile(run / "metrics.jsonl").rows())
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
