@@ -21,7 +21,7 @@ from dataclasses import asdict
 from diffcse_scale import launchers  # noqa: F401  before all that takes long
 
 # isort: split
-from diffcse_scale.distributed import is_main, local_rank, rank, world_size
+from diffcse_scale.distributed import is_main, leave, local_rank, rank, world_size
 from diffcse_scale.environment import code_version
 from diffcse_scale.errors import InputError, RunEnded
 from diffcse_scale.exit_codes import ExitCode
@@ -112,9 +112,11 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
+        leave()
     except RunEnded as end:
         if is_main():
             print(end, file=sys.stderr)
+        leave()
         sys.exit(end.exit_code)
     except InputError as error:
         if local_rank() > 0:
@@ -122,6 +124,7 @@ if __name__ == "__main__":
             # that only this rank can see is told all the same
             time.sleep(3)
         print(f"error: {error}" if local_rank() == 0 else f"error on rank {rank()}: {error}", file=sys.stderr)
+        leave(alone=True)
         sys.exit(ExitCode.MISTAKE)
     except Exception as error:
         if os.strerror(errno.ENOSPC) not in str(error):

@@ -103,6 +103,21 @@ STORE_ERRORS = (dist.DistError, RuntimeError)
 Store = dist.Store
 
 
+def leave(alone: bool = False) -> None:
+    """Leave the process group while Python is whole.
+
+    gloo's threads hold the tensors of its last operation for a moment longer. One that lets go of them while Python
+    ends aborts the process, and a run that has finished exits with -6.
+
+    Args:
+        alone: the other ranks may not be leaving: NCCL would wait for them.
+    """
+    global _store
+    if _active() and not (alone and dist.get_backend() == "nccl"):
+        dist.destroy_process_group()
+        _store = None
+
+
 def control_store() -> dist.Store | None:
     """A connection of its own to what all ranks can read and write, for a thread; None for a single process."""
     return None if _store is None or world_size() == 1 else _store.clone()  # type: ignore[attr-defined]
