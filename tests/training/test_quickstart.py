@@ -10,7 +10,7 @@ from tests.training.launch import launch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [42, 43, 44])
+@pytest.mark.parametrize("seed", [42, 43])
 def test_spearman_rises_and_replaced_tokens_are_detected(tmp_path, seed):
     run = tmp_path / "run"
     launched = launch("--recipe", "quickstart", "--output", str(run), f"seed={seed}", ranks=1)
