@@ -193,12 +193,16 @@ def report(
     print(f"report: {write_report(runs, output, data, sentences, models)}")
 
 
-@app.command(
+benchmark = typer.Typer(no_args_is_help=True, help="Measure speed on this machine: of the kernels, and of the step.")
+app.add_typer(benchmark, name="benchmark")
+
+
+@benchmark.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,
 )
-def benchmark(context: typer.Context) -> None:
-    """Time, memory and error of the kernels here: `python -m diffcse_kernels.benchmark`, whose arguments these are."""
+def kernels(context: typer.Context) -> None:
+    """Time, memory and error of the kernels: `python -m diffcse_kernels.benchmark`, whose arguments these are."""
     from diffcse_kernels.benchmark import main
 
     main(context.args)
@@ -278,6 +282,45 @@ def search(
     from diffcse_scale.encoding.prompt import answer
 
     answer(folder, queries or [], model, index, top, prompt_name)
+
+
+@benchmark.command()
+def step(
+    implementation: Annotated[
+        list[str] | None, typer.Option(help="diffcse-scale, official, sentence-transformers; several: repeat it")
+    ] = None,
+    backbone: Annotated[
+        list[str] | None, typer.Option(help="bert-base, bert-large, bert-small, or a model  [bert-base]")
+    ] = None,
+    sentences: Annotated[list[int] | None, typer.Option(min=2, help="the global batch  [64]")] = None,
+    length: Annotated[list[int] | None, typer.Option(min=3, help="tokens a sentence  [32]")] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="fp32 or bf16  [fp32]")] = None,
+    chunk: Annotated[list[int] | None, typer.Option(min=0, help="sentences alive at once; 0: all  [0]")] = None,
+    generator_precision: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",
+    text: Annotated[Path | None, typer.Option(help="a corpus instead of sentences that are all of one length")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="of the text")] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="processes on this machine")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="measured, after one that warms up")] = 5,
+    json: Annotated[Path | None, typer.Option(help="also append rows here")] = None,
+    profile: Annotated[Path | None, typer.Option(help="write a Chrome trace of one step here")] = None,
+) -> None:
+    """Time a training step by phase, for every combination of what is repeated."""
+    from diffcse_scale.benchmark.cells import OURS
+    from diffcse_scale.benchmark.command import benchmark_step, grid
+
+    cells = grid(
+        implementation or [OURS],
+        backbone or ["bert-base"],
+        sentences or [64],
+        length or [32],
+        precision or ["fp32"],
+        chunk or [0],
+        generator_precision=generator_precision,
+        text=None if text is None else str(text),
+        tokenizer=tokenizer,
+        ranks=ranks,
+    )
+    benchmark_step(cells, steps, json, profile)
 
 
 def main() -> None:

@@ -66,6 +66,9 @@ class ModelRecipe(Section):
     generator: str | None = Field(
         None, description="the frozen masked language model that edits sentences; needed unless rtd_weight is 0"
     )
+    generator_precision: Literal["float32", "bfloat16"] | None = Field(
+        None, description="what the generator computes in; absent: bfloat16 on accelerators that have it, else float32"
+    )
     pooling: Literal["cls", "mean", "last", "first_last_mean"] = Field(
         "cls", description="how token vectors become the sentence embedding h"
     )
@@ -116,6 +119,10 @@ class BatchRecipe(Section):
     )
     length_groups: int = Field(
         1, ge=1, description="without chunks: a share is sorted by length and padded in so many groups, to save padding"
+    )
+    packed: bool = Field(
+        True,
+        description="networks compute no padding, where their family allows it; never with fidelity 'official'",
     )
 
     @model_validator(mode="after")

@@ -38,7 +38,7 @@ def test_every_option_of_pretrain_generator_is_a_documented_field():
         (["evaluate", "--model", "nowhere", "--data", "sts"], "does not exist"),
         (["pretrain-generator", "--files", "a.txt", "--output", "x", "--hidden", "10", "--heads", "3"], "must divide"),
         (["pretrain-generator", "--files", "nowhere.txt", "--output", "x"], "nowhere.txt"),
-        (["benchmark", "info-nce", "--only", "egar"], "did you mean eager?"),
+        (["benchmark", "kernels", "info-nce", "--only", "egar"], "did you mean eager?"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path, arguments, words):

@@ -13,6 +13,7 @@ from diffcse_scale.model.diffcse import DiffCSE
 from diffcse_scale.model.dropout import set_dropout
 from diffcse_scale.model.lora import add_adapters, loading_options
 from diffcse_scale.model.official_checkpoint import load_official_checkpoint
+from diffcse_scale.model.packing import allow_packing
 from diffcse_scale.randomness import seed_everything
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.tokenizers import Tokenizers
@@ -62,6 +63,7 @@ def _discriminator(recipe: Recipe) -> PreTrainedModel:
     if settings.discriminator is None:
         return _encoder(recipe)
     backbone = load_backbone(settings.discriminator, settings.trust_remote_code)
+    allow_packing(backbone)
     if settings.gradient_checkpointing:
         checkpoint_activations(backbone)
     return backbone
@@ -75,6 +77,7 @@ def _encoder(recipe: Recipe, **options: object) -> PreTrainedModel:
     backbone = load_backbone(settings.encoder, settings.trust_remote_code, config=config, **options)
     if settings.attention == "bidirectional":
         attend_both_ways(backbone)
+    allow_packing(backbone)
     if settings.gradient_checkpointing:
         checkpoint_activations(backbone)
     return backbone

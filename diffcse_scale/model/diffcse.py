@@ -107,7 +107,7 @@ class DiffCSE(nn.Module):
     def encode(self, chunk: Chunk) -> Tensor:
         """Sentence embeddings h of a chunk's rows, [C * S, H], views interleaved."""
         _seed(chunk, "encoder")
-        return self.encoder(*_flat(chunk.input_ids, chunk.attention_mask))
+        return self.encoder(*_flat(chunk.input_ids, chunk.attention_mask), chunk.real)
 
     def project(self, h: Tensor) -> Tensor:
         """Projections z, [rows, H]; all rows of a share together, for the statistics of BatchNorm."""
@@ -140,7 +140,9 @@ class DiffCSE(nn.Module):
         """
         _seed(chunk, "discriminator")
         original_ids, mask, edited_ids = _flat(chunk.original_ids, chunk.original_mask, edited)
-        loss = self.rtd_head(self.discriminator(edited_ids, mask, z), original_ids, edited_ids, mask)
+        loss = self.rtd_head(
+            self.discriminator(edited_ids, mask, z, chunk.original_real), original_ids, edited_ids, mask
+        )
         mean = world_size() * loss.loss_sum / positions
         return mean, torch.stack(loss.counts).to(mean.dtype)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from diffcse_scale.model.backbone import first_layer
+from diffcse_scale.model.packing import first_tokens, packed_inputs, unpack
 
 
 class ConditionalDiscriminator(nn.Module):
@@ -31,21 +32,36 @@ class ConditionalDiscriminator(nn.Module):
         width = backbone.config.hidden_size
         self.map = nn.Identity() if condition_width is None else nn.Linear(condition_width, width)
         self._condition: Tensor | None = None
+        self._first_tokens: Tensor | None = None  # where the rows begin, if they are packed
         first_layer(backbone).register_forward_pre_hook(self._insert_condition, with_kwargs=True)
 
     def _insert_condition(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         assert self._condition is not None, "the discriminator was called without z"
         hidden = args[0] if args else kwargs["hidden_states"]
-        hidden = torch.cat([self._condition[:, None].to(hidden.dtype), hidden[:, 1:]], dim=1)
+        z = self._condition.to(hidden.dtype)
+        if self._first_tokens is None:
+            hidden = torch.cat([z[:, None], hidden[:, 1:]], dim=1)
+        else:
+            hidden = hidden.index_copy(1, self._first_tokens, z[None])
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
-    def forward(self, edited_ids: Tensor, attention_mask: Tensor, condition: Tensor) -> Tensor:
-        """edited_ids, attention_mask: [B, L] int64; condition: z [B, width of z]; returns [B, L, H]."""
+    def forward(
+        self, edited_ids: Tensor, attention_mask: Tensor, condition: Tensor, real: Tensor | None = None
+    ) -> Tensor:
+        """edited_ids, attention_mask: [B, L] int64; condition: z [B, width of z]; real: as `Chunk.real`.
+
+        Returns:
+            [B, L, H]; where `real` is given and the backbone takes packed rows, zero on padding.
+        """
+        packed = packed_inputs(self.backbone.config, edited_ids, attention_mask, real)
         self._condition = self.map(condition)
+        self._first_tokens = first_tokens(attention_mask) if packed else None
         try:
-            return self.backbone(input_ids=edited_ids, attention_mask=attention_mask).last_hidden_state
+            if packed is None or real is None:
+                return self.backbone(input_ids=edited_ids, attention_mask=attention_mask).last_hidden_state
+            return unpack(self.backbone(**packed).last_hidden_state, real, attention_mask)
         finally:
-            self._condition = None
+            self._condition = self._first_tokens = None
 
 
 class RTDLoss(NamedTuple):

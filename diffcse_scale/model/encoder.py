@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffcse_scale.distributed import gather_rows, rank, world_size
+from diffcse_scale.model.packing import packed_inputs, unpacked
 from diffcse_scale.model.pooling import pool
 from diffcse_scale.text.batches import padding_id
 
@@ -22,13 +23,13 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.pooling = pooling
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """input_ids, attention_mask: [B, L] int64; returns h [B, H]."""
-        outputs = self.backbone(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            output_hidden_states=self.pooling == "first_last_mean",
-        )
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, real: Tensor | None = None) -> Tensor:
+        """input_ids, attention_mask: [B, L] int64; real: as `Chunk.real`; returns h [B, H]."""
+        packed = packed_inputs(self.backbone.config, input_ids, attention_mask, real)
+        inputs = packed or {"input_ids": input_ids, "attention_mask": attention_mask}
+        outputs = self.backbone(**inputs, output_hidden_states=self.pooling == "first_last_mean")
+        if packed and real is not None:
+            outputs = unpacked(outputs, real, attention_mask)
         return pool(outputs, attention_mask, self.pooling)
 
 

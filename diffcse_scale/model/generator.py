@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from diffcse_scale.environment import native_bfloat16
 from diffcse_scale.errors import InputError
 from diffcse_scale.model.backbone import check_same_vocabulary, load_masked_lm, load_tokenizer
+from diffcse_scale.model.packing import allow_packing, packed_inputs
 from diffcse_scale.randomness import derive_seed, seed_everything
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import Chunk
@@ -46,7 +47,7 @@ class Generator:
         model.base_model.register_forward_hook(self._keep_rows)
 
     def _keep_rows(self, module: nn.Module, inputs: Any, outputs: Any) -> Any:
-        """Let only `self._rows` (flat indices into [B * L]) of the body's output reach the head's transform."""
+        """Let only `self._rows` (indices into the body's tokens, all rows in one) reach the head's transform."""
         if self._rows is not None:
             outputs["last_hidden_state"] = outputs.last_hidden_state.flatten(0, 1)[self._rows][None]
         return outputs
@@ -63,11 +64,16 @@ class Generator:
         if chunk.seed is not None and not self.sampled:
             seed_everything(derive_seed(chunk.seed, "generator"))  # its dropout is on
         ids, mask = chunk.corrupted_ids.flatten(0, 1), chunk.original_mask.flatten(0, 1)
-        self._rows = chunk.corrupted if self.sampled else None
-        hidden = self.model(input_ids=ids, attention_mask=mask).logits.flatten(0, 1)
-        if self.sampled:
-            return self._sampled(chunk, hidden)
-        return self._official(chunk, hidden)
+        if not self.sampled:
+            return self._official(chunk, self.model(input_ids=ids, attention_mask=mask).logits.flatten(0, 1))
+        real = chunk.original_real
+        inputs = packed_inputs(self.model.config, ids, mask, real)
+        self._rows = chunk.corrupted
+        if inputs is None or real is None:
+            inputs = {"input_ids": ids, "attention_mask": mask}
+        else:
+            self._rows = torch.searchsorted(real, chunk.corrupted)
+        return self._sampled(chunk, self.model(**inputs).logits.flatten(0, 1))
 
     def _sampled(self, chunk: Chunk, hidden: Tensor) -> Tensor:
         length = chunk.original_ids.shape[-1]
@@ -89,7 +95,9 @@ class Generator:
 
 
 def load_generator(recipe: Recipe, tokenizers: Tokenizers, device: torch.device) -> Generator | None:
-    """The recipe's generator on `device`, in bfloat16 on accelerators that have it; None when `rtd_weight` is 0.
+    """The recipe's generator on `device`, in the recipe's precision or else in bfloat16 on accelerators that have it.
+
+    None when `rtd_weight` is 0.
 
     Raises:
         InputError: it cannot be loaded, or its vocabulary is not the discriminator's.
@@ -101,7 +109,9 @@ def load_generator(recipe: Recipe, tokenizers: Tokenizers, device: torch.device)
     judge = f"encoder {recipe.model.encoder}" if discriminator is None else f"discriminator {discriminator}"
     check_same_vocabulary(tokenizers.discriminator, load_tokenizer(name, trusted), (judge, name))
     model = load_masked_lm(name, trusted)
-    if native_bfloat16(device):
+    allow_packing(model)
+    default = "bfloat16" if native_bfloat16(device) else "float32"
+    if (recipe.model.generator_precision or default) == "bfloat16":
         model = model.bfloat16()
     seed = derive_seed(recipe.seed, "sampling")
     return Generator(model.to(device), recipe.objective.fidelity, tokenizers.discriminator.all_special_ids, seed)

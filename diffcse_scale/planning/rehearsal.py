@@ -60,7 +60,8 @@ class Rehearsal:
         self._watched = chunk or share
         self._rest = share - self._watched
         _cast(networks.model, sharding.weight_dtype)
-        if networks.generator is not None and not sharding.on_cpu:
+        asked = recipe.model.generator_precision  # `load_generator` does as it is told, and here knows no device
+        if networks.generator is not None and asked is None and not sharding.on_cpu:
             _cast(networks.generator.model, torch.bfloat16)
             _cast(networks.generator.head, torch.bfloat16)
         # tensors that behave as a CPU's and hold nothing

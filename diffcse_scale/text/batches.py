@@ -37,8 +37,11 @@ class Chunk:
             all random numbers of that row.
         seed: the base of the networks' random numbers (dropout) on this chunk, so that whoever runs a network on it
             again gets the same; None leaves torch's generator as it is.
+        real: int64 [T], the real tokens, as ascending indices into the flattened `attention_mask`: networks that take
+            packed rows (`model.packing`) compute no others. None keeps the padding.
         discriminator_ids, discriminator_mask: int64 [C, S, M], the sentences as the discriminator's own tokenizer has
             them; None where it has none.
+        discriminator_real: `real` for `discriminator_mask`.
     """
 
     input_ids: Tensor
@@ -47,8 +50,10 @@ class Chunk:
     corrupted: Tensor
     row_ids: Tensor
     seed: int | None = None
+    real: Tensor | None = None
     discriminator_ids: Tensor | None = None
     discriminator_mask: Tensor | None = None
+    discriminator_real: Tensor | None = None
 
     @property
     def original_ids(self) -> Tensor:
@@ -59,6 +64,11 @@ class Chunk:
     def original_mask(self) -> Tensor:
         """The attention mask of `original_ids`."""
         return self.attention_mask if self.discriminator_mask is None else self.discriminator_mask
+
+    @property
+    def original_real(self) -> Tensor | None:
+        """`real` of `original_ids`."""
+        return self.real if self.discriminator_mask is None else self.discriminator_real
 
     @property
     def views(self) -> int:
@@ -144,6 +154,7 @@ class Batches:
         self.sentences = recipe.batch.sentences
         self.chunk, self.length_groups = recipe.batch.chunk, recipe.batch.length_groups
         self.official = recipe.objective.fidelity == "official"
+        self.packed = recipe.batch.packed and not self.official
         self.paddings = [padding_id(tokenizer) for tokenizer in tokenizers.streams]
         self.corruption: Corruption | None = None
         if recipe.objective.rtd_weight > 0:
@@ -223,7 +234,7 @@ class Batches:
             ids = [self.tokens.padded(sentences, view, length, padding, stream) for view in views]
             streams.append((np.stack(ids, axis=1), self._lengths(sentences, stream)))
         row_ids = places[:, None] * len(views) + np.arange(len(views))
-        return replace(_make_chunk(streams, row_ids, self.corruption), seed=seed)
+        return replace(_make_chunk(streams, row_ids, self.corruption, self.packed), seed=seed)
 
 
 def collate(
@@ -265,6 +276,7 @@ def _make_chunk(
     streams: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
     row_ids: NDArray[np.int64],
     corruption: Corruption | None,
+    packed: bool = False,
 ) -> Chunk:
     """streams: ids [C, S, L] and lengths [C, S] for the encoder, and for the discriminator if it has its own."""
     tokens = [
@@ -275,5 +287,6 @@ def _make_chunk(
     corrupted_ids, corrupted = original_ids, torch.empty(0, dtype=torch.int64)
     if corruption is not None:
         corrupted_ids, corrupted = corruption(original_ids, original_mask, rows)
-    own = tokens[1] if len(tokens) > 1 else (None, None)
-    return Chunk(*tokens[0], corrupted_ids, corrupted, rows, None, *own)
+    real = [mask.flatten().nonzero().flatten() if packed else None for _, mask in tokens]
+    own = (*tokens[1], real[1]) if len(tokens) > 1 else (None, None, None)
+    return Chunk(*tokens[0], corrupted_ids, corrupted, rows, None, real[0], *own)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -23,10 +22,10 @@ from diffcse_scale.export.projection import PROJECTION
 from diffcse_scale.model.diffcse import DiffCSE, StepOutput
 from diffcse_scale.model.encoder import Encoder
 from diffcse_scale.model.generator import Generator
+from diffcse_scale.model.packing import packs
 from diffcse_scale.recipe import Recipe
-from diffcse_scale.text.batches import Batch, Batches, Chunk
+from diffcse_scale.text.batches import Batch, Batches
 from diffcse_scale.training.checkpoint import Checkpoints
-from diffcse_scale.training.chunking import ChunkedStep
 from diffcse_scale.training.curves import draw_curves
 from diffcse_scale.training.development import DevelopmentSet
 from diffcse_scale.training.engine import device, optimizer_step, whole_state
@@ -35,6 +34,7 @@ from diffcse_scale.training.metrics import EVALUATION, Window, console_line
 from diffcse_scale.training.nonfinite import Buffers, describe, diagnose, newest_dump, write_dump
 from diffcse_scale.training.run_directory import RunDirectory
 from diffcse_scale.training.schedule import Plan, learning_rate
+from diffcse_scale.training.step import TrainingStep
 from diffcse_scale.training.supervision import Reason, StopRequested, Supervision
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ class Trainer:
         self.batches, self.tokenizer, self.development, self.run = batches, tokenizer, development, run
         self.supervision = supervision
         self.model: DiffCSE = engine.module
-        self.chunked_step = ChunkedStep(engine) if recipe.batch.chunk else None
+        self.packed = batches.packed and packs(self.model.encoder.backbone.config, recipe.data.max_length)
+        self.computed_step = TrainingStep(engine, generator, recipe)
         self.checkpoints = Checkpoints(
             engine, run.checkpoints, recipe.keep_checkpoints, recipe.checkpoint_background, run.owned
         )
@@ -157,7 +158,7 @@ class Trainer:
         last = batch.step + 1 == self.plan.steps
         checkpoint = (batch.step + 1) % self.recipe.checkpoint_every == 0 and not last
         real_tokens = sum(int(chunk.attention_mask.sum()) for chunk in batch.chunks)
-        positions = sum(chunk.attention_mask.numel() for chunk in batch.chunks)
+        positions = real_tokens if self.packed else sum(chunk.attention_mask.numel() for chunk in batch.chunks)
         rate = learning_rate(self.recipe.optimizer, batch.step, self.plan.steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
@@ -187,16 +188,7 @@ class Trainer:
 
     def _compute(self, batch: Batch) -> StepOutput:
         """Forward and backward of this rank's share of a global batch."""
-        chunks = [chunk.to(device(), non_blocking=True) for chunk in batch.chunks]
-        edited = [self.generator.edit(chunk) for chunk in chunks] if self.generator else None
-        return self._forward_backward(chunks, edited)
-
-    def _forward_backward(self, chunks: list[Chunk], edited: list[Tensor] | None) -> StepOutput:
-        if self.chunked_step is not None:
-            return self.chunked_step(chunks, edited)
-        output: StepOutput = self.engine(chunks, edited)
-        self.engine.backward(output.loss)
-        return output
+        return self.computed_step(batch)
 
     def _skip(self, output: StepOutput, batch: Batch) -> None:
         """Count a step that left the weights as they were; too many in a row end the run.

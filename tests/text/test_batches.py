@@ -209,7 +209,7 @@ def test_to_moves_every_tensor(make: Any) -> None:
     moved = chunk.to("meta", non_blocking=True)
     assert moved.seed == chunk.seed
     tensors = [name for name in Chunk.__dataclass_fields__ if isinstance(getattr(chunk, name), torch.Tensor)]
-    assert len(tensors) == 5 and all(getattr(moved, name).is_meta for name in tensors)
+    assert len(tensors) == 6 and all(getattr(moved, name).is_meta for name in tensors)
 
 
 @pytest.mark.parametrize(

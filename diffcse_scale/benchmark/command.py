@@ -1,0 +1,136 @@
+"""`diffcse-scale benchmark step`: the grid, its rows and its table."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from diffcse_scale.benchmark.cells import OURS, PRECISIONS, Cell, check
+from diffcse_scale.benchmark.phases import PHASES
+from diffcse_scale.benchmark.step import maker, measure
+from diffcse_scale.environment import environment
+from diffcse_scale.errors import InputError
+
+Row = dict[str, Any]
+
+
+def grid(
+    implementations: Sequence[str],
+    backbones: Sequence[str],
+    sentences: Sequence[int],
+    lengths: Sequence[int],
+    precisions: Sequence[str],
+    chunks: Sequence[int],
+    **same: Any,
+) -> list[Cell]:
+    """All combinations; a chunk of 0 is none.
+
+    Baselines are measured once for each backbone, batch, length and precision: they have no chunks. Where
+    sentence-transformers is one of them, ours is measured without RTD too, which is what it has to be compared with.
+
+    Raises:
+        InputError: a value that cannot be measured.
+    """
+    if unknown := [precision for precision in precisions if precision not in PRECISIONS]:
+        raise InputError(f"Precision {unknown[0]!r} is not known; there are {', '.join(PRECISIONS)}.")
+    for implementation in implementations:
+        maker(implementation)
+    contrastive = "sentence-transformers"
+    cells = []
+    for backbone, size, length, precision in itertools.product(backbones, sentences, lengths, precisions):
+        for implementation, chunk in itertools.product(implementations, chunks):
+            if implementation != OURS and (chunk != chunks[0] or same.get("ranks", 1) > 1):
+                continue
+            weights = [0.0] if implementation == contrastive else [Cell.rtd_weight]
+            if implementation == OURS and contrastive in implementations:
+                weights.append(0.0)
+            cells += [
+                Cell(
+                    implementation,
+                    backbone,
+                    size,
+                    length,
+                    precision,
+                    chunk=(chunk or None) if implementation == OURS else None,
+                    rtd_weight=weight,
+                    **same,
+                )
+                for weight in weights
+            ]
+    check(cells)
+    return cells
+
+
+def benchmark_step(cells: Sequence[Cell], steps: int, json_file: Path | None = None, trace: Path | None = None) -> None:
+    """Measure cells one after another, print a table, and append rows to a file as they come.
+
+    Args:
+        steps: measured in each cell, after one that warms up.
+        trace: a Chrome trace of one step, of one cell only.
+
+    Raises:
+        InputError: a trace of several cells, or files that cannot be written.
+    """
+    if trace is not None and len(cells) > 1:
+        raise InputError(f"--profile writes the trace of one step, and {len(cells)} cells were asked for.")
+    for path in (json_file, trace):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise InputError(f"{path} cannot be written; give the name of a file in a folder that exists.")
+    console = Console()
+    rows = []
+    for number, cell in enumerate(cells, start=1):
+        console.print(f"{number}/{len(cells)}  {describe(cell)}", highlight=False)
+        row = {**measure(cell, steps, trace=trace), "environment": environment()}
+        rows.append(row)
+        if json_file is not None:
+            with json_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+    print_rows(rows, console)
+
+
+def describe(cell: Cell) -> str:
+    """One line."""
+    kind = "real text of at most" if cell.text else "sentences of"
+    parts = [cell.implementation, cell.backbone, f"{cell.sentences:,} {kind} {cell.length} tokens", cell.precision]
+    if cell.chunk:
+        parts.append(f"chunks of {cell.chunk}")
+    if cell.ranks > 1:
+        parts.append(f"{cell.ranks} ranks")
+    if cell.rtd_weight == 0:
+        parts.append("contrastive part alone")
+    return ", ".join(parts)
+
+
+def print_rows(rows: Sequence[Row], console: Console) -> None:
+    """Two tables: rates, and where the time goes."""
+    console.width = max(console.width, 140)  # a log file has no width
+    rates, times = (Table(box=box.SIMPLE) for _ in range(2))
+    for table, headers in (
+        (rates, ["step", "sentences/s", "real tokens/s", "of matmul rate", "peak memory"]),
+        (times, PHASES),
+    ):
+        table.add_column("", max_width=60)
+        for header in headers:
+            table.add_column(header, justify="right", no_wrap=True)
+    names = Cell.__dataclass_fields__
+    for row in rows:
+        name = describe(Cell(**{field: row[field] for field in names}))
+        rates.add_row(
+            name,
+            f"{row['step_seconds']:.3g} s",
+            f"{row['sentences_per_second']:,.3g}",
+            f"{row['real_tokens_per_second']:,.0f}",
+            f"{row['utilisation']:.0%}",
+            f"{row['peak_memory_gb']:.2f} GB",
+        )
+        total = sum(row["phases"].values())
+        times.add_row(name, *(f"{row['phases'][phase] / total:.1%}" for phase in PHASES))
+    console.print(rates)
+    console.print(times)

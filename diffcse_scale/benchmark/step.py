@@ -1,0 +1,191 @@
+"""Times a cell's training step, in processes of their own."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import multiprocessing
+from torch.profiler import ProfilerActivity, profile
+
+from diffcse_scale.benchmark.cells import OURS, Cell, batches_of, configurations, encoder_of, generator_of
+from diffcse_scale.benchmark.flop import matmul_rate, step_flop
+from diffcse_scale.benchmark.phases import PHASES, Phases
+from diffcse_scale.distributed import all_max, barrier, free_port, leave
+from diffcse_scale.errors import InputError
+from diffcse_scale.model.diffcse import DiffCSE
+from diffcse_scale.model.generator import Generator
+from diffcse_scale.model.packing import allow_packing
+from diffcse_scale.randomness import seed_everything
+from diffcse_scale.text.batches import Batch
+from diffcse_scale.training import engine as deepspeed_engine
+from diffcse_scale.training.metrics import peak_memory_gb
+from diffcse_scale.training.step import TrainingStep
+
+
+class Networks(NamedTuple):
+    """With random weights, in float32."""
+
+    model: DiffCSE
+    generator: Generator | None
+
+
+Step = Callable[[Batch], None]
+# what makes a step of networks: (cell, networks, device, phases) -> step. Baselines are part of a checkout only.
+MAKERS = {
+    OURS: "diffcse_scale.benchmark.step:our_step",
+    "official": "benchmarks.official_step:official_step",
+    "sentence-transformers": "benchmarks.sentence_transformers_step:sentence_transformers_step",
+}
+
+
+def maker(implementation: str) -> Callable[[Cell, Networks, torch.device, Phases], Step]:
+    """What makes an implementation's step.
+
+    Raises:
+        InputError: no such implementation, or a baseline without the checkout that it is part of.
+    """
+    if implementation not in MAKERS:
+        raise InputError(f"Implementation {implementation!r} is not known; there are {', '.join(MAKERS)}.")
+    module, _, function = MAKERS[implementation].partition(":")
+    try:
+        made: Callable[[Cell, Networks, torch.device, Phases], Step] = getattr(
+            importlib.import_module(module), function
+        )
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"The baseline {implementation} needs {error.name}; run `python -m diffcse_scale benchmark step` in a "
+            "checkout of this project, with its dependencies for development."
+        ) from None
+    return made
+
+
+def our_step(cell: Cell, networks: Networks, device: torch.device, phases: Phases) -> Step:
+    """The trainer's own."""
+    recipe, model, generator = cell.recipe(), networks.model, networks.generator
+    for method, name in (("encode", "encoder"), ("detect", "discriminator"), ("project", "loss"), ("contrast", "loss")):
+        phases.wrap(model, method, name)
+    config = deepspeed_engine.complete_config(cell.deepspeed_config(), recipe, cell.ranks)
+    engine = deepspeed_engine.initialize(model, recipe, config)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = recipe.optimizer.learning_rate
+    phases.wrap(engine, "backward", "backward")
+    if generator is not None:
+        phases.wrap(generator, "edit", "generator")
+    compute = TrainingStep(engine, generator, recipe)
+
+    def step(batch: Batch) -> None:
+        compute(batch)
+        with phases.phase("optimizer"):
+            deepspeed_engine.optimizer_step(engine)
+
+    return step
+
+
+def measure(cell: Cell, steps: int, warmup: int = 1, trace: Path | None = None) -> dict[str, Any]:
+    """A row: the cell, and the median over `steps` of what a step takes.
+
+    Times are seconds, memory is GB (1e9 bytes) of the rank that took most, rates are those of all ranks together.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "row.json")
+        place = {"WORLD_SIZE": str(cell.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        multiprocessing.spawn(_rank, (cell, steps, warmup, trace, place, result), nprocs=cell.ranks)
+        row: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    return row
+
+
+def _rank(
+    rank: int, cell: Cell, steps: int, warmup: int, trace: Path | None, place: dict[str, str], result: Path
+) -> None:
+    os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(max(1, cores // cell.ranks))
+    deepspeed_engine.start_process_group()
+    device = deepspeed_engine.device()
+    peak_rate = matmul_rate(torch.bfloat16 if cell.precision == "bf16" else torch.float32, device)
+    phases = Phases(device)
+    if cell.ranks > 1:
+        phases.wrap_collectives()
+    networks = build(cell, device)
+    batches = batches_of(cell, rank)
+    flop = step_flop(*networks, batches.batch(0))
+    step = maker(cell.implementation)(cell, networks, device, phases)
+    with batches.prefetch(0, warmup + 2 * steps + 1) as prefetched:
+
+        def timed(count: int) -> tuple[list[dict[str, float]], list[int]]:
+            """Seconds by phase, and this rank's real tokens, of each of the next steps."""
+            seconds, tokens = [], []
+            for _ in range(count):
+                barrier()
+                phases.start()
+                with phases.phase("data"):
+                    batch = next(prefetched)
+                step(batch)
+                seconds.append(phases.stop())
+                tokens.append(sum(int(chunk.attention_mask.sum()) for chunk in batch.chunks))
+            return seconds, tokens
+
+        timed(warmup)
+        phases.waits = False
+        found, real = timed(steps)
+        seconds = [sum(one.values()) for one in found]
+        if device.type == "cuda":  # elsewhere these phases are right already
+            phases.waits = True
+            found, _ = timed(steps)
+        peak = float(all_max(torch.tensor(peak_memory_gb(device), device=device)))
+        if trace is not None and rank == 0:
+            _trace(step, next(prefetched), trace)
+    if rank == 0:
+        typical = median(seconds)
+        row = {
+            **asdict(cell),
+            "step_seconds": typical,
+            "all_step_seconds": seconds,
+            "phases": {name: median(one[name] for one in found) for name in PHASES},
+            "sentences_per_second": cell.sentences / typical,
+            "real_tokens_per_second": median(real) * cell.ranks / typical,
+            "step_teraflop": flop * cell.ranks / 1e12,
+            "matmul_teraflop_per_second": peak_rate * cell.ranks / 1e12,
+            "utilisation": flop / typical / peak_rate,
+            "peak_memory_gb": peak,
+            "threads": torch.get_num_threads(),
+        }
+        result.write_text(json.dumps(row), encoding="utf-8")
+    barrier()
+    leave()
+
+
+def build(cell: Cell, device: torch.device) -> Networks:
+    """The cell's networks, the same for every implementation."""
+    seed_everything(0)
+    encoder_config, generator_config = configurations(cell.backbone)
+    recipe = cell.recipe()
+    backbone = encoder_of(encoder_config)
+    if cell.ours and cell.packed:
+        allow_packing(backbone)
+    model = DiffCSE(backbone, recipe.objective).train()
+    generator = None
+    if cell.rtd_weight > 0:
+        network = generator_of(generator_config)
+        if cell.ours and cell.packed:
+            allow_packing(network)
+        if cell.generator_precision == "bf16":
+            network = network.bfloat16()
+        generator = Generator(network.to(device), recipe.objective.fidelity, [0, 101, 102], seed=0)
+    return Networks(model.to(device), generator)
+
+
+def _trace(step: Step, batch: Batch, file: Path) -> None:
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    with profile(activities=activities) as profiled:
+        step(batch)
+    profiled.export_chrome_trace(str(file))

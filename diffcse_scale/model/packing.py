@@ -1,0 +1,188 @@
+"""Networks without padding: the real tokens of all rows one after another, as one long row.
+
+All that a network does to a token by itself (projections, feed-forward, normalisation, embeddings) is then done to real
+tokens only; at the lengths of sentences that is nearly all of its work. Attention alone has to know where a row ends:
+`packed` below, registered with transformers as an implementation of attention, lays the rows out again, side by side,
+for the one product that needs it. It serves every family that leaves attention to such an implementation and hands on
+what it is called with; the families of `FAMILIES` are compared with padding in the tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from diffcse_scale.model.attention import is_causal
+
+ATTENTION = "packed"
+FAMILIES = (
+    "bert",
+    "distilbert",
+    "electra",
+    "llama",
+    "mistral",
+    "modernbert",
+    "qwen2",
+    "qwen3",
+    "roberta",
+    "xlm-roberta",
+)
+# these number positions from the padding token's id + 1
+POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta")
+
+
+def allow_packing(network: PreTrainedModel) -> None:
+    """Let `network` take packed rows too, if its family can; padded ones it takes as before."""
+    if network.config.model_type in FAMILIES and network.config._attn_implementation == "sdpa":
+        network.set_attn_implementation(ATTENTION)
+
+
+def packs(config: PreTrainedConfig, length: int) -> bool:
+    """Whether a network takes rows of up to `length` tokens packed: its attention must reach over the whole row."""
+    window = getattr(config, "sliding_window", None)
+    return config._attn_implementation == ATTENTION and (window is None or length <= window)
+
+
+def packed_inputs(config: PreTrainedConfig, ids: Tensor, mask: Tensor, real: Tensor | None) -> dict[str, Any] | None:
+    """What to call a network with, so that it computes real tokens only; its output is [1, T, ...].
+
+    Args:
+        ids, mask: [B, L] int64.
+        real: [T] int64, the real tokens as ascending indices into the flattened `mask`; None to keep the padding.
+
+    Returns:
+        None where the rows stay padded.
+    """
+    if real is None or not packs(config, ids.shape[1]):
+        return None
+    positions = (real % ids.shape[1])[None]
+    if config.model_type in POSITIONS_AFTER_PADDING:
+        assert isinstance(config.pad_token_id, int)
+        positions = positions + config.pad_token_id + 1
+    rows, length = ids.shape
+    seen: Tensor | None = None
+    if is_causal(config):
+        seen = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril().expand(rows, 1, -1, -1)
+    if real.numel() < ids.numel():
+        keys = mask.bool()[:, None, None]
+        seen = keys if seen is None else seen & keys
+    return {
+        "input_ids": ids.flatten()[real][None],
+        "position_ids": positions,
+        "packed_real": real,
+        "packed_shape": (rows, length),
+        "packed_seen": seen,
+    }
+
+
+def unpack(tokens: Tensor, real: Tensor, mask: Tensor) -> Tensor:
+    """Token vectors [1, T, H] back in their rows, [B, L, H] as `mask`, zero on padding."""
+    return _spread(tokens[0], real, mask.numel()).unflatten(0, tuple(mask.shape))
+
+
+def unpacked(outputs: BaseModelOutput, real: Tensor, mask: Tensor) -> BaseModelOutput:
+    """What a network gave for packed tokens, in rows: last hidden states; if asked for, the first and last of all."""
+    ends = outputs.hidden_states and (outputs.hidden_states[0], outputs.hidden_states[-1])
+    return BaseModelOutput(
+        last_hidden_state=unpack(outputs.last_hidden_state, real, mask),
+        hidden_states=ends and tuple(unpack(end, real, mask) for end in ends),
+    )
+
+
+def first_tokens(mask: Tensor) -> Tensor:
+    """Where each row begins among the packed tokens, [B] int64; mask: [B, L]."""
+    lengths = mask.sum(1)
+    return lengths.cumsum(0) - lengths
+
+
+def packed(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packed_real: Tensor | None = None,
+    packed_shape: tuple[int, int] | None = None,
+    packed_seen: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each row of packed tokens; of rows that are padded, what transformers' `sdpa` computes.
+
+    Args:
+        query, key, value: [1, heads, T, D]; keys and values may have fewer heads.
+        packed_real: as in `packed_inputs`; None where nothing is packed.
+        packed_shape: B and L.
+        packed_seen: bool [B, 1, 1 or L, L], which keys a token sees; None for all of its row.
+
+    Returns:
+        [1, T, heads, D], and no weights.
+    """
+    if packed_real is None or packed_shape is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+    rows, length = packed_shape
+
+    def in_rows(tokens: Tensor) -> Tensor:  # [1, heads, T, D] to [B, heads, L, D]
+        spread = _spread(tokens[0].transpose(0, 1), packed_real, rows * length)
+        return spread.unflatten(0, (rows, length)).transpose(1, 2)
+
+    context = F.scaled_dot_product_attention(
+        in_rows(query),
+        in_rows(key),
+        in_rows(value),
+        attn_mask=packed_seen,
+        dropout_p=dropout,
+        scale=scaling,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    context = context.transpose(1, 2).flatten(0, 1)
+    return (context if _whole(packed_real, rows * length) else _Gather.apply(context, packed_real))[None], None
+
+
+def _whole(real: Tensor, positions: int) -> bool:
+    """Whether there is no padding."""
+    return real.shape[0] == positions
+
+
+def _spread(tokens: Tensor, real: Tensor, positions: int) -> Tensor:
+    """[T, ...] to [B * L, ...], zero on padding."""
+    if _whole(real, positions):
+        return tokens
+    return tokens.new_zeros(positions, *tokens.shape[1:]).index_copy(0, real, tokens)
+
+
+class _Gather(torch.autograd.Function):
+    """`positions[real]`, whose backward need not add: no two tokens have the same position."""
+
+    @staticmethod
+    def forward(ctx: Any, positions: Tensor, real: Tensor) -> Tensor:
+        ctx.positions = positions.shape[0]
+        ctx.save_for_backward(real)
+        return positions.index_select(0, real)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (real,) = ctx.saved_tensors
+        return _spread(gradient, real, ctx.positions), None
+
+
+def _mask(*arguments: Any, attention_mask: Tensor | None = None, **others: Any) -> Tensor | None:
+    """Packed rows come without a mask, for `packed` knows what each token sees; padded ones never do."""
+    if attention_mask is None:
+        return None
+    return sdpa_mask(*arguments, attention_mask=attention_mask, **others)
+
+
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, packed)
+ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, _mask)
