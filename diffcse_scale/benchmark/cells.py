@@ -27,6 +27,7 @@ from diffcse_scale.recipe import EMBEDDED, DataRecipe, Recipe, nearest
 from diffcse_scale.text.batches import Batches
 from diffcse_scale.text.tokenizers import Tokenizers
 from diffcse_scale.text.tokens import tokenize
+from diffcse_scale.training.engine import load_deepspeed_config
 
 # shapes of encoder and generator, with random weights: time does not depend on what a network has learnt
 SHAPES: dict[str, tuple[PreTrainedConfig, PreTrainedConfig]] = {
@@ -96,11 +97,9 @@ class Cell:
         return Recipe.model_validate(values)
 
     def deepspeed_config(self) -> dict[str, Any]:
-        """ZeRO-2 as shipped, with or without reduced products."""
-        return {
-            "zero_optimization": {"stage": 2, "overlap_comm": True},
-            "torch_autocast": {"enabled": self.precision == "bf16", "dtype": "bfloat16"},
-        }
+        """The shipped ZeRO-2, with or without reduced products."""
+        autocast = {"enabled": self.precision == "bf16", "dtype": "bfloat16"}
+        return {**load_deepspeed_config(None), "torch_autocast": autocast}
 
 
 def configurations(backbone: str) -> tuple[PreTrainedConfig, PreTrainedConfig]:

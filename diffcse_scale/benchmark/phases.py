@@ -52,15 +52,18 @@ class Phases:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time within counts as `name`'s."""
-        self._switch()
-        self._open.append(name)
-        try:
-            with record_function(name):
+        """Time within counts as `name`'s; between steps nothing counts."""
+        with record_function(name):
+            if not self._open:
                 yield
-        finally:
+                return
             self._switch()
-            self._open.pop()
+            self._open.append(name)
+            try:
+                yield
+            finally:
+                self._switch()
+                self._open.pop()
 
     def wrap(self, owner: Any, attribute: str, name: str) -> None:
         """Every call of `owner.attribute` counts as `name`."""
@@ -92,8 +95,6 @@ class Phases:
         return self.seconds
 
     def _switch(self) -> None:
-        if not self._open:
-            return  # between steps
         if self.waits:
             self._synchronize()
         now = time.perf_counter()

@@ -23,7 +23,7 @@ from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_conf
 from diffcse_scale.distributed import free_port, is_main, join, local_rank
 from diffcse_scale.environment import native_bfloat16
 from diffcse_scale.errors import InputError
-from diffcse_scale.host_memory import freed_blocks_returned
+from diffcse_scale.host_memory import freed_blocks_returned, keep_freed_blocks
 from diffcse_scale.recipe import Recipe, nearest
 from diffcse_scale.shipped import shipped
 from diffcse_scale.text.batches import share_of
@@ -218,6 +218,8 @@ def initialize(model: nn.Module, recipe: Recipe, config: dict[str, Any]) -> Any:
         # a base that is held in fewer bits: a parameter that ZeRO-3 has partitioned changes its dtype without its part
         if hasattr(parameter, "ds_tensor") and parameter.ds_tensor.dtype != parameter.dtype:
             parameter.ds_tensor.data = parameter.ds_tensor.data.to(parameter.dtype)
+    if device().type == "cpu":
+        keep_freed_blocks()
     with refusals_explained():
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=make_optimizer(model, recipe), config=config, dist_init_required=False

@@ -1,0 +1,219 @@
+"""The training step against the official arithmetic and sentence-transformers, and against batch, length and ranks.
+
+    export DIFFCSE_DATA=... DIFFCSE_MODELS=...
+    python -m benchmarks.step measure [--only base]   # adds rows to docs/results/step.jsonl; what is there is kept
+    python -m benchmarks.step report                  # writes docs/results/step.md and step.png
+
+Every row is a cell of `diffcse-scale benchmark step`, in processes of its own. Rows that are compared come from one run
+on one machine, one after another; nothing else should run beside them. Real text is the Wikipedia sentences of
+`$DIFFCSE_DATA/corpus`, tokenized as by bert-base-uncased.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from diffcse_scale.benchmark.cells import Cell
+from diffcse_scale.benchmark.command import describe
+from diffcse_scale.benchmark.phases import PHASES
+from diffcse_scale.benchmark.step import measure
+from diffcse_scale.environment import environment
+
+ROOT = Path(__file__).parents[1]
+ROWS = ROOT / "docs" / "results" / "step.jsonl"
+Row = dict[str, Any]
+HALF = {"precision": "bf16", "generator_precision": "bf16"}
+SIZES, LENGTHS = (4, 8, 16, 32, 64, 128, 256), (8, 16, 32, 64, 128, 256)
+
+
+def cells() -> dict[str, list[tuple[Cell, int]]]:
+    """What is measured, with how many steps, by group."""
+    corpus = sorted((Path(os.environ.get("DIFFCSE_DATA", "")) / "corpus").glob("*.txt.gz"))
+    real = {
+        "text": str(corpus[0]) if corpus else "the corpus",
+        "tokenizer": f"{os.environ.get('DIFFCSE_MODELS', '')}/bert-base-uncased-tokenizer",
+    }
+    small = {"backbone": "bert-small"}
+    return {
+        "base": [
+            (Cell("official"), 3),
+            (Cell(), 3),
+            (Cell(generator_precision="bf16"), 3),
+            (Cell(**HALF), 3),
+            (Cell(chunk=16), 2),
+        ],
+        "text": [
+            (Cell("official", **real), 3),
+            (Cell(**real, packed=False), 3),
+            (Cell(**real), 3),
+            (Cell(**real, **HALF), 5),
+        ],
+        "contrastive": [(Cell("sentence-transformers", rtd_weight=0), 3), (Cell(rtd_weight=0), 3)],
+        "batch": [(Cell(sentences=size, **small), 5) for size in SIZES],
+        "length": [(Cell(sentences=16, length=length, **small), 5) for length in LENGTHS],
+        "ranks": [(Cell(sentences=size, ranks=2, **small), 5) for size in (16, 64, 256)],
+    }
+
+
+def key(cell: Cell) -> dict[str, Any]:
+    """What tells rows apart; where the text lies does not."""
+    values = asdict(cell)
+    return {**values, "text": values["text"] and Path(values["text"]).name, "tokenizer": None}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["measure", "report"])
+    parser.add_argument("--only", action="append", choices=list(cells()))
+    parser.add_argument("--rows", type=Path, default=ROWS)
+    arguments = parser.parse_args()
+    if arguments.what == "report":
+        report(arguments.rows)
+        return
+    for group in arguments.only or cells():
+        for cell, steps in cells()[group]:
+            if find(read(arguments.rows), cell) is None:
+                row = {"group": group, **measure(cell, steps), **key(cell), "environment": environment()}
+                print(describe(cell), f"{row['step_seconds']:.2f} s, {row['peak_memory_gb']:.2f} GB", flush=True)
+                with arguments.rows.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+
+
+def read(rows: Path) -> list[Row]:
+    return [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()] if rows.is_file() else []
+
+
+def find(rows: list[Row], cell: Cell) -> Row | None:
+    return next((row for row in rows if key(cell).items() <= row.items()), None)
+
+
+def report(file: Path) -> None:
+    """The page and its picture, from the rows."""
+    rows = read(file)
+    parts = [HEAD.format(**about(rows))]
+    for title, group in (
+        ("All sentences of 32 tokens", "base"),
+        ("Real text of at most 32 tokens", "text"),
+        ("The contrastive part alone", "contrastive"),
+    ):
+        found = [row for cell, _ in cells()[group] if (row := find(rows, cell))]
+        parts += [f"## {title}\n", *table(found), "", *phase_table(found), ""]
+    parts += ["## Against batch, length and ranks\n", "![step.png](step.png)\n", *scaling_table(rows), "", TAIL]
+    file.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")
+    draw(rows, file.with_suffix(".png"))
+
+
+def about(rows: list[Row]) -> dict[str, Any]:
+    found = rows[0]["environment"]
+    packages = found["packages"]
+    versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers", "deepspeed"))
+    return {"processor": found["processor"], "cores": found["cores"], "versions": versions, "python": found["python"]}
+
+
+HEAD = """# The training step
+
+What a step takes, beside the official program's arithmetic in plain PyTorch (`benchmarks/official_step.py`) and
+sentence-transformers' `MultipleNegativesRankingLoss` (`benchmarks/sentence_transformers_step.py`). Each row is the
+median of 2 to 5 steps after one that warmed up, in a process of its own; rows of one table come from one run, one after
+another.
+
+    python -m benchmarks.step measure
+    python -m benchmarks.step report
+
+Machine: {processor}, {cores} cores, 2 threads, no GPU. Python {python}, {versions}. Networks have the shapes of
+bert-base (encoder and discriminator) and distilbert-base (generator), or `bert-small` of `benchmark step` where it says
+so, with random weights; 64 sentences in two views; ZeRO-2 as shipped, on one rank. *Of matmul rate*: the arithmetic
+that the step needs (`benchmark/flop.py`) against a large product in the same precision in the same process. *fp32* and
+*bf16* are what products are made in; weights and optimizer are float32 in all rows.
+"""
+
+TAIL = """Time grows in proportion to the batch once the work of the sentences hides what a step pays for its weights
+(their gradients and AdamW, the same for any batch).
+"""
+
+
+def name(row: Row) -> str:
+    if row["implementation"] != "diffcse-scale":
+        return row["implementation"] + (f", {row['precision']}" if row["precision"] == "fp32" else "")
+    parts = ["ours", row["precision"]]
+    if row["rtd_weight"] and row["generator_precision"] != row["precision"]:
+        parts.append(f"generator {row['generator_precision']}")
+    parts += [f"chunks of {row['chunk']}"] if row["chunk"] else []
+    return ", ".join(parts + ([] if row["packed"] else ["padding kept"]))
+
+
+def table(rows: list[Row]) -> list[str]:
+    """Against the first row."""
+    if not rows:
+        return []
+    lines = [
+        "| | s a step | sentences/s | against the first | of matmul rate | peak memory, GB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [
+            f"{row['step_seconds']:.2f}",
+            f"{row['sentences_per_second']:.2f}",
+            f"{rows[0]['step_seconds'] / row['step_seconds']:.2f}x",
+            f"{row['utilisation']:.0%}",
+            f"{row['peak_memory_gb']:.2f}",
+        ]
+        lines.append(f"| {name(row)} | {' | '.join(cells)} |")
+    return lines
+
+
+def phase_table(rows: list[Row]) -> list[str]:
+    """Seconds of each phase; communication is left out, for there is one rank."""
+    if not rows:
+        return []
+    phases = [phase for phase in PHASES if phase != "communication"]
+    lines = [f"| s | {' | '.join(phases)} |", "|---|" + "---|" * len(phases)]
+    for row in rows:
+        cells = [f"{row['phases'][phase]:.3f}" for phase in phases]
+        lines.append(f"| {name(row)} | {' | '.join(cells)} |")
+    return lines
+
+
+def scaling_table(rows: list[Row]) -> list[str]:
+    """Of bert-small."""
+    lines = ["| bert-small | sentences | length | ranks | s a step | sentences/s | peak memory, GB a rank |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for group in ("batch", "length", "ranks"):
+        for row in (row for cell, _ in cells()[group] if (row := find(rows, cell))):
+            lines.append(
+                f"| {group} | {row['sentences']} | {row['length']} | {row['ranks']} | {row['step_seconds']:.2f} | "
+                f"{row['sentences_per_second']:.1f} | {row['peak_memory_gb']:.2f} |"
+            )
+    return lines
+
+
+def draw(rows: list[Row], file: Path) -> None:
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, series, along, label in (
+        (left, (("batch", "1 rank"), ("ranks", "2 ranks")), "sentences", "sentences of 32 tokens"),
+        (right, (("length", "16 sentences"),), "length", "tokens a sentence"),
+    ):
+        for group, legend in series:
+            found = [row for cell, _ in cells()[group] if (row := find(rows, cell))]
+            if not found:
+                continue
+            x, y = [row[along] for row in found], [row["step_seconds"] for row in found]
+            (line,) = axes.plot(x, y, marker="o", label=legend)
+            if group != "ranks":  # in proportion, through the largest
+                axes.plot(x, [y[-1] * value / x[-1] for value in x], ":", color=line.get_color(), label="in proportion")
+        axes.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds a step")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend()
+    figure.savefig(file, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
