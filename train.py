@@ -32,6 +32,7 @@ from diffcse_scale.model.generator import load_generator
 from diffcse_scale.recipe import load_recipe
 from diffcse_scale.text.batches import Batches
 from diffcse_scale.text.cache import fingerprint
+from diffcse_scale.text.edits import load_edits
 from diffcse_scale.text.tokens import tokenize
 from diffcse_scale.training import engine as deepspeed_engine
 from diffcse_scale.training.console import print_start, print_summary, setup_logging
@@ -91,7 +92,7 @@ def main() -> None:
             tokens = tokenize(recipe.data, tokenizers.streams, seed=recipe.seed, main=is_main())
             check_same_everywhere(corpus=tokens.fingerprint)
             check_views_differ(model.encoder, recipe, tokens.columns)
-            batches = Batches(tokens, tokenizers, recipe, rank(), world_size())
+            batches = Batches(tokens, tokenizers, recipe, rank(), world_size(), load_edits(tokens, recipe))
             plan = make_plan(recipe, len(tokens), tokens.views, world_size())
             engine = deepspeed_engine.initialize(model, recipe, config)
 

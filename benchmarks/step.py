@@ -2,6 +2,7 @@
 
     export DIFFCSE_DATA=... DIFFCSE_MODELS=...
     python -m benchmarks.step measure [--only base]   # adds rows to docs/results/step.jsonl; what is there is kept
+    python -m benchmarks.step curves                  # adds the losses of 300 steps of training, packed and padded
     python -m benchmarks.step report                  # writes docs/results/step.md and step.png
 
 Every row is a cell of `diffcse-scale benchmark step`, in processes of its own. Rows that are compared come from one run
@@ -12,8 +13,12 @@ on one machine, one after another; nothing else should run beside them. Real tex
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+import subprocess
+import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,6 +67,46 @@ def cells() -> dict[str, list[tuple[Cell, int]]]:
     }
 
 
+SEEDS, CURVE_STEPS, CURVE_END = (42, 43, 44), 300, 100
+
+
+def curves(file: Path) -> None:
+    """Train the quickstart on Wikipedia sentences with what saves work and without; the loss over the last steps."""
+    corpus = sorted((Path(os.environ["DIFFCSE_DATA"]) / "corpus").glob("*.txt.gz"))[0]
+    for seed, saves in itertools.product(SEEDS, (True, False)):
+        with tempfile.TemporaryDirectory() as folder:
+            precision = "bfloat16" if saves else "float32"
+            fields = {
+                "seed": seed,
+                "data.files": corpus,
+                "data.limit": 20_032,
+                "max_steps": CURVE_STEPS,
+                "log_every": CURVE_END,
+                "epochs": 100,
+                "evaluation.data": "null",
+                "batch.packed": str(saves).lower(),
+                "model.generator_precision": precision,
+            }
+            command = [sys.executable, str(ROOT / "train.py"), "--recipe", "quickstart", "--output", f"{folder}/run"]
+            subprocess.run([*command, *(f"{name}={value}" for name, value in fields.items())], check=True)
+            rows = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+        losses = {name: rows[-1][name] for name in ("loss", "contrastive", "rtd")}
+        row = {"group": "curves", "seed": seed, "saves_work": saves, **losses, "environment": environment()}
+        with file.open("a", encoding="utf-8") as output:
+            output.write(json.dumps(row) + "\n")
+
+
+def curve_table(rows: list[Row]) -> list[str]:
+    """By seed."""
+    found = [row for row in rows if row["group"] == "curves"]
+    lines = ["| seed | loss, packed, generator in bf16 | loss, padded, generator in fp32 |", "|---|---|---|"]
+    for seed in SEEDS:
+        pair = {row["saves_work"]: row["loss"] for row in found if row["seed"] == seed}
+        if len(pair) == 2:
+            lines.append(f"| {seed} | {pair[True]:.4f} | {pair[False]:.4f} |")
+    return lines
+
+
 def key(cell: Cell) -> dict[str, Any]:
     """What tells rows apart; where the text lies does not."""
     values = asdict(cell)
@@ -70,12 +115,15 @@ def key(cell: Cell) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["measure", "report"])
+    parser.add_argument("what", choices=["measure", "curves", "report"])
     parser.add_argument("--only", action="append", choices=list(cells()))
     parser.add_argument("--rows", type=Path, default=ROWS)
     arguments = parser.parse_args()
     if arguments.what == "report":
         report(arguments.rows)
+        return
+    if arguments.what == "curves":
+        curves(arguments.rows)
         return
     for group in arguments.only or cells():
         for cell, steps in cells()[group]:
@@ -105,6 +153,7 @@ def report(file: Path) -> None:
     ):
         found = [row for cell, _ in cells()[group] if (row := find(rows, cell))]
         parts += [f"## {title}\n", *table(found), "", *phase_table(found), ""]
+    parts += ["## The same training\n", CURVES, *curve_table(rows), ""]
     parts += ["## Against batch, length and ranks\n", "![step.png](step.png)\n", *scaling_table(rows), "", TAIL]
     file.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")
     draw(rows, file.with_suffix(".png"))
@@ -132,6 +181,10 @@ bert-base (encoder and discriminator) and distilbert-base (generator), or `bert-
 so, with random weights; 64 sentences in two views; ZeRO-2 as shipped, on one rank. *Of matmul rate*: the arithmetic
 that the step needs (`benchmark/flop.py`) against a large product in the same precision in the same process. *fp32* and
 *bf16* are what products are made in; weights and optimizer are float32 in all rows.
+"""
+
+CURVES = f"""Mean loss of the last {CURVE_END} of {CURVE_STEPS} steps of the quickstart's backbone on Wikipedia text.
+Dropout draws other numbers in another layout, so that the two columns differ as two seeds do, and no more.
 """
 
 TAIL = """Time grows in proportion to the batch once the work of the sentences hides what a step pays for its weights

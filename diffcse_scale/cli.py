@@ -88,16 +88,25 @@ def prepare(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="section.field=value", help="changes to the recipe")
     ] = None,
+    edits: Annotated[int | None, typer.Option(min=1, help="also make so many edited versions of each sentence")] = None,
 ) -> None:
     """Clean and tokenize a recipe's corpus into the cache, so that training starts at once wherever that is shared."""
     from diffcse_scale.model.backbone import load_tokenizers
+    from diffcse_scale.model.editing import make_edits
     from diffcse_scale.recipe import load_recipe
     from diffcse_scale.text.cache import cache_folder
     from diffcse_scale.text.tokens import tokenize
 
-    chosen = load_recipe(recipe, overrides or ())
-    tokens = tokenize(chosen.data, load_tokenizers(chosen.model).streams, seed=chosen.seed)
+    changes = [*(overrides or ()), *([] if edits is None else [f"objective.edits={edits}"])]
+    chosen = load_recipe(recipe, changes)
+    tokenizers = load_tokenizers(chosen.model)
+    if chosen.objective.edits is None:
+        tokens = tokenize(chosen.data, tokenizers.streams, seed=chosen.seed)
+    else:
+        tokens = make_edits(chosen, tokenizers)
     print(f"{len(tokens):,} sentences are ready in {cache_folder(chosen.data)}; {tokens}")
+    if chosen.objective.edits is not None:
+        print(f"Train with objective.edits={chosen.objective.edits}: no generator is needed.")
 
 
 @app.command()

@@ -142,6 +142,12 @@ class ObjectiveRecipe(Section):
     contrastive_weight: float = Field(1.0, ge=0, description="weight of InfoNCE; 0 is the paper's RTD-only ablation")
     rtd_weight: float = Field(0.05, ge=0, description="lambda, the weight of replaced-token detection; 0 is SimCSE")
     masking_ratio: Share = Field(0.30, description="share of tokens corrupted before the generator")
+    edits: int | None = Field(
+        None,
+        ge=1,
+        description="edited versions of each sentence, made before by `diffcse-scale prepare --edits`: training then "
+        "needs no generator; absent: it edits while training",
+    )
     hard_negative_weight: float = Field(
         0.0, description="added to the logit of a sentence with its own hard negative (three columns)"
     )
@@ -150,6 +156,8 @@ class ObjectiveRecipe(Section):
     def _something_to_learn(self) -> ObjectiveRecipe:
         if self.contrastive_weight == 0 and self.rtd_weight == 0:
             raise ValueError("contrastive_weight and rtd_weight are both 0: there is nothing to learn")
+        if self.edits is not None and self.fidelity == "official":
+            raise ValueError("edits must be absent: fidelity 'official' edits with dropout, anew in every step")
         return self
 
 

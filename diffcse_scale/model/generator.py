@@ -97,12 +97,13 @@ class Generator:
 def load_generator(recipe: Recipe, tokenizers: Tokenizers, device: torch.device) -> Generator | None:
     """The recipe's generator on `device`, in the recipe's precision or else in bfloat16 on accelerators that have it.
 
-    None when `rtd_weight` is 0.
+    None when `rtd_weight` is 0, or edits were made before training.
 
     Raises:
         InputError: it cannot be loaded, or its vocabulary is not the discriminator's.
     """
-    if recipe.objective.rtd_weight == 0 or recipe.model.generator is None:
+    objective = recipe.objective
+    if objective.rtd_weight == 0 or objective.edits is not None or recipe.model.generator is None:
         return None
     name, trusted = recipe.model.generator, recipe.model.trust_remote_code
     discriminator = recipe.model.discriminator

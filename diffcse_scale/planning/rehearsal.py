@@ -125,7 +125,7 @@ class _Stage:
         with self.memory:
             edited = None
             if self.recipe.objective.rtd_weight > 0:
-                edited = [self._edit(chunk) for chunk in chunks]
+                edited = [self._edit(chunk) if self.generator else chunk.original_ids for chunk in chunks]
             if rest:
                 step = ChunkedStep(self)
                 step._replay_is_checked = True  # there are no numbers to check

@@ -17,6 +17,7 @@ from diffcse_scale.errors import InputError
 from diffcse_scale.randomness import derive_seed
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.corruption import Corruption
+from diffcse_scale.text.edits import Edits
 from diffcse_scale.text.order import epoch_order
 from diffcse_scale.text.prefetch import prefetch
 from diffcse_scale.text.tokenizers import Tokenizers
@@ -42,6 +43,7 @@ class Chunk:
         discriminator_ids, discriminator_mask: int64 [C, S, M], the sentences as the discriminator's own tokenizer has
             them; None where it has none.
         discriminator_real: `real` for `discriminator_mask`.
+        edited_ids: int64 in the shape of `original_ids`, where edits were made before training; else None.
     """
 
     input_ids: Tensor
@@ -54,6 +56,7 @@ class Chunk:
     discriminator_ids: Tensor | None = None
     discriminator_mask: Tensor | None = None
     discriminator_real: Tensor | None = None
+    edited_ids: Tensor | None = None
 
     @property
     def original_ids(self) -> Tensor:
@@ -136,6 +139,7 @@ class Batches:
     Args:
         tokenizers: those of `tokens`: their padding, mask and special ids are used.
         recipe: seed, batch and objective are used.
+        edits: that were made before training: nothing is corrupted then.
 
     Raises:
         InputError: the world size does not divide the batch, more length groups than sentences in a share,
@@ -149,7 +153,9 @@ class Batches:
         recipe: Recipe,
         rank: int = 0,
         world_size: int = 1,
+        edits: Edits | None = None,
     ) -> None:
+        self.edits = edits
         self.tokens, self.rank, self.world_size, self.seed = tokens, rank, world_size, recipe.seed
         self.sentences = recipe.batch.sentences
         self.chunk, self.length_groups = recipe.batch.chunk, recipe.batch.length_groups
@@ -157,7 +163,7 @@ class Batches:
         self.packed = recipe.batch.packed and not self.official
         self.paddings = [padding_id(tokenizer) for tokenizer in tokenizers.streams]
         self.corruption: Corruption | None = None
-        if recipe.objective.rtd_weight > 0:
+        if recipe.objective.rtd_weight > 0 and edits is None:
             seed = derive_seed(recipe.seed, "corruption")
             self.corruption = Corruption.of(tokenizers.discriminator, recipe.objective.masking_ratio, seed)
         share_of(self.sentences, world_size, self.length_groups)
@@ -191,7 +197,10 @@ class Batches:
             longest = (lengths if self.official else lengths[:, part]).max(axis=1)
             # number * world_size + rank: the chunk's index among those of all ranks
             seed = derive_seed(self.seed, "dropout", step, number * self.world_size + self.rank)
-            chunks.append(self._chunk(sentences[part], epoch * len(self.tokens) + positions[part], longest, seed))
+            chunk = self._chunk(sentences[part], epoch * len(self.tokens) + positions[part], longest, seed)
+            if self.edits is not None:
+                chunk = replace(chunk, edited_ids=self._edited(sentences[part], epoch, int(longest[-1])))
+            chunks.append(chunk)
         return Batch(step, epoch, chunks, self.sentences)
 
     def prefetch(self, start: int, stop: int) -> AbstractContextManager[Iterator[Batch]]:
@@ -234,7 +243,13 @@ class Batches:
             ids = [self.tokens.padded(sentences, view, length, padding, stream) for view in views]
             streams.append((np.stack(ids, axis=1), self._lengths(sentences, stream)))
         row_ids = places[:, None] * len(views) + np.arange(len(views))
-        return replace(_make_chunk(streams, row_ids, self.corruption, self.packed), seed=seed)
+        return replace(make_chunk(streams, row_ids, self.corruption, self.packed), seed=seed)
+
+    def _edited(self, sentences: NDArray[np.int64], epoch: int, length: int) -> Tensor:
+        assert self.edits is not None
+        views = range(self.tokens.views)
+        ids = [self.edits.padded(sentences, epoch, view, length, self.paddings[-1]) for view in views]
+        return torch.from_numpy(np.stack(ids, axis=1))
 
 
 def collate(
@@ -264,7 +279,7 @@ def collate(
         padded.append((ids, lengths))
     sentence_count, view_count = padded[0][1].shape
     row_ids = (first_row + np.arange(sentence_count))[:, None] * view_count + np.arange(view_count)
-    return _make_chunk(padded, row_ids, Corruption.of(tokenizers.discriminator, masking_ratio, seed))
+    return make_chunk(padded, row_ids, Corruption.of(tokenizers.discriminator, masking_ratio, seed))
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -272,13 +287,19 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
-def _make_chunk(
+def make_chunk(
     streams: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
     row_ids: NDArray[np.int64],
     corruption: Corruption | None,
     packed: bool = False,
 ) -> Chunk:
-    """streams: ids [C, S, L] and lengths [C, S] for the encoder, and for the discriminator if it has its own."""
+    """A chunk of padded rows.
+
+    Args:
+        streams: ids [C, S, L] and lengths [C, S] for the encoder, and for the discriminator if it has its own.
+        row_ids: as `Chunk.row_ids`.
+        packed: say which tokens are real (`Chunk.real`).
+    """
     tokens = [
         (torch.from_numpy(ids), torch.from_numpy((np.arange(ids.shape[-1]) < lengths[..., None]).astype(np.int64)))
         for ids, lengths in streams

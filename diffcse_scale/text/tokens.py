@@ -74,11 +74,20 @@ class TokenizedCorpus:
         return [ids[start:end] for start, end in zip(starts, ends, strict=True)]
 
     def padded(
-        self, indices: NDArray[np.int64], view: int, length: int, padding: int, stream: int = 0
+        self,
+        indices: NDArray[np.int64],
+        view: int,
+        length: int,
+        padding: int,
+        stream: int = 0,
+        edited: NDArray[np.int32] | None = None,
     ) -> NDArray[np.int64]:
-        """Token ids of some sentences, int64 [len(indices), length], with `padding` on the right."""
+        """Token ids of some sentences, int64 [len(indices), length], with `padding` on the right.
+
+        edited: other ids in the layout of this column's, to take instead.
+        """
         column = self._column(view, stream)
-        ids, offsets = self._ids[column], self._offsets[column]
+        ids, offsets = self._ids[column] if edited is None else edited, self._offsets[column]
         places = offsets[indices][:, None] + np.arange(length)
         real = places < offsets[indices + 1][:, None]
         return np.where(real, ids[np.where(real, places, 0)], padding).astype(np.int64, copy=False)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from diffcse_scale.model.diffcse import StepOutput
 from diffcse_scale.model.generator import Generator
 from diffcse_scale.recipe import Recipe
-from diffcse_scale.text.batches import Batch
+from diffcse_scale.text.batches import Batch, Chunk
 from diffcse_scale.training.chunking import ChunkedStep
 from diffcse_scale.training.engine import device
 
@@ -17,7 +19,7 @@ class TrainingStep:
 
     Args:
         engine: the DeepSpeed engine around a `DiffCSE`.
-        generator: None when `rtd_weight` is 0.
+        generator: None when `rtd_weight` is 0, or where batches hold edits that were made before.
     """
 
     def __init__(self, engine: Any, generator: Generator | None, recipe: Recipe) -> None:
@@ -27,9 +29,15 @@ class TrainingStep:
     def __call__(self, batch: Batch) -> StepOutput:
         """The objective; gradients are where the engine keeps them."""
         chunks = [chunk.to(device(), non_blocking=True) for chunk in batch.chunks]
-        edited = [self.generator.edit(chunk) for chunk in chunks] if self.generator else None
+        edited = self._edit(chunks)
         if self.chunked is not None:
             return self.chunked(chunks, edited)
         output: StepOutput = self.engine(chunks, edited)
         self.engine.backward(output.loss)
         return output
+
+    def _edit(self, chunks: list[Chunk]) -> list[Tensor] | None:
+        if self.generator is not None:
+            return [self.generator.edit(chunk) for chunk in chunks]
+        ready = [chunk.edited_ids for chunk in chunks if chunk.edited_ids is not None]
+        return ready or None

@@ -1,0 +1,93 @@
+"""Edited sentences that were made before training: several versions of each, in the layout of the corpus's tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from diffcse_scale.errors import InputError
+from diffcse_scale.recipe import Recipe
+from diffcse_scale.text.cache import cache_folder, fingerprint
+from diffcse_scale.text.tokens import TokenizedCorpus
+
+FORMAT = 1
+
+
+class Edits:
+    """Versions 0 to K - 1 of every sentence; `version_V_COLUMN.npy` holds int32 ids as the corpus's `ids_*.npy` does.
+
+    A version is what the generator would write into that sentence in some epoch: corruption and sampling are drawn anew
+    for each. A run that has more views and epochs than versions meets the same edits again.
+    """
+
+    def __init__(self, folder: Path, tokens: TokenizedCorpus, versions: int) -> None:
+        self._tokens, self.versions = tokens, versions
+        self._ids = [
+            [np.asarray(np.load(folder / name_of(version, column), mmap_mode="r")) for column in range(tokens.columns)]
+            for version in range(versions)
+        ]
+
+    def padded(self, indices: NDArray[np.int64], epoch: int, view: int, length: int, padding: int) -> NDArray[np.int64]:
+        """Edited ids of some sentences, int64 [len(indices), length], with `padding` on the right."""
+        shared = self._tokens.columns == 1  # its views are the same tokens, and their edits are not
+        version = (epoch * self._tokens.views + view if shared else epoch) % self.versions
+        ids = self._ids[version][0 if shared else view]
+        return self._tokens.padded(indices, view, length, padding, self._tokens.streams - 1, ids)
+
+
+def edits_folder(tokens: TokenizedCorpus, recipe: Recipe) -> Path:
+    """Where the edits lie that the recipe's generator makes of these tokens, however many versions there are."""
+    assert recipe.model.generator is not None
+    name = fingerprint(
+        FORMAT, tokens.fingerprint, _identity(recipe.model.generator), recipe.objective.masking_ratio, recipe.seed
+    )
+    return cache_folder(recipe.data) / f"edits-{name}"
+
+
+def _identity(model: str) -> Any:
+    """Changes with the name of a model, and with the files of a folder; its weights are not read."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return model
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def name_of(version: int, column: int) -> str:
+    """Of a file in the folder."""
+    return f"version_{version}_{column}.npy"
+
+
+def versions_there(folder: Path) -> int:
+    """How many versions are whole."""
+    facts = folder / "facts.json"
+    return int(json.loads(facts.read_text(encoding="utf-8"))["versions"]) if facts.is_file() else 0
+
+
+def load_edits(tokens: TokenizedCorpus, recipe: Recipe) -> Edits | None:
+    """The recipe's prepared edits; None where the generator edits while training.
+
+    Raises:
+        InputError: they were not made yet, or fewer.
+    """
+    versions = recipe.objective.edits
+    if versions is None or recipe.objective.rtd_weight == 0:
+        return None
+    folder = edits_folder(tokens, recipe)
+    if versions_there(folder) < versions:
+        raise InputError(
+            f"objective.edits = {versions}, and {versions_there(folder)} edited versions of this corpus are in "
+            f"{folder.parent}; make them with `diffcse-scale prepare --edits {versions}` and the same recipe."
+        )
+    return Edits(folder, tokens, versions)
+
+
+def write_ids(file: Path, size: int) -> NDArray[np.int32]:
+    """A new file of `size` ids, mapped."""
+    mapped: NDArray[np.int32] = open_memmap(file, mode="w+", dtype=np.int32, shape=(size,))
+    return mapped
