@@ -10,8 +10,9 @@ from contextlib import contextmanager
 # parameters of glibc's mallopt, and the values that its own adjustment ends at
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 ADJUSTED = {MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 20}
-# the most that mallopt takes as a limit for blocks (its argument is an int), and as what the heap may keep at its end
-LARGEST = {MMAP_THRESHOLD: 1 << 30, TRIM_THRESHOLD: 2**31 - 1}
+LIMIT = "MALLOC_MMAP_THRESHOLD_"  # by which a user sets the first of them
+# the most that mallopt takes as a limit for blocks (its argument is an int), and no limit to what the heap may keep
+LARGEST = {MMAP_THRESHOLD: 1 << 30, TRIM_THRESHOLD: -1}
 
 
 def keep_freed_blocks() -> None:
@@ -21,7 +22,7 @@ def keep_freed_blocks() -> None:
     takes the large ones from the system each time, which clears every page of them again: a fifth of a small step. The
     price is memory in pieces that fit nothing; who sets $MALLOC_MMAP_THRESHOLD_ (1048576, say) has it returned.
     """
-    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+    if LIMIT not in os.environ:
         _set(LARGEST)
 
 

@@ -62,6 +62,7 @@ class Cell:
         tokenizer: of `text`.
         rtd_weight: 0 leaves generator and discriminator out.
         packed: False computes padding too.
+        returns_memory: freed blocks go back to the system at once: less memory, more time (`host_memory`).
     """
 
     implementation: str = OURS
@@ -76,6 +77,7 @@ class Cell:
     tokenizer: str | None = None
     rtd_weight: float = 0.005
     packed: bool = True
+    returns_memory: bool = False
 
     @property
     def ours(self) -> bool:

@@ -6,7 +6,8 @@ import importlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -21,6 +22,7 @@ from diffcse_scale.benchmark.flop import matmul_rate, step_flop
 from diffcse_scale.benchmark.phases import PHASES, Phases
 from diffcse_scale.distributed import all_max, barrier, free_port, leave
 from diffcse_scale.errors import InputError
+from diffcse_scale.host_memory import LIMIT
 from diffcse_scale.model.diffcse import DiffCSE
 from diffcse_scale.model.generator import Generator
 from diffcse_scale.model.packing import allow_packing
@@ -98,9 +100,22 @@ def measure(cell: Cell, steps: int, warmup: int = 1, trace: Path | None = None) 
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "row.json")
         place = {"WORLD_SIZE": str(cell.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        multiprocessing.spawn(_rank, (cell, steps, warmup, trace, place, result), nprocs=cell.ranks)
+        with _allocator(cell):
+            multiprocessing.spawn(_rank, (cell, steps, warmup, trace, place, result), nprocs=cell.ranks)
         row: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     return row
+
+
+@contextmanager
+def _allocator(cell: Cell) -> Iterator[None]:
+    """glibc reads its limits when a process starts."""
+    if cell.returns_memory:
+        os.environ[LIMIT] = "1048576"
+    try:
+        yield
+    finally:
+        if cell.returns_memory:
+            del os.environ[LIMIT]
 
 
 def _rank(

@@ -132,6 +132,9 @@ def packed(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
     rows, length = packed_shape
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and packed_seen is not None:  # the fast kernels take fewer heads of keys only without a mask
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
 
     def in_rows(tokens: Tensor) -> Tensor:  # [1, heads, T, D] to [B, heads, L, D]
         spread = _spread(tokens[0].transpose(0, 1), packed_real, rows * length)
@@ -144,7 +147,7 @@ def packed(
         attn_mask=packed_seen,
         dropout_p=dropout,
         scale=scaling,
-        enable_gqa=key.shape[1] != query.shape[1],
+        enable_gqa=key.shape[1] < query.shape[1],
     )
     context = context.transpose(1, 2).flatten(0, 1)
     return (context if _whole(packed_real, rows * length) else _Gather.apply(context, packed_real))[None], None

@@ -257,11 +257,12 @@ class StepTaken(NamedTuple):
     """What became of a step.
 
     Attributes:
-        norm: of the averaged gradient before clipping; NaN if the engine does not tell.
+        norm: of the averaged gradient before clipping, where the engine has it: reading a tensor waits for the device;
+            NaN if the engine does not tell.
         applied: False where the gradient was not finite and the weights stayed as they were.
     """
 
-    norm: float
+    norm: float | Tensor
     applied: bool
 
 
@@ -282,7 +283,7 @@ def optimizer_step(engine: Any) -> StepTaken:
             return StepTaken(norm, False)
     engine.step()
     reported = engine.get_global_grad_norm()
-    known = next((float(value) for value in (reported, norm) if value is not None), float("nan"))
+    known = next((value for value in (reported, norm) if value is not None), float("nan"))
     return StepTaken(known, engine.was_step_applied())
 
 

@@ -177,7 +177,7 @@ class Trainer:
         if (logs or self.evaluation_due) and not self.window.finite():
             raise self._not_finite(batch)
         if logs and self.window.steps:
-            self._log(rate, taken.norm)
+            self._log(rate, float(taken.norm))
         with self.window.paused():
             if self.evaluation_due:
                 self._evaluate()
