@@ -147,6 +147,20 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def collectives() -> list[tuple[Any, str]]:
+    """Module and name of each function that ranks exchange through, whoever calls it; for timing them."""
+    names = (
+        "all_gather",
+        "all_gather_into_tensor",
+        "all_reduce",
+        "all_to_all_single",
+        "barrier",
+        "broadcast",
+        "reduce",
+    )
+    return [(dist, name) for name in (*names, "reduce_scatter", "reduce_scatter_tensor")]
+
+
 def barrier() -> None:
     """Wait until every rank is here."""
     if world_size() > 1:

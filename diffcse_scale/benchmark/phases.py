@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.profiler import record_function
+
+from diffcse_scale.distributed import collectives
 
 PHASES = (
     "data",
@@ -21,17 +22,6 @@ PHASES = (
     "communication",
     "optimizer",
     "other",
-)
-COLLECTIVES = (
-    "all_gather",
-    "all_gather_into_tensor",
-    "all_reduce",
-    "all_to_all_single",
-    "barrier",
-    "broadcast",
-    "reduce",
-    "reduce_scatter",
-    "reduce_scatter_tensor",
 )
 
 
@@ -77,8 +67,8 @@ class Phases:
 
     def wrap_collectives(self) -> None:
         """What ranks exchange, wherever it is called, in this process from now on."""
-        for name in COLLECTIVES:
-            self.wrap(dist, name, "communication")
+        for module, name in collectives():
+            self.wrap(module, name, "communication")
 
     def start(self) -> None:
         """A step begins."""
