@@ -98,12 +98,10 @@ def test_the_official_step_has_the_loss_of_the_official_fidelity():
 
 
 @pytest.mark.slow
-def test_cells_are_measured_and_rows_appended(tmp_path, capsys, monkeypatch):
+def test_cells_are_measured_and_rows_appended(tmp_path, capsys):
     # processes of their own know only the shipped shapes
-    cells = grid(["diffcse-scale", "official", "sentence-transformers"], ["bert-small"], [4], [8], ["fp32"], [0, 2])
+    cells = grid(["diffcse-scale", "official", "sentence-transformers"], ["bert-small"], [4], [8], ["fp32"], [2])
     assert [(cell.implementation, cell.chunk, cell.rtd_weight > 0) for cell in cells] == [
-        ("diffcse-scale", None, True),
-        ("diffcse-scale", None, False),
         ("diffcse-scale", 2, True),
         ("diffcse-scale", 2, False),
         ("official", None, True),
