@@ -162,9 +162,10 @@ def report(file: Path) -> None:
         if found := of_group(rows, group):
             parts += [f"## {title}\n", *table(found), "", *phase_table(found), ""]
     parts += ["## The same training\n", CURVES, *curve_table(rows), ""]
-    parts += ["## Against batch, length and ranks\n", "![step.png](step.png)\n", *scaling_table(rows), "", TAIL]
+    if of_group(rows, "batch"):
+        parts += ["## Against batch, length and ranks\n", "![step.png](step.png)\n", *scaling_table(rows), "", TAIL]
+        draw(rows, file.with_suffix(".png"))
     file.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")
-    draw(rows, file.with_suffix(".png"))
 
 
 def of_group(rows: list[Row], group: str) -> list[Row]:
@@ -206,7 +207,7 @@ before they are asked for: *data* is below 0.01% of every step.
 """
 
 CURVES = f"""Mean loss of the last {CURVE_END} of {CURVE_STEPS} steps of the quickstart's backbone on Wikipedia text.
-Dropout draws other numbers in another layout, so that the two columns differ as two seeds do, and no more.
+Dropout draws other numbers in another layout, so that the two columns differ as two seeds may.
 """
 
 TAIL = """Time grows in proportion to the batch once the work of the sentences hides what a step pays for its weights
