@@ -30,6 +30,7 @@ from diffcse_scale.benchmark.command import describe
 from diffcse_scale.benchmark.phases import PHASES
 from diffcse_scale.benchmark.step import measure
 from diffcse_scale.environment import environment
+from diffcse_scale.training.metrics import MetricsFile
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "results" / "step.jsonl"
@@ -94,7 +95,7 @@ def curves(file: Path) -> None:
             }
             command = [sys.executable, str(ROOT / "train.py"), "--recipe", "quickstart", "--output", f"{folder}/run"]
             subprocess.run([*command, *(f"{name}={value}" for name, value in fields.items())], check=True)
-            rows = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+            rows = MetricsFile(Path(folder, "run", "metrics.jsonl")).rows()
         losses = {name: rows[-1][name] for name in ("loss", "contrastive", "rtd")}
         row = {"group": "curves", "seed": seed, "saves_work": saves, **losses, "environment": environment()}
         with file.open("a", encoding="utf-8") as output:
@@ -115,8 +116,6 @@ def curve_table(rows: list[Row]) -> list[str]:
 def key(cell: Cell) -> dict[str, Any]:
     """What tells rows apart; where the text lies does not."""
     values = asdict(cell)
-    if not values["returns_memory"]:
-        del values["returns_memory"]
     return {**values, "text": values["text"] and Path(values["text"]).name, "tokenizer": None}
 
 
@@ -146,7 +145,8 @@ def read(rows: Path) -> list[Row]:
 
 
 def find(rows: list[Row], cell: Cell) -> Row | None:
-    return next((row for row in rows if key(cell).items() <= row.items()), None)
+    # a row that is older than a field was measured with the field's default
+    return next((row for row in rows if key(cell).items() <= {**asdict(Cell()), **row}.items()), None)
 
 
 def report(file: Path) -> None:

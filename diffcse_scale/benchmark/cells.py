@@ -12,12 +12,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import (
     AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
     BertConfig,
     DistilBertConfig,
     PreTrainedConfig,
-    PreTrainedModel,
 )
 
 from diffcse_scale.environment import native_bfloat16
@@ -121,19 +118,6 @@ def configurations(backbone: str) -> tuple[PreTrainedConfig, PreTrainedConfig]:
     return config, config
 
 
-def encoder_of(config: PreTrainedConfig) -> PreTrainedModel:
-    """A backbone with random weights, without a pooler."""
-    backbone = AutoModel.from_config(config)
-    if getattr(backbone, "pooler", None) is not None:
-        backbone.pooler = None
-    return backbone
-
-
-def generator_of(config: PreTrainedConfig) -> PreTrainedModel:
-    """A masked language model with random weights."""
-    return AutoModelForMaskedLM.from_config(config)
-
-
 class EqualSentences:
     """A corpus of random tokens, every sentence as long as the next; read as a `TokenizedCorpus` is."""
 
@@ -158,14 +142,18 @@ class EqualSentences:
         return self._ids[indices]
 
 
+def tokenizers_of(cell: Cell) -> Tokenizers:
+    """Those of the text; where tokens are random, only the special ones matter."""
+    return Tokenizers.shared(load_tokenizer(cell.tokenizer or EMBEDDED))
+
+
 def batches_of(cell: Cell, rank: int = 0) -> Batches:
     """The cell's sentences as training would meet them.
 
     Raises:
         InputError: the text cannot be read, or is less than a batch.
     """
-    tokenizer = load_tokenizer(cell.tokenizer or EMBEDDED)
-    tokenizers = Tokenizers.shared(tokenizer)
+    tokenizers = tokenizers_of(cell)
     vocabulary = configurations(cell.backbone)[0].vocab_size
     recipe = cell.recipe()
     tokens: Any

@@ -16,13 +16,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import multiprocessing
 from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModel, AutoModelForMaskedLM
 
-from diffcse_scale.benchmark.cells import OURS, Cell, batches_of, configurations, encoder_of, generator_of
+from diffcse_scale.benchmark.cells import OURS, Cell, batches_of, configurations, tokenizers_of
 from diffcse_scale.benchmark.flop import matmul_rate, step_flop
 from diffcse_scale.benchmark.phases import PHASES, Phases
 from diffcse_scale.distributed import all_max, barrier, free_port, leave
 from diffcse_scale.errors import InputError
 from diffcse_scale.host_memory import LIMIT
+from diffcse_scale.model.backbone import without_pooler
 from diffcse_scale.model.diffcse import DiffCSE
 from diffcse_scale.model.generator import Generator
 from diffcse_scale.model.packing import allow_packing
@@ -109,13 +111,16 @@ def measure(cell: Cell, steps: int, warmup: int = 1, trace: Path | None = None) 
 @contextmanager
 def _allocator(cell: Cell) -> Iterator[None]:
     """glibc reads its limits when a process starts."""
+    before = os.environ.get(LIMIT)
     if cell.returns_memory:
         os.environ[LIMIT] = "1048576"
     try:
         yield
     finally:
-        if cell.returns_memory:
-            del os.environ[LIMIT]
+        if before is None:
+            os.environ.pop(LIMIT, None)
+        else:
+            os.environ[LIMIT] = before
 
 
 def _rank(
@@ -157,8 +162,8 @@ def _rank(
             phases.waits = True
             found, _ = timed(steps)
         peak = float(all_max(torch.tensor(peak_memory_gb(device), device=device)))
-        if trace is not None and rank == 0:
-            _trace(step, next(prefetched), trace)
+        if trace is not None:
+            _trace(step, next(prefetched), trace if rank == 0 else None)
     if rank == 0:
         typical = median(seconds)
         row = {
@@ -184,23 +189,26 @@ def build(cell: Cell, device: torch.device) -> Networks:
     seed_everything(0)
     encoder_config, generator_config = configurations(cell.backbone)
     recipe = cell.recipe()
-    backbone = encoder_of(encoder_config)
+    backbone = without_pooler(AutoModel.from_config(encoder_config))
     if cell.ours and cell.packed:
         allow_packing(backbone)
     model = DiffCSE(backbone, recipe.objective).train()
     generator = None
     if cell.rtd_weight > 0:
-        network = generator_of(generator_config)
+        network = AutoModelForMaskedLM.from_config(generator_config)
         if cell.ours and cell.packed:
             allow_packing(network)
         if cell.generator_precision == "bf16":
             network = network.bfloat16()
-        generator = Generator(network.to(device), recipe.objective.fidelity, [0, 101, 102], seed=0)
+        special_ids = tokenizers_of(cell).discriminator.all_special_ids
+        generator = Generator(network.to(device), recipe.objective.fidelity, special_ids, seed=0)
     return Networks(model.to(device), generator)
 
 
-def _trace(step: Step, batch: Batch, file: Path) -> None:
+def _trace(step: Step, batch: Batch, file: Path | None) -> None:
+    """One more step, of all ranks together; whoever has a file keeps what was done."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     with profile(activities=activities) as profiled:
         step(batch)
-    profiled.export_chrome_trace(str(file))
+    if file is not None:
+        profiled.export_chrome_trace(str(file))

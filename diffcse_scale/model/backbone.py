@@ -113,7 +113,11 @@ def load_backbone(name: str, trust_remote_code: bool = False, **options: object)
 
     options: for `from_pretrained`, such as a `config` or `dtype` of one's own.
     """
-    backbone = _from_pretrained(AutoModel, name, trust_remote_code, **options)
+    return without_pooler(_from_pretrained(AutoModel, name, trust_remote_code, **options))
+
+
+def without_pooler(backbone: PreTrainedModel) -> PreTrainedModel:
+    """The same backbone, less the pooler that some families make."""
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
     return backbone

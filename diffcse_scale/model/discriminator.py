@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from diffcse_scale.model.backbone import first_layer
-from diffcse_scale.model.packing import first_tokens, packed_inputs, unpack
+from diffcse_scale.model.packing import first_tokens, packs, token_vectors
 
 
 class ConditionalDiscriminator(nn.Module):
@@ -53,13 +53,13 @@ class ConditionalDiscriminator(nn.Module):
         Returns:
             [B, L, H]; where `real` is given and the backbone takes packed rows, zero on padding.
         """
-        packed = packed_inputs(self.backbone.config, edited_ids, attention_mask, real)
+        packed = real is not None and packs(self.backbone.config, edited_ids.shape[1])
         self._condition = self.map(condition)
         self._first_tokens = first_tokens(attention_mask) if packed else None
         try:
-            if packed is None or real is None:
-                return self.backbone(input_ids=edited_ids, attention_mask=attention_mask).last_hidden_state
-            return unpack(self.backbone(**packed).last_hidden_state, real, attention_mask)
+            vectors = token_vectors(self.backbone, edited_ids, attention_mask, real).last_hidden_state
+            assert vectors is not None
+            return vectors
         finally:
             self._condition = self._first_tokens = None
 

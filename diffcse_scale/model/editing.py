@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from torch import multiprocessing
 from tqdm import tqdm
 
+from diffcse_scale.durable import write_durably
 from diffcse_scale.errors import InputError
 from diffcse_scale.model.backbone import load_tokenizers, without_weights
 from diffcse_scale.model.generator import load_generator
@@ -19,7 +21,7 @@ from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import make_chunk, padding_id
 from diffcse_scale.text.cache import locked, workers
 from diffcse_scale.text.corruption import Corruption
-from diffcse_scale.text.edits import edits_folder, name_of, versions_there, write_ids
+from diffcse_scale.text.edits import edits_folder, name_of, versions_there
 from diffcse_scale.text.tokenizers import Tokenizers
 from diffcse_scale.text.tokens import TokenizedCorpus, tokenize
 
@@ -48,11 +50,12 @@ def make_edits(recipe: Recipe, tokenizers: Tokenizers) -> TokenizedCorpus:
         folder.mkdir(exist_ok=True)
         for version in range(there, wanted):
             for column in range(tokens.columns):
-                write_ids(folder / name_of(version, column), int(tokens.lengths(column, stream=_stream(tokens)).sum()))
+                size = int(tokens.lengths(column, stream=_stream(tokens)).sum())
+                open_memmap(folder / name_of(version, column), mode="w+", dtype=np.int32, shape=(size,))
         devices = torch.cuda.device_count()
         processes = devices or workers(recipe.data)
         multiprocessing.spawn(_work, (processes, recipe, folder, there, wanted), nprocs=processes)
-        (folder / "facts.json").write_text(json.dumps({"versions": wanted}), encoding="utf-8")
+        write_durably(json.dumps({"versions": wanted}), folder / "facts.json")
     return tokens
 
 
@@ -68,21 +71,21 @@ def _work(worker: int, count: int, recipe: Recipe, folder: Path, first: int, sto
     tokenizer, stream = tokenizers.discriminator, _stream(tokens)
     corruption = Corruption.of(tokenizer, recipe.objective.masking_ratio, derive_seed(recipe.seed, "corruption"))
     padding = padding_id(tokenizer)
-    tasks = [(version, column) for version in range(first, stop) for column in range(tokens.columns)]
-    for version, column in tqdm(tasks, desc="editing", unit="version", disable=None if worker == 0 else True):
-        written = np.load(folder / name_of(version, column), mmap_mode="r+")
+    for column in range(tokens.columns):
         lengths = tokens.lengths(column, stream=stream)
         ends = np.cumsum(lengths)
         order = np.argsort(lengths, kind="stable")
-        runs = np.split(order, range(SENTENCES, len(order), SENTENCES))
-        for run in runs[worker::count]:
-            ids = tokens.padded(run, column, int(lengths[run].max()), padding, stream)[:, None]
-            rows = (version * len(tokens) + run[:, None]) * tokens.columns + column
-            chunk = make_chunk([(ids, lengths[run][:, None])], rows, corruption, packed=True).to(device)
-            edited = generator.edit(chunk)[:, 0].cpu().numpy()
-            for sentence, row in zip(run.tolist(), edited, strict=True):
-                written[ends[sentence] - lengths[sentence] : ends[sentence]] = row[: lengths[sentence]]
-        written.flush()
+        runs = np.split(order, range(SENTENCES, len(order), SENTENCES))[worker::count]
+        for version in tqdm(range(first, stop), desc="editing", unit="version", disable=None if worker == 0 else True):
+            written = np.load(folder / name_of(version, column), mmap_mode="r+")
+            for run in runs:
+                ids = tokens.padded(run, column, int(lengths[run].max()), padding, stream)[:, None]
+                rows = (version * len(tokens) + run[:, None]) * tokens.columns + column
+                chunk = make_chunk([(ids, lengths[run][:, None])], rows, corruption, packed=True).to(device)
+                edited = generator.edit(chunk)[:, 0].cpu().numpy()
+                for sentence, row in zip(run.tolist(), edited, strict=True):
+                    written[ends[sentence] - lengths[sentence] : ends[sentence]] = row[: lengths[sentence]]
+            written.flush()
 
 
 def _stream(tokens: TokenizedCorpus) -> int:

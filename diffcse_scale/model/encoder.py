@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffcse_scale.distributed import gather_rows, rank, world_size
-from diffcse_scale.model.packing import packed_inputs, unpacked
+from diffcse_scale.model.packing import token_vectors
 from diffcse_scale.model.pooling import pool
 from diffcse_scale.text.batches import padding_id
 
@@ -25,11 +25,8 @@ class Encoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, real: Tensor | None = None) -> Tensor:
         """input_ids, attention_mask: [B, L] int64; real: as `Chunk.real`; returns h [B, H]."""
-        packed = packed_inputs(self.backbone.config, input_ids, attention_mask, real)
-        inputs = packed or {"input_ids": input_ids, "attention_mask": attention_mask}
-        outputs = self.backbone(**inputs, output_hidden_states=self.pooling == "first_last_mean")
-        if packed and real is not None:
-            outputs = unpacked(outputs, real, attention_mask)
+        asked = {"output_hidden_states": self.pooling == "first_last_mean"}
+        outputs = token_vectors(self.backbone, input_ids, attention_mask, real, **asked)
         return pool(outputs, attention_mask, self.pooling)
 
 

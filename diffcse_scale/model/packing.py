@@ -83,17 +83,31 @@ def packed_inputs(config: PreTrainedConfig, ids: Tensor, mask: Tensor, real: Ten
     }
 
 
-def unpack(tokens: Tensor, real: Tensor, mask: Tensor) -> Tensor:
-    """Token vectors [1, T, H] back in their rows, [B, L, H] as `mask`, zero on padding."""
-    return _spread(tokens[0], real, mask.numel()).unflatten(0, tuple(mask.shape))
+def token_vectors(
+    network: PreTrainedModel, ids: Tensor, mask: Tensor, real: Tensor | None = None, **options: Any
+) -> BaseModelOutput:
+    """What a network computes for padded rows, packed on the way where `real` is given and its family allows it.
 
+    Args:
+        ids, mask, real: as for `packed_inputs`.
+        options: for the network.
 
-def unpacked(outputs: BaseModelOutput, real: Tensor, mask: Tensor) -> BaseModelOutput:
-    """What a network gave for packed tokens, in rows: last hidden states; if asked for, the first and last of all."""
+    Returns:
+        Hidden states in rows, [B, L, H]; where the rows were packed, zero on padding, and of all hidden states that
+        `options` ask for the first and the last.
+    """
+    inputs = packed_inputs(network.config, ids, mask, real)
+    if inputs is None or real is None:
+        return network(input_ids=ids, attention_mask=mask, **options)
+    outputs = network(**inputs, **options)
+
+    def in_rows(tokens: Tensor) -> Tensor:
+        return _spread(tokens[0], real, mask.numel()).unflatten(0, tuple(mask.shape))
+
     ends = outputs.hidden_states and (outputs.hidden_states[0], outputs.hidden_states[-1])
     return BaseModelOutput(
-        last_hidden_state=unpack(outputs.last_hidden_state, real, mask),
-        hidden_states=ends and tuple(unpack(end, real, mask) for end in ends),
+        last_hidden_state=in_rows(outputs.last_hidden_state),
+        hidden_states=ends and tuple(map(in_rows, ends)),
     )
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from diffcse_scale.errors import InputError
@@ -85,9 +84,3 @@ def load_edits(tokens: TokenizedCorpus, recipe: Recipe) -> Edits | None:
             f"{folder.parent}; make them with `diffcse-scale prepare --edits {versions}` and the same recipe."
         )
     return Edits(folder, tokens, versions)
-
-
-def write_ids(file: Path, size: int) -> NDArray[np.int32]:
-    """A new file of `size` ids, mapped."""
-    mapped: NDArray[np.int32] = open_memmap(file, mode="w+", dtype=np.int32, shape=(size,))
-    return mapped

@@ -67,7 +67,7 @@ class Trainer:
         self.supervision = supervision
         self.model: DiffCSE = engine.module
         self.packed = batches.packed and packs(self.model.encoder.backbone.config, recipe.data.max_length)
-        self.computed_step = TrainingStep(engine, generator, recipe)
+        self.training_step = TrainingStep(engine, generator, recipe)
         self.checkpoints = Checkpoints(
             engine, run.checkpoints, recipe.keep_checkpoints, recipe.checkpoint_background, run.owned
         )
@@ -188,7 +188,7 @@ class Trainer:
 
     def _compute(self, batch: Batch) -> StepOutput:
         """Forward and backward of this rank's share of a global batch."""
-        return self.computed_step(batch)
+        return self.training_step(batch)
 
     def _skip(self, output: StepOutput, batch: Batch) -> None:
         """Count a step that left the weights as they were; too many in a row end the run.
