@@ -25,16 +25,19 @@ blocks = []
 faults(blocks)
 print(faults(blocks))
 """
-PAGES = 5 * 350 * 256  # of 4 KiB, in all blocks
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
-@pytest.mark.parametrize(("threshold", "stays"), [(None, True), ("1048576", False)])
-def test_blocks_stay_unless_the_user_has_set_a_limit(threshold, stays):
+def test_blocks_stay_unless_the_user_has_set_a_limit():
+    stay, go = page_faults(None), page_faults("1048576")
+    # not none: a small object in a hole can move a block to fresh pages once; not a number: a huge page is one fault
+    assert stay < go / 4, (stay, go)
+
+
+def page_faults(threshold: str | None) -> int:
     environment = {name: value for name, value in os.environ.items() if name != "MALLOC_MMAP_THRESHOLD_"}
     if threshold is not None:
         environment["MALLOC_MMAP_THRESHOLD_"] = threshold
     result = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    # a huge page is one fault where the system has them: 512 times fewer
-    assert (int(result.stdout) < PAGES / 512 / 4) == stays, result.stdout
+    return int(result.stdout)
