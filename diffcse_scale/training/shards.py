@@ -7,6 +7,7 @@ the tensors to host memory and returns; a thread writes, checksums, flushes to t
 from __future__ import annotations
 
 import copy
+import copyreg
 import hashlib
 import os
 from collections import OrderedDict
@@ -24,6 +25,8 @@ from torch import Tensor
 
 # what DeepSpeed's files hold beside tensors and plain values
 DEEPSPEED_CLASSES = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+# Python before 3.11.4 pickles a member of an enumeration as a call of `getattr`, which nobody should allow
+copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
 
 
 class FileEntry(NamedTuple):

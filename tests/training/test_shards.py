@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from diffcse_scale.training.shards import ShardWriter, read_shard
 
@@ -36,6 +37,15 @@ def test_a_part_of_a_large_storage_does_not_bring_the_rest_along(tmp_path):
     writer.save({"part": torch.zeros(1_000_000)[:10]}, str(tmp_path / "shard.pt"))
     (entry,) = writer.written()
     assert entry.size < 10_000
+
+
+def test_the_stage_is_read_back_whatever_python_wrote_it(tmp_path, monkeypatch):
+    # how 3.11.0 to 3.11.3 pickle a member of an enumeration
+    monkeypatch.setattr(ZeroStageEnum, "__reduce_ex__", lambda stage, _: (getattr, (ZeroStageEnum, stage.name)))
+    writer = ShardWriter()
+    writer.save({"stage": ZeroStageEnum.weights}, str(tmp_path / "shard.pt"))
+    writer.written()
+    assert read_shard(tmp_path / "shard.pt") == {"stage": ZeroStageEnum.weights}
 
 
 @pytest.mark.parametrize("background", [True, False])
