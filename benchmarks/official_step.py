@@ -73,4 +73,4 @@ def official_step(cell: Cell, networks: Networks, device: torch.device, phases: 
             optimizer.zero_grad()
         loss.item()
 
-    return step
+    return Step(step)

@@ -56,4 +56,4 @@ def sentence_transformers_step(cell: Cell, networks: Networks, device: torch.dev
             optimizer.step()
             optimizer.zero_grad()
 
-    return step
+    return Step(step)

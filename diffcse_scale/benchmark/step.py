@@ -42,7 +42,13 @@ class Networks(NamedTuple):
     generator: Generator | None
 
 
-Step = Callable[[Batch], None]
+class Step(NamedTuple):
+    """A training step, and what makes batches ready for it one ahead."""
+
+    compute: Callable[[Batch], None]
+    ahead: Callable[[Iterator[Batch]], Iterator[Batch]] = iter
+
+
 # what makes a step of networks: (cell, networks, device, phases) -> step. Baselines are part of a checkout only.
 MAKERS = {
     OURS: "diffcse_scale.benchmark.step:our_step",
@@ -91,7 +97,7 @@ def our_step(cell: Cell, networks: Networks, device: torch.device, phases: Phase
         with phases.phase("optimizer"):
             deepspeed_engine.optimizer_step(engine)
 
-    return step
+    return Step(step, compute.ahead)
 
 
 def measure(cell: Cell, steps: int, warmup: int = 1, trace: Path | None = None) -> dict[str, Any]:
@@ -140,6 +146,7 @@ def _rank(
     flop = step_flop(*networks, batches.batch(0))
     step = maker(cell.implementation)(cell, networks, device, phases)
     with batches.prefetch(0, warmup + 2 * steps + 1) as prefetched:
+        ready = step.ahead(prefetched)
 
         def timed(count: int) -> tuple[list[dict[str, float]], list[int]]:
             """Seconds by phase, and this rank's real tokens, of each of the next steps."""
@@ -148,8 +155,8 @@ def _rank(
                 barrier()
                 phases.start()
                 with phases.phase("data"):
-                    batch = next(prefetched)
-                step(batch)
+                    batch = next(ready)
+                step.compute(batch)
                 seconds.append(phases.stop())
                 tokens.append(sum(int(chunk.attention_mask.sum()) for chunk in batch.chunks))
             return seconds, tokens
@@ -163,7 +170,7 @@ def _rank(
             found, _ = timed(steps)
         peak = float(all_max(torch.tensor(peak_memory_gb(device), device=device)))
         if trace is not None:
-            _trace(step, next(prefetched), trace if rank == 0 else None)
+            _trace(step, ready, trace if rank == 0 else None)
     if rank == 0:
         typical = median(seconds)
         row = {
@@ -205,10 +212,10 @@ def build(cell: Cell, device: torch.device) -> Networks:
     return Networks(model.to(device), generator)
 
 
-def _trace(step: Step, batch: Batch, file: Path | None) -> None:
+def _trace(step: Step, batches: Iterator[Batch], file: Path | None) -> None:
     """One more step, of all ranks together; whoever has a file keeps what was done."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     with profile(activities=activities) as profiled:
-        step(batch)
+        step.compute(next(batches))
     if file is not None:
         profiled.export_chrome_trace(str(file))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from diffcse_scale.model.diffcse import StepOutput
@@ -12,6 +14,15 @@ from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import Batch, Chunk
 from diffcse_scale.training.chunking import ChunkedStep
 from diffcse_scale.training.engine import device
+
+
+class _Edited(NamedTuple):
+    """A batch whose edits have been asked for; on a GPU they are there once `done` is."""
+
+    batch: Batch
+    chunks: list[Chunk]
+    edited: list[Tensor]
+    done: torch.cuda.Event | None
 
 
 class TrainingStep:
@@ -25,19 +36,64 @@ class TrainingStep:
     def __init__(self, engine: Any, generator: Generator | None, recipe: Recipe) -> None:
         self.engine, self.generator = engine, generator
         self.chunked = ChunkedStep(engine) if recipe.batch.chunk else None
+        self._stream = torch.cuda.Stream(device()) if device().type == "cuda" else None
+        self._next: _Edited | None = None
+
+    def ahead(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches, each handed out when the edits of the one after it have been asked for.
+
+        On a GPU the generator has a stream of its own, so that it fills what the step before leaves idle: waits for
+        other ranks, launches, the optimizer's small kernels. A generator that draws from torch's own random numbers
+        (`official`) keeps its turn.
+        """
+        if self.generator is None or not self.generator.sampled:
+            yield from batches
+            return
+        known: _Edited | None = None
+        for batch in batches:
+            following = self._edit_ahead(self.generator, batch)
+            if known is not None:
+                self._next = known
+                yield known.batch
+            known = following
+        if known is not None:
+            self._next = known
+            yield known.batch
 
     def __call__(self, batch: Batch) -> StepOutput:
         """The objective; gradients are where the engine keeps them."""
-        chunks = [chunk.to(device(), non_blocking=True) for chunk in batch.chunks]
-        edited = self._edit(chunks)
+        chunks, edited = self._edits_of(batch)
         if self.chunked is not None:
             return self.chunked(chunks, edited)
         output: StepOutput = self.engine(chunks, edited)
         self.engine.backward(output.loss)
         return output
 
-    def _edit(self, chunks: list[Chunk]) -> list[Tensor] | None:
+    def _edits_of(self, batch: Batch) -> tuple[list[Chunk], list[Tensor] | None]:
+        """The batch on the device, and the edited ids of each chunk; None without RTD."""
+        known, self._next = self._next, None
+        if known is not None and known.batch is batch:
+            if known.done is not None:
+                main = torch.cuda.current_stream()
+                main.wait_event(known.done)
+                for ids in known.edited:
+                    ids.record_stream(main)  # they were allocated for the other stream
+            return known.chunks, known.edited
+        chunks = _on_device(batch)
         if self.generator is not None:
-            return [self.generator.edit(chunk) for chunk in chunks]
+            return chunks, [self.generator.edit(chunk) for chunk in chunks]
         ready = [chunk.edited_ids for chunk in chunks if chunk.edited_ids is not None]
-        return ready or None
+        return chunks, ready or None
+
+    def _edit_ahead(self, generator: Generator, batch: Batch) -> _Edited:
+        chunks = _on_device(batch)
+        if self._stream is None:
+            return _Edited(batch, chunks, [generator.edit(chunk) for chunk in chunks], None)
+        self._stream.wait_stream(torch.cuda.current_stream())  # which copies the chunks
+        with torch.cuda.stream(self._stream):
+            edited = [generator.edit(chunk) for chunk in chunks]
+        return _Edited(batch, chunks, edited, self._stream.record_event())
+
+
+def _on_device(batch: Batch) -> list[Chunk]:
+    return [chunk.to(device(), non_blocking=True) for chunk in batch.chunks]

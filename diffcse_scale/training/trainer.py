@@ -113,7 +113,7 @@ class Trainer:
                 tqdm(total=self.plan.steps, initial=self.step, unit="step", disable=None if is_main() else True) as bar,
                 self.batches.prefetch(self.step, self.plan.steps) as batches,
             ):
-                for batch in self.window.waiting(batches):
+                for batch in self.training_step.ahead(self.window.waiting(batches)):
                     self._train_step(batch)
                     bar.update()
             return self._finish()

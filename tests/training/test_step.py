@@ -1,0 +1,107 @@
+"""Edits made ahead are those that would have been made in their turn, and a batch ahead."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from diffcse_scale.model.generator import Generator
+from diffcse_scale.recipe import load_recipe
+from diffcse_scale.text.batches import Batch
+from diffcse_scale.training import step as module
+from diffcse_scale.training.step import TrainingStep
+from tests.tiny_models import tiny_masked_lm
+from tests.toys import VOCABULARY, toy_chunk
+
+BATCHES = 4
+
+
+class Engine:
+    """Keeps what it is called with."""
+
+    def __init__(self, events):
+        self.events, self.edited = events, []
+
+    def __call__(self, chunks, edited):
+        self.events.append("step")
+        self.edited.append(edited)
+        return SimpleNamespace(loss=None)
+
+    def backward(self, loss):
+        pass
+
+
+@pytest.fixture
+def batches():
+    return [Batch(step, 0, [toy_chunk(seed=step)[0], toy_chunk(seed=100 + step)[0]], 16) for step in range(BATCHES)]
+
+
+def _generator(fidelity, events, device="cpu"):
+    torch.manual_seed(0)
+    model = tiny_masked_lm("bert", vocab_size=VOCABULARY, initializer_range=0.5).to(device)
+    generator = Generator(model, fidelity, [0, 1, 2], seed=0)
+    edit = generator.edit
+
+    def noted(chunk):
+        events.append("edit")
+        return edit(chunk)
+
+    generator.edit = noted
+    return generator
+
+
+def _step(generator, events):
+    return TrainingStep(Engine(events), generator, load_recipe("quickstart"))
+
+
+def test_a_batch_is_handed_out_when_the_next_one_is_edited(batches):
+    events = []
+    step = _step(_generator("sampled", events), events)
+    handed = []
+    for batch in step.ahead(iter(batches)):
+        handed.append(batch)
+        step(batch)
+    edits = ["edit"] * 2  # a chunk each
+    assert events == [*edits, *[*edits, "step"] * (BATCHES - 1), "step"]
+    assert all(one is other for one, other in zip(handed, batches, strict=True))
+    for batch, edited in zip(batches, step.engine.edited, strict=True):
+        expected = [step.generator.edit(chunk) for chunk in batch.chunks]
+        assert all(map(torch.equal, edited, expected))
+        assert not torch.equal(edited[0], batch.chunks[0].input_ids)
+
+
+def test_another_batch_than_the_one_handed_out_is_edited_in_its_turn(batches):
+    events = []
+    step = _step(_generator("sampled", events), events)
+    next(step.ahead(iter(batches)))
+    step(batches[3])
+    assert all(map(torch.equal, step.engine.edited[0], [step.generator.edit(chunk) for chunk in batches[3].chunks]))
+
+
+def test_a_generator_with_dropout_keeps_its_turn(batches):
+    events = []
+    step = _step(_generator("official", events), events)
+    for batch in step.ahead(iter(batches)):
+        step(batch)
+    assert events == ["edit", "edit", "step"] * BATCHES
+
+
+@pytest.mark.gpu
+def test_a_stream_of_its_own_changes_no_edit(batches, monkeypatch):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    device = torch.device("cuda:0")
+    monkeypatch.setattr(module, "device", lambda: device)
+    step = _step(_generator("sampled", [], device), [])
+    work = torch.randn(4096, 4096, device=device)
+    for batch in step.ahead(iter(batches * 10)):
+        for _ in range(10):  # the step before is still under way when the next edits are asked for
+            work = torch.nn.functional.normalize(work @ work)
+        step(batch)
+    torch.cuda.synchronize()
+    assert len(step.engine.edited) == 10 * BATCHES
+    for batch, edited in zip(batches * 10, step.engine.edited, strict=True):
+        expected = [step.generator.edit(chunk.to(device)) for chunk in batch.chunks]
+        assert all(map(torch.equal, edited, expected))
