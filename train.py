@@ -27,6 +27,7 @@ from diffcse_scale.errors import InputError, RunEnded
 from diffcse_scale.exit_codes import ExitCode
 from diffcse_scale.model.backbone import load_tokenizers
 from diffcse_scale.model.build import build_model
+from diffcse_scale.model.compiled import compile_networks
 from diffcse_scale.model.dropout import check_views_differ
 from diffcse_scale.model.generator import load_generator
 from diffcse_scale.recipe import load_recipe
@@ -95,6 +96,8 @@ def main() -> None:
             batches = Batches(tokens, tokenizers, recipe, rank(), world_size(), load_edits(tokens, recipe))
             plan = make_plan(recipe, len(tokens), tokens.views, world_size())
             engine = deepspeed_engine.initialize(model, recipe, config)
+            if recipe.model.compile:
+                compile_networks(model, generator)
 
             precision = deepspeed_engine.precision(config)
             facts = {"plan": asdict(plan), "precision": precision, "data_fingerprint": tokens.fingerprint}

@@ -53,18 +53,26 @@ def cells() -> dict[str, list[tuple[Cell, int]]]:
             (Cell(), 3),
             (Cell(generator_precision="bf16"), 3),
             (Cell(**HALF), 3),
+            (Cell(compiled=True, **HALF), 3),
             (Cell(chunk=16), 2),
+            (Cell(zero_stage=0), 3),
+            (Cell(zero_stage=0, **HALF), 3),
+            (Cell(zero_stage=0, compiled=True, **HALF), 3),
+            (Cell(zero_stage=0, chunk=16), 2),
         ],
         "text": [
             (Cell("official", **real), 2),
             (Cell(**real, packed=False), 2),
             (Cell(**real), 3),
             (Cell(**real, **HALF), 5),
+            (Cell(zero_stage=0, **real, **HALF), 5),
         ],
         "memory": [
             (Cell("official", returns_memory=True), 1),
             (Cell(returns_memory=True), 1),
             (Cell(chunk=16, returns_memory=True), 1),
+            (Cell(zero_stage=0, returns_memory=True), 1),
+            (Cell(zero_stage=0, chunk=16, returns_memory=True), 1),
         ],
         "contrastive": [(Cell("sentence-transformers", rtd_weight=0), 3), (Cell(rtd_weight=0), 3)],
         "batch": [(Cell(sentences=size, **small), 5) for size in SIZES],
@@ -222,6 +230,8 @@ def name(row: Row) -> str:
     if row["rtd_weight"] and row["generator_precision"] != row["precision"]:
         parts.append(f"generator {row['generator_precision']}")
     parts += [f"chunks of {row['chunk']}"] if row["chunk"] else []
+    parts += ["compiled"] if row.get("compiled") else []
+    parts += [f"ZeRO-{row['zero_stage']}"] if row.get("zero_stage", 2) != 2 else []
     return ", ".join(parts + ([] if row["packed"] else ["padding kept"]))
 
 

@@ -309,6 +309,8 @@ def step(
     text: Annotated[Path | None, typer.Option(help="a corpus instead of sentences that are all of one length")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="of the text")] = None,
     ranks: Annotated[int, typer.Option(min=1, help="processes on this machine")] = 1,
+    zero_stage: Annotated[int, typer.Option(min=0, max=3, help="of ours")] = 2,
+    compiled: Annotated[bool, typer.Option("--compile", help="ours through torch.compile")] = False,
     steps: Annotated[int, typer.Option(min=1, help="measured, after one that warms up")] = 5,
     json: Annotated[Path | None, typer.Option(help="also append rows here")] = None,
     profile: Annotated[Path | None, typer.Option(help="write a Chrome trace of one step here")] = None,
@@ -328,6 +330,8 @@ def step(
         text=None if text is None else str(text),
         tokenizer=tokenizer,
         ranks=ranks,
+        zero_stage=zero_stage,
+        compiled=compiled,
     )
     benchmark_step(cells, steps, json, profile)
 

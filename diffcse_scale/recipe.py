@@ -86,6 +86,9 @@ class ModelRecipe(Section):
         None, description="folder of an official DiffCSE or SimCSE checkpoint whose weights replace the initial ones"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in backward to save memory")
+    compile: bool = Field(
+        False, description="the networks' layers go through torch.compile, which needs a C++ compiler and ZeRO below 3"
+    )
     trust_remote_code: bool = Field(False, description="allow code that comes with a Hub model to run")
 
 

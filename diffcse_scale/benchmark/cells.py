@@ -20,7 +20,9 @@ from transformers import (
 from diffcse_scale.environment import native_bfloat16
 from diffcse_scale.errors import InputError
 from diffcse_scale.model.backbone import load_tokenizer, resolve
+from diffcse_scale.model.compiled import check_compile
 from diffcse_scale.recipe import EMBEDDED, DataRecipe, Recipe, nearest
+from diffcse_scale.shipped import shipped
 from diffcse_scale.text.batches import Batches
 from diffcse_scale.text.tokenizers import Tokenizers
 from diffcse_scale.text.tokens import tokenize
@@ -59,6 +61,8 @@ class Cell:
         tokenizer: of `text`.
         rtd_weight: 0 leaves generator and discriminator out.
         packed: False computes padding too.
+        compiled: layers go through torch.compile.
+        zero_stage: of ours.
         returns_memory: freed blocks go back to the system at once: less memory, more time (`host_memory`).
     """
 
@@ -75,6 +79,8 @@ class Cell:
     rtd_weight: float = 0.005
     packed: bool = True
     returns_memory: bool = False
+    compiled: bool = False
+    zero_stage: int = 2
 
     @property
     def ours(self) -> bool:
@@ -86,7 +92,7 @@ class Cell:
         values: dict[str, Any] = {
             "name": "benchmark",
             "epochs": 1e6,
-            "model": {"encoder": EMBEDDED, "generator": EMBEDDED},
+            "model": {"encoder": EMBEDDED, "generator": EMBEDDED, "compile": self.compiled},
             "data": {"files": self.text or EMBEDDED, "max_length": self.length},
             "batch": {"sentences": self.sentences, "chunk": self.chunk, "packed": self.packed},
             # the official arithmetic pads all sentences to the longest of the batch
@@ -96,9 +102,10 @@ class Cell:
         return Recipe.model_validate(values)
 
     def deepspeed_config(self) -> dict[str, Any]:
-        """The shipped ZeRO-2, with or without reduced products."""
+        """The stage's shipped one, with or without reduced products."""
         autocast = {"enabled": self.precision == "bf16", "dtype": "bfloat16"}
-        return {**load_deepspeed_config(None), "torch_autocast": autocast}
+        config = load_deepspeed_config(shipped("ds_configs") / f"zero{self.zero_stage}.json")
+        return {**config, "torch_autocast": autocast}
 
 
 def configurations(backbone: str) -> tuple[PreTrainedConfig, PreTrainedConfig]:
@@ -192,4 +199,6 @@ def check(cells: Sequence[Cell]) -> None:
             raise InputError(
                 "There are no bfloat16 products here; leave --precision and --generator-precision bf16 out."
             )
+        if cell.compiled:
+            check_compile(cell.zero_stage)
         batches_of(cell)

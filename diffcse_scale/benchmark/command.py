@@ -28,6 +28,8 @@ def grid(
     lengths: Sequence[int],
     precisions: Sequence[str],
     chunks: Sequence[int],
+    compiled: bool = False,
+    zero_stage: int = Cell.zero_stage,
     **same: Any,
 ) -> list[Cell]:
     """All combinations; a chunk of 0 is none.
@@ -48,6 +50,7 @@ def grid(
         for implementation, chunk in itertools.product(implementations, chunks):
             if implementation != OURS and (chunk != chunks[0] or same.get("ranks", 1) > 1):
                 continue
+            of_ours: dict[str, Any] = {"chunk": chunk or None, "compiled": compiled, "zero_stage": zero_stage}
             weights = [0.0] if implementation == contrastive else [Cell.rtd_weight]
             if implementation == OURS and contrastive in implementations:
                 weights.append(0.0)
@@ -58,8 +61,8 @@ def grid(
                     size,
                     length,
                     precision,
-                    chunk=(chunk or None) if implementation == OURS else None,
                     rtd_weight=weight,
+                    **(of_ours if implementation == OURS else {}),
                     **same,
                 )
                 for weight in weights
@@ -101,6 +104,10 @@ def describe(cell: Cell) -> str:
     parts = [cell.implementation, cell.backbone, f"{cell.sentences:,} {kind} {cell.length} tokens", cell.precision]
     if cell.chunk:
         parts.append(f"chunks of {cell.chunk}")
+    if cell.ours and cell.zero_stage != Cell.zero_stage:
+        parts.append(f"ZeRO-{cell.zero_stage}")
+    if cell.ours and cell.compiled:
+        parts.append("compiled")
     if cell.ranks > 1:
         parts.append(f"{cell.ranks} ranks")
     if cell.rtd_weight == 0:

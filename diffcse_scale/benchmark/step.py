@@ -25,6 +25,7 @@ from diffcse_scale.distributed import all_max, barrier, free_port, leave
 from diffcse_scale.errors import InputError
 from diffcse_scale.host_memory import LIMIT
 from diffcse_scale.model.backbone import without_pooler
+from diffcse_scale.model.compiled import compile_networks
 from diffcse_scale.model.diffcse import DiffCSE
 from diffcse_scale.model.generator import Generator
 from diffcse_scale.model.packing import allow_packing
@@ -87,6 +88,8 @@ def our_step(cell: Cell, networks: Networks, device: torch.device, phases: Phase
     engine = deepspeed_engine.initialize(model, recipe, config)
     for group in engine.optimizer.param_groups:
         group["lr"] = recipe.optimizer.learning_rate
+    if cell.compiled:
+        compile_networks(model, generator)
     phases.wrap(engine, "backward", "backward")
     if generator is not None:
         phases.wrap(generator, "edit", "generator")

@@ -25,7 +25,7 @@ class Encoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, real: Tensor | None = None) -> Tensor:
         """input_ids, attention_mask: [B, L] int64; real: as `Chunk.real`; returns h [B, H]."""
-        asked = {"output_hidden_states": self.pooling == "first_last_mean"}
+        asked = {"output_hidden_states": True} if self.pooling == "first_last_mean" else {}
         outputs = token_vectors(self.backbone, input_ids, attention_mask, real, **asked)
         return pool(outputs, attention_mask, self.pooling)
 

@@ -9,6 +9,7 @@ what it is called with; the families of `FAMILIES` are compared with padding in 
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -96,6 +97,8 @@ def token_vectors(
         Hidden states in rows, [B, L, H]; where the rows were packed, zero on padding, and of all hidden states that
         `options` ask for the first and the last.
     """
+    if "use_cache" in inspect.signature(network.forward).parameters:
+        options["use_cache"] = False  # decoders would keep keys and values for a next token
     inputs = packed_inputs(network.config, ids, mask, real)
     if inputs is None or real is None:
         return network(input_ids=ids, attention_mask=mask, **options)

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.distributed import DistNetworkError
 from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-from diffcse_scale.distributed import free_port, is_main, join, local_rank
+from diffcse_scale.distributed import free_port, is_main, join, local_rank, world_size
 from diffcse_scale.environment import native_bfloat16
 from diffcse_scale.errors import InputError
 from diffcse_scale.host_memory import freed_blocks_returned, keep_freed_blocks
+from diffcse_scale.model.compiled import check_compile
 from diffcse_scale.recipe import Recipe, nearest
 from diffcse_scale.shipped import shipped
 from diffcse_scale.text.batches import share_of
@@ -123,7 +124,7 @@ def complete_config(config: dict[str, Any], recipe: Recipe, devices: int) -> dic
 
     Raises:
         InputError: batch sizes in the JSON contradict the recipe (spells out the arithmetic), or the device lacks the
-            precision asked for.
+            precision or the machine the compiler asked for.
     """
     sentences = recipe.batch.sentences
     share = share_of(sentences, devices, recipe.batch.length_groups)
@@ -143,6 +144,8 @@ def complete_config(config: dict[str, Any], recipe: Recipe, devices: int) -> dic
     lora = recipe.model.lora
     if lora is not None and lora.base == "nf4" and config.get("zero_optimization", {}).get("stage") == 3:
         raise InputError("ZeRO-3 cannot partition the 4-bit weights of model.lora.base nf4; use a stage below 3.")
+    if recipe.model.compile:
+        check_compile(config.get("zero_optimization", {}).get("stage", 0))
     # ours is torch's AdamW also where optimizer state is offloaded: DeepSpeed's own for CPUs needs a compiler
     defaults = {"steps_per_print": 10**9, "zero_force_ds_cpu_optimizer": False}
     completed = {**defaults, **config, **batch_keys, "gradient_clipping": recipe.optimizer.clip}
@@ -224,6 +227,8 @@ def initialize(model: nn.Module, recipe: Recipe, config: dict[str, Any]) -> Any:
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=make_optimizer(model, recipe), config=config, dist_init_required=False
         )
+    if engine.zero_optimization_stage() == 0 and world_size() == 1:
+        engine.enable_backward_allreduce = False  # it would copy all gradients twice to average them with nobody's
     return engine
 
 

@@ -7,6 +7,7 @@ Tolerances on the norm of each tensor's difference after six steps: 5e-5 of its 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from diffcse_scale.errors import InputError
+from diffcse_scale.model.compiled import COMPILERS
 from diffcse_scale.recipe import load_recipe
 from diffcse_scale.training.chunking import ChunkedStep
 from tests.toys import toy_chunk, toy_model
@@ -65,19 +67,22 @@ def test_every_stage_overlap_precision_and_cut(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_and_two_ranks_agree_with_dropout_on(toy_world, tmp_path):
+def test_one_and_two_ranks_and_compiled_layers_agree_with_dropout_on(toy_world, tmp_path):
     losses = {}
-    for ranks in (1, 2):
+    for ranks, compiled in ((1, False), (2, False), (1, True)):
+        if compiled and not any(map(shutil.which, COMPILERS)):
+            continue
         result = launch(
-            *("--recipe", str(toy_world / "toy.yaml"), "--output", str(tmp_path / f"run{ranks}")),
-            *("batch.chunk=4", "max_steps=6", "evaluation.data=null"),
+            *("--recipe", str(toy_world / "toy.yaml"), "--output", str(tmp_path / f"run{ranks}{compiled}")),
+            *("batch.chunk=4", "max_steps=6", "evaluation.data=null", f"model.compile={str(compiled).lower()}"),
             ranks=ranks,
         )
         assert result.returncode == 0, result.stdout
         assert "chunk                │ 4 sentences" in result.stdout
-        losses[ranks] = [row["loss"] for row in metrics(tmp_path / f"run{ranks}")]
-    assert len(losses[1]) == 6
-    assert losses[1] == pytest.approx(losses[2], rel=1e-4)  # 6 steps of AdamW on sums in another order
+        losses[ranks, compiled] = [row["loss"] for row in metrics(tmp_path / f"run{ranks}{compiled}")]
+    for found in losses.values():
+        assert len(found) == 6
+        assert found == pytest.approx(losses[1, False], rel=1e-4)  # 6 steps of AdamW on sums in another order
 
 
 class WithoutDeepSpeed:
