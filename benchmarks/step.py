@@ -87,7 +87,10 @@ SEEDS, CURVE_STEPS, CURVE_END = (42, 43, 44), 300, 100
 def curves(file: Path) -> None:
     """Train the quickstart on Wikipedia sentences with what saves work and without; the loss over the last steps."""
     corpus = sorted((Path(os.environ["DIFFCSE_DATA"]) / "corpus").glob("*.txt.gz"))[0]
+    there = {(row["seed"], row["saves_work"]) for row in read(file) if row["group"] == "curves"}
     for seed, saves in itertools.product(SEEDS, (True, False)):
+        if (seed, saves) in there:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             precision = "bfloat16" if saves else "float32"
             fields = {
@@ -182,6 +185,11 @@ def of_group(rows: list[Row], group: str) -> list[Row]:
     return sorted(found, key=lambda row: (row["implementation"] == OURS, row["ranks"], row["sentences"], row["length"]))
 
 
+def series_of(rows: list[Row], group: str) -> list[Row]:
+    """A series: groups cross where they have a cell in common."""
+    return [row for cell, _ in cells()[group] if (row := find(rows, cell)) is not None]
+
+
 def about(rows: list[Row]) -> dict[str, Any]:
     found = rows[0]["environment"]
     packages = found["packages"]
@@ -194,32 +202,52 @@ HEAD = """# The training step
 What a step takes, beside the official program's arithmetic in plain PyTorch (`benchmarks/official_step.py`) and
 sentence-transformers' `MultipleNegativesRankingLoss` (`benchmarks/sentence_transformers_step.py`). Each row is the
 median of 1 to 5 steps after one that warmed up, in a process of its own; rows of one table come from one run, one after
-another. The machine is shared, and *matmul* shows how much of it a row's process had: the first measurement of
-`official` in the first table met half the rate of the others (0.086 TFLOP/s, 68 s a step), and was taken again.
+another, those of real text and of memory a day before the others (but for memory at ZeRO-0). The machine is
+shared: steps of one row differ by up to a fifth, and *matmul* shows how much of the machine a row's process had.
 
     python -m benchmarks.step measure
+    python -m benchmarks.step curves
     python -m benchmarks.step report
 
 Machine: {processor}, {cores} cores, 2 threads, no GPU. Python {python}, {versions}.
 
 Networks have the shapes of bert-base (encoder and discriminator) and distilbert-base (generator), or `bert-small` of
-`benchmark step` where it says so, with random weights; 64 sentences in two views; ZeRO-2 as shipped, on one rank. *Of
-matmul rate*: the arithmetic that the step needs (`benchmark/flop.py`) against a large product in the same precision in
-the same process. *fp32* and *bf16* are what products are made in; weights and optimizer are float32 in all rows.
+`benchmark step` where it says so, with random weights; 64 sentences in two views; ZeRO-2 as shipped unless it says
+ZeRO-0, on one rank. *Of matmul rate*: the arithmetic that the step needs (`benchmark/flop.py`) against a large product
+in the same precision in the same process. *fp32* and *bf16* are what products are made in; weights and optimizer are
+float32 in all rows.
 
-In float32 most of the gain is memory that stays with the process ([speed](../speed.md)): each forward pass of
-`official` pays for cleared pages, its second one most. Where both return what they free (the table of memory) they take
-the same time: what the generator's head saves at kept tokens, ZeRO-2 spends on copies of gradients. Products in
-bfloat16 halve the step. Leaving padding out takes 12% off real text, of which 16% would be padding. Batches are ready
-before they are asked for: *data* is below 0.01% of every step.
+- **float32.** Most of the gain is memory that stays with the process ([speed](../speed.md)): each forward pass of
+  `official` pays for cleared pages, its second one most. Where both return what they free (the table of memory) they
+  take the same time.
+- **bfloat16** products halve the step. Leaving padding out takes 12% off real text, of which 16% would be padding.
+- **ZeRO-0** on one device saves memory, for the flat copies of weights and gradients are not there; what it saves in
+  time is less than what this machine varies by.
+- **torch.compile** saves memory too (2.1 GB here: what lies between two products is computed again from less), and no
+  time on this processor, where products are nearly all of a step.
+- **Chunks of 16** take 53% of the memory of the plain step at ZeRO-0 and 59% at ZeRO-2; 54% of that of `official` at
+  ZeRO-0. (Where memory is returned: 55% and 62%.) They take 13% more time at ZeRO-0, and 40% more at ZeRO-2, where
+  gradients are reduced after each of nine backward passes; the encoder's second forward pass is 16%.
+- Batches are ready before they are asked for: *data* is below 0.01% of every step.
 """
 
 CURVES = f"""Mean loss of the last {CURVE_END} of {CURVE_STEPS} steps of the quickstart's backbone on Wikipedia text.
 Dropout draws other numbers in another layout, so that the two columns differ as two seeds may.
 """
 
-TAIL = """Time grows in proportion to the batch once the work of the sentences hides what a step pays for its weights
-(their gradients and AdamW, the same for any batch).
+TAIL = """Growth is not linear at both ends, and for different reasons.
+
+- **Few tokens.** AdamW takes 0.11 s whatever the batch, and about as much of backward goes to the gradients of the
+  weights themselves, which have the same size for any batch: together 37% of the step at 4 sentences. From 16
+  sentences of 32 tokens on a step's time is in proportion to its tokens.
+- **Long sentences.** Attention grows with the square of the length: from 128 to 256 tokens forward passes take 2.5
+  times as long, and a token costs 16% more.
+- **Large batches.** Nothing but InfoNCE grows with the square of the batch, and at 256 sentences it takes 15 ms of
+  22.6 s. The step from 64 to 128 sentences is within what the machine varies by (second bullet above: its rate of
+  tokens at 256 is that of 32 again).
+- **Two ranks** share the two cores that one rank has alone, so that there is nothing to gain here but to see what they
+  pay: at 16 sentences 0.5 s for exchanging gradients and new weights (the latter in the optimizer's phase), a quarter
+  of the step. That does not grow with the batch, and at 256 sentences two ranks take no longer than one.
 """
 
 
@@ -275,7 +303,7 @@ def scaling_table(rows: list[Row]) -> list[str]:
     lines = ["| bert-small | sentences | length | ranks | s a step | sentences/s | peak memory, GB a rank |"]
     lines.append("|---|---|---|---|---|---|---|")
     for group in ("batch", "length", "ranks"):
-        for row in of_group(rows, group):
+        for row in series_of(rows, group):
             lines.append(
                 f"| {group} | {row['sentences']} | {row['length']} | {row['ranks']} | {row['step_seconds']:.2f} | "
                 f"{row['sentences_per_second']:.1f} | {row['peak_memory_gb']:.2f} |"
@@ -291,7 +319,7 @@ def draw(rows: list[Row], file: Path) -> None:
         (right, (("length", "16 sentences"),), "length", "tokens a sentence"),
     ):
         for group, legend in series:
-            found = of_group(rows, group)
+            found = series_of(rows, group)
             if not found:
                 continue
             x, y = [row[along] for row in found], [row["step_seconds"] for row in found]

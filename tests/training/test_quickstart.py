@@ -10,10 +10,9 @@ from tests.training.launch import launch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [42, 43])
-def test_spearman_rises_and_replaced_tokens_are_detected(tmp_path, seed):
+def test_spearman_rises_and_replaced_tokens_are_detected(tmp_path):
     run = tmp_path / "run"
-    launched = launch("--recipe", "quickstart", "--output", str(run), f"seed={seed}", ranks=1)
+    launched = launch("--recipe", "quickstart", "--output", str(run), ranks=1)
     assert launched.returncode == 0, launched.stdout
     result = json.loads((run / "result.json").read_text())
     # before: the better of cls and mean pooling of the untrained backbone
