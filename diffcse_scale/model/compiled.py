@@ -36,18 +36,28 @@ def compile_networks(model: DiffCSE, generator: Generator | None) -> None:
 
     One program serves all layers of a kind, and any number of sentences and tokens. Dropout draws eager mode's numbers,
     so that results are eager mode's to rounding, and a layer that is computed again draws what it drew before.
+
+    Raises:
+        InputError: the layers of a family are not known as such.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_PROGRAMS)
-    for layer in _layers(model):
-        # what evaluation calls with other shapes and without dropout stays as it is
-        _compile(layer, training_only=True)
+    trained = [model.encoder.backbone]
+    if model.objective.rtd_weight > 0:
+        trained.append(model.discriminator.backbone)
+    for backbone in trained:
+        for layer in _layers(backbone):
+            # what evaluation calls with other shapes and without dropout stays as it is
+            _compile(layer, training_only=True)
     if generator is not None:
         for layer in _layers(generator.model):
             _compile(layer, training_only=False)
 
 
 def _layers(network: nn.Module) -> list[nn.Module]:
-    return [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = [module for module in network.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise InputError(f"The layers of {type(network).__name__} cannot be compiled; leave model.compile out.")
+    return layers
 
 
 def _compile(layer: nn.Module, training_only: bool) -> None:

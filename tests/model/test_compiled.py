@@ -89,7 +89,7 @@ def test_the_generator_writes_the_same_tokens():
     allow_packing(model)
     eager = Generator(model, "sampled", [0, 1, 2], seed=0)
     compiled = copy.deepcopy(eager)
-    compile_networks(torch.nn.Module(), compiled)
+    compile_networks(DiffCSE(tiny_backbone("bert"), ObjectiveRecipe(rtd_weight=0)), compiled)
     for step, sentences in enumerate([6, 9]):
         chunk, _ = _packed(sentences, step)
         assert torch.equal(eager.edit(chunk), compiled.edit(chunk))
@@ -97,6 +97,8 @@ def test_the_generator_writes_the_same_tokens():
 
 
 def test_what_cannot_be_compiled_is_said(monkeypatch):
+    with pytest.raises(InputError, match="The layers of MPNetModel cannot be compiled"):
+        compile_networks(DiffCSE(tiny_backbone("mpnet"), ObjectiveRecipe(rtd_weight=0)), None)
     with pytest.raises(InputError, match="ZeRO-3 partitions"):
         check_compile(3)
     monkeypatch.setenv("CXX", "no-such-compiler")
