@@ -39,12 +39,12 @@ def _packed(sentences, step):
     return replace(chunk, real=chunk.attention_mask.flatten().nonzero().flatten(), seed=step), edited
 
 
-def _compared(family, programs, checkpointing=False, tolerance=1e-9):
+def _compared(family, programs, checkpointing=False, tolerance=1e-9, pooling="cls"):
     network = tiny_backbone(family, vocab_size=60, **WIDE.get(family, {})).double()
     allow_packing(network)
     if checkpointing:
         checkpoint_activations(network)
-    eager = DiffCSE(network, ObjectiveRecipe(rtd_weight=0.3)).double().train()
+    eager = DiffCSE(network, ObjectiveRecipe(rtd_weight=0.3), pooling).double().train()
     compiled = copy.deepcopy(eager)
     compile_networks(compiled, None)
     for step, sentences in enumerate([6, 9, 4, 12, 7, 10, 5, 8]):
@@ -72,9 +72,9 @@ def test_the_objective_and_its_gradients_are_those_of_eager_mode():
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "tolerance"), [("modernbert", 1e-9), ("qwen3", 1e-5)])
-def test_other_families(family, tolerance):
-    _compared(family, programs=4, tolerance=tolerance)
+@pytest.mark.parametrize(("family", "tolerance", "pooling"), [("modernbert", 1e-9, "cls"), ("qwen3", 1e-5, "last")])
+def test_other_families(family, tolerance, pooling):
+    _compared(family, programs=4, tolerance=tolerance, pooling=pooling)
 
 
 @needs_compiler
