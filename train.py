@@ -90,14 +90,14 @@ def main() -> None:
             with deepspeed_engine.partitioned_loading(config, recipe):
                 model = build_model(recipe, tokenizers, deepspeed_engine.device())
             generator = load_generator(recipe, tokenizers, deepspeed_engine.device())
+            if recipe.model.compile:
+                compile_networks(model, generator)
             tokens = tokenize(recipe.data, tokenizers.streams, seed=recipe.seed, main=is_main())
             check_same_everywhere(corpus=tokens.fingerprint)
             check_views_differ(model.encoder, recipe, tokens.columns)
             batches = Batches(tokens, tokenizers, recipe, rank(), world_size(), load_edits(tokens, recipe))
             plan = make_plan(recipe, len(tokens), tokens.views, world_size())
             engine = deepspeed_engine.initialize(model, recipe, config)
-            if recipe.model.compile:
-                compile_networks(model, generator)
 
             precision = deepspeed_engine.precision(config)
             facts = {"plan": asdict(plan), "precision": precision, "data_fingerprint": tokens.fingerprint}

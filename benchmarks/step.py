@@ -243,8 +243,8 @@ TAIL = """Growth is not linear at both ends, and for different reasons.
 - **Long sentences.** Attention grows with the square of the length: from 128 to 256 tokens forward passes take 2.5
   times as long, and a token costs 16% more.
 - **Large batches.** Nothing but InfoNCE grows with the square of the batch, and at 256 sentences it takes 15 ms of
-  22.6 s. The step from 64 to 128 sentences is within what the machine varies by (second bullet above: its rate of
-  tokens at 256 is that of 32 again).
+  22.6 s. The step from 64 to 128 sentences is within what the machine varies by: the rate of tokens at 256 is that at
+  32 again.
 - **Two ranks** share the two cores that one rank has alone, so that there is nothing to gain here but to see what they
   pay: at 16 sentences 0.5 s for exchanging gradients and new weights (the latter in the optimizer's phase), a quarter
   of the step. That does not grow with the batch, and at 256 sentences two ranks take no longer than one.

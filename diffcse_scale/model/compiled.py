@@ -19,15 +19,20 @@ COMPILERS = ("g++", "clang++", "c++")
 MOST_PROGRAMS = 32
 
 
+def has_compiler() -> bool:
+    """Whether torch.compile finds a C++ compiler: that of $CXX if it is set."""
+    asked = os.environ.get("CXX")
+    return any(map(shutil.which, [asked] if asked else COMPILERS))
+
+
 def check_compile(zero_stage: int) -> None:
     """Raises InputError where ZeRO-3 partitions layers, or torch.compile would find no C++ compiler."""
     if zero_stage == 3:
         raise InputError("model.compile needs whole layers, which ZeRO-3 partitions; use a stage below 3.")
-    asked = os.environ.get("CXX")
-    if not any(shutil.which(name) for name in ([asked] if asked else COMPILERS)):
+    if not has_compiler():
         raise InputError(
-            f"model.compile needs a C++ compiler, and there is no {asked or COMPILERS[0]} here; install one, or leave "
-            "model.compile out."
+            f"model.compile needs a C++ compiler, and there is no {os.environ.get('CXX') or COMPILERS[0]} here; "
+            "install one, or leave model.compile out."
         )
 
 

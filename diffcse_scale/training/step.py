@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -49,16 +50,11 @@ class TrainingStep:
         if self.generator is None or not self.generator.sampled:
             yield from batches
             return
-        known: _Edited | None = None
-        for batch in batches:
-            following = self._edit_ahead(self.generator, batch)
-            if known is not None:
-                self._next = known
-                yield known.batch
-            known = following
-        if known is not None:
-            self._next = known
-            yield known.batch
+        edited = (self._edit_ahead(self.generator, batch) for batch in batches)
+        for ready, _ in pairwise(chain(edited, [None])):  # which asks for the one after before it hands one out
+            assert ready is not None
+            self._next = ready
+            yield ready.batch
 
     def __call__(self, batch: Batch) -> StepOutput:
         """The objective; gradients are where the engine keeps them."""

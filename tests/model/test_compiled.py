@@ -7,7 +7,6 @@ layer in float32 whatever it was asked for.
 from __future__ import annotations
 
 import copy
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -16,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from diffcse_scale.errors import InputError
 from diffcse_scale.model.backbone import checkpoint_activations
-from diffcse_scale.model.compiled import COMPILERS, check_compile, compile_networks
+from diffcse_scale.model.compiled import check_compile, compile_networks, has_compiler
 from diffcse_scale.model.diffcse import DiffCSE
 from diffcse_scale.model.generator import Generator
 from diffcse_scale.model.packing import allow_packing
@@ -25,7 +24,7 @@ from tests.model.test_packing import WIDE, assert_equal
 from tests.tiny_models import tiny_backbone, tiny_masked_lm
 from tests.toys import toy_chunk
 
-needs_compiler = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="there is no C++ compiler")
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
 
 
 @pytest.fixture(autouse=True)
