@@ -1,9 +1,9 @@
-# make install | quickstart | test | test-all | test-gpu | test-newest-triton | lint | docs
+# make install | quickstart | test | test-slow | test-all | test-gpu | gpu-check | test-newest-triton | rehearse-cuda | lint | docs
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install quickstart test test-all test-gpu test-newest-triton lint docs clean
+.PHONY: install quickstart test test-slow test-all test-gpu gpu-check test-newest-triton rehearse-cuda lint docs clean
 
 install: .venv/installed
 
@@ -24,22 +24,35 @@ quickstart: install
 	$(BIN)/deepspeed train.py --deepspeed_config ds_configs/zero2.json
 
 # Two workers, a file to one of them at a time: most tests use one core, and the jobs of the local SLURM mostly wait.
-PARALLEL := -n 2 --dist loadfile
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 test: install
 	$(BIN)/pytest $(PARALLEL) -m 'not slow and not slurm and not realdata and not gpu'
 
-test-all: test
-	$(BIN)/pytest $(PARALLEL) -m 'slow or slurm or realdata'
+test-all: test test-slow
 
-# On a machine with a GPU: the Triton kernels on it.
+# SAMPLE='--sample 75:SEED' runs three quarters of them, drawn by the seed.
+SAMPLE :=
+test-slow: install
+	$(BIN)/pytest $(PARALLEL) -m 'slow or slurm or realdata' $(SAMPLE)
+
+# On a machine with a GPU: the kernels and the trainer on it. All other targets leave it alone.
 test-gpu: install
-	$(BIN)/pytest -m gpu
+	DIFFCSE_TEST_DEVICE=cuda $(BIN)/pytest -m gpu
+
+# On a machine with a GPU, the first ten minutes: doctor, kernels, crossovers, short runs, the step with and without
+# torch.compile (docs/first_gpu_hour.md).
+gpu-check: install
+	$(BIN)/python -m studies.gpu_check
 
 # The kernels' tests with the newest triton, which is put beside the environment and not into it.
 test-newest-triton: install
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .triton-newest triton
 	PYTHONPATH=.triton-newest $(BIN)/pytest $(PARALLEL) tests/kernels -k 'triton or interpreter or compile'
+
+# On a machine without a GPU: the training step on an imagined one, with a CUDA build of torch (4.5 GB) in .venv-cuda.
+rehearse-cuda: install
+	tests/support/rehearse_cuda.sh -n 2
 
 lint: install
 	$(BIN)/ruff check .
@@ -48,11 +61,11 @@ lint: install
 
 # The reference of what other programs may import, from its docstrings.
 API := diffcse_kernels diffcse_kernels.nn diffcse_kernels.reference diffcse_kernels.key_blocks \
-    diffcse_scale diffcse_scale.losses diffcse_scale.sharded_info_nce diffcse_scale.distributed diffcse_scale.recipe \
-    diffcse_scale.loading diffcse_scale.evaluation diffcse_scale.encoding diffcse_scale.export
+    diffcse_scale diffcse_scale.losses diffcse_scale.objective.sharded_info_nce diffcse_scale.distributed diffcse_scale.recipe \
+    diffcse_scale.model_folder.load diffcse_scale.evaluation diffcse_scale.encoding diffcse_scale.export
 
 docs: install
 	$(BIN)/pdoc --docformat google --output-directory build/docs $(API)
 
 clean:
-	rm -rf .venv .triton-newest build *.egg-info
+	rm -rf .venv .venv-cuda .triton-newest build *.egg-info

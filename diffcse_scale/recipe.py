@@ -7,16 +7,11 @@ never part of a recipe; that is a DeepSpeed configuration, see `ds_configs/`.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-
-from diffcse_scale.errors import InputError
-from diffcse_scale.shipped import shipped
 
 EMBEDDED = "embedded"
 
@@ -26,6 +21,10 @@ def _as_list(value: Any) -> Any:
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Pooling = Literal["cls", "mean", "last", "first_last_mean"]  # the rows of model/pooling.py
+OptimizerName = Literal["adamw"]  # the rows of engine/optimizer.py
+Schedule = Literal["linear", "cosine", "constant"]  # the rows of training/schedule.py
+FILE_FORMATS = "text, .gz/.xz/.zst text, .jsonl, .csv, .tsv, .parquet"  # in help texts; the table is text/formats.py
 OneOrMore = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 
 
@@ -41,7 +40,9 @@ class LoraRecipe(Section):
     rank: int = Field(16, ge=1, description="rank of the two matrices that each adapted layer gets")
     alpha: float = Field(32.0, gt=0, description="an adapter's output is multiplied by alpha / rank")
     dropout: Share = Field(
-        0.1, description="dropout before each adapter; in a backbone that has none it is what tells two views apart"
+        0.1,
+        description="dropout before each adapter; it cannot tell two views apart, as adapters begin as nothing: "
+        "model.dropout must, in a backbone that has none",
     )
     target_modules: list[str] | None = Field(
         None, min_length=1, description="names of the linear layers that get adapters; all of them if absent"
@@ -69,14 +70,21 @@ class ModelRecipe(Section):
     generator_precision: Literal["float32", "bfloat16"] | None = Field(
         None, description="what the generator computes in; absent: bfloat16 on accelerators that have it, else float32"
     )
-    pooling: Literal["cls", "mean", "last", "first_last_mean"] = Field(
-        "cls", description="how token vectors become the sentence embedding h"
-    )
+    pooling: Pooling = Field("cls", description="how token vectors become the sentence embedding h")
     attention: Literal["bidirectional"] | None = Field(
         None, description="'bidirectional' lets the tokens of a decoder-only encoder see later ones too"
     )
+    cudnn_attention: bool = Field(
+        False,
+        description="cuDNN may compute attention on a GPU, where PyTorch prefers it and dropout is a multiple of 1/16; "
+        "it makes a plan for every new shape",
+    )
     dropout: float | None = Field(
-        None, ge=0, lt=1, description="every dropout probability in the encoder; those of its configuration if absent"
+        None,
+        ge=0,
+        lt=1,
+        description="every dropout probability in the encoder; those of its configuration if absent; 0 says that equal "
+        "views of a sentence are meant",
     )
     lora: LoraRecipe | None = Field(None, description="train adapters and leave the encoder itself as it is")
     projection: Literal["batchnorm", "mlp", "none"] = Field(
@@ -96,7 +104,7 @@ class DataRecipe(Section):
     """The corpus."""
 
     files: OneOrMore = Field(
-        description="text, .gz/.xz/.zst text, .jsonl, .csv, .tsv, .parquet; paths, globs, a Hub dataset, or 'embedded'"
+        description=f"{FILE_FORMATS}; paths, addresses (hf://...), globs, a Hub dataset, or 'embedded'"
     )
     columns: list[str] | None = Field(
         None,
@@ -127,6 +135,11 @@ class BatchRecipe(Section):
         True,
         description="networks compute no padding, where their family allows it; never with fidelity 'official'",
     )
+    exchange: Literal["gather", "ring"] = Field(
+        "gather",
+        description="how the embeddings of different devices meet in InfoNCE: every device holds all of them, or they "
+        "travel round a ring, which is slower and whose memory does not grow with the number of devices",
+    )
 
     @model_validator(mode="after")
     def _one_way_to_cut(self) -> BatchRecipe:
@@ -143,7 +156,12 @@ class ObjectiveRecipe(Section):
     )
     temperature: float = Field(0.05, gt=0, description="the cosine is divided by it")
     contrastive_weight: float = Field(1.0, ge=0, description="weight of InfoNCE; 0 is the paper's RTD-only ablation")
-    rtd_weight: float = Field(0.05, ge=0, description="lambda, the weight of replaced-token detection; 0 is SimCSE")
+    rtd_weight: float = Field(
+        0.0041,
+        ge=0,
+        description="lambda, the weight of replaced-token detection; 0 is SimCSE; published is 0.005, for fidelity "
+        "'official', which is about 0.0041 where padding does not count",
+    )
     masking_ratio: Share = Field(0.30, description="share of tokens corrupted before the generator")
     edits: int | None = Field(
         None,
@@ -165,13 +183,14 @@ class ObjectiveRecipe(Section):
 
 
 class OptimizerRecipe(Section):
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
+    name: OptimizerName = Field("adamw", description="the optimizer")
     learning_rate: float = Field(gt=0, description="at its largest")
     weight_decay: float = Field(0.0, ge=0, description="decoupled; not applied to biases and normalisation weights")
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay of AdamW's two moments")
     eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay to 0 after the warm-up")
+    schedule: Schedule = Field("linear", description="decay to 0 after the warm-up")
     warmup: Share = Field(0.0, description="share of all steps over which the learning rate rises from 0")
     clip: float = Field(1.0, ge=0, description="largest norm of the whole gradient; 0 turns clipping off")
 
@@ -208,6 +227,11 @@ class Recipe(Section):
     optimizer: OptimizerRecipe
     evaluation: EvaluationRecipe = EvaluationRecipe()
 
+    @property
+    def packed(self) -> bool:
+        """Whether batches say what networks may leave out; 'official' counts padding."""
+        return self.batch.packed and self.objective.fidelity != "official"
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
         if self.objective.rtd_weight > 0 and self.model.generator is None:
@@ -226,87 +250,18 @@ class Recipe(Section):
         return self
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """Lines `section.field: mine, not theirs` for each field in which `other` (a dumped recipe) differs."""
+        """Lines `section.field: mine, not theirs` for each field in which `other` (a dumped recipe) differs.
+
+        Fields that were not there yet when `other` was dumped have their defaults.
+        """
+        with suppress(ValidationError):
+            other = type(self).model_validate(other).model_dump(mode="json")
         mine, theirs = dict(flatten(self.model_dump(mode="json"))), dict(flatten(other))
         return [
             f"{key}: {mine.get(key)!r}, not {theirs.get(key)!r}"
             for key in sorted(mine.keys() | theirs.keys())
             if mine.get(key) != theirs.get(key)
         ]
-
-
-def shipped_recipes() -> dict[str, str]:
-    """Name to YAML text of every recipe that comes with the package."""
-    return {file.stem: file.read_text(encoding="utf-8") for file in sorted(shipped("recipes").glob("*.yaml"))}
-
-
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read, override and validate a recipe.
-
-    Args:
-        name_or_path: a shipped recipe (`bert_base_sts`) or a path to a YAML file.
-        overrides: `section.field=value`, the value in YAML.
-
-    Raises:
-        InputError: no such recipe, malformed YAML, unknown key (names the nearest), wrong type or range.
-    """
-    values = _read_yaml(name_or_path)
-    for override in overrides:
-        _apply_override(values, override)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        problems = "; ".join(explain(problem, Recipe) for problem in error.errors())
-        raise InputError(f"Recipe {name_or_path}: {problems}.") from None
-
-
-def _read_yaml(name_or_path: str) -> dict[str, Any]:
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise InputError(f"Recipe {path}: no such file; shipped recipes are {', '.join(shipped_recipes())}.")
-        text = path.read_text(encoding="utf-8")
-    else:
-        recipes = shipped_recipes()
-        if name_or_path not in recipes:
-            raise InputError(
-                f"Recipe {name_or_path!r} is not shipped{nearest(name_or_path, recipes)}; "
-                f"there are {', '.join(recipes)}, or give the path of a .yaml file."
-            )
-        text = recipes[name_or_path]
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"Recipe {name_or_path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(values, dict):
-        raise InputError(f"Recipe {name_or_path} must be a mapping of sections, not {type(values).__name__}.")
-    return values
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"Override {override!r} must have the form section.field=value.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"Override {override!r}: {text!r} is not a YAML value; quote it.") from None
-    if isinstance(value, str):
-        value = _number(value)
-    *sections, field = key.split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise InputError(f"Override {override!r}: {section} is a field, not a section.")
-    values[field] = value
-
-
-def _number(text: str) -> str | float:
-    """YAML 1.1 reads 1e-4 as a string; people who write it mean the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -316,37 +271,3 @@ def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean X?)` for the word of `known` that is most like `word`, or nothing."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {match[0]}?)" if match else ""
-
-
-def explain(problem: Any, schema: type[BaseModel]) -> str:
-    """One of the problems that pydantic found with values for `schema`, in a user's words."""
-    location = problem["loc"]
-    key = ".".join(str(part) for part in location)
-    if problem["type"] == "extra_forbidden":
-        fields = _fields_of(location, schema)
-        return f"unknown key {key}{nearest(str(location[-1]), fields)}, allowed here are {', '.join(fields)}"
-    if problem["type"] == "missing":
-        return f"{key} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    if not key:
-        return message
-    given = problem.get("input")
-    shown = "" if isinstance(given, dict) else f" (given: {given!r})"
-    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
-
-
-def _fields_of(location: Sequence[int | str], schema: type[BaseModel]) -> dict[str, Any]:
-    """The fields of the section that contains `location`."""
-    for part in location[:-1]:
-        annotation = schema.model_fields[str(part)].annotation
-        sections = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
-        if not sections:
-            return {}
-        (schema,) = sections
-    return dict(schema.model_fields)

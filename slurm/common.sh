@@ -43,7 +43,7 @@ fi
 cli=("${contained[@]}" "$PYTHON" -m diffcse_scale)
 
 # preempt: tell the running step to checkpoint and leave. srun passes USR1 on to every task (TERM it does not);
-# DeepSpeed's launcher passes on nothing, so every step of training looks for a file.
+# DeepSpeed's launcher passes on nothing, so training looks for a file, once a second.
 stop_file=
 preempt() {
     if [ -n "$stop_file" ]; then
@@ -82,6 +82,16 @@ leave() {
     exit "$code"
 }
 
+# meeting_place: where the ranks of this job find each other, and how many they are
+meeting_place() {
+    read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    # another port for each job and restart: what is left of an earlier one must not meet this one. Below 32768 the
+    # system gives none away by itself.
+    MASTER_PORT=$((20000 + (SLURM_JOB_ID * 16 + ${SLURM_RESTART_COUNT:-0}) % 12000))
+    DIFFCSE_WORLD_SIZE=$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE))
+    export MASTER_ADDR MASTER_PORT DIFFCSE_WORLD_SIZE
+}
+
 # train [train.py's arguments]: the whole job, from the rank variables to the requeue. Without --output the run lies
 # where every restart of this job finds it.
 train() {
@@ -97,13 +107,7 @@ train() {
     fi
     set -- "$DIFFCSE_HOME/train.py" --auto-resume "$@"
 
-    read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-    # another port for each job and restart: what is left of an earlier one must not meet this one. Below 32768 the
-    # system gives none away by itself.
-    MASTER_PORT=$((20000 + (SLURM_JOB_ID * 16 + ${SLURM_RESTART_COUNT:-0}) % 12000))
-    DIFFCSE_WORLD_SIZE=$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE))
-    export MASTER_ADDR MASTER_PORT DIFFCSE_WORLD_SIZE
-
+    meeting_place
     case ${LAUNCHER:=srun} in
         srun) run "${step[@]}" "$DIFFCSE_HOME/slurm/rank.sh" "${contained[@]}" "$PYTHON" "$@" ;;
         deepspeed)

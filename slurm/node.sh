@@ -4,6 +4,18 @@
 hosts=$(mktemp)
 printf '%s\n' "$DIFFCSE_HOSTS" >"$hosts"
 exec 3<"$hosts" && rm "$hosts" # it stays open under its number, and nothing has to be cleaned up
+# the launcher hands its ranks the GPUs 0, 1, ...; on a shared node this job may have others, or none, and train.py takes
+# these
+if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then export DIFFCSE_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES; fi
+ranks=${DIFFCSE_HOSTS##*=}
+IFS=, read -ra devices <<<"${CUDA_VISIBLE_DEVICES-}"
+case ${DS_ACCELERATOR-},${devices[0]-} in cpu,* | , | ,-1 | ,NoDevFiles) devices=() ;; esac
+if [ ${#devices[@]} -gt 0 ] && [ ${#devices[@]} -lt "$ranks" ]; then
+    # ranks that see one device would each take it for their own
+    echo "error: $(hostname) has too few devices for $ranks ranks (CUDA_VISIBLE_DEVICES is $CUDA_VISIBLE_DEVICES); give" \
+        "sbatch --gpus-per-node=$ranks, or another --ntasks-per-node." >&2
+    exit 2
+fi
 command=()
 while [ "${1##*/}" != train.py ]; do command+=("$1") && shift; done
 exec "${command[@]}" -m deepspeed.launcher.runner --no_ssh --node_rank "$SLURM_NODEID" --hostfile /proc/self/fd/3 \

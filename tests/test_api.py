@@ -9,12 +9,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from diffcse_scale import DiffCSE, api
-from diffcse_scale.errors import InputError
-from diffcse_scale.recipe import load_recipe
-from tests.training.launch import environment
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.recipe_file import load_recipe
+from diffcse_scale.text.cache import fingerprint
+from tests.support.launch import environment
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +30,7 @@ def arguments(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What the trainer would have been given."""
     given: list[list[str]] = []
     monkeypatch.setattr(api, "_train", given.append)
-    monkeypatch.setattr("diffcse_scale.loading.load_model", lambda folder: (folder, ""))
+    monkeypatch.setattr("diffcse_scale.model_folder.load.load_model", lambda folder: (folder, ""))
     return given
 
 
@@ -59,9 +61,17 @@ def test_the_same_list_is_the_same_corpus_and_another_is_not(arguments: list[lis
     assert arguments[0] == arguments[1] != arguments[2]
 
 
+def test_the_corpus_has_the_name_that_a_list_of_its_rows_always_had(arguments: list[list[str]], tmp_path: Path):
+    DiffCSE("quickstart").fit(["a", '\u00e4 "b"'], tmp_path / "run")
+    expected = fingerprint([{"text": "a"}, {"text": '\u00e4 "b"'}])
+    assert Path(data_of(arguments[0])["data.files"]).name == f"{expected}.jsonl"
+    assert [file.name for file in (tmp_path / "cache" / "from_python").iterdir()] == [f"{expected}.jsonl"]
+
+
 def test_development_pairs_are_one_to_a_line(arguments: list[list[str]], tmp_path: Path):
-    DiffCSE("quickstart").fit(["a", "b"], tmp_path / "run", development=[(1.5, "a\tb", "c\nd"), (2, "e", "f")])
-    assert Path(data_of(arguments[0])["evaluation.data"]).read_text() == "1.5\ta b\tc d\n2\te\tf\n"
+    pairs: Any = [(1.5, "a\tb", "c\nd"), (2, "e", "f"), (np.float32(0.5), "g", "h")]
+    DiffCSE("quickstart").fit(["a", "b"], tmp_path / "run", development=pairs)
+    assert Path(data_of(arguments[0])["evaluation.data"]).read_text() == "1.5\ta b\tc d\n2\te\tf\n0.5\tg\th\n"
 
 
 def test_overrides_come_last(arguments: list[list[str]], tmp_path: Path):
@@ -93,3 +103,40 @@ def test_what_the_trainer_refuses_comes_back_in_its_words(tmp_path: Path, capfd:
         DiffCSE("quickstart").fit(["a dog", "a cat"], tmp_path / "run", processes=1)
     assert "\n" not in str(refused.value)
     assert json.dumps(str(refused.value))[1:-1] in capfd.readouterr().out
+
+
+def test_hooks_are_handed_to_the_process_that_trains(arguments: list[list[str]], tmp_path: Path):
+    DiffCSE("quickstart", hooks=["mine:One", "mine:Two"]).fit(["a", "b"], tmp_path / "run")
+    assert " --hook mine:One --hook mine:Two " in " ".join(arguments[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sentences": "one text"}, "The corpus is 'one text'; give a list of sentences"),
+        ({"sentences": {"a": "b"}}, "The corpus is {'a': 'b'}"),
+        ({"sentences": None}, "The corpus is None"),
+        ({"sentences": ["a", 7]}, "Row 1 of the corpus is"),
+        ({"processes": 0}, "processes is 0"),
+        ({"processes": "two"}, "processes is 'two'"),
+        ({"development": "pairs.tsv"}, "development is 'pairs.tsv'; give triples"),
+        ({"development": [(1.0, "a", "b"), ("a", "b", 2.0)]}, "Row 1 of development is"),
+        ({"development": [(float("nan"), "a", "b")]}, "Row 0 of development is"),
+        ({"development": [(1.0, "a", "b")]}, "development has 1 pairs"),
+    ],
+    ids=str,
+)
+def test_what_is_no_corpus_is_refused_before_anything_trains(
+    options: dict[str, Any], words: str, arguments: list[list[str]], tmp_path: Path
+):
+    with pytest.raises(InputError) as error:
+        DiffCSE("quickstart").fit(**{"sentences": ["a", "b"], "output": tmp_path / "run", **options})
+    assert words in str(error.value) and arguments == []
+
+
+@pytest.mark.parametrize("overrides", [(["seed=1"],), ({"seed": 1},)], ids=str)
+def test_overrides_are_words(overrides: Any):
+    with pytest.raises(InputError, match="overrides is "):
+        DiffCSE("quickstart", *overrides)
+    with pytest.raises(InputError, match="hooks is 'mine:Tell'"):
+        DiffCSE("quickstart", hooks="mine:Tell")

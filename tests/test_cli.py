@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
+from typing import get_args
 
 import pytest
+from diffcse_kernels.benchmark import command as kernels
 
-ROOT = Path(__file__).parents[1]
-
-
-def diffcse_scale(*arguments, cwd=ROOT):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "diffcse_scale", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+from diffcse_scale import cli
+from tests.support.command_line import diffcse_scale
+from tests.support.launch import ROOT, environment
 
 
-def test_help_names_every_command():
-    output = diffcse_scale("--help").stdout
-    for command in ("train", "evaluate", "encode", "search", "export", "report", "pretrain-generator", "benchmark"):
+def test_help_of_the_module_run_as_a_program_names_every_command():
+    command = [sys.executable, "-m", "diffcse_scale", "--help"]
+    output = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for command in (
+        "train",
+        "evaluate",
+        "encode",
+        "search",
+        "export",
+        "report",
+        "pretrain-generator",
+        "benchmark",
+        "doctor",
+    ):
         assert command in output
 
 
 def test_every_option_of_pretrain_generator_is_a_documented_field():
-    from diffcse_scale.training.pretrain_options import PretrainOptions
+    from diffcse_scale.generator.pretrain_options import PretrainOptions
 
     output = diffcse_scale("pretrain-generator", "--help").stdout
     for name in PretrainOptions.model_fields:
@@ -46,3 +53,8 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path, arguments, words):
     assert result.returncode == 2
     assert result.stderr.strip().splitlines()[-1].startswith("error: ") and words in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_the_benchmarks_of_kernels_are_named_as_their_own_program_names_them():
+    (commands,) = (action for action in kernels._parser()._actions if isinstance(action.choices, dict))
+    assert tuple(commands.choices) == get_args(cli.KernelsCommand)

@@ -1,13 +1,15 @@
 """Gradients of the whole objective do not depend on the number of ranks (design: the first of the tests that count).
 
 The truth is one process with the whole batch in float64. Ranks hold contiguous shares with very different numbers
-of real tokens. Tolerances, of each tensor's norm: float64 1e-9; float32 through DeepSpeed 5e-5; bfloat16 2e-2 against
-one rank in bfloat16. Tensors whose gradient is zero by mathematics (key biases) are compared absolutely.
+of real tokens. Tolerances, of each tensor's norm: float64 1e-9; float32 through DeepSpeed 5e-5; bfloat16, against one
+rank in bfloat16, half of what bfloat16 costs that rank, which differs between processors. Tensors whose gradient is
+zero by mathematics (key biases) are compared absolutely.
 """
 
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -18,12 +20,16 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
 
 from diffcse_scale import distributed
-from diffcse_scale.model import diffcse, projection
+from diffcse_scale.engine.launch import start_process_group
+from diffcse_scale.model import projection
+from diffcse_scale.objective import replaced_tokens
+from diffcse_scale.objective.objective import Objective
+from diffcse_scale.objective.replaced_tokens import ReplacedTokens
+from diffcse_scale.objective.term import Part
 from diffcse_scale.recipe import ObjectiveRecipe
 from diffcse_scale.text.batches import Chunk
-from diffcse_scale.training.engine import start_process_group
-from tests.ranks import run_ranks
-from tests.toys import share, toy_chunk, toy_model
+from tests.support.ranks import run_ranks
+from tests.support.toys import share, toy_chunk, toy_model
 
 Gradients = dict[str, torch.Tensor]
 SAMPLED = ObjectiveRecipe(fidelity="sampled", rtd_weight=0.5)
@@ -33,7 +39,7 @@ def _objective_gradients(objective: ObjectiveRecipe, head: str, views: int, dtyp
     """This rank's share through forward and backward, then the average over ranks that DeepSpeed would take."""
     model = toy_model(objective, head).to(dtype)
     chunk, edited = share(*toy_chunk(views=views), distributed.rank(), distributed.world_size())
-    model([chunk], [edited]).loss.backward()
+    model(Objective(objective).step, [chunk], [edited]).loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     if dist.is_initialized():
         for gradient in gradients.values():
@@ -42,9 +48,17 @@ def _objective_gradients(objective: ObjectiveRecipe, head: str, views: int, dtyp
     return gradients
 
 
-def _broken_gather_backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+def _broken_gather_backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
     first = distributed.rank() * ctx.share
-    return gradient[first : first + ctx.share]
+    return gradient[first : first + ctx.share], None
+
+
+_CORRECT = ReplacedTokens.__call__
+
+
+def _unmultiplied(term: ReplacedTokens, *arguments: Any) -> Part:
+    part = _CORRECT(term, *arguments)
+    return part._replace(loss=part.loss / distributed.world_size())
 
 
 FAULTS = {
@@ -52,11 +66,13 @@ FAULTS = {
         distributed._GatherRows, "backward", staticmethod(_broken_gather_backward)
     ),
     "token means are per rank": lambda: mock.patch.object(
-        diffcse, "all_sum", lambda count: count * distributed.world_size()
+        replaced_tokens, "all_sum", lambda count, ranks: count * ranks.world_size
     ),
-    "the loss is not multiplied by the world size": lambda: mock.patch.object(diffcse, "world_size", lambda: 1),
+    "the loss is not multiplied by the world size": lambda: mock.patch.object(
+        ReplacedTokens, "__call__", _unmultiplied
+    ),
     "batch normalisation sees only its own rank": lambda: mock.patch.object(
-        projection, "gather_rows", lambda rows: rows
+        projection, "gather_rows", lambda rows, ranks: rows
     ),
 }
 
@@ -138,7 +154,7 @@ def _engine_gradients() -> dict[tuple[int, str], Gradients]:
         for precision in ("fp32", "bf16"):
             autocast = {"enabled": precision == "bf16", "dtype": "bfloat16"}
             engine, chunks, edited = _engine(stage, {"torch_autocast": autocast})
-            engine.backward(engine(chunks, edited).loss)
+            engine.backward(engine(Objective(SAMPLED).step, chunks, edited).loss)
             gradients = {name: safe_get_full_grad(p) for name, p in engine.module.named_parameters()}
             found[stage, precision] = {name: gradient.float().clone() for name, gradient in gradients.items()}
     return found
@@ -151,7 +167,7 @@ def _losses_with_bfloat16_weights() -> dict[int, list[float]]:
         engine, chunks, edited = _engine(stage, {"bf16": {"enabled": True}})
         losses[stage] = []
         for _ in range(3):
-            loss = engine(chunks, edited).loss
+            loss = engine(Objective(SAMPLED).step, chunks, edited).loss
             engine.backward(loss)
             engine.step()
             losses[stage].append(float(distributed.all_mean(loss)))
@@ -160,29 +176,39 @@ def _losses_with_bfloat16_weights() -> dict[int, list[float]]:
 
 @pytest.fixture(scope="module")
 def engine_gradients(tmp_path_factory):
-    return {size: run_ranks(_engine_gradients, size, tmp_path_factory.mktemp(f"ranks{size}"))[0] for size in (1, 2, 4)}
+    @cache
+    def of_ranks(size):
+        return run_ranks(_engine_gradients, size, tmp_path_factory.mktemp(f"ranks{size}"))[0]
+
+    return of_ranks
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+FOUR = pytest.param(4, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, FOUR])
 @pytest.mark.parametrize("stage", STAGES)
 def test_engine_gradients_in_float32_are_those_of_one_process_in_float64(engine_gradients, stage, world_size):
     truth = _objective_gradients(SAMPLED, "batchnorm", 2, torch.float64)
-    assert _largest_deviation(engine_gradients[world_size][stage, "fp32"], truth) < 5e-5
+    assert _largest_deviation(engine_gradients(world_size)[stage, "fp32"], truth) < 5e-5
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, FOUR])
 @pytest.mark.parametrize("stage", [0, 2])
 def test_engine_gradients_in_bfloat16_are_those_of_one_rank(engine_gradients, stage, world_size):
     # against one rank in bfloat16: what must not depend on ranks is the sum, not bfloat16's own rounding
-    one_rank = engine_gradients[1][stage, "bf16"]
+    one_rank = engine_gradients(1)[stage, "bf16"]
     truth = _objective_gradients(SAMPLED, "batchnorm", 2, torch.float64)
-    nonzero = {name for name, gradient in truth.items() if gradient.norm() > 1e-8}
-    found = engine_gradients[world_size][stage, "bf16"]
-    assert _largest_deviation({n: found[n] for n in nonzero}, {n: one_rank[n] for n in nonzero}) < 2e-2
+    nonzero = [name for name, gradient in truth.items() if gradient.norm() > 1e-8]
+    found, one_rank, truth = (
+        {name: gradients[name] for name in nonzero}
+        for gradients in (engine_gradients(world_size)[stage, "bf16"], one_rank, truth)
+    )
+    assert _largest_deviation(found, one_rank) < _largest_deviation(one_rank, truth) / 2
 
 
 def test_bfloat16_weights_train_at_every_stage(tmp_path):
-    truth = float(toy_model(SAMPLED).double()(*([part] for part in toy_chunk())).loss)
+    truth = float(toy_model(SAMPLED).double()(Objective(SAMPLED).step, *([part] for part in toy_chunk())).loss)
     for stage, losses in run_ranks(_losses_with_bfloat16_weights, 2, tmp_path)[0].items():
         assert losses[0] == pytest.approx(truth, rel=0.05), stage
         assert losses[2] < losses[0], stage

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diffcse_scale.recipe import shipped_recipes
+from diffcse_scale.recipe_file import shipped_recipes
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("ds_configs/*.md")])

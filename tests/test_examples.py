@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from tests.training.launch import ROOT, environment
+from tests.support.launch import ROOT, environment
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +50,14 @@ def test_notebook_and_the_same_call_again(tmp_path: Path):
     assert first.splitlines()[-1] == again.splitlines()[-1]
 
 
+def test_hook(tmp_path: Path):
+    """The hook lies beside the example, which is no folder of the package: the process that trains has to find it."""
+    printed = run("hook.py", str(tmp_path / "run"), DIFFCSE_CACHE=str(tmp_path / "cache"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 4
+    assert f"largest gradient norm: {max(row['gradient_norm'] for row in rows):.3f}" in printed
+
+
 def test_there_is_a_test_for_every_example():
     names = {file.stem for file in (ROOT / "examples").glob("*.py")}
-    assert names == {"plain_pytorch", "sentence_transformers_trainer", "notebook"}
+    assert names == {"plain_pytorch", "sentence_transformers_trainer", "notebook", "hook"}

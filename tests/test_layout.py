@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.forks import Fork
+from tests.support.launch import ROOT, environment
 
 
 def _python(code: str, *paths: Path) -> str:
@@ -48,40 +48,40 @@ def test_the_kernels_package_does_not_know_the_trainer():
         assert "diffcse_scale" not in file.read_text(encoding="utf-8"), file
 
 
+def test_a_folder_of_tests_holds_tests():
+    for file in (ROOT / "tests").rglob("*.py"):
+        place = file.relative_to(ROOT / "tests").parts[0]
+        assert place in ("support", "soak") or file.name.startswith("test_") or file.name == "conftest.py", file
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"^from tests\.(\w+\.)*(test_|conftest)", text, re.MULTILINE), file
+
+
 def test_only_one_module_names_collectives():
     for file in (ROOT / "diffcse_scale").rglob("*.py"):
-        if file.name not in ("distributed.py",):
+        if file.name not in ("distributed.py", "rendezvous.py"):
             text = file.read_text(encoding="utf-8")
             assert not re.search(r"import torch\.distributed|deepspeed\.comm|\bdist\.", text), file
 
 
-def test_a_training_rank_imports_no_library_of_what_comes_after_training():
-    code = "import runpy, sys; runpy.run_path('train.py', run_name='not main'); print(*sys.modules)"
+def _modules_of_a_rank() -> None:
+    runpy.run_path("train.py", run_name="not main")
+    print(*sys.modules)
+
+
+def test_a_training_rank_imports_no_library_of_what_comes_after_training(tmp_path):
+    rank = Fork(_modules_of_a_rank, output=tmp_path / "modules.txt", environment=environment(), cwd=ROOT)
+    assert rank.wait(100) == 0
     late = {"sentence_transformers", "sklearn", "mteb", "onnx", "onnxruntime", "faiss"}
-    assert late & set(_python(code).split()) == set()
+    modules = set((tmp_path / "modules.txt").read_text().split())
+    assert "diffcse_scale.training.trainer" in modules and not late & modules
 
 
 def test_recipes_and_configurations_are_found_from_any_folder(tmp_path):
     code = (
-        "from diffcse_scale.recipe import load_recipe; "
-        "from diffcse_scale.training.engine import load_deepspeed_config; "
+        "from diffcse_scale.recipe_file import load_recipe; "
+        "from diffcse_scale.engine.config_file import load_deepspeed_config; "
         "print(load_recipe('quickstart').name, load_deepspeed_config(None)['zero_optimization']['stage'])"
     )
-    command = [sys.executable, "-c", f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'kernels')!r}]; {code}"]
-    output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert "quickstart 2" in output
-
-
-@pytest.mark.slow
-def test_an_installed_wheel_trains_without_the_repository(tmp_path):
-    built = tmp_path / "built"
-    shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".venv", ".git", "runs", "build"))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "--target", str(built), str(tmp_path / "source")], check=True)
-    arguments = ["train", "--processes", "1", "max_steps=2", "data.limit=128", "evaluation.data=null"]
-    code = f"import sys; sys.path.insert(0, {str(built)!r}); from diffcse_scale.cli import main; main()"
-    environment = {**os.environ, "PYTHONPATH": str(built), "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, "-c", code, *arguments, "--output", str(tmp_path / "run")]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    fork = Fork(exec, code, output=tmp_path / "output.txt", environment=environment(), cwd=tmp_path)
+    assert fork.wait(100) == 0
+    assert "quickstart 2" in (tmp_path / "output.txt").read_text()

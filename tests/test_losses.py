@@ -12,8 +12,8 @@ from torch import Tensor
 
 from diffcse_scale.export import export_sentence_transformer
 from diffcse_scale.losses import MultipleNegativesRankingLoss
-from tests.ranks import run_ranks
-from tests.tiny_models import tiny_bert, tiny_tokenizer
+from tests.support.ranks import run_ranks
+from tests.support.tiny_models import tiny_bert, tiny_tokenizer
 
 BOTH = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import get_args
 
 import pytest
+import yaml
 
-from diffcse_scale.errors import InputError
-from diffcse_scale.recipe import Recipe, load_recipe, shipped_recipes
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.unique_keys import load_yaml
+from diffcse_scale.recipe import ObjectiveRecipe, Recipe
+from diffcse_scale.recipe_file import load_recipe, shipped_recipes
 
 NAMES = [
     "quickstart",
@@ -45,14 +50,44 @@ def test_official_recipe_has_the_official_settings():
     assert recipe.model.projection == "batchnorm"
 
 
+# what a recipe names, or what changes no result: all else in a file is a choice
+NO_CHOICES = {
+    *("name", "seed", "log_every", "checkpoint_every", "data.files", "evaluation.data"),
+    *("model.encoder", "model.discriminator", "model.generator"),
+    *("model.gradient_checkpointing", "model.lora.base", "batch.chunk"),
+}
+SOURCES = re.compile("official (README|program)|the paper's words|SimCSE's|not verified")
+
+
+def _choices(node: yaml.MappingNode, lines: list[str], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Each choice of a recipe file, and the comment behind it."""
+    for key, value in node.value:
+        path = prefix + key.value
+        if isinstance(value, yaml.MappingNode):
+            yield from _choices(value, lines, f"{path}.")
+        elif path not in NO_CHOICES:
+            yield path, lines[value.end_mark.line][value.end_mark.column :]
+
+
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
-def test_a_shipped_recipe_says_where_a_setting_is_not_a_published_one(name):
-    objective = load_recipe(name).objective
+def test_every_choice_of_a_shipped_recipe_has_its_source_or_is_not_verified(name):
     text = shipped_recipes()[name]
-    if objective.fidelity == "sampled" and objective.rtd_weight > 0 and name != "quickstart":
-        assert "ot published" in text
-    if "Qwen3" in text or "ModernBERT" in text:
-        # no dropout of their own: without a word both views of a sentence would be equal
+    choices = dict(_choices(yaml.compose(text), text.splitlines()))
+    assert {"objective.temperature", "objective.rtd_weight", "optimizer.learning_rate", "epochs"} <= choices.keys()
+    source = re.compile("chosen here") if name == "quickstart" else SOURCES
+    assert {path: comment for path, comment in choices.items() if not source.search(comment)} == {}
+
+
+@pytest.mark.parametrize("name", sorted(set(shipped_recipes()) - {"quickstart", "simcse_bert_base"}))
+def test_lambda_is_the_published_one_in_the_fidelity_of_the_recipe(name):
+    objective = load_recipe(name).objective
+    assert objective.rtd_weight == {"official": 0.005, "sampled": 0.0041}[objective.fidelity]
+    assert ObjectiveRecipe().rtd_weight == 0.0041
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_a_shipped_recipe_sets_dropout_where_the_family_is_published_without(name):
+    if "Qwen3" in shipped_recipes()[name] or "ModernBERT" in shipped_recipes()[name]:
         assert load_recipe(name).model.dropout
 
 
@@ -123,6 +158,20 @@ def test_differences_name_the_fields_that_differ():
     assert mine.differences(mine.model_dump(mode="json")) == []
 
 
+def test_a_field_that_an_older_recipe_does_not_have_differs_only_from_its_default():
+    older = load_recipe("quickstart").model_dump(mode="json")
+    del older["optimizer"]["eps"], older["model"]["lora"]
+    assert load_recipe("quickstart").differences(older) == []
+    assert load_recipe("quickstart", ["optimizer.eps=1e-6"]).differences(older) == ["optimizer.eps: 1e-06, not 1e-08"]
+    assert "model.lora.rank: 16, not None" in load_recipe("quickstart", ["model.lora={}"]).differences(older)
+
+
+def test_a_field_that_this_version_does_not_know_is_a_difference():
+    newer = load_recipe("quickstart").model_dump(mode="json")
+    newer["optimizer"]["sharpness"] = 0.1
+    assert load_recipe("quickstart").differences(newer) == ["optimizer.sharpness: None, not 0.1"]
+
+
 def _undocumented(section, prefix=""):
     for name, field in section.model_fields.items():
         inner = [a for a in (field.annotation, *get_args(field.annotation)) if hasattr(a, "model_fields")]
@@ -134,3 +183,19 @@ def _undocumented(section, prefix=""):
 
 def test_every_field_that_is_not_self_evident_is_documented():
     assert list(_undocumented(Recipe)) == []
+
+
+def test_a_key_given_twice_is_refused_with_the_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(shipped_recipes()["quickstart"] + "\nseed: 1\nseed: 2\n")
+    with pytest.raises(InputError, match=r"mine\.yaml: key 'seed' is given twice, again in line \d+"):
+        load_recipe(str(path))
+
+
+def test_a_key_given_twice_in_an_override_is_refused():
+    with pytest.raises(InputError, match=r"'batch=.*: key 'sentences' is given twice\.$"):
+        load_recipe("quickstart", ["batch={sentences: 8, sentences: 16}"])
+
+
+def test_a_yaml_merge_may_be_overridden():
+    assert load_yaml("a: &a {x: 1, y: 1}\nb: {<<: *a, y: 2}")["b"] == {"x": 1, "y": 2}

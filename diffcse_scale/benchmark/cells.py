@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,16 +15,15 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from diffcse_scale.environment import native_bfloat16
-from diffcse_scale.errors import InputError
+from diffcse_scale.benchmark.grid import Cell, check_text
+from diffcse_scale.foundation.environment import native_bfloat16
+from diffcse_scale.foundation.errors import InputError, nearest
 from diffcse_scale.model.backbone import load_tokenizer, resolve
 from diffcse_scale.model.compiled import check_compile
-from diffcse_scale.recipe import EMBEDDED, DataRecipe, Recipe, nearest
-from diffcse_scale.shipped import shipped
+from diffcse_scale.recipe import EMBEDDED, DataRecipe
 from diffcse_scale.text.batches import Batches
 from diffcse_scale.text.tokenizers import Tokenizers
 from diffcse_scale.text.tokens import tokenize
-from diffcse_scale.training.engine import load_deepspeed_config
 
 # shapes of encoder and generator, with random weights: time does not depend on what a network has learnt
 SHAPES: dict[str, tuple[PreTrainedConfig, PreTrainedConfig]] = {
@@ -40,72 +37,6 @@ SHAPES: dict[str, tuple[PreTrainedConfig, PreTrainedConfig]] = {
         DistilBertConfig(dim=512, n_layers=2, n_heads=8, hidden_dim=2048),
     ),
 }
-PRECISIONS = ("fp32", "bf16")
-OURS = "diffcse-scale"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One setting of everything that a step's time depends on.
-
-    Attributes:
-        implementation: ours, or a baseline's name.
-        backbone: a key of `SHAPES`, or a model folder or Hub name whose configuration is taken.
-        sentences: the global batch.
-        length: tokens of every sentence, or the most that a sentence of `text` keeps.
-        precision: `fp32`, or `bf16` for products of what is trained (weights stay float32).
-        generator_precision: the same for the generator.
-        chunk: sentences of a share whose activations are alive at once; None for all.
-        ranks: processes.
-        text: a corpus file; None for sentences that all have `length` tokens.
-        tokenizer: of `text`.
-        rtd_weight: 0 leaves generator and discriminator out.
-        packed: False computes padding too.
-        compiled: layers go through torch.compile.
-        zero_stage: of ours.
-        returns_memory: freed blocks go back to the system at once: less memory, more time (`host_memory`).
-    """
-
-    implementation: str = OURS
-    backbone: str = "bert-base"
-    sentences: int = 64
-    length: int = 32
-    precision: str = "fp32"
-    generator_precision: str = "fp32"
-    chunk: int | None = None
-    ranks: int = 1
-    text: str | None = None
-    tokenizer: str | None = None
-    rtd_weight: float = 0.005
-    packed: bool = True
-    returns_memory: bool = False
-    compiled: bool = False
-    zero_stage: int = 2
-
-    @property
-    def ours(self) -> bool:
-        """Whether it is no baseline."""
-        return self.implementation == OURS
-
-    def recipe(self) -> Recipe:
-        """The recipe that trains so. Its names of networks are never loaded."""
-        values: dict[str, Any] = {
-            "name": "benchmark",
-            "epochs": 1e6,
-            "model": {"encoder": EMBEDDED, "generator": EMBEDDED, "compile": self.compiled},
-            "data": {"files": self.text or EMBEDDED, "max_length": self.length},
-            "batch": {"sentences": self.sentences, "chunk": self.chunk, "packed": self.packed},
-            # the official arithmetic pads all sentences to the longest of the batch
-            "objective": {"rtd_weight": self.rtd_weight, "fidelity": "sampled" if self.ours else "official"},
-            "optimizer": {"learning_rate": 7e-6},
-        }
-        return Recipe.model_validate(values)
-
-    def deepspeed_config(self) -> dict[str, Any]:
-        """The stage's shipped one, with or without reduced products."""
-        autocast = {"enabled": self.precision == "bf16", "dtype": "bfloat16"}
-        config = load_deepspeed_config(shipped("ds_configs") / f"zero{self.zero_stage}.json")
-        return {**config, "torch_autocast": autocast}
 
 
 def configurations(backbone: str) -> tuple[PreTrainedConfig, PreTrainedConfig]:
@@ -187,10 +118,7 @@ def check(cells: Sequence[Cell]) -> None:
     """
     for cell in cells:
         config, _ = configurations(cell.backbone)
-        if cell.text is not None and not Path(cell.text).is_file():
-            raise InputError(f"Text {cell.text} is no file; give one sentence a line, or leave --text out.")
-        if cell.text is not None and cell.tokenizer is None:
-            raise InputError("--text needs --tokenizer: the tokenizer's folder or Hub name.")
+        check_text(cell.text, cell.tokenizer)
         if cell.tokenizer is not None and len(load_tokenizer(cell.tokenizer)) > config.vocab_size:
             raise InputError(
                 f"Tokenizer {cell.tokenizer} has more tokens than the {config.vocab_size:,} of {cell.backbone}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,71 +11,30 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from diffcse_scale.benchmark.cells import OURS, PRECISIONS, Cell, check
+from diffcse_scale.benchmark.cells import check
+from diffcse_scale.benchmark.grid import Cell
 from diffcse_scale.benchmark.phases import PHASES
-from diffcse_scale.benchmark.step import maker, measure
-from diffcse_scale.environment import environment
-from diffcse_scale.errors import InputError
+from diffcse_scale.benchmark.step_cell import is_trace, measure
+from diffcse_scale.foundation.environment import environment
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.ownership import check_file
 
 Row = dict[str, Any]
 
 
-def grid(
-    implementations: Sequence[str],
-    backbones: Sequence[str],
-    sentences: Sequence[int],
-    lengths: Sequence[int],
-    precisions: Sequence[str],
-    chunks: Sequence[int],
-    compiled: bool = False,
-    zero_stage: int = Cell.zero_stage,
-    **same: Any,
-) -> list[Cell]:
-    """All combinations; a chunk of 0 is none.
-
-    Baselines are measured once for each backbone, batch, length and precision: they have no chunks. Where
-    sentence-transformers is one of them, ours is measured without RTD too, which is what it has to be compared with.
-
-    Raises:
-        InputError: a value that cannot be measured.
-    """
-    if unknown := [precision for precision in precisions if precision not in PRECISIONS]:
-        raise InputError(f"Precision {unknown[0]!r} is not known; there are {', '.join(PRECISIONS)}.")
-    for implementation in implementations:
-        maker(implementation)
-    contrastive = "sentence-transformers"
-    cells = []
-    for backbone, size, length, precision in itertools.product(backbones, sentences, lengths, precisions):
-        for implementation, chunk in itertools.product(implementations, chunks):
-            if implementation != OURS and (chunk != chunks[0] or same.get("ranks", 1) > 1):
-                continue
-            of_ours: dict[str, Any] = {"chunk": chunk or None, "compiled": compiled, "zero_stage": zero_stage}
-            weights = [0.0] if implementation == contrastive else [Cell.rtd_weight]
-            if implementation == OURS and contrastive in implementations:
-                weights.append(0.0)
-            cells += [
-                Cell(
-                    implementation,
-                    backbone,
-                    size,
-                    length,
-                    precision,
-                    rtd_weight=weight,
-                    **(of_ours if implementation == OURS else {}),
-                    **same,
-                )
-                for weight in weights
-            ]
-    check(cells)
-    return cells
-
-
-def benchmark_step(cells: Sequence[Cell], steps: int, json_file: Path | None = None, trace: Path | None = None) -> None:
+def benchmark_step(
+    cells: Sequence[Cell],
+    steps: int,
+    json_file: Path | None = None,
+    trace: Path | None = None,
+    overwrite: bool = False,
+) -> None:
     """Measure cells one after another, print a table, and append rows to a file as they come.
 
     Args:
         steps: measured in each cell, after one that warms up.
         trace: a Chrome trace of one step, of one cell only.
+        overwrite: replace the file of the trace whatever it is.
 
     Raises:
         InputError: a trace of several cells, or files that cannot be written.
@@ -84,8 +42,13 @@ def benchmark_step(cells: Sequence[Cell], steps: int, json_file: Path | None = N
     if trace is not None and len(cells) > 1:
         raise InputError(f"--profile writes the trace of one step, and {len(cells)} cells were asked for.")
     for path in (json_file, trace):
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        if path is not None and not path.parent.is_dir():
             raise InputError(f"{path} cannot be written; give the name of a file in a folder that exists.")
+    if trace is not None:
+        check_file(trace, "a trace of diffcse-scale benchmark", is_trace, overwrite)
+    if json_file is not None:
+        check_rows(json_file)
+    check(cells)
     console = Console()
     rows = []
     for number, cell in enumerate(cells, start=1):
@@ -96,6 +59,20 @@ def benchmark_step(cells: Sequence[Cell], steps: int, json_file: Path | None = N
             with json_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
     print_rows(rows, console)
+
+
+def check_rows(file: Path) -> None:
+    """Raises InputError where rows cannot be appended to a file, or there are other things in it."""
+
+    def known(file: Path) -> bool:
+        with file.open("rb") as rows:
+            first = rows.readline(2**20)
+        try:
+            return {"implementation", "backbone", "sentences"} <= json.loads(first).keys()
+        except (ValueError, AttributeError):
+            return False
+
+    check_file(file, "a file of such rows", known, overwrite=None)
 
 
 def describe(cell: Cell) -> str:

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from diffcse_scale.model.diffcse import DiffCSE
 from diffcse_scale.model.generator import Generator
+from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.text.batches import Batch
 
 
-def step_flop(model: DiffCSE, generator: Generator | None, batch: Batch) -> float:
+def step_flop(model: DiffCSENetworks, generator: Generator | None, batch: Batch) -> float:
     """Floating-point operations that a share of a batch cannot do without.
 
     Matrix products only: of real tokens; forward and backward (three times the forward) of what is trained; of the

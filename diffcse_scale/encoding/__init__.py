@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffcse_scale.encoding.options import EncodeOptions
+from diffcse_scale.encoding.encode_options import EncodeOptions
 
 __all__ = ["EncodeOptions", "encode", "load"]
 

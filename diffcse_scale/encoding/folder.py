@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from diffcse_scale.encoding.encoder import Floats
-from diffcse_scale.encoding.manifest import Manifest, read_manifest
+from diffcse_scale.encoding.folder_manifest import Manifest, read_manifest
 from diffcse_scale.encoding.rows import open_rows
-from diffcse_scale.encoding.shards import Matrix, read_shard, read_texts
+from diffcse_scale.encoding.shard_files import Floats, Matrix, read_shard, read_texts
 from diffcse_scale.encoding.stored import restore
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 
 
 class Embeddings:

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from diffcse_scale.encoding.encoder import Floats, choose_batch_tokens, choose_precision
-from diffcse_scale.encoding.manifest import FORMAT, WHERE, Manifest, begun, model_fingerprint
-from diffcse_scale.encoding.options import EncodeOptions
+from diffcse_scale.encoding.encode_options import EncodeOptions
+from diffcse_scale.encoding.folder_manifest import FORMAT, WHERE, Manifest, begun, model_fingerprint
 from diffcse_scale.encoding.rows import open_rows
+from diffcse_scale.encoding.shard_files import Floats
 from diffcse_scale.encoding.stored import ranges_of
+from diffcse_scale.encoding.window_encoder import choose_batch_tokens, choose_precision
 from diffcse_scale.encoding.work import Job, choose_devices, run, threads_of
-from diffcse_scale.errors import InputError
-from diffcse_scale.loading import model_folder
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model_folder.layout import model_folder
 
 STORAGE = ("window", "format", "dtype", "keep_text")
 COMPUTATION = ("max_length", "prompt_name")
@@ -57,7 +58,7 @@ def encode(options: EncodeOptions, progress: bool = True) -> str:
         "pooling": options.pooling,
         **computation,
     }
-    with begun(Path(options.output), facts) as manifest:
+    with begun(Path(options.output), facts, options.overwrite, [folder, *rows.names]) as manifest:
         if not manifest.pending:
             return f"Nothing to do: {_summary(manifest)}"
         job = Job(

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from diffcse_scale.encoding.encoder import Floats, check_prompt
 from diffcse_scale.encoding.folder import Embeddings, load
-from diffcse_scale.encoding.manifest import WHERE, model_fingerprint
+from diffcse_scale.encoding.folder_manifest import WHERE, model_fingerprint
 from diffcse_scale.encoding.search import make_search
-from diffcse_scale.errors import InputError
-from diffcse_scale.loading import load_model, model_folder, quiet_transformers
+from diffcse_scale.encoding.shard_files import Floats
+from diffcse_scale.encoding.window_encoder import check_prompt
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model_folder.layout import model_folder
+from diffcse_scale.model_folder.load import load_model, quiet_transformers
 
 
 def answer(

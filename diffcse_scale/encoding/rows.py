@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ import datasets
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.cache import cache_folder, locked, workers
 from diffcse_scale.text.corpus import Flaw, corpus_fingerprint
+from diffcse_scale.text.formats import LINE, Parse
+from diffcse_scale.text.remote import origin
 from diffcse_scale.text.sources import find_sources
 
 
@@ -23,13 +24,13 @@ class Part:
 
     Attributes:
         rows: memory-mapped.
-        column: the one that holds the sentences, or JSON objects that hold them.
-        key: of the sentence in a JSON object; None where the column holds the sentences.
+        column: the one that holds the sentences.
+        parse: where the rows are lines: what finds the column in one.
     """
 
     rows: datasets.Dataset
     column: str
-    key: str | None
+    parse: Parse | None
 
 
 class Rows:
@@ -38,7 +39,7 @@ class Rows:
     Every row of the input is a row here: none is dropped, so that numbers stay what they are in the files.
 
     Attributes:
-        names: of the files, absolute: `open_rows` finds the same rows by them from anywhere.
+        names: of the files, absolute paths or addresses: `open_rows` finds the same rows by them from anywhere.
         identity: JSON-serialisable; changes when a file (path, size, time) does.
     """
 
@@ -53,7 +54,7 @@ class Rows:
     def read(self, start: int, stop: int) -> tuple[list[str], Counter[str]]:
         """Sentences of rows `start` to `stop` - 1, and how many of them are empty, undecodable or malformed.
 
-        Bytes that are no UTF-8 are U+FFFD; a missing value or a line that is no JSON object with text is "".
+        Bytes that are no UTF-8 are U+FFFD; a missing value or a malformed line is "".
         """
         texts: list[str] = []
         flaws: Counter[str] = Counter()
@@ -61,8 +62,8 @@ class Rows:
             index = bisect_right(self._ends, start)
             part, first = self._parts[index], self._ends[index - 1] if index else 0
             end = min(stop, self._ends[index])
-            for value in part.rows[start - first : end - first][part.column]:
-                text, flaw = _plain(value) if part.key is None else _parsed(value or "", part.key)
+            for value in part.rows[start - first : end - first][LINE if part.parse else part.column]:
+                text, flaw = _parsed(value or "", part.column, part.parse) if part.parse else _plain(value)
                 texts.append(text)
                 flaws.update([flaw.name.lower()] if flaw else ())
             start = end
@@ -83,11 +84,13 @@ def open_rows(entries: list[str], column: str | None = None) -> Rows:
     sources = find_sources(data.files)
     folder = cache_folder(data) / f"rows-{corpus_fingerprint(data)}"
     parts = []
+    for source in sources:
+        source.check()
     with locked(folder):
         for index, source in enumerate(sources):
             rows, (name,) = source.read(data.columns, folder / f"source-{index}", workers(data))
-            parts.append(Part(rows, "text", name) if source.format == "json" else Part(rows, name, None))
-    names = [name for source in sources for name in source.names]
+            parts.append(Part(rows, name, source.parse))
+    names = [origin(name) for source in sources for name in source.names]
     return Rows(parts, names, [source.identity() for source in sources])
 
 
@@ -98,14 +101,10 @@ def _plain(value: str | None) -> tuple[str, Flaw]:
     return text, Flaw.UNDECODABLE if "\ufffd" in text or "\0" in text else Flaw.NONE
 
 
-def _parsed(line: str, key: str) -> tuple[str, Flaw]:
-    if not line.strip():
-        return "", Flaw.EMPTY
+def _parsed(line: str, column: str, parse: Parse) -> tuple[str, Flaw]:
     try:
-        value = json.loads(line).get(key)
-    except (ValueError, AttributeError):  # no JSON, no object
-        return "", Flaw.MALFORMED
-    if value is not None and not isinstance(value, str):
+        (value,) = parse(line, [column])
+    except ValueError:
         return "", Flaw.MALFORMED
     # JSON can escape half characters (lone surrogates), which no tokenizer takes
     return _plain((value or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace"))

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcse_scale.encoding.encoder import Floats
 from diffcse_scale.encoding.folder import Embeddings
-from diffcse_scale.encoding.manifest import JOURNAL
-from diffcse_scale.errors import InputError
+from diffcse_scale.encoding.folder_manifest import JOURNAL
+from diffcse_scale.encoding.shard_files import Floats
+from diffcse_scale.foundation.errors import InputError
 
 BLOCK = 16_384  # rows that are float32 at once
 SMALLEST_NORM = np.float32(1e-30)
@@ -37,7 +37,10 @@ def unit(vectors: Floats) -> Floats:
 
 
 def exact(embeddings: Embeddings) -> Search:
-    """Compares every row; holds a block of rows and q x (block + k) cosines at a time. Equal cosines by row number."""
+    """Compares every row; holds a block of rows and q x (block + k) cosines at a time. Equal cosines by row number.
+
+    (sentence-transformers' `semantic_search` takes all rows in one tensor, and leaves the order of equal cosines open.)
+    """
 
     def search(queries: Floats, k: int) -> tuple[Floats, NDArray[np.int64]]:
         queries = unit(queries)
@@ -85,14 +88,19 @@ def approximate(embeddings: Embeddings, kind: str, folder: Path) -> Search:
     return search
 
 
+def check_index(kind: str) -> None:
+    """Raises InputError unless `INDEXES` has it."""
+    if kind not in INDEXES:
+        raise InputError(f"There is no index {kind!r}; there are {', '.join(INDEXES)}.")
+
+
 def make_search(embeddings: Embeddings, kind: str, folder: Path) -> Search:
     """The search that one of `INDEXES` names.
 
     Raises:
         InputError: no such index, or as `approximate`.
     """
-    if kind not in INDEXES:
-        raise InputError(f"There is no index {kind!r}; there are {', '.join(INDEXES)}.")
+    check_index(kind)
     return exact(embeddings) if kind == "exact" else approximate(embeddings, kind, folder)
 
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sentence_transformers.util.quantization import quantize_embeddings
 
-from diffcse_scale.encoding.encoder import Floats
+from diffcse_scale.encoding.shard_files import Floats
 
 PRECISIONS = {"int8": "int8", "binary": "ubinary"}
 """Our names and those of sentence-transformers."""
@@ -27,6 +26,8 @@ def store(embeddings: Floats, dtype: str, ranges: Floats | None = None) -> NDArr
         ranges: for int8; values outside are stored as the nearest inside.
     """
     if dtype in PRECISIONS:
+        from sentence_transformers.util.quantization import quantize_embeddings  # takes seconds
+
         return quantize_embeddings(embeddings, PRECISIONS[dtype], ranges=ranges)
     return embeddings.astype(dtype)
 

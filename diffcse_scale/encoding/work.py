@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -14,14 +15,18 @@ from typing import Any
 
 import torch
 
-from diffcse_scale.encoding.encoder import Floats, Window, WindowEncoder
+from diffcse_scale.encoding.behind import Behind
 from diffcse_scale.encoding.rows import Rows
-from diffcse_scale.encoding.shards import write_shard
+from diffcse_scale.encoding.shard_files import Floats, write_shard
 from diffcse_scale.encoding.stored import store
-from diffcse_scale.errors import InputError
-from diffcse_scale.evaluation.encoder import parse_devices
-from diffcse_scale.loading import load_model, quiet_transformers
+from diffcse_scale.encoding.window_encoder import Window, WindowEncoder
+from diffcse_scale.evaluation.sentence_encoder import parse_devices
+from diffcse_scale.foundation.devices import device_error, left_idle
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model_folder.load import load_model, quiet_transformers
 from diffcse_scale.text.prefetch import prefetch
+
+log = logging.getLogger(__name__)
 
 MOST_CPU_PROCESSES = 8  # each has the interpreter, torch and the weights; the cores are divided among them
 
@@ -54,7 +59,8 @@ class Job:
         if device == "cpu":
             torch.set_num_threads(threads)
         quiet_transformers()
-        model, _ = load_model(self.model, self.pooling)
+        # on the CPU first: by itself it would be loaded onto the first accelerator, by every process
+        model, _ = load_model(self.model, self.pooling, device="cpu")
         return WindowEncoder(model, torch.device(device), **self.encoder)
 
 
@@ -74,6 +80,8 @@ def choose_devices(wanted: str, windows: int) -> list[str]:
         assert kind is not None
         devices = [f"{kind.type}:{index}" for index in range(torch.accelerator.device_count())]
     else:
+        if found := left_idle():
+            log.warning("Encoding is on the CPU, though this machine has %s: %s.", found, device_error())
         devices = ["cpu"] * min(_cores(), MOST_CPU_PROCESSES)
     return devices[: max(1, windows)]
 
@@ -158,7 +166,7 @@ def _end_with_parent() -> None:
 
 
 def _work(job: Job, device: str, threads: int, take: Callable[[], int | None], report: Report) -> None:
-    """Encode windows until `take` gives None; the next one is read and tokenized meanwhile."""
+    """Encode windows until `take` gives None; meanwhile the next one is tokenized, and the one before is written."""
     encoder = job.open_encoder(device, threads)
 
     def prepare(_: int) -> tuple[int, list[str], dict[str, int], Window] | None:
@@ -169,21 +177,32 @@ def _work(job: Job, device: str, threads: int, take: Callable[[], int | None], r
         texts, flaws = job.rows.read(rows.start, rows.stop)
         return index, texts, dict(sorted(flaws.items())), encoder.prepare(texts)
 
-    with prefetch(prepare, 0, len(job.pending), depth=1) as windows:
+    with (
+        prefetch(prepare, 0, len(job.pending), depth=1) as windows,
+        Behind[dict[str, Any]](lambda shard: report(0, 0, shard)) as writer,
+    ):
+
+        def progress(count: int, tokens: int) -> None:
+            report(count, tokens, None)
+            writer.look()
+
         for item in windows:
             if item is None:
                 return
             index, texts, flaws, window = item
-            number, rows, file = job.pending[index]
             try:
-                embeddings = encoder.encode(window, lambda count, tokens: report(count, tokens, None))
+                embeddings = encoder.encode(window, progress)
             except torch.OutOfMemoryError:
                 raise InputError(f"{device} has too little memory; lower --batch-tokens and begin anew.") from None
-            written = write_shard(
-                file, rows.start, store(embeddings, job.dtype, job.ranges), texts if job.keep_text else None
-            )
-            about = {"shard": number, "rows": len(rows), "dimension": embeddings.shape[1], "flaws": flaws}
-            report(0, 0, {**about, **written})
+            writer.submit(_write, job, index, embeddings, texts, flaws)
+
+
+def _write(job: Job, index: int, embeddings: Floats, texts: list[str], flaws: dict[str, int]) -> dict[str, Any]:
+    """Write a window's shard; the facts about it."""
+    number, rows, file = job.pending[index]
+    stored = store(embeddings, job.dtype, job.ranges)
+    written = write_shard(file, rows.start, stored, texts if job.keep_text else None)
+    return {"shard": number, "rows": len(rows), "dimension": embeddings.shape[1], "flaws": flaws, **written}
 
 
 def _cores() -> int:

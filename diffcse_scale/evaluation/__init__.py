@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from diffcse_scale.evaluation.encoder import Encode
 from diffcse_scale.evaluation.geometry import evaluate_geometry
 from diffcse_scale.evaluation.scores import Results, Score
+from diffcse_scale.evaluation.sentence_encoder import Encode
 from diffcse_scale.evaluation.sts import evaluate_sts, spearman
 from diffcse_scale.evaluation.tasks import STS_TASKS, GradedPair, TaskPairs, load_sts, read_pairs
 from diffcse_scale.evaluation.transfer import evaluate_transfer

@@ -3,6 +3,7 @@
 Every score is computed again on `RESAMPLES` draws, with replacement, of a task's items. The draws are a function of the
 task's name and size alone, hence the same for every model: the difference of two models' values on one draw is a
 paired one, and tasks are drawn independently of each other, so that the mean over tasks has values of its own.
+(`scipy.stats.bootstrap` knows one score at a time, and draws anew for each.)
 
 Percentile intervals and bootstrap hypothesis tests: Efron & Tibshirani, An Introduction to the Bootstrap (1993),
 chapters 13 and 16.

@@ -9,12 +9,13 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from diffcse_scale.errors import InputError
-from diffcse_scale.evaluation.encoder import Once, on_devices, parse_devices
-from diffcse_scale.evaluation.results import as_json, as_table, comparison_as_json, model_titles, write_json
+from diffcse_scale.evaluation.recorded import COMMAND, as_text, check_recordable, record
+from diffcse_scale.evaluation.results import as_json, as_table, comparison_as_json, model_titles
 from diffcse_scale.evaluation.scores import Results
-from diffcse_scale.evaluation.suites import Subject, Suite, load_suites
-from diffcse_scale.loading import load_model, model_folder, run_of
+from diffcse_scale.evaluation.sentence_encoder import Once, on_devices, parse_devices
+from diffcse_scale.evaluation.suites import LoadedSuite, Subject, load_suites
+from diffcse_scale.foundation.ownership import WRITTEN_BY, check_file, json_of, write_file
+from diffcse_scale.model_folder.layout import check_pooling, model_folder, run_of
 
 LOG_WIDTH = 200  # columns where the output is no terminal: a table is not broken to fit 80
 
@@ -28,20 +29,22 @@ def evaluate_models(
     max_length: int | None = None,
     batch_size: int = 64,
     devices: str | None = None,
+    overwrite: bool = False,
 ) -> list[dict[str, Results]]:
     """Measure models on suites, print a table for each suite and write the JSON reports.
 
-    The results of a run's model, measured with its own pooling on a whole suite, go into `RUN/evaluation/SUITE.json` as
-    well, in the place of those of an earlier evaluation.
+    The results of a run's model, measured with its own pooling and length on a whole suite, are kept in the run as well
+    (`recorded`), in the place of those of an earlier evaluation on the same data.
 
     Args:
         models: runs, or folders written by sentence-transformers (`export` does) or by transformers; all others are
             compared with the first.
         data: see `load_suites`.
         suites: see `load_suites`.
-        pooling: cls, mean, last or first_last_mean. None for each folder's own, or cls where it has none.
+        pooling: as `load_model`. None for each folder's own, or cls where it has none.
         max_length: tokens a sentence; None for each model's own limit.
         devices: "cuda:0,cuda:1" or "cpu,cpu": a process on each. None for the model's own choice of one device.
+        overwrite: replace `json_file`, and files of these names in the run's `evaluation`, whatever they are.
 
     Returns:
         For each model its results by the name of the suite.
@@ -52,26 +55,29 @@ def evaluate_models(
     console = Console()
     if not console.is_terminal:
         console.width = LOG_WIDTH
-    if json_file is not None and Path(json_file).is_dir():
-        raise InputError(f"{json_file} is a folder; give the name of a JSON file.")
-    for model in models:
-        model_folder(model)
-    used = parse_devices(devices)
+    sources = [*map(model_folder, models), *([data] if data is not None and Path(data).exists() else [])]
+    if json_file is not None:
+        known = json_of(COMMAND, "reports", "comparisons")
+        check_file(Path(json_file), f"a report of {COMMAND}", known, overwrite, sources)
+    check_pooling(pooling)
     loaded = load_suites(suites, data)
+    used = parse_devices(devices)
+    runs = {model: run_of(model) for model in models} if pooling is None else {}
+    for suite in loaded:
+        for kept in filter(None, runs.values()):
+            check_recordable(kept, suite.name, suite.data, overwrite)
 
     titles, reports, results = [], [], []
     for model in models:
-        about, of_model = _measure(model, loaded, pooling, max_length, batch_size, used)
+        about, own_length, of_model = _measure(model, loaded, pooling, max_length, batch_size, used)
         titles.append(f"{model}, {about['pooling']}, at most {about['max_length']} tokens")
         results.append(of_model)
         for suite in loaded:
             report = as_json(of_model[suite.name], **about, data=str(data))
             reports.append(report)
-            run = run_of(model)
-            if run is not None and pooling is None and not suite.part:
-                kept = run / "evaluation" / f"{suite.name}.json"
-                write_json(report, kept)
-                console.print(escape(f"Written: {kept}"), soft_wrap=True)
+            run = runs.get(model)
+            if run is not None and not suite.part and about["max_length"] == own_length:
+                console.print(escape(f"Written: {record(run, report, suite.data)}"), soft_wrap=True)
 
     for title in model_titles(titles):
         console.print(escape(title), soft_wrap=True)
@@ -83,25 +89,29 @@ def evaluate_models(
             for model, of_model in zip(models[1:], results[1:], strict=True)
             for suite in loaded
         ]
-        write_json({"reports": reports, "comparisons": comparisons}, Path(json_file))
+        content = {WRITTEN_BY: COMMAND, "reports": reports, "comparisons": comparisons}
+        write_file(Path(json_file), as_text(content))
         console.print(escape(f"Written: {json_file}"), soft_wrap=True)
     return results
 
 
 def _measure(
     folder: str | Path,
-    suites: Sequence[Suite],
+    suites: Sequence[LoadedSuite],
     pooling: str | None,
     max_length: int | None,
     batch_size: int,
     devices: Sequence[str],
-) -> tuple[dict[str, Any], dict[str, Results]]:
-    """What was measured, for the reports, and a model's results by the name of the suite."""
+) -> tuple[dict[str, Any], int | None, dict[str, Results]]:
+    """What was measured, for the reports; the model's own length; and its results by the name of the suite."""
+    from diffcse_scale.model_folder.load import load_model  # takes seconds: the names were looked at before
+
     model, pooling = load_model(folder, pooling)
+    own_length = model.max_seq_length
     if max_length is not None:
         model.max_seq_length = max_length
     about = {"model": str(folder), "pooling": pooling, "max_length": model.max_seq_length}
     with on_devices(model, devices, batch_size) as arguments:
         encode = Once(lambda sentences: model.encode(sentences, **arguments))
         subject = Subject(model, encode, arguments)
-        return about, {suite.name: suite.measure(subject) for suite in suites}
+        return about, own_length, {suite.name: suite.measure(subject) for suite in suites}

@@ -10,24 +10,25 @@ Everything is in float64 and exact over all pairs of distinct sentences.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcse_scale.errors import InputError
 from diffcse_scale.evaluation import scores
 from diffcse_scale.evaluation.bootstrap import Floats, Statistic
-from diffcse_scale.evaluation.encoder import Encode, Once
 from diffcse_scale.evaluation.scores import Results, Score
+from diffcse_scale.evaluation.sentence_encoder import Encode, Once
 from diffcse_scale.evaluation.sts import similarities
 from diffcse_scale.evaluation.tasks import TaskPairs
+from diffcse_scale.foundation.errors import InputError
 
 POSITIVE = 4.0
 BANDS = ("0-1", "1-2", "2-3", "3-4", "4-5")  # of gold scores; 5 belongs to the last
 EDGES = np.linspace(-1, 1, 41)
-BLOCK = 1024  # rows of the matrix of all pairs that are alive at once
+BLOCK = 1024  # rows and columns of the matrix of all pairs that are alive at once
 COLLAPSED = 1e-12  # variance of a component that float32 embeddings have from rounding alone
 MEASURES = {
     "alignment": "mean squared distance of positive pairs",
@@ -87,14 +88,14 @@ def on_sphere(embeddings: np.ndarray) -> Floats:
 
 
 def uniformity_kernel(points: Floats) -> Floats:
-    """exp(-2 |x - y|^2), for each x [n] its mean over all y that are other rows. Memory: n x `BLOCK` numbers."""
+    """exp(-2 |x - y|^2), for each x [n] its mean over all y that are other rows. Memory: `BLOCK` x `BLOCK` numbers."""
     squares = np.einsum("nh,nh->n", points, points)
-    means = np.empty(len(points))
-    for start in range(0, len(points), BLOCK):
-        rows = slice(start, start + BLOCK)
-        kernel = np.exp(4 * (points[rows] @ points.T) - 2 * (squares[rows, None] + squares))
-        means[rows] = (kernel.sum(axis=1) - 1) / (len(points) - 1)  # 1: a row with itself
-    return means
+    sums = np.full(len(points), -1.0)  # a row with itself
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(points), BLOCK)]
+    for rows, others in itertools.product(blocks, blocks):
+        kernel = np.exp(4 * (points[rows] @ points[others].T) - 2 * (squares[rows, None] + squares[others]))
+        sums[rows] += kernel.sum(axis=1)
+    return sums / (len(points) - 1)
 
 
 def first_component_share(points: Floats) -> float:

@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, DatasetDict
-from sentence_transformers import SentenceTransformer
 
-from diffcse_scale.errors import InputError
 from diffcse_scale.evaluation.scores import Results, Score
+from diffcse_scale.foundation.errors import InputError
+
+if TYPE_CHECKING:  # a training rank need not import it
+    from sentence_transformers import SentenceTransformer
 
 
 def load_mteb(names: Sequence[str], folder: Path | None = None) -> list[Any]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from diffcse_scale.environment import environment
 from diffcse_scale.evaluation.scores import Difference, Results, Score, differences
+from diffcse_scale.foundation.environment import environment
 
 HEADINGS = {"dev": "DEV (for choosing)", "test": "TEST", "own": "OWN FILE"}
 
@@ -69,14 +66,6 @@ def comparison_as_json(results: Results, baseline: Results, **about: Any) -> dic
     """Differences of one model from another, with intervals and p-values; `about` is added (model, against)."""
     found = [vars(difference) for difference in differences(results, baseline)]
     return {"suite": results.suite, **about, "differences": found}
-
-
-def write_json(content: dict[str, Any], file: Path) -> None:
-    """Write a report in one piece, and the folder it goes into if need be; an earlier one is replaced."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    fresh.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(fresh, file)
 
 
 def _task_as_json(score: Score) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from scipy.stats import spearmanr
 
 from diffcse_scale.evaluation import scores
 from diffcse_scale.evaluation.bootstrap import rank_correlation
-from diffcse_scale.evaluation.encoder import Encode, Once
 from diffcse_scale.evaluation.scores import Results, Score
+from diffcse_scale.evaluation.sentence_encoder import Encode, Once
 from diffcse_scale.evaluation.tasks import STS_TASKS, GradedPair, TaskPairs
 
 MEASURE = "Spearman x 100"
@@ -21,6 +21,8 @@ MEAN = "mean of the seven test sets"
 # Cosines of float32 vectors carry errors of about 1e-7: a spread below this ranks rounding noise.
 RESOLUTION = 1e-6
 
+BLOCK = 4096  # pairs
+
 
 def evaluate_sts(encode: Encode, tasks: Sequence[TaskPairs]) -> Results:
     """Measure an encoder on tasks. Each distinct sentence is encoded once over all tasks.
@@ -28,7 +30,7 @@ def evaluate_sts(encode: Encode, tasks: Sequence[TaskPairs]) -> Results:
     The mean is over STS12-16, STS-B test and SICK-R test, and there only if all seven were measured.
     """
     encode = Once(encode)
-    encode([sentence for task in tasks for pair in task.pairs for sentence in pair[1:]])
+    encode.remember([sentence for task in tasks for pair in task.pairs for sentence in pair[1:]])
     measured = {task.name: _task_score(encode, task) for task in tasks}
     seven = [measured.get(task.name) for task in STS_TASKS if task.split == "test"]
     complete = [score for score in seven if score is not None]
@@ -48,11 +50,14 @@ def spearman(encode: Encode, pairs: Sequence[GradedPair]) -> float:
     return math.nan if _undefined(human, similarity) else _spearman(human, similarity)
 
 
-def similarities(encode: Encode, pairs: Sequence[GradedPair]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Human scores and cosines of graded pairs, both [pairs]."""
-    sentences = [sentence for pair in pairs for sentence in pair[1:]]
-    embeddings = encode(sentences)
-    return np.array([pair[0] for pair in pairs], dtype=np.float64), cosine(embeddings[::2], embeddings[1::2])
+def similarities(encode: Once, pairs: Sequence[GradedPair]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Human scores and cosines of graded pairs, both [pairs]; of a block of pairs the vectors are copied at a time."""
+    encode.remember([sentence for pair in pairs for sentence in pair[1:]])
+    cosines = []
+    for start in range(0, len(pairs), BLOCK):
+        vectors = encode([sentence for pair in pairs[start : start + BLOCK] for sentence in pair[1:]])
+        cosines.append(cosine(vectors[::2], vectors[1::2]))
+    return np.array([pair[0] for pair in pairs], dtype=np.float64), np.concatenate(cosines)
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> NDArray[np.float64]:
@@ -63,7 +68,7 @@ def cosine(first: np.ndarray, second: np.ndarray) -> NDArray[np.float64]:
     return np.divide(products, norms, out=np.zeros_like(products), where=norms != 0)
 
 
-def _task_score(encode: Encode, task: TaskPairs) -> Score:
+def _task_score(encode: Once, task: TaskPairs) -> Score:
     remark = scores.size_remark(len(task.pairs), task.standard_pairs, "pairs")
     human, similarity = similarities(encode, task.pairs)
     if undefined := _undefined(human, similarity):

@@ -1,25 +1,36 @@
-"""The suites that `diffcse-scale evaluate` knows, and where each finds its data."""
+"""The suites that `diffcse-scale evaluate` knows: one table, which runs, report and model card read.
+
+The help of `--suite` (`cli.py`) and docs/evaluation.md list them for people; a test holds the three together.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sentence_transformers import SentenceTransformer
-
-from diffcse_scale.errors import InputError
-from diffcse_scale.evaluation.encoder import Encode
 from diffcse_scale.evaluation.geometry import check_scores, evaluate_geometry
 from diffcse_scale.evaluation.mteb import evaluate_mteb, load_mteb
 from diffcse_scale.evaluation.scores import Results
+from diffcse_scale.evaluation.sentence_encoder import Encode
 from diffcse_scale.evaluation.sts import evaluate_sts
-from diffcse_scale.evaluation.tasks import HUB, TaskPairs, load_sts
+from diffcse_scale.evaluation.tasks import HUB, STS_TASKS, TaskPairs, load_sts
 from diffcse_scale.evaluation.transfer import evaluate_transfer, require_sklearn
-from diffcse_scale.evaluation.transfer_tasks import load_transfer
+from diffcse_scale.evaluation.transfer_tasks import TRANSFER_TASKS, load_transfer
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.text.cache import cache_folder, fingerprint
+from diffcse_scale.text.remote import copy_folder, is_remote
 
-SUITES = ("sts", "transfer", "geometry", "mteb")
+if TYPE_CHECKING:  # a training rank need not import it
+    from sentence_transformers import SentenceTransformer
+
+Report = dict[str, Any]
+"""The results of a suite as `as_json` gives them."""
+
+NEARLY = 0.9  # of a standard set: copies of some, the Hub's SICK-R among them, have lost a few rows
+GEOMETRY = "STS-B dev"
 
 
 @dataclass(frozen=True)
@@ -31,23 +42,155 @@ class Subject:
     arguments: dict[str, Any]
 
 
+Measure = Callable[[Subject], Results]
+Load = Callable[[str | Path | None, list[str] | None], tuple[Measure, str]]
+"""Data, and the names of tasks or None for those that are there, to what measures, and a fingerprint of the data."""
+
+
 @dataclass(frozen=True)
 class Suite:
-    """A suite whose data are loaded; `part` tells that tasks were chosen from it."""
+    """A suite of tasks.
+
+    Attributes:
+        name: on the command line, in results and in the names of their files.
+        title: in the report.
+        load: raises InputError for data that are missing or malformed, unknown tasks, a library that is missing.
+        is_standard: whether all tasks of a report were measured on the data that everybody means by their names.
+        hub_task: the type of task under which the Hub's index has its numbers.
+        scale_free: its numbers are of cosines, which unit length does not change.
+        descriptive: it says how embeddings lie and not how good they are; the report has it last.
+        collection: its tasks have to be named, nobody measures all of them, and it downloads what `data` lacks.
+    """
 
     name: str
-    measure: Callable[[Subject], Results]
+    title: str
+    load: Load
+    is_standard: Callable[[Report], bool]
+    hub_task: str
+    scale_free: bool = False
+    descriptive: bool = False
+    collection: bool = False
+
+    @property
+    def usage(self) -> str:
+        """How it is asked for on the command line."""
+        return f"{self.name}:TASK,TASK" if self.collection else self.name
+
+
+def _load_sts(data: str | Path | None, tasks: list[str] | None) -> tuple[Measure, str]:
+    loaded = load_sts(_graded_pairs(data), tasks)
+    return lambda subject: evaluate_sts(subject.encode, loaded), _identity(loaded)
+
+
+def _load_transfer(data: str | Path | None, tasks: list[str] | None) -> tuple[Measure, str]:
+    require_sklearn()
+    loaded = load_transfer(_subfolder(data, "transfer"), tasks)
+    rows = [(one.task.name, {stem: (f.labels, f.texts) for stem, f in one.files.items()}) for one in loaded]
+    return lambda subject: evaluate_transfer(subject.encode, loaded), fingerprint(rows)
+
+
+def _load_geometry(data: str | Path | None, tasks: list[str] | None) -> tuple[Measure, str]:
+    if tasks is not None:
+        raise InputError(
+            "Suite geometry has no tasks to choose from; it measures STS-B dev, or your own file of pairs."
+        )
+    (pairs,) = load_sts(_graded_pairs(data), [GEOMETRY])
+    check_scores(pairs)
+    return lambda subject: evaluate_geometry(subject.encode, pairs), _identity([pairs])
+
+
+def _load_mteb(data: str | Path | None, tasks: list[str] | None) -> tuple[Measure, str]:
+    """The fingerprint is of the tasks' names: mteb knows its own data."""
+    if tasks is None:
+        raise InputError("Suite mteb needs the names of tasks: --suite mteb:STSBenchmark,Banking77Classification.")
+    loaded = load_mteb(tasks, None if data is None else Path(data) / "mteb")
+    return lambda subject: evaluate_mteb(subject.model, loaded, **subject.arguments), fingerprint(sorted(tasks))
+
+
+def _sized(sizes: dict[str, int]) -> Callable[[Report], bool]:
+    """Whether the tasks of a report have their standard sizes."""
+
+    def is_standard(report: Report) -> bool:
+        own = any(task["group"] == "own" for task in report["tasks"])
+        return not own and all(task["count"] >= NEARLY * sizes.get(task["name"], math.inf) for task in report["tasks"])
+
+    return is_standard
+
+
+def _transfer_sizes() -> dict[str, int]:
+    sizes = {task.name: task.sizes["all" if "all" in task.sizes else "test"] for task in TRANSFER_TASKS}
+    return sizes | {f"{name} F1": size for name, size in sizes.items()}
+
+
+def _has_geometry_pairs(report: Report) -> bool:
+    bands = report["details"].get("histograms", {}).get(GEOMETRY, {}).get("bands", {})
+    (size,) = (task.standard_pairs for task in STS_TASKS if task.name == GEOMETRY)
+    return sum(map(sum, bands.values())) >= NEARLY * size
+
+
+SUITES = {
+    suite.name: suite
+    for suite in (
+        Suite(
+            name="sts",
+            title="Semantic textual similarity",
+            load=_load_sts,
+            is_standard=_sized({task.name: task.standard_pairs for task in STS_TASKS}),
+            hub_task="sentence-similarity",
+            scale_free=True,
+        ),
+        Suite(
+            name="transfer",
+            title="Transfer",
+            load=_load_transfer,
+            is_standard=_sized(_transfer_sizes()),
+            hub_task="transfer",
+        ),
+        Suite(
+            name="geometry",
+            title="Geometry",
+            load=_load_geometry,
+            is_standard=_has_geometry_pairs,
+            hub_task="geometry",
+            scale_free=True,
+            descriptive=True,
+        ),
+        Suite(
+            name="mteb",
+            title="MTEB",
+            load=_load_mteb,
+            is_standard=lambda report: True,
+            hub_task="mteb",
+            collection=True,
+        ),
+    )
+}
+"""In the order in which they are measured, printed, and shown on a card."""
+
+
+@dataclass(frozen=True)
+class LoadedSuite:
+    """A suite whose data are loaded.
+
+    Attributes:
+        data: a fingerprint of the data.
+        part: tasks were chosen from it.
+    """
+
+    name: str
+    measure: Measure
+    data: str
     part: bool = False
 
 
-def load_suites(wanted: Sequence[str], data: str | Path | None) -> list[Suite]:
+def load_suites(wanted: Sequence[str], data: str | Path | None) -> list[LoadedSuite]:
     """Suites with their data, in the order of `SUITES`.
 
     Args:
-        wanted: "sts", "transfer", "geometry", "mteb:TASK,TASK"; "sts:TASK,..." and "transfer:TASK,..." are parts.
+        wanted: names of `SUITES`; "sts:TASK,..." and "transfer:TASK,..." are parts, and of mteb there are only those.
         data: a folder with a subfolder for each suite: `sts` (geometry reads it too), `transfer`, `mteb`. Those of sts
             and transfer can be given themselves, for sts and geometry also a file of graded pairs or "hub". None
-            serves mteb alone, which downloads.
+            serves a collection alone, which downloads.
 
     Raises:
         InputError: an unknown or repeated suite or task, data that are missing or malformed, a library that is missing.
@@ -56,45 +199,36 @@ def load_suites(wanted: Sequence[str], data: str | Path | None) -> list[Suite]:
     for one in wanted:
         name, given, tasks = one.partition(":")
         if name not in SUITES:
-            raise InputError(f"There is no suite {name!r}; there are {', '.join(SUITES[:3])} and mteb:TASK,TASK.")
+            *first, last = (suite.usage for suite in SUITES.values())
+            raise InputError(f"There is no suite {name!r}; there are {', '.join(first)} and {last}.")
         if name in chosen:
             raise InputError(f"Suite {name} is given twice; name all its tasks in one: {name}:TASK,TASK.")
         chosen[name] = [task.strip() for task in tasks.split(",")] if given else None
-    if data is None and set(chosen) != {"mteb"}:
-        raise InputError(f"Suite {next(name for name in chosen if name != 'mteb')} needs --data.")
-    return [_load(name, chosen[name], data) for name in SUITES if name in chosen]
+    of_data = [name for name in chosen if not SUITES[name].collection]
+    if data is None and of_data:
+        raise InputError(f"Suite {of_data[0]} needs --data.")
+    if data is not None and is_remote(data):
+        data = copy_folder(str(data), cache_folder())
+    loaded = []
+    for name, suite in SUITES.items():
+        if name in chosen:
+            measure, identity = suite.load(data, chosen[name])
+            part = chosen[name] is not None and not suite.collection
+            loaded.append(LoadedSuite(name, measure, identity, part))
+    return loaded
 
 
-def _load(name: str, tasks: list[str] | None, data: str | Path | None) -> Suite:
-    if name == "mteb":
-        if tasks is None:
-            raise InputError("Suite mteb needs the names of tasks: --suite mteb:STSBenchmark,Banking77Classification.")
-        of_mteb = load_mteb(tasks, None if data is None else Path(data) / name)
-        return Suite(name, lambda subject: evaluate_mteb(subject.model, of_mteb, **subject.arguments))
-    assert data is not None
-    if name == "transfer":
-        require_sklearn()
-        of_transfer = load_transfer(_subfolder(data, name), tasks)
-        return Suite(name, lambda subject: evaluate_transfer(subject.encode, of_transfer), tasks is not None)
-    source = data if str(data) == HUB else _subfolder(data, "sts")
-    if name == "sts":
-        of_sts = load_sts(source, tasks)
-        return Suite(name, lambda subject: evaluate_sts(subject.encode, of_sts), tasks is not None)
-    if tasks is not None:
-        raise InputError(
-            "Suite geometry has no tasks to choose from; it measures STS-B dev, or your own file of pairs."
-        )
-    pairs = _geometry_pairs(source)
-    return Suite(name, lambda subject: evaluate_geometry(subject.encode, pairs))
+def _graded_pairs(data: str | Path | None) -> str | Path:
+    """Where the data of sts are."""
+    return HUB if str(data) == HUB else _subfolder(data, "sts")
 
 
-def _subfolder(data: str | Path, name: str) -> Path:
+def _identity(tasks: Sequence[TaskPairs]) -> str:
+    return fingerprint([(task.name, task.pairs) for task in tasks])
+
+
+def _subfolder(data: str | Path | None, name: str) -> Path:
     """The suite's part of a folder that has parts for several; else the folder itself."""
+    assert data is not None
     folder = Path(data)
     return folder / name if (folder / name).is_dir() else folder
-
-
-def _geometry_pairs(source: str | Path) -> TaskPairs:
-    (task,) = load_sts(source, ["STS-B dev"])
-    check_scores(task)
-    return task

@@ -14,7 +14,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation import run_files
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe import flatten
 
 # fields in which the runs of one group may differ
@@ -53,7 +54,7 @@ def summarize(runs: Sequence[Path]) -> Summary:
     Raises:
         InputError: none has finished.
     """
-    finished = [run for run in runs if (run / "result.json").is_file() and (run / "recipe.yaml").is_file()]
+    finished = [run for run in runs if (run / run_files.RESULT).is_file() and (run / run_files.RECIPE).is_file()]
     if not finished:
         folders = ", ".join(map(str, runs)) or "no folder"
         raise InputError(f"No finished run to sum up in {folders}; `diffcse-scale status RUN` tells how far a run is.")
@@ -103,14 +104,14 @@ def as_table(group: Group) -> Table:
 
 
 def _recipe(run: Path) -> dict[str, Any]:
-    return dict(flatten(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))))
+    return dict(flatten(yaml.safe_load((run / run_files.RECIPE).read_text(encoding="utf-8"))))
 
 
 def _results(runs: list[Path]) -> dict[str, list[float]]:
     """The numbers of all runs, the best development score first; those that are undefined are left out."""
     results: dict[str, list[float]] = {"best.dev_spearman": []}
     for run in runs:
-        for name, value in flatten(json.loads((run / "result.json").read_text(encoding="utf-8"))):
+        for name, value in flatten(json.loads((run / run_files.RESULT).read_text(encoding="utf-8"))):
             if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
                 results.setdefault(name, []).append(float(value))
     return {name: values for name, values in results.items() if values}

@@ -18,7 +18,10 @@ from typing import Any, Literal
 from datasets import load_dataset
 from datasets.exceptions import DatasetsError
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.text.cache import cache_folder
+from diffcse_scale.text.contents import FIRST_BYTES, seems_to_be
+from diffcse_scale.text.remote import copy_folder, is_remote
 
 GradedPair = tuple[float, str, str]
 """Human similarity score, first sentence, second sentence."""
@@ -86,7 +89,8 @@ def load_sts(source: str | Path, names: Sequence[str] | None = None) -> list[Tas
     """Load tasks from a folder, from the Hub, or a user's own file.
 
     Args:
-        source: a folder in the form above, `"hub"`, or one file of graded pairs (which ignores `names`).
+        source: a folder in the form above, `"hub"`, or one file of graded pairs (which ignores `names`); both
+            may be remote.
         names: tasks that must be there, as named in `STS_TASKS`; None for those that the folder holds.
 
     Raises:
@@ -94,7 +98,7 @@ def load_sts(source: str | Path, names: Sequence[str] | None = None) -> list[Tas
     """
     if str(source) == HUB:
         return [TaskPairs(task.name, task.split, _from_hub(task), task.standard_pairs) for task in _select(names)]
-    path = Path(source)
+    path = copy_folder(str(source), cache_folder()) if is_remote(source) else Path(source)
     if path.is_file():
         return [TaskPairs(path.stem, "own", read_pairs(path))]
     if not path.is_dir():
@@ -130,12 +134,17 @@ def read_lines(file: Path, form: Sequence[str]) -> list[list[str]]:
     """Read lines of tab-separated fields, as many as `form` names; a byte order mark and CR before LF are dropped.
 
     Raises:
-        InputError: the file cannot be read or is empty, or a line is not UTF-8 or has another number of fields.
+        InputError: the file cannot be read, is empty or holds no text, or a line is not UTF-8 or has another number
+            of fields.
     """
     try:
-        lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")
+        content = file.read_bytes()
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from None
+    found = seems_to_be(content[:FIRST_BYTES])
+    if found:
+        raise InputError(f"{file} seems to be {found}; expected are lines of {', '.join(form)}, with tabs between.")
+    lines = content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")
     if lines == [b""]:
         raise InputError(f"{file} is empty; expected are lines of {', '.join(form)}, with tabs between.")
     return [_fields(line, form, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]

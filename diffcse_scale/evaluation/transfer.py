@@ -27,12 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from diffcse_scale.errors import InputError
 from diffcse_scale.evaluation import scores
 from diffcse_scale.evaluation.bootstrap import f1, share
-from diffcse_scale.evaluation.encoder import Encode, Once
 from diffcse_scale.evaluation.scores import Results, Score
+from diffcse_scale.evaluation.sentence_encoder import Encode, Once
 from diffcse_scale.evaluation.transfer_tasks import TRANSFER_TASKS, Labelled, TransferData
+from diffcse_scale.foundation.errors import InputError
 
 ACCURACY, F1 = "accuracy x 100", "F1 x 100"
 MEAN = "mean of the seven tasks"

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffcse_scale.errors import InputError
 from diffcse_scale.evaluation.tasks import read_lines
+from diffcse_scale.foundation.errors import InputError
 
 SMALLEST_CLASS = 20  # so that every fold of a fold has rows of it
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from diffcse_scale.export.sentence_transformer import POOLINGS, export_sentence_transformer
+from diffcse_scale.model_folder.save import export_sentence_transformer
 
-__all__ = ["POOLINGS", "export_sentence_transformer"]
+__all__ = ["export_sentence_transformer"]

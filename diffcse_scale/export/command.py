@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffcse_scale.errors import InputError
 from diffcse_scale.export import hub
 from diffcse_scale.export.model_card import backbone_of, write_run_card
 from diffcse_scale.export.onnx import FOLDER as ONNX_FOLDER
 from diffcse_scale.export.onnx import OnnxComparison, check_onnx_installed, export_onnx
-from diffcse_scale.export.projection import append_projection, read_projection
-from diffcse_scale.export.sentence_transformer import (
-    MODULES_FILE,
-    append_module,
-    check_replaceable,
-    module_names,
-    replaced,
-    set_max_length,
-)
-from diffcse_scale.loading import RUN_FILE, load_model, model_folder, quiet_transformers, run_of
+from diffcse_scale.foundation import run_files
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.ownership import Place, refuse_run_folder, replaced
 from diffcse_scale.model.backbone import check_lengths, load_backbone, load_tokenizer, without_weights
-from diffcse_scale.recipe import Recipe, load_recipe
+from diffcse_scale.model_folder.appended_projection import append_projection, open_projection
+from diffcse_scale.model_folder.copying import copy_files, own_files
+from diffcse_scale.model_folder.layout import MODULES_FILE, model_folder, module_names, run_of
+from diffcse_scale.model_folder.load import quiet_transformers
+from diffcse_scale.model_folder.save import append_module, check_output, set_max_length
+from diffcse_scale.model_folder.validation import check_export, expected_vectors
+from diffcse_scale.recipe import Recipe
+from diffcse_scale.recipe_file import load_recipe
 
+COMMAND = "diffcse-scale export"
 # what other tools have left in a folder, and what is made anew
 NOT_COPIED = (".*", ONNX_FOLDER, "openvino")
 
@@ -39,6 +38,7 @@ class ExportOptions:
         max_length: tokens of a sentence; None leaves the model's.
         repo: name on the Hub, owner/name, to which the folder is uploaded.
         private: the repository is created as a private one.
+        overwrite: replace the files of a model that is there, or on the Hub, and was not exported by this command.
     """
 
     normalize: bool = False
@@ -48,6 +48,7 @@ class ExportOptions:
     max_length: int | None = None
     repo: str | None = None
     private: bool = False
+    overwrite: bool = False
 
 
 def export_model(source: str | Path, output: str | Path, options: ExportOptions) -> None:
@@ -55,33 +56,38 @@ def export_model(source: str | Path, output: str | Path, options: ExportOptions)
 
     Args:
         source: a run, or a folder written by sentence-transformers.
-        output: absent, empty, or an earlier export, which is replaced.
+        output: absent, empty, or an earlier export, whose files are replaced; what else is in it stays.
 
     Raises:
         InputError: unusable source or output, options that do not fit the model, a library that is missing, a backbone
-            that ONNX cannot take, or the Hub.
+            that ONNX cannot take, an export whose vectors are not its source's, or the Hub.
     """
     quiet_transformers()
     folder, output = model_folder(source), Path(output).expanduser().absolute()
     run = run_of(folder)
     recipe = _recipe(run)
-    _check(folder, output, run, recipe, options)
+    files = own_files(folder, NOT_COPIED)
+    place = _check(folder, output, run, recipe, options, {path.as_posix() for path in files})
+    projection = open_projection(run, recipe.model.projection) if options.projection and run and recipe else None
+    expected = expected_vectors(folder, options.max_length, projection, options.normalize)
     comparison = None
-    with replaced(output) as fresh:
-        shutil.copytree(folder, fresh, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    with replaced(place) as fresh:
+        copy_files(files, fresh)
         if options.max_length is not None:
             set_max_length(fresh, options.max_length)
         if options.projection and run is not None and recipe is not None:
             append_projection(fresh, run, recipe.model.projection)
         if options.normalize and module_names(fresh)[-1] != "Normalize":
             append_module(fresh, "Normalize", {})
+        model = check_export(fresh, folder, expected)
         if options.onnx or options.int8:
-            model, _ = load_model(fresh)
             comparison = export_onnx(model, fresh, int8=options.int8)
         if run is not None and recipe is not None:
             license = _license(recipe, run) if options.repo else None
             write_run_card(fresh, run, model_id=options.repo, license=license, onnx=comparison)
     _report(output, comparison)
+    if place.stays:
+        print(f"Left as they were in {output}: {', '.join(place.stays)}")
     if options.repo:
         print(f"On the Hub: {hub.push(output, options.repo, options.private)}")
 
@@ -89,24 +95,27 @@ def export_model(source: str | Path, output: str | Path, options: ExportOptions)
 def _recipe(run: Path | None) -> Recipe | None:
     if run is None:
         return None
-    return load_recipe(str(run / RUN_FILE))
+    return load_recipe(str(run / run_files.RECIPE))
 
 
-def _check(folder: Path, output: Path, run: Path | None, recipe: Recipe | None, options: ExportOptions) -> None:
-    """All that can be known to be wrong before anything is written."""
+def _check(
+    folder: Path,
+    output: Path,
+    run: Path | None,
+    recipe: Recipe | None,
+    options: ExportOptions,
+    copied: set[str],
+) -> Place:
+    """All that can be known to be wrong before anything is written; where the new folder may be put."""
     if not (folder / MODULES_FILE).is_file():
         raise InputError(
             f"{folder} is a plain transformers folder, which says nothing of pooling; give a run or a folder that "
             "sentence-transformers wrote."
         )
-    place = folder.absolute()
-    if output == place or place in output.parents:
-        raise InputError(f"--output {output} is in the model that is exported; give another folder.")
-    check_replaceable(output)
-    if options.projection:
-        if run is None or recipe is None:
-            raise InputError(f"--with-projection needs the run that trained the model; {folder} is not in one.")
-        read_projection(run, recipe.model.projection)
+    refuse_run_folder(output)
+    place = check_output(output, COMMAND, options.overwrite, [folder], copied)
+    if options.projection and (run is None or recipe is None):
+        raise InputError(f"--with-projection needs the run that trained the model; {folder} is not in one.")
     if options.onnx or options.int8:
         check_onnx_installed()
     if options.max_length is not None:
@@ -116,7 +125,8 @@ def _check(folder: Path, output: Path, run: Path | None, recipe: Recipe | None, 
     if options.private and not options.repo:
         raise InputError("--private is about --push-to-hub, which is not given.")
     if options.repo:
-        hub.check_can_push(options.repo)
+        hub.check_can_push(options.repo, options.overwrite)
+    return place
 
 
 def _license(recipe: Recipe, run: Path) -> str | None:

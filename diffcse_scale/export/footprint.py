@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from diffcse_scale.training.metrics import CHECKPOINTS, EVALUATION, TRAINING
+from diffcse_scale.runs.metric_table import CHECKPOINTS, EVALUATION, TRAINING
 
 # rated power of a board in watts, by a part of its name; the first that fits
 BOARD_WATTS = {
@@ -33,7 +34,7 @@ class Energy(NamedTuple):
     kwh: float
 
 
-def run_seconds(rows: list[dict[str, Any]]) -> float:
+def run_seconds(rows: Iterable[dict[str, Any]]) -> float:
     """Seconds of steps, checkpoints and evaluations in the rows of `metrics.jsonl`; 0 where none are recorded.
 
     A step that was lost and done again counts once; start-up does not count.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -16,19 +17,26 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError, first_line
+from diffcse_scale.foundation.ownership import MARK, files_of
+from diffcse_scale.model_folder.layout import CARD, is_model_file
 
 # HTTPError of httpx or of httpx2, whichever the library stands on
 TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
 # of an earlier upload, what this one may not have: old weights there would give other vectors
-OF_EARLIER_EXPORTS = ["onnx/*", "[0-9]*_*/*", "*.safetensors", "*.safetensors.index.json"]
+OF_EARLIER_EXPORTS = [
+    *("onnx/model*.onnx", "onnx/model*.onnx_data", "[0-9]*_*/config.json", "[0-9]*_*/model.safetensors"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "adapter_*"),
+]
+TAG = "diffcse-scale"  # in the cards of our models
 
 
-def check_can_push(repo: str) -> None:
-    """Ask the Hub who we are, before anything expensive is done.
+def check_can_push(repo: str, overwrite: bool = False) -> None:
+    """Ask the Hub who we are and what is there, before anything expensive is done.
 
     Raises:
-        InputError: `repo` is no name, nobody is logged in, the Hub cannot be reached, or `repo` is somebody else's.
+        InputError: `repo` is no name, nobody is logged in, the Hub cannot be reached, `repo` is somebody else's, or
+            holds a model that this program did not upload and `overwrite` is False.
     """
     with _mistakes_named(repo):
         validate_repo_id(repo)
@@ -42,10 +50,27 @@ def check_can_push(repo: str) -> None:
             f"--push-to-hub {repo}: you are logged in as {account['name']}, who may write to "
             f"{', '.join(allowed)}; give one of these before the slash."
         )
+    if not overwrite and _holds_another_model(repo):
+        raise InputError(
+            f"--push-to-hub {repo} holds a model that was not uploaded by this program; give another name, or "
+            "--overwrite to replace it."
+        )
+
+
+def _holds_another_model(repo: str) -> bool:
+    with _mistakes_named(repo):
+        try:
+            found = HfApi().model_info(repo)
+        except RepositoryNotFoundError:
+            return False
+    names = {file.rfilename for file in found.siblings or ()}
+    return any(map(is_model_file, names - {CARD})) and MARK not in names and TAG not in (found.tags or ())
 
 
 def push(folder: Path, repo: str, private: bool) -> str:
     """Upload an exported folder as one commit to a model repository, which is created if it is not there.
+
+    Files that somebody else has put into the folder are not uploaded.
 
     Returns:
         its address.
@@ -60,6 +85,7 @@ def push(folder: Path, repo: str, private: bool) -> str:
             repo_id=repo,
             folder_path=folder,
             commit_message="Exported by diffcse-scale",
+            allow_patterns=[escape(name) for name in files_of(folder)],
             delete_patterns=OF_EARLIER_EXPORTS,
         )
     return str(url)
@@ -101,4 +127,4 @@ def _mistakes_named(repo: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return first_line(error).rstrip(".")

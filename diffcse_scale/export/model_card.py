@@ -18,25 +18,21 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from diffcse_scale.embedded import backbone_path
+from diffcse_scale.evaluation.recorded import standard_results
+from diffcse_scale.evaluation.suites import SUITES
 from diffcse_scale.export.footprint import energy, hardware, run_seconds
-from diffcse_scale.export.sentence_transformer import CARD, TRANSFORMER_FILE, module_names
-from diffcse_scale.recipe import EMBEDDED, Recipe, flatten, load_recipe, shipped_recipes
-from diffcse_scale.training.metrics import MetricsFile
+from diffcse_scale.foundation import run_files
+from diffcse_scale.model.pooling import POOLINGS
+from diffcse_scale.model_folder.copying import own_file
+from diffcse_scale.model_folder.layout import CARD, TRANSFORMER_FILE, module_names
+from diffcse_scale.recipe import EMBEDDED, Recipe, flatten
+from diffcse_scale.recipe_file import load_recipe, shipped_recipes
+from diffcse_scale.runs.metrics_file import MetricsFile
+from diffcse_scale.text.formats import COMPRESSIONS, ENDINGS
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-CURVES = "curves.png"
 HERE = "path/to/this/folder"
 TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "diffcse", "diffcse-scale"]
-SUITES = ("sts", "transfer", "geometry", "mteb")
-POOLING_WORDS = {
-    "cls": "the first token's vector",
-    "mean": "the mean of the token vectors",
-    "last": "the end token's vector",
-    "first_last_mean": "the mean over tokens of the average of embedding output and last layer",
-}
-# suites whose numbers are of cosines, which unit length does not change
-SCALE_FREE = ("sts", "geometry")
-FILE_ENDINGS = (".txt", ".gz", ".xz", ".zst", ".jsonl", ".csv", ".tsv", ".parquet")
 VERSIONS = ("diffcse-scale", "torch", "transformers", "sentence-transformers", "deepspeed")
 
 
@@ -73,9 +69,9 @@ def write_run_card(
         license: the backbone's, where its own files do not tell it.
         onnx: the `OnnxComparison` of the folder's ONNX files, if it has any.
     """
-    if (run / CURVES).is_file():
-        shutil.copyfile(run / CURVES, folder / CURVES)
-    card = run_card(folder, run, result or _json(run / "result.json"), model_id, license, onnx)
+    if (run / run_files.CURVES).is_file():
+        shutil.copyfile(own_file(run / run_files.CURVES, run), folder / run_files.CURVES)
+    card = run_card(folder, run, result or _json(run / run_files.RESULT), model_id, license, onnx)
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
@@ -83,8 +79,8 @@ def run_card(
     folder: Path, run: Path, result: dict[str, Any], model_id: str | None, license: str | None, onnx: Any
 ) -> str:
     """The text of `write_run_card`."""
-    recipe = load_recipe(str(run / "recipe.yaml"))
-    record = _json(run / "run.json")
+    recipe = load_recipe(str(run / run_files.RECIPE))
+    record = _json(run / run_files.RECORD)
     backbone = backbone_of(recipe, run)
     modules = module_names(folder)
     suites = list(_evaluations(run, modules))
@@ -98,7 +94,7 @@ def run_card(
         eval_results=list(_model_index(suites)) or None,
     )
     shown = _without_places(recipe)
-    seconds = run_seconds(MetricsFile(run / "metrics.jsonl").rows())
+    seconds = run_seconds(MetricsFile(run / run_files.METRICS).rows())
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -109,7 +105,7 @@ def run_card(
         recipe=shown,
         changes=_changes(shown),
         recipe_yaml=yaml.safe_dump(shown, sort_keys=False).strip(),
-        pooling_words=POOLING_WORDS[recipe.model.pooling],
+        pooling=POOLINGS[recipe.model.pooling],
         projected="Dense" in modules,
         normalized="Normalize" in modules,
         width=_width(folder),
@@ -117,7 +113,7 @@ def run_card(
         onnx=onnx,
         result=result,
         suites=suites,
-        has_curves=(folder / CURVES).is_file(),
+        has_curves=(folder / run_files.CURVES).is_file(),
         plan=record["plan"],
         fingerprint=record["data_fingerprint"],
         zero_stage=record["deepspeed_config"].get("zero_optimization", {}).get("stage", 0),
@@ -140,7 +136,7 @@ def backbone_of(recipe: Recipe, run: Path) -> Backbone:
     encoder = recipe.model.encoder
     if encoder == EMBEDDED:
         return Backbone("the tiny BERT that comes with diffcse-scale", None, license_in(backbone_path()))
-    card = run / "model" / CARD
+    card = run / run_files.MODEL / CARD
     if card.is_file():
         data = ModelCard.load(card, ignore_metadata_errors=True).data
         return Backbone(_shown(encoder), data.get("base_model"), data.get("license"))
@@ -161,13 +157,12 @@ def license_in(folder: Path) -> str | None:
 
 
 def _evaluations(run: Path, modules: list[str]) -> Iterator[dict[str, Any]]:
-    """The evaluation files of a run whose numbers hold for the exported modules too."""
+    """The evaluations of a run on standard data whose numbers hold for the exported modules too."""
     if "Dense" in modules:
         return
-    for name in SUITES:
-        file = run / "evaluation" / f"{name}.json"
-        if file.is_file() and ("Normalize" not in modules or name in SCALE_FREE):
-            yield _json(file)
+    for suite in SUITES.values():
+        if "Normalize" not in modules or suite.scale_free:
+            yield from standard_results(run, suite.name)
 
 
 def _model_index(suites: list[dict[str, Any]]) -> Iterator[EvalResult]:
@@ -176,7 +171,7 @@ def _model_index(suites: list[dict[str, Any]]) -> Iterator[EvalResult]:
         for task in suite["tasks"]:
             if task["value"] is not None:
                 yield EvalResult(
-                    task_type="sentence-similarity" if suite["suite"] == "sts" else suite["suite"],
+                    task_type=SUITES[suite["suite"]].hub_task,
                     dataset_type=re.sub(r"[^a-z0-9]+", "-", task["name"].lower()).strip("-"),
                     dataset_name=task["name"],
                     metric_type=re.sub(r"[^a-z0-9]+", "_", task["measure"].removesuffix(" x 100").lower()),
@@ -216,7 +211,7 @@ def _shown(name: str) -> str:
 
 def _is_place(name: str) -> bool:
     """Whether `name` is a file or folder and not a name on the Hub."""
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or name.endswith(FILE_ENDINGS):
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or name.endswith((*ENDINGS, *COMPRESSIONS)):
         return True
     return Path(name).exists()
 

@@ -25,10 +25,10 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from diffcse_scale.embedded.grammar import training_sentences
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model_folder.validation import TOLERANCE, largest_difference
 
 FOLDER, FLOAT32, INT8 = "onnx", "model.onnx", "model_qint8.onnx"
-TOLERANCE = 1e-5
 # a file of protobuf holds 2 GiB; the weights of larger models lie beside it, under the name that optimum fetches
 LARGEST_FILE = 2**31 - 2**24
 
@@ -96,7 +96,7 @@ def export_onnx(model: SentenceTransformer, folder: Path, int8: bool) -> OnnxCom
     with _quiet():
         _write(model, batches[-1], target / FLOAT32)
         found = _embed(model, onnxruntime.InferenceSession(target / FLOAT32), batches)
-        difference = max(_difference(a, b) for a, b in zip(found, expected, strict=True))
+        difference = max(largest_difference(a, b) for a, b in zip(found, expected, strict=True))
         if not difference <= TOLERANCE:
             raise InputError(
                 f"The ONNX model of {_family(model)} gives other vectors than PyTorch (they differ by "
@@ -173,10 +173,6 @@ def _embed(model: SentenceTransformer, session: Any, batches: list[dict[str, Ten
             features = module(features)
         rows.append(features["sentence_embedding"].detach().numpy())
     return rows
-
-
-def _difference(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
 
 
 def _cosine(found: list[np.ndarray], expected: list[np.ndarray]) -> tuple[float, float]:

@@ -1,13 +1,36 @@
-"""Which way a backbone looks: decoder-only models see earlier tokens only, unless they are told otherwise."""
+"""Which way a backbone looks, and which of PyTorch's kernels may do it.
+
+Decoder-only models see earlier tokens only, unless they are told otherwise.
+"""
 
 from __future__ import annotations
 
 import sys
 
+import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model.pooling import POOLINGS
 from diffcse_scale.recipe import Recipe
+
+
+def choose_attention_kernels(cudnn: bool = False) -> None:
+    """Say for this process whether cuDNN may compute attention; PyTorch's other kernels always may.
+
+    By itself torch takes cuDNN's before all others on Hopper and Blackwell. It makes a plan for each new shape, and in
+    batches of text most shapes are new. Its dropout has a resolution of 1/16: since pytorch #174245 torch gives any
+    other dropout to another kernel; before that it was rounded in silence.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(cudnn)
+
+
+def attention_kernels() -> str:
+    """What `choose_attention_kernels` has decided, in words."""
+    others = "flash, else memory-efficient, else plain"
+    if not torch.backends.cuda.cudnn_sdp_enabled():
+        return others
+    return f"cuDNN where PyTorch prefers it and dropout is a multiple of 1/16, else {others}"
 
 
 def is_causal(config: PreTrainedConfig) -> bool:
@@ -38,15 +61,15 @@ def check_attention(config: PreTrainedConfig, recipe: Recipe) -> None:
     """Refuse what cannot be learnt from tokens that see only earlier ones.
 
     Raises:
-        InputError: cls pooling, or a discriminator that does not see what follows a token.
+        InputError: an embedding that is the first token's, or a discriminator that does not see what follows a token.
     """
     if not is_causal(config) or recipe.model.attention == "bidirectional":
         return
     name = recipe.model.encoder
-    if recipe.model.pooling == "cls":
+    if POOLINGS[recipe.model.pooling].token == "first":
         raise InputError(
-            f"model.pooling cls is the first token, which in {name} sees no other (it is decoder-only); "
-            "set model.pooling to last or mean."
+            f"model.pooling {recipe.model.pooling} is the first token, which in {name} sees no other (it is "
+            "decoder-only); set model.pooling to last or mean."
         )
     if recipe.objective.rtd_weight > 0 and recipe.model.discriminator is None:
         raise InputError(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -20,9 +22,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     TokenizersBackend,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from diffcse_scale.embedded import backbone_path
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model.pooling import POOLINGS
+from diffcse_scale.model.weights import check_finite, weights_checked, why_unreadable, without_pooler
 from diffcse_scale.recipe import EMBEDDED, ModelRecipe
 from diffcse_scale.text.tokenizers import Tokenizers
 
@@ -63,9 +68,11 @@ def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The configuration of a model that reads tokens and nothing else.
 
     Raises:
-        InputError: it cannot be loaded, or is that of another kind of model.
+        InputError: it cannot be loaded, asks for code of its own, or is that of another kind of model.
     """
     with _mistakes_named(f"Model {name}"):
+        if not trust_remote_code:
+            refuse_own_code(PreTrainedConfig.get_config_dict(resolve(name))[0], "config.json", name)
         config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
     kind = "an encoder-decoder" if config.is_encoder_decoder else "not a model of text alone"
     if config.is_encoder_decoder or config.get_text_config() is not config or not hasattr(config, "hidden_size"):
@@ -84,18 +91,11 @@ def _from_pretrained(factory: Any, name: str, trust_remote_code: bool, **options
     if _weightless.get():
         config, dtype = options["config"], options["dtype"]
         return factory.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    with _mistakes_named(f"Model {name}"):
-        model, report = factory.from_pretrained(
-            resolve(name), trust_remote_code=trust_remote_code, output_loading_info=True, **options
-        )
+    with _mistakes_named(f"Model {name}"), weights_checked():
+        model = factory.from_pretrained(resolve(name), trust_remote_code=trust_remote_code, **options)
     if model.main_input_name != "input_ids":
         raise InputError(f"Model {name} ({model.config.model_type}) reads {model.main_input_name}, not tokens.")
-    # transformers starts such weights at random and warns; the pooler is one that we never use
-    if missing := sorted(key for key in report["missing_keys"] if "pooler" not in key.split(".")):
-        raise InputError(
-            f"Model {name} has no trained weights for {missing[0]} ({len(missing)} such in all), which "
-            f"{type(model).__name__} needs; choose a model that was trained as one."
-        )
+    check_finite(model, name)
     return model
 
 
@@ -103,9 +103,23 @@ def _from_pretrained(factory: Any, name: str, trust_remote_code: bool, **options
 def _mistakes_named(what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{what} cannot be loaded: {reason}") from error
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
+        raise InputError(f"{what} cannot be loaded: {why_unreadable(error)}.") from error
+
+
+def refuse_own_code(settings: Mapping[str, Any], file: str, name: str) -> None:
+    """Refuse a configuration whose model brings its own Python code.
+
+    transformers would ignore the code where it has a family of that name: another network than was meant.
+
+    Raises:
+        InputError: there is such code.
+    """
+    if "auto_map" in settings:
+        raise InputError(
+            f"Model {name} brings code of its own (auto_map in {file}), which is not run; choose a model of a family "
+            "that transformers has, or train it with model.trust_remote_code=true."
+        )
 
 
 def load_backbone(name: str, trust_remote_code: bool = False, **options: object) -> PreTrainedModel:
@@ -114,13 +128,6 @@ def load_backbone(name: str, trust_remote_code: bool = False, **options: object)
     options: for `from_pretrained`, such as a `config` or `dtype` of one's own.
     """
     return without_pooler(_from_pretrained(AutoModel, name, trust_remote_code, **options))
-
-
-def without_pooler(backbone: PreTrainedModel) -> PreTrainedModel:
-    """The same backbone, less the pooler that some families make."""
-    if getattr(backbone, "pooler", None) is not None:
-        backbone.pooler = None
-    return backbone
 
 
 def load_masked_lm(name: str, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -135,15 +142,29 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     us, and sentence-transformers could not batch sentences with an exported tokenizer that has none.
 
     Raises:
-        InputError: it cannot be loaded, or there is nothing to pad with.
+        InputError: it cannot be loaded, has no vocabulary, or there is nothing to pad with.
     """
     with _mistakes_named(f"Tokenizer of {name}"):
+        if not trust_remote_code:
+            refuse_own_code(get_tokenizer_config(resolve(name)), "tokenizer_config.json", name)
         tokenizer = AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
+    check_vocabulary(tokenizer, name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
         raise InputError(f"Tokenizer of {name} has no special token to pad with; give it a pad_token.")
     return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a tokenizer without its files: for some families transformers makes one that knows no word.
+
+    Raises:
+        InputError: it knows special tokens only.
+    """
+    if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens):
+        files = ", ".join(sorted(set(tokenizer.vocab_files_names.values())))
+        raise InputError(f"Tokenizer of {name} has no vocabulary; add the model's own tokenizer files ({files}).")
 
 
 def load_encoder_tokenizer(model: ModelRecipe) -> PreTrainedTokenizerBase:
@@ -156,7 +177,7 @@ def load_encoder_tokenizer(model: ModelRecipe) -> PreTrainedTokenizerBase:
         InputError: as `load_tokenizer`, or an end token is needed and there is none.
     """
     tokenizer = load_tokenizer(model.encoder, model.trust_remote_code)
-    if model.pooling != "last":
+    if POOLINGS[model.pooling].token != "last":
         return tokenizer
     ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
     ids = tokenizer("a")["input_ids"]
@@ -168,8 +189,8 @@ def load_encoder_tokenizer(model: ModelRecipe) -> PreTrainedTokenizerBase:
         if tokenizer("a")["input_ids"] == [*ids, tokenizer.eos_token_id]:
             return tokenizer
     raise InputError(
-        f"Tokenizer of {model.encoder} cannot end a sentence with an end token, which model.pooling last takes the "
-        "embedding from; use model.pooling mean."
+        f"Tokenizer of {model.encoder} cannot end a sentence with an end token, which model.pooling {model.pooling} "
+        "takes the embedding from; use model.pooling mean."
     )
 
 

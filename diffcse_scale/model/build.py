@@ -7,20 +7,20 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from diffcse_scale.model.attention import attend_both_ways, check_attention
+from diffcse_scale.foundation.randomness import seed_initial_numbers
+from diffcse_scale.model.attention import attend_both_ways, check_attention, choose_attention_kernels
 from diffcse_scale.model.backbone import check_lengths, checkpoint_activations, load_backbone, load_config
-from diffcse_scale.model.diffcse import DiffCSE
 from diffcse_scale.model.dropout import set_dropout
 from diffcse_scale.model.lora import add_adapters, loading_options
+from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.model.official_checkpoint import load_official_checkpoint
 from diffcse_scale.model.packing import allow_packing
-from diffcse_scale.randomness import seed_everything
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.tokenizers import Tokenizers
 
 
-def build_model(recipe: Recipe, tokenizers: Tokenizers, device: torch.device | str = "cpu") -> DiffCSE:
-    """The recipe's networks, with pretrained weights; what is drawn at random follows from the recipe's seed.
+def build_model(recipe: Recipe, tokenizers: Tokenizers, device: torch.device | str = "cpu") -> DiffCSENetworks:
+    """The recipe's networks, with pretrained weights; a part that is drawn follows from the recipe's seed and its name.
 
     Args:
         device: where an encoder of 4 bits is loaded; all others are loaded on the CPU.
@@ -30,6 +30,7 @@ def build_model(recipe: Recipe, tokenizers: Tokenizers, device: torch.device | s
             settings that cannot work with this family.
     """
     settings, lengths = recipe.model, {"data.max_length": recipe.data.max_length}
+    choose_attention_kernels(settings.cudnn_attention)
     check_attention(load_config(settings.encoder, settings.trust_remote_code), recipe)
     discriminator = None
     if recipe.objective.rtd_weight > 0:
@@ -37,18 +38,19 @@ def build_model(recipe: Recipe, tokenizers: Tokenizers, device: torch.device | s
         check_lengths(discriminator, tokenizers.discriminator, lengths)
     backbone = _encoder(recipe, **loading_options(settings.lora, device))
     check_lengths(backbone, tokenizers.encoder, {**lengths, "evaluation.max_length": recipe.evaluation.max_length})
-    seed_everything(recipe.seed)
-    model = DiffCSE(
+    model = DiffCSENetworks(
         backbone,
         recipe.objective,
         settings.pooling,
         settings.projection,
         discriminator,
         condition_is_mapped=settings.discriminator is not None,
+        seed=recipe.seed,
     )
     if settings.checkpoint is not None:
         load_official_checkpoint(model, Path(settings.checkpoint))
     if settings.lora is not None:
+        seed_initial_numbers(recipe.seed, "adapters")
         add_adapters(model.encoder.backbone, settings.lora)
     return model
 

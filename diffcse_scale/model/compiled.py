@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from diffcse_scale.errors import InputError
-from diffcse_scale.model.diffcse import DiffCSE
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.generator import Generator
+from diffcse_scale.model.networks import DiffCSENetworks
 
 COMPILERS = ("g++", "clang++", "c++")
 # torch keeps the programs of all classes of layers, with and without padding, with and without a graph, in one list
@@ -36,7 +36,7 @@ def check_compile(zero_stage: int) -> None:
         )
 
 
-def compile_networks(model: DiffCSE, generator: Generator | None) -> None:
+def compile_networks(model: DiffCSENetworks, generator: Generator | None) -> None:
     """Compile the layers of all backbones; they are compiled when they are first called.
 
     One program serves all layers of a kind, and any number of sentences and tokens. Dropout draws eager mode's numbers,

@@ -51,11 +51,11 @@ class ConditionalDiscriminator(nn.Module):
         """edited_ids, attention_mask: [B, L] int64; condition: z [B, width of z]; real: as `Chunk.real`.
 
         Returns:
-            [B, L, H]; where `real` is given and the backbone takes packed rows, zero on padding.
+            [B, L, H], of no meaning on padding.
         """
-        packed = real is not None and packs(self.backbone.config, edited_ids.shape[1])
         self._condition = self.map(condition)
-        self._first_tokens = first_tokens(attention_mask) if packed else None
+        if real is not None and packs(self.backbone.config, edited_ids.shape[1]):
+            self._first_tokens = first_tokens(real, *edited_ids.shape)
         try:
             vectors = token_vectors(self.backbone, edited_ids, attention_mask, real).last_hidden_state
             assert vectors is not None

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffcse_scale.distributed import gather_rows, rank, world_size
 from diffcse_scale.model.packing import token_vectors
-from diffcse_scale.model.pooling import pool
+from diffcse_scale.model.pooling import pool, pooling_named
 from diffcse_scale.text.batches import padding_id
 
 
@@ -25,7 +25,7 @@ class Encoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, real: Tensor | None = None) -> Tensor:
         """input_ids, attention_mask: [B, L] int64; real: as `Chunk.real`; returns h [B, H]."""
-        asked = {"output_hidden_states": True} if self.pooling == "first_last_mean" else {}
+        asked = {"output_hidden_states": True} if pooling_named(self.pooling).first_and_last else {}
         outputs = token_vectors(self.backbone, input_ids, attention_mask, real, **asked)
         return pool(outputs, attention_mask, self.pooling)
 
@@ -67,7 +67,8 @@ def encode_sentences(
         for row, own in zip(ids, rows, strict=True):
             row[: len(own)] = torch.tensor(own)
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        parts.append(encoder(ids.to(device), mask.to(device)).float())
+        on_device = (tensor.to(device, non_blocking=True) for tensor in (ids, mask))
+        parts.append(encoder(*on_device).float())
     encoder.train(was_training)
     gathered = gather_rows(torch.cat(parts)).cpu().numpy()
     by_rank = np.concatenate([filled[other :: world_size()] for other in range(world_size())])

@@ -5,18 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffcse_kernels import sample_tokens
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from diffcse_scale.environment import native_bfloat16
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.environment import native_bfloat16
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.randomness import derive_seed, seed_everything
+from diffcse_scale.model.attention import choose_attention_kernels
 from diffcse_scale.model.backbone import check_same_vocabulary, load_masked_lm, load_tokenizer
 from diffcse_scale.model.packing import allow_packing, packed_inputs
-from diffcse_scale.randomness import derive_seed, seed_everything
+from diffcse_scale.model.weights import cast_parameters
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import Chunk
 from diffcse_scale.text.corruption import MAX_POSITIONS
+from diffcse_scale.text.sizes import repeating_size
 from diffcse_scale.text.tokenizers import Tokenizers
 
 
@@ -68,11 +72,12 @@ class Generator:
             return self._official(chunk, self.model(input_ids=ids, attention_mask=mask).logits.flatten(0, 1))
         real = chunk.original_real
         inputs = packed_inputs(self.model.config, ids, mask, real)
-        self._rows = chunk.corrupted
+        rows = chunk.corrupted
         if inputs is None or real is None:
             inputs = {"input_ids": ids, "attention_mask": mask}
         else:
-            self._rows = torch.searchsorted(real, chunk.corrupted)
+            rows = torch.searchsorted(real, rows)
+        self._rows = _filled(rows)
         return self._sampled(chunk, self.model(**inputs).logits.flatten(0, 1))
 
     def _sampled(self, chunk: Chunk, hidden: Tensor) -> Tensor:
@@ -81,9 +86,9 @@ class Generator:
         row, column = chunk.corrupted // length, chunk.corrupted % length
         positions = chunk.row_ids.flatten()[row] * MAX_POSITIONS + column
         tokens = sample_tokens(
-            hidden, self.head.weight, self.head.bias, positions, seed=self.seed, forbidden=self.forbidden
+            hidden, self.head.weight, self.head.bias, _filled(positions), seed=self.seed, forbidden=self.forbidden
         )
-        edited = chunk.original_ids.flatten().index_copy(0, chunk.corrupted, tokens)
+        edited = chunk.original_ids.flatten().index_copy(0, chunk.corrupted, tokens[: len(positions)])
         return edited.view_as(chunk.original_ids)
 
     def _official(self, chunk: Chunk, hidden: Tensor) -> Tensor:
@@ -92,6 +97,11 @@ class Generator:
         edited = tokens.view_as(chunk.original_ids).clone()
         edited[..., 0] = chunk.original_ids[..., 0]
         return edited * chunk.original_mask
+
+
+def _filled(positions: Tensor) -> Tensor:
+    """[K] int64, with zeros behind to a size that repeats: what is computed for them nobody reads."""
+    return F.pad(positions, (0, repeating_size(len(positions)) - len(positions)))
 
 
 def load_generator(recipe: Recipe, tokenizers: Tokenizers, device: torch.device) -> Generator | None:
@@ -105,6 +115,7 @@ def load_generator(recipe: Recipe, tokenizers: Tokenizers, device: torch.device)
     objective = recipe.objective
     if objective.rtd_weight == 0 or objective.edits is not None or recipe.model.generator is None:
         return None
+    choose_attention_kernels(recipe.model.cudnn_attention)
     name, trusted = recipe.model.generator, recipe.model.trust_remote_code
     discriminator = recipe.model.discriminator
     judge = f"encoder {recipe.model.encoder}" if discriminator is None else f"discriminator {discriminator}"
@@ -113,6 +124,6 @@ def load_generator(recipe: Recipe, tokenizers: Tokenizers, device: torch.device)
     allow_packing(model)
     default = "bfloat16" if native_bfloat16(device) else "float32"
     if (recipe.model.generator_precision or default) == "bfloat16":
-        model = model.bfloat16()
+        cast_parameters(model, torch.bfloat16)
     seed = derive_seed(recipe.seed, "sampling")
     return Generator(model.to(device), recipe.objective.fidelity, tokenizers.discriminator.all_special_ids, seed)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe import LoraRecipe
 
 
@@ -100,10 +100,11 @@ def save_merged(backbone: PreTrainedModel, folder: Path, state: dict[str, Tensor
         value = weights[f"{path}.base_layer.{leaf}" if adapted else key].detach()
         if leaf == "weight" and not value.is_floating_point():
             value = _dequantized(base)
-        merged[key] = value.float() if value.is_floating_point() else value
+        value = value.float() if value.is_floating_point() else value
         if adapted and leaf == "weight":
             down, up = (weights[f"{path}.lora_{side}.default.weight"].detach().float() for side in "AB")
-            merged[key] = merged[key] + (module.scaling["default"] * up @ down).to(merged[key].device)
+            value = value + (module.scaling["default"] * up @ down).to(value.device)
+        merged[key] = value.cpu()  # one at a time: a device that trains 4-bit weights has no room for all in float32
     plain.load_state_dict(merged, assign=True)
     plain.save_pretrained(folder)
 

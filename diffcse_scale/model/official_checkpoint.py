@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffcse_scale.errors import InputError
-from diffcse_scale.model.diffcse import DiffCSE
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model.networks import DiffCSENetworks
+from diffcse_scale.model.weights import check_finite, why_unreadable
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ PREFIXES = (
 
 
 def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Official parameter names to those of `DiffCSE`."""
+    """Official parameter names to those of `DiffCSENetworks`."""
     renamed = {}
     for name, value in state.items():
         # the index of positions was a buffer in older transformers and is none today
@@ -48,32 +51,45 @@ def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def load_official_checkpoint(model: DiffCSE, folder: Path) -> list[str]:
+def load_official_checkpoint(model: DiffCSENetworks, folder: Path) -> list[str]:
     """Load an official checkpoint folder into `model`.
 
     Returns:
         Names of parameters of `model` that the checkpoint does not have (a published encoder has no RTD head, say).
 
     Raises:
-        InputError: no weights there, or not one of the encoder's parameters among them, or a width that differs.
+        InputError: no weights there that can be read, parameters of the encoder that only one of the two has, a width
+            that differs, or values that are not finite.
     """
     state = rename(_read(folder))
     known = model.state_dict().keys()
-    if not any(name.startswith("encoder.") for name in state.keys() & known):
+    body = tuple(f"encoder.backbone.{name}." for name, _ in model.encoder.backbone.named_children())
+    theirs, ours = ({name for name in names if name.startswith(body)} for names in (state, known))
+    if not theirs & ours:
         raise InputError(f"Checkpoint {folder} holds no parameter of this encoder; is it of another architecture?")
+    if differing := sorted(theirs ^ ours):
+        whose = "has no weights for" if differing[0] in ours else "has weights that this encoder has no place for:"
+        raise InputError(
+            f"Checkpoint {folder} {whose} {differing[0].removeprefix('encoder.backbone.')} ({len(differing)} differ in "
+            "all); choose the model.encoder that it was trained from."
+        )
     try:
         result = model.load_state_dict({name: value for name, value in state.items() if name in known}, strict=False)
     except RuntimeError as error:
         raise InputError(f"Checkpoint {folder} does not fit: {str(error).splitlines()[-1].strip()}") from None
+    check_finite(model, str(folder))
     if missing := sorted({name.split(".")[0] for name in result.missing_keys}):
         log.warning("Checkpoint %s has no weights for all of %s, which start anew.", folder, ", ".join(missing))
     return list(result.missing_keys)
 
 
 def _read(folder: Path) -> dict[str, Tensor]:
-    if (folder / "model.safetensors").is_file():
-        return load_file(folder / "model.safetensors")
-    if (folder / "pytorch_model.bin").is_file():
-        state: dict[str, Tensor] = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
-        return state
+    try:
+        if (folder / "model.safetensors").is_file():
+            return load_file(folder / "model.safetensors")
+        if (folder / "pytorch_model.bin").is_file():
+            state: dict[str, Tensor] = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+            return state
+    except (RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        raise InputError(f"Checkpoint {folder} cannot be read: {why_unreadable(error)}.") from error
     raise InputError(f"Checkpoint {folder} has neither model.safetensors nor pytorch_model.bin.")

@@ -1,10 +1,13 @@
 """Networks without padding: the real tokens of all rows one after another, as one long row.
 
+Some positions of padding may be among them, so that sizes repeat from step to step (`text.sizes`). They are computed as
+in padded rows: no real token sees them, and nobody reads them.
+
 All that a network does to a token by itself (projections, feed-forward, normalisation, embeddings) is then done to real
 tokens only; at the lengths of sentences that is nearly all of its work. Attention alone has to know where a row ends:
-`packed` below, registered with transformers as an implementation of attention, lays the rows out again, side by side,
-for the one product that needs it. It serves every family that leaves attention to such an implementation and hands on
-what it is called with; the families of `FAMILIES` are compared with padding in the tests.
+`packed` below, registered with transformers as an implementation of attention, hands the tokens to the first of
+`packed_layouts.LAYOUTS` that can take them. It serves every family that leaves attention to such an implementation and
+hands on what it is called with; the families of `FAMILIES` are compared with padding in the tests.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ import inspect
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -22,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from diffcse_scale.model.attention import is_causal
+from diffcse_scale.model.packed_layouts import LAYOUTS, PackedRows, boundaries, spread
 
 ATTENTION = "packed"
 FAMILIES = (
@@ -80,7 +83,9 @@ def packed_inputs(config: PreTrainedConfig, ids: Tensor, mask: Tensor, real: Ten
         "position_ids": positions,
         "packed_real": real,
         "packed_shape": (rows, length),
-        "packed_seen": seen,
+        "attention_mask": seen,  # whole, so that no family makes one from the positions, which it would look at
+        "packed_bounds": boundaries(mask, real),
+        "packed_causal": is_causal(config),
     }
 
 
@@ -94,8 +99,8 @@ def token_vectors(
         options: for the network.
 
     Returns:
-        Hidden states in rows, [B, L, H]; where the rows were packed, zero on padding, and of all hidden states that
-        `options` ask for the first and the last.
+        Hidden states in rows, [B, L, H], of no meaning on padding; where the rows were packed, of all hidden states
+        that `options` ask for the first and the last.
     """
     if "use_cache" in inspect.signature(network.forward).parameters:
         options["use_cache"] = False  # decoders would keep keys and values for a next token
@@ -105,7 +110,7 @@ def token_vectors(
     outputs = network(**inputs, **options)
 
     def in_rows(tokens: Tensor) -> Tensor:
-        return _spread(tokens[0], real, mask.numel()).unflatten(0, tuple(mask.shape))
+        return spread(tokens[0], real, mask.numel()).unflatten(0, tuple(mask.shape))
 
     ends = outputs.hidden_states and (outputs.hidden_states[0], outputs.hidden_states[-1])
     return BaseModelOutput(
@@ -114,10 +119,9 @@ def token_vectors(
     )
 
 
-def first_tokens(mask: Tensor) -> Tensor:
-    """Where each row begins among the packed tokens, [B] int64; mask: [B, L]."""
-    lengths = mask.sum(1)
-    return lengths.cumsum(0) - lengths
+def first_tokens(real: Tensor, rows: int, length: int) -> Tensor:
+    """Where each of the rows [rows, length] begins among the packed tokens, [rows] int64."""
+    return torch.searchsorted(real, torch.arange(rows, device=real.device) * length)
 
 
 def packed(
@@ -130,16 +134,18 @@ def packed(
     scaling: float | None = None,
     packed_real: Tensor | None = None,
     packed_shape: tuple[int, int] | None = None,
-    packed_seen: Tensor | None = None,
+    packed_bounds: Tensor | None = None,
+    packed_causal: bool = False,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention within each row of packed tokens; of rows that are padded, what transformers' `sdpa` computes.
 
     Args:
         query, key, value: [1, heads, T, D]; keys and values may have fewer heads.
+        attention_mask: of packed rows bool [B, 1, 1 or L, L], which keys a token sees; None for all of its row.
         packed_real: as in `packed_inputs`; None where nothing is packed.
         packed_shape: B and L.
-        packed_seen: bool [B, 1, 1 or L, L], which keys a token sees; None for all of its row.
+        packed_bounds, packed_causal: as in `PackedRows`.
 
     Returns:
         [1, T, heads, D], and no weights.
@@ -148,59 +154,18 @@ def packed(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
-    rows, length = packed_shape
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1 and packed_seen is not None:  # the fast kernels take fewer heads of keys only without a mask
-        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-
-    def in_rows(tokens: Tensor) -> Tensor:  # [1, heads, T, D] to [B, heads, L, D]
-        spread = _spread(tokens[0].transpose(0, 1), packed_real, rows * length)
-        return spread.unflatten(0, (rows, length)).transpose(1, 2)
-
-    context = F.scaled_dot_product_attention(
-        in_rows(query),
-        in_rows(key),
-        in_rows(value),
-        attn_mask=packed_seen,
-        dropout_p=dropout,
-        scale=scaling,
-        enable_gqa=key.shape[1] < query.shape[1],
-    )
-    context = context.transpose(1, 2).flatten(0, 1)
-    return (context if _whole(packed_real, rows * length) else _Gather.apply(context, packed_real))[None], None
-
-
-def _whole(real: Tensor, positions: int) -> bool:
-    """Whether there is no padding."""
-    return real.shape[0] == positions
-
-
-def _spread(tokens: Tensor, real: Tensor, positions: int) -> Tensor:
-    """[T, ...] to [B * L, ...], zero on padding."""
-    if _whole(real, positions):
-        return tokens
-    return tokens.new_zeros(positions, *tokens.shape[1:]).index_copy(0, real, tokens)
-
-
-class _Gather(torch.autograd.Function):
-    """`positions[real]`, whose backward need not add: no two tokens have the same position."""
-
-    @staticmethod
-    def forward(ctx: Any, positions: Tensor, real: Tensor) -> Tensor:
-        ctx.positions = positions.shape[0]
-        ctx.save_for_backward(real)
-        return positions.index_select(0, real)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (real,) = ctx.saved_tensors
-        return _spread(gradient, real, ctx.positions), None
+    rows = PackedRows(packed_real, *packed_shape, attention_mask, packed_bounds, packed_causal)
+    layout = next(layout for layout in LAYOUTS if layout.takes(query, dropout, rows))
+    return layout.attend(query, key, value, dropout, scaling, rows), None
 
 
 def _mask(*arguments: Any, attention_mask: Tensor | None = None, **others: Any) -> Tensor | None:
-    """Packed rows come without a mask, for `packed` knows what each token sees; padded ones never do."""
+    """What each token sees: of packed rows nothing, unless their mask is whole, which is not asked for here."""
     if attention_mask is None:
         return None
+    if attention_mask.device.type != "cpu":
+        # whether there is any padding, so that a mask can be spared, is read on the host: it would wait for the device
+        others |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     return sdpa_mask(*arguments, attention_mask=attention_mask, **others)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from diffcse_scale.distributed import gather_rows
+from diffcse_scale.distributed import PROCESS_GROUP, Ranks, gather_rows
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):
@@ -17,7 +17,15 @@ class GlobalBatchNorm(nn.BatchNorm1d):
     Each rank contributes its count, mean and sum of squared deviations through one differentiable gather; they
     are combined by Chan's formula, which does not cancel as E[x^2] - E[x]^2 does. (`SyncBatchNorm` refuses CPUs.)
     Computed in at least float32 whatever the precision of the run.
+
+    Args:
+        ranks: those whose rows are the batch.
+        affine: as in `BatchNorm1d`.
     """
+
+    def __init__(self, width: int, affine: bool = True, ranks: Ranks = PROCESS_GROUP) -> None:
+        super().__init__(width, affine=affine)
+        self.ranks = ranks
 
     def forward(self, input: Tensor) -> Tensor:
         """input: [rows, C], any float dtype; returns [rows, C] in at least float32."""
@@ -37,7 +45,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         mean = rows.mean(0)
         deviation = (rows - mean).square().sum(0)
         count = torch.full_like(mean, rows.shape[0])
-        counts, means, deviations = gather_rows(torch.stack([count, mean, deviation])[None]).unbind(1)
+        counts, means, deviations = gather_rows(torch.stack([count, mean, deviation])[None], ranks=self.ranks).unbind(1)
         total = counts.sum(0)
         mean = (counts * means).sum(0) / total
         deviation = (deviations + counts * (means - mean).square()).sum(0)
@@ -70,14 +78,14 @@ class MLPProjection(nn.Module):
 class BatchNormProjection(nn.Module):
     """Linear(H, 2H) - BatchNorm - ReLU - Linear(2H, H) - BatchNorm without affine, width H to H."""
 
-    def __init__(self, width: int, initializer_range: float = 0.02) -> None:
+    def __init__(self, width: int, initializer_range: float = 0.02, ranks: Ranks = PROCESS_GROUP) -> None:
         super().__init__()
         self.net = nn.Sequential(
             nn.Linear(width, 2 * width, bias=False),
-            GlobalBatchNorm(2 * width),
+            GlobalBatchNorm(2 * width, ranks=ranks),
             nn.ReLU(),
             nn.Linear(2 * width, width, bias=False),
-            GlobalBatchNorm(width, affine=False),
+            GlobalBatchNorm(width, affine=False, ranks=ranks),
         )
         for layer in (self.net[0], self.net[3]):
             nn.init.normal_(layer.weight, std=initializer_range)  # type: ignore[arg-type]
@@ -91,8 +99,8 @@ class BatchNormProjection(nn.Module):
         return hidden
 
 
-def make_projection(kind: str, width: int, initializer_range: float = 0.02) -> nn.Module:
-    """`batchnorm`, `mlp` or `none`, of width H."""
-    if kind == "none":
-        return nn.Identity()
-    return {"batchnorm": BatchNormProjection, "mlp": MLPProjection}[kind](width, initializer_range)
+def make_projection(kind: str, width: int, initializer_range: float = 0.02, ranks: Ranks = PROCESS_GROUP) -> nn.Module:
+    """`batchnorm`, `mlp` or `none`, of width H; `ranks` are those that have the batch together."""
+    if kind == "batchnorm":
+        return BatchNormProjection(width, initializer_range, ranks)
+    return MLPProjection(width, initializer_range) if kind == "mlp" else nn.Identity()

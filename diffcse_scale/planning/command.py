@@ -10,12 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.engine.config_file import load_deepspeed_config
+from diffcse_scale.foundation.ownership import WRITTEN_BY, check_file, json_of, write_file
 from diffcse_scale.planning.fit import RESERVE, Planner, as_json
 from diffcse_scale.planning.sharding import read_sharding
-from diffcse_scale.recipe import load_recipe
-from diffcse_scale.training.engine import load_deepspeed_config
+from diffcse_scale.recipe_file import load_recipe
 
+COMMAND = "diffcse-scale plan"
 GIB = 2**30
 
 
@@ -28,6 +29,7 @@ def plan(
     device_memory: float = 80.0,
     on_cpu: bool = False,
     json_file: Path | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Plan a run, print the tables and write the JSON report.
 
@@ -36,12 +38,14 @@ def plan(
         deepspeed_config: a DeepSpeed JSON; None for the shipped zero2.json.
         device_memory: GiB of a device, or of a rank on a CPU.
         on_cpu: the devices are processes on CPUs.
+        overwrite: replace `json_file` whatever it is.
 
     Raises:
         InputError: whatever training would refuse before it loads weights; or an unusable report file.
     """
-    if json_file is not None and json_file.is_dir():
-        raise InputError(f"{json_file} is a folder; give the name of a JSON file.")
+    if json_file is not None:
+        known = json_of(COMMAND, "recipe", "nodes", "stage", "memory", "stages", "largest_chunk")
+        check_file(json_file, f"a plan of {COMMAND}", known, overwrite, [recipe_name, deepspeed_config or recipe_name])
     recipe = load_recipe(recipe_name, overrides)
     sharding = read_sharding(load_deepspeed_config(deepspeed_config), recipe, nodes * devices_per_node, on_cpu)
     budget = device_memory * GIB
@@ -49,7 +53,7 @@ def plan(
     report = {"recipe": recipe.name, "nodes": nodes, "stage": sharding.stage, **as_json(planner, budget)}
     _print(report, Console())
     if json_file is not None:
-        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_file(json_file, json.dumps({WRITTEN_BY: COMMAND, **report}, indent=1) + "\n")
     return report
 
 
@@ -69,6 +73,8 @@ def _print(report: dict[str, Any], console: Console) -> None:
     for line, size in memory["largest"].items():
         table.add_row(line, _gib(memory["at_peak"].get(line, 0.0)), _gib(size))
     table.add_row("in all", _gib(memory["peak"]), "", style="bold")
+    if memory["reserved"] > memory["peak"]:
+        table.add_row("reserved with it", _gib(memory["reserved"]), "")
     console.print(_right(table))
     if memory["host"]:
         console.print(f"and in the host's memory, a device: {_gib(memory['host'])}")

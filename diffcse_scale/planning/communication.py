@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffcse_scale.planning.networks import Networks
+from diffcse_scale.planning.shape_networks import Networks
 from diffcse_scale.planning.sharding import Sharding
 from diffcse_scale.recipe import Recipe
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from diffcse_scale.planning.communication import bytes_sent
 from diffcse_scale.planning.memory import Need, device_memory
-from diffcse_scale.planning.networks import Networks, load_networks
 from diffcse_scale.planning.rehearsal import Rehearsal
+from diffcse_scale.planning.shape_networks import Networks, load_networks
 from diffcse_scale.planning.sharding import Sharding
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import share_of
@@ -97,8 +97,13 @@ def _largest(fits: Callable[[int], bool], limit: int) -> int | None:
 
 
 def as_json(planner: Planner, budget: float) -> dict[str, Any]:
-    """Everything that the table shows, in bytes."""
+    """Everything that the table shows, in bytes.
+
+    Args:
+        budget: of a device, what is set aside included.
+    """
     networks, own = planner.networks, planner.stage(planner.sharding.stage)
+    beside = 0.0 if planner.sharding.on_cpu else budget * RESERVE
     parts = list(dict.fromkeys(parameter.part for parameter in networks.parameters))
     parameters = {part: networks.elements(part) for part in parts} | {"generator": networks.generator_elements}
     cheapest = planner.cheapest()
@@ -111,6 +116,7 @@ def as_json(planner: Planner, budget: float) -> dict[str, Any]:
         "parameters": {**parameters, "trained": networks.elements(trained=True)},
         "memory": {
             "peak": own.need.total,
+            "reserved": own.need.total + beside,
             "when": own.need.when,
             "at_peak": own.need.lines,
             "largest": own.need.largest,

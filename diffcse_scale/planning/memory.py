@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, groupby
 
-from diffcse_scale.planning.networks import Networks, Parameter
 from diffcse_scale.planning.rehearsal import Moment
+from diffcse_scale.planning.shape_networks import Networks, Parameter
 from diffcse_scale.planning.sharding import Sharding
 
 # What a rank on a CPU holds that is not a tensor of its own: modules imported late, tokenizer, threads, collectives.
@@ -78,7 +78,7 @@ def device_memory(moments: list[Moment], networks: Networks, sharding: Sharding)
 def _as_of_two_chunks(moments: list[Moment]) -> Iterator[Moment]:
     """What is done once a chunk is done twice: the second time, gradients of the first are there."""
     for part, group in groupby(moments, key=lambda moment: moment.part):
-        yield from list(group) * (2 if part in ("detect", "encode again") else 1)
+        yield from list(group) * (2 if part in ("chunk_terms", "encode again") else 1)
 
 
 def _rehearsed(moment: Moment, alive: float) -> dict[str, float]:
@@ -101,7 +101,8 @@ def _host(networks: Networks, sharding: Sharding) -> float:
     if sharding.on_cpu or sharding.stage == 0:
         return 0.0
     share = networks.elements(trained=True) / sharding.world_size
-    host = share * (16 + sharding.weight_bytes) if sharding.offload_optimizer else 0.0
+    # weights and gradients in float32, the optimizer's moments, and the gradients that arrive
+    host = share * (8 + sharding.moment_bytes + sharding.weight_bytes) if sharding.offload_optimizer else 0.0
     if sharding.offload_weights:
         host += sharding.weight_bytes * networks.elements() / sharding.world_size
     return host
@@ -128,10 +129,10 @@ class _Engine:
         on_device = sharding.on_cpu or not sharding.offload_optimizer
         lines = {"weights": float(width * self.networks.elements())}
         if sharding.stage == 0:
-            lines["optimizer"] = float(trained * (8 if width == 4 else 12))
+            lines["optimizer"] = float(trained * (sharding.moment_bytes + (0 if width == 4 else 4)))
         elif on_device:
             # float32 weights of its own partition too, also where the model's weights are float32 already
-            lines["optimizer"] = 12.0 * self.share
+            lines["optimizer"] = (4.0 + sharding.moment_bytes) * self.share
         if sharding.stage == 3:
             lines["weights"] = 0.0 if sharding.offload_weights and not sharding.on_cpu else lines["weights"]
             lines["weights"] /= sharding.world_size
@@ -155,8 +156,8 @@ class _Engine:
         networks = {
             "step": ("encoder", "projection", "discriminator", "rtd_head"),
             "project": ("projection",),
-            "contrast": ("projection",),
-            "detect": ("discriminator", "rtd_head"),
+            "batch_terms": ("projection",),
+            "chunk_terms": ("discriminator", "rtd_head"),
         }.get(part, ("encoder",))
         elements = sum(p.elements for p in self.networks.parameters if p.part in networks and p.lookup >= only_lookup)
         return {"gathered weights": float(self.sharding.weight_bytes * min(elements, self.sharding.max_live))}

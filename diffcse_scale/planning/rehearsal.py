@@ -1,6 +1,6 @@
 """One training step on tensors without numbers: which bytes are alive when, and when each gradient arrives.
 
-The trainer's own step (`ChunkedStep`, `DiffCSE.step`, `Generator.edit`) runs forward and backward under
+The trainer's own step (`ChunkedStep`, `Objective.step`, `Generator.edit`) runs forward and backward under
 `FakeTensorMode`, with an engine that shards nothing. Every tensor has a fixed part, a part that grows with the chunk's
 rows, and one with the share's, so that what is seen is piecewise linear in both, and one or two more rehearsals tell
 about other sizes.
@@ -8,20 +8,23 @@ about other sizes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from diffcse_kernels.reference.blocks import BLOCK_BYTES
-from diffcse_kernels.reference.token_sampling import SAMPLING_ROWS
-from torch import Tensor, nn
+from diffcse_kernels.reference.sample_tokens import SAMPLING_ROWS
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffcse_scale.distributed import imagined_ranks
+from diffcse_scale.model.networks import DiffCSENetworks
+from diffcse_scale.model.weights import cast_parameters
+from diffcse_scale.objective.objective import Objective, Parts
 from diffcse_scale.planning.live_memory import LiveMemory
-from diffcse_scale.planning.networks import Networks
+from diffcse_scale.planning.shape_networks import Networks
 from diffcse_scale.planning.sharding import Sharding
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import Chunk
@@ -36,7 +39,7 @@ class Moment(NamedTuple):
     Bytes are those that the step itself makes: not parameters, and a gradient only until it has arrived.
     """
 
-    part: str  # edit, encode, project, detect, contrast, encode again, or step where nothing is chunked; or `BETWEEN`
+    part: str  # edit, encode again, or the function that a pass computes: step where nothing is chunked; or `BETWEEN`
     held: float  # alive when the pass began: embeddings, and what the projection keeps
     peak: float  # most bytes alive during the stretch, the held ones included
     left: float  # alive at its end, the gradient that arrived included
@@ -59,11 +62,11 @@ class Rehearsal:
     ) -> None:
         self._watched = chunk or share
         self._rest = share - self._watched
-        _cast(networks.model, sharding.weight_dtype)
+        cast_parameters(networks.model, sharding.weight_dtype)
         asked = recipe.model.generator_precision  # `load_generator` does as it is told, and here knows no device
         if networks.generator is not None and asked is None and not sharding.on_cpu:
-            _cast(networks.generator.model, torch.bfloat16)
-            _cast(networks.generator.head, torch.bfloat16)
+            cast_parameters(networks.generator.model, torch.bfloat16)
+            cast_parameters(networks.generator.head, torch.bfloat16)
         # tensors that behave as a CPU's and hold nothing
         with imagined_ranks(sharding.world_size), FakeTensorMode(allow_non_fake_inputs=True):
             stage = _Stage(networks, recipe, sharding)
@@ -92,12 +95,6 @@ def _along(steps: list[float], base: Moment, others: list[Moment]) -> Moment:
     return base._replace(held=at("held"), peak=at("peak"), left=at("left"), workspace=at("workspace"))
 
 
-def _cast(network: nn.Module, dtype: torch.dtype) -> None:
-    """Parameters to another dtype; buffers keep theirs, as DeepSpeed leaves them."""
-    for parameter in network.parameters():
-        parameter.data = parameter.data.to(dtype)
-
-
 class _Stage:
     """The engine of a rehearsal: it calls the model as DeepSpeed's does, and writes down what is alive."""
 
@@ -109,7 +106,7 @@ class _Stage:
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(partial(self._arrived, name))
-        self.module.contrast = partial(self._contrast, self.module.contrast)  # type: ignore[method-assign]
+        self.objective = _Objective(self)
         if self.generator is not None:
             self.generator.model.to_empty(device="cpu")
             self.generator.head.to_empty(device="cpu")
@@ -127,24 +124,25 @@ class _Stage:
             if self.recipe.objective.rtd_weight > 0:
                 edited = [self._edit(chunk) if self.generator else chunk.original_ids for chunk in chunks]
             if rest:
-                step = ChunkedStep(self)
+                step = ChunkedStep(self, self.objective)
                 step._replay_is_checked = True  # there are no numbers to check
                 step(chunks, edited)
             else:
-                self.backward(self(chunks, edited).loss)
+                self.backward(self(self.objective.step, chunks, edited).loss)
         return self.moments
 
     # what `ChunkedStep` asks of an engine
 
-    def __call__(self, *arguments: Any, part: str = "step") -> Any:
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        part = function.__name__
         if part == "touch":  # belongs to the pass that is about to go back
-            return self.module(*arguments, part=part)
+            return self.module(function, *arguments)
         again = part == "encode" and torch.is_grad_enabled()
-        goes_back = again or part in ("step", "detect", "contrast")
+        goes_back = again or part in ("step", "chunk_terms", "batch_terms")
         is_watched = not isinstance(arguments[0], Chunk) or arguments[0] is self._watched
         self._begin(("encode again" if again else part) if is_watched else None)
         with torch.autocast("cpu", dtype=self.sharding.autocast_dtype, enabled=self.sharding.autocast):
-            result = self.module(*arguments, part=part)
+            result = self.module(function, *arguments)
         if not goes_back:
             self._end()
         return result
@@ -192,20 +190,13 @@ class _Stage:
     def _edit(self, chunk: Chunk) -> Tensor:
         assert self.generator is not None
         self._begin("edit" if chunk is self._watched else None)
-        with self._inside(SAMPLING_ROWS * self.generator.head.out_features * 16):
+        with self.inside(SAMPLING_ROWS * self.generator.head.out_features * 16):
             edited = self.generator.edit(chunk)
         self._end()
         return edited
 
-    def _contrast(self, contrast: Any, z: Tensor, views: int) -> Any:
-        """With the operator's own memory: normalised rows, and a block of similarities."""
-        rows, width = z.shape
-        keys = rows // views * (views - 1) * self.sharding.world_size
-        with self._inside(4 * width * (rows // views + keys) + min(BLOCK_BYTES, 4 * rows // views * keys)):
-            return contrast(z, views)
-
     @contextmanager
-    def _inside(self, size: int) -> Iterator[None]:
+    def inside(self, size: int) -> Iterator[None]:
         """Memory of an operator that one without numbers does not take."""
         workspace = torch.empty(size, dtype=torch.uint8)
         self._workspace = size
@@ -219,3 +210,18 @@ class _Stage:
         ids = torch.zeros(shape, dtype=torch.int64)
         corrupted = torch.zeros(int(ids.numel() * self.recipe.objective.masking_ratio), dtype=torch.int64)
         return Chunk(ids, torch.ones_like(ids), ids, corrupted, torch.zeros(shape[:2], dtype=torch.int64))
+
+
+class _Objective(Objective):
+    """The recipe's, with the memory that InfoNCE's operator takes: normalised rows, and a block of similarities."""
+
+    def __init__(self, stage: _Stage) -> None:
+        super().__init__(stage.recipe.objective, stage.recipe.batch.exchange)
+        self._stage = stage
+
+    def batch_terms(self, networks: DiffCSENetworks, z: Tensor, views: int) -> Parts:
+        rows, width = z.shape
+        keys = rows // views * (views - 1) * self._stage.sharding.world_size
+        size = 4 * width * (rows // views + keys) + min(BLOCK_BYTES, 4 * rows // views * keys)
+        with self._stage.inside(size):
+            return super().batch_terms(networks, z, views)

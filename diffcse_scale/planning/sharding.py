@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
+from diffcse_scale.engine.configuration import complete_config, refusals_explained
+from diffcse_scale.engine.optimizer import OPTIMIZERS
 from diffcse_scale.recipe import Recipe
-from diffcse_scale.training.engine import complete_config, refusals_explained
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Sharding:
     max_live: int  # ZeRO-3: elements of weights that may stay gathered
     offload_optimizer: bool
     offload_weights: bool  # ZeRO-3 only
+    moment_bytes: int  # of the optimizer's state, for each number of a weight
 
     @property
     def weight_bytes(self) -> int:
@@ -68,6 +70,7 @@ def read_sharding(config: dict[str, Any], recipe: Recipe, world_size: int, on_cp
         max_live=int(zero.max_live_parameters),
         offload_optimizer=_offloads(zero.offload_optimizer),
         offload_weights=_offloads(zero.offload_param) and stage == 3,
+        moment_bytes=OPTIMIZERS[recipe.optimizer.name].moment_bytes,
     )
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 Point = tuple[float, float | None]
 
@@ -88,22 +92,27 @@ def _decimals(ticks: Sequence[float]) -> int:
     return next((n for n in range(6) if all(math.isclose(round(tick, n), tick, abs_tol=1e-9) for tick in ticks)), 6)
 
 
-def thinned(points: list[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most about `most` of the points: of each of equal parts the lowest and the highest, so that spikes stay."""
-    if len(points) <= most:
-        return points
-    kept: list[Point] = []
-    parts = most // 2
-    for number in range(parts):
-        part = points[number * len(points) // parts : (number + 1) * len(points) // parts]
-        known = [point for point in part if point[1] is not None] or part[:1]
-        ends = {min(known, key=_height), max(known, key=_height)}
-        kept += sorted(ends)
-    return [points[0], *kept[1:-1], points[-1]]
+def thinned(steps: NDArray[np.int64], values: NDArray[np.float64], most: int = MOST_POINTS) -> list[Point]:
+    """At most about `most` points: of each of equal parts the lowest and the highest, so that spikes stay; NaN is None.
+
+    Args:
+        steps, values: [n], where the points are.
+    """
+    count, parts = len(steps), most // 2
+    kept = np.arange(count)
+    if count > most:
+        cuts = np.arange(parts + 1) * count // parts
+        kept = np.concatenate([_ends(values[first:stop]) + first for first, stop in pairwise(cuts.tolist())])
+        kept = np.concatenate([[0], kept[1:-1], [count - 1]])
+    heights = [None if math.isnan(value) else value for value in values[kept].tolist()]
+    return list(zip(steps[kept].tolist(), heights, strict=True))
 
 
-def _height(point: Point) -> float:
-    return -math.inf if point[1] is None else point[1]
+def _ends(values: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Where the lowest and the highest value are, in the order in which they come; the first place if all are NaN."""
+    if np.isnan(values).all():
+        return np.zeros(1, np.intp)
+    return np.unique([np.nanargmin(values), np.nanargmax(values)])
 
 
 def path(points: Sequence[Point], x: Axis, y: Axis) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffcse_scale.errors import InputError
-from diffcse_scale.report.edits import judgements
+from diffcse_scale.foundation.ownership import check_file, write_file
+from diffcse_scale.report.edited_sentences import judgements
 from diffcse_scale.report.encodings import encode_runs, read_samples, spread
 from diffcse_scale.report.page import MARK, Looks, render
-from diffcse_scale.report.runs import Run, read_runs
 from diffcse_scale.report.similarities import histograms, neighbours
+from diffcse_scale.runs.read import Run, read_runs
 
 SAMPLES = 4  # sentences whose neighbours are shown
 NEIGHBOURS = 4
@@ -24,6 +23,7 @@ def report(
     data: str | None = None,
     sentences: Path | None = None,
     models: bool = True,
+    overwrite: bool = False,
 ) -> Path:
     """Write the page about some runs; an earlier report in its place is replaced, nothing else is.
 
@@ -31,6 +31,7 @@ def report(
         data: the development set, instead of the one that the recipes name; as `evaluation.data` of a recipe.
         sentences: a text file; its sentences instead of some of the development set are looked at.
         models: False for a page without what the models have to be asked for.
+        overwrite: replace `output` whatever file it is.
 
     Returns:
         Where the page lies.
@@ -40,13 +41,11 @@ def report(
     """
     page = Path(output).expanduser()
     runs = read_runs(folders)
-    _check_replaceable(page)
+    sources = [*folders, *(source for source in (data, sentences) if source is not None)]
+    check_file(page, "a page of diffcse-scale report", _is_page, overwrite, sources)
     samples = read_samples(sentences)
     looks = _looks(runs, data, samples) if models else Looks()
-    page.parent.mkdir(parents=True, exist_ok=True)
-    fresh = page.with_name(f".{page.name}.{os.getpid()}.partial")
-    fresh.write_text(render(runs, looks), encoding="utf-8")
-    os.replace(fresh, page)
+    write_file(page, render(runs, looks))
     return page
 
 
@@ -61,16 +60,6 @@ def _looks(runs: Sequence[Run], data: str | None, samples: Sequence[str]) -> Loo
     )
 
 
-def _check_replaceable(page: Path) -> None:
-    """Raises InputError where there is something that is no report."""
-    if page.is_dir():
-        raise InputError(f"{page} is a folder; give the name of an HTML file with --output.")
-    try:
-        with page.open(encoding="utf-8", errors="replace") as file:
-            ours = MARK in file.read(2000)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise InputError(f"{page} cannot be written: {error.strerror}; give another --output.") from None
-    if not ours:
-        raise InputError(f"{page} exists and is no report of this program; give another --output.")
+def _is_page(file: Path) -> bool:
+    with file.open(encoding="utf-8", errors="replace") as page:
+        return MARK in page.read(2000)

@@ -6,38 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from diffcse_scale.objective.metric import Metric
 from diffcse_scale.report.charts import MINUS, Axis, Point, axis, path, readout, steps_axis, thinned, tick_label
-from diffcse_scale.report.runs import Run
-from diffcse_scale.training.metrics import CHECKPOINTS, CONSOLE, EVALUATION, TRAINING, WAITING
+from diffcse_scale.runs.metric_table import METRICS, OF_EVALUATIONS, is_measured
+from diffcse_scale.runs.metrics_file import NOTHING, Series
+from diffcse_scale.runs.read import Run
 
 # pixels of a chart, and of the part that the lines are in
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 42, 352, 10, 166
 
-# what is drawn, and in which order; a number that is not here is drawn after these under its own name
-DEVELOPMENT = "dev_spearman"
-TITLES = {
-    DEVELOPMENT: ("Development Spearman x 100", "evaluations"),
-    "loss": ("Loss", "InfoNCE + lambda x RTD"),
-    "contrastive": ("Contrastive loss", "InfoNCE"),
-    "rtd": ("RTD loss", "replaced-token detection"),
-    "positive_cosine": ("Cosine of positives", "the two views of a sentence"),
-    "negative_cosine": ("Cosine of negatives", "different sentences"),
-    "rtd_recall_replaced": ("RTD recall, replaced tokens", ""),
-    "rtd_recall_kept": ("RTD recall, kept tokens", ""),
-    "replaced_share": ("Replaced tokens", "share of real tokens"),
-    "gradient_norm": ("Gradient norm", "before clipping"),
-    "learning_rate": ("Learning rate", ""),
-    "sentences_per_second": ("Sentences per second", "all devices; without evaluations"),
-    "real_tokens_per_second": ("Real tokens per second", "all devices; without evaluations"),
-    "padding_share": ("Padding", "share of positions"),
-    "peak_memory_gb": ("Peak memory, GB", "largest of all ranks, since the start"),
-}
-# shown as the timing breakdown, or measured once
-NOT_DRAWN = {"step", TRAINING, WAITING, CHECKPOINTS, EVALUATION, "dev_spearman_cls", "dev_spearman_mean"}
-OF_DETECTION = {"rtd", "rtd_recall_replaced", "rtd_recall_kept", "replaced_share"}
 # a few large values at the start would hide what follows
-LOGARITHMIC = {"loss", "contrastive", "rtd", "gradient_norm"}
 LARGE_RATIO = 30
 
 
@@ -82,53 +63,55 @@ class Chart:
 
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
-    """A chart for each number that a row of any run has, in the order of `TITLES`."""
-    found = dict.fromkeys(name for run in runs for row in run.rows for name in row)
-    names = [*TITLES, *(name for name in found if name not in TITLES)]
+    """A chart for each number that a row of any run has, in the order of `METRICS`, then those it does not know."""
+    found = dict.fromkeys(name for run in runs for name in run.metrics)
+    unknown = {name: Metric(name, name) for name in found if name not in METRICS and name != "step"}
     last = max((run.step for run in runs), default=0)
-    drawn = [_chart(name, runs, last) for name in names if name in found and name not in NOT_DRAWN]
+    metrics = [metric for metric in (METRICS | unknown).values() if metric.name in found and metric.title]
+    drawn = [_chart(metric, runs, last) for metric in metrics]
     return [chart for chart in drawn if chart is not None]
 
 
 def printed(name: str) -> Callable[[float], str]:
     """How values of a metric are written: as in the console's log line, but for the unit."""
-    default = "{:.2f}" if name.startswith("dev_") else "{:.4g}"
-    pattern = CONSOLE[name][1].split()[0] if name in CONSOLE else default  # the title has the unit
+    default = "{:.2f}" if name.startswith(OF_EVALUATIONS) else "{:.4g}"
+    known = METRICS.get(name, Metric(name)).pattern
+    pattern = known.split()[0] if known else default  # the title has the unit
     return lambda value: pattern.format(value).replace("-", MINUS)
 
 
-def _chart(name: str, runs: Sequence[Run], last: int) -> Chart | None:
-    points = {number: _points(name, run) for number, run in enumerate(runs)}
-    values = [value for line in points.values() for _, value in line if value is not None]
-    if not values:
+def _chart(metric: Metric, runs: Sequence[Run], last: int) -> Chart | None:
+    name = metric.name
+    series = {number: _series(name, run) for number, run in enumerate(runs)}
+    values = np.concatenate([line.known.values for line in series.values()])
+    if not len(values):
         return None
-    log = name in LOGARITHMIC and min(values) > 0 and max(values) / min(values) > LARGE_RATIO
-    x, y = steps_axis(last, LEFT, RIGHT), axis(values, BOTTOM, TOP, log=log)
+    low, high = float(values.min()), float(values.max())
+    log = metric.is_logarithmic and low > 0 and high / low > LARGE_RATIO
+    x, y = steps_axis(last, LEFT, RIGHT), axis([low, high], BOTTOM, TOP, log=log)
     lines = []
-    for number, line in points.items():
-        known = [value for _, value in line if value is not None]
-        if known:
-            drawn, text = thinned(line), printed(name)
-            lines.append(Line(number, drawn, path(drawn, x, y), text(known[-1]), readout(drawn, x, y, text)))
-    title, note = TITLES.get(name, (name, ""))
-    percent = name in CONSOLE and CONSOLE[name][1].endswith("%}")
+    for number, line in series.items():
+        known = line.known.values
+        if len(known):
+            drawn, text = thinned(*line), printed(name)
+            lines.append(Line(number, drawn, path(drawn, x, y), text(float(known[-1])), readout(drawn, x, y, text)))
     return Chart(
         name=name,
-        title=title,
-        note=note,
-        evaluations=name.startswith("dev_"),
+        title=metric.title,
+        note=metric.note,
+        evaluations=name.startswith(OF_EVALUATIONS),
         log=log,
         lines=lines,
         x_ticks=_ticks(x, percent=False),
-        y_ticks=_ticks(y, percent),
-        thinned=any(len(line.points) < len(points[line.run]) for line in lines),
+        y_ticks=_ticks(y, percent=metric.pattern.endswith("%}")),
+        thinned=any(len(line.points) < len(series[line.run].steps) for line in lines),
     )
 
 
-def _points(name: str, run: Run) -> list[Point]:
-    if name in OF_DETECTION and run.recipe.objective.rtd_weight == 0:
-        return []  # zeros that mean nothing
-    return [(row["step"], row[name]) for row in run.rows if name in row]
+def _series(name: str, run: Run) -> Series:
+    if not is_measured(name, run.recipe.objective):
+        return NOTHING  # zeros that mean nothing
+    return run.series(name)
 
 
 def _ticks(marks: Axis, percent: bool) -> list[tuple[float, str]]:

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from diffcse_scale.errors import InputError
 from diffcse_scale.evaluation import Encode, GradedPair
-from diffcse_scale.loading import load_model
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.backbone import load_tokenizers
 from diffcse_scale.model.build import build_model
 from diffcse_scale.model.encoder import encode_sentences
+from diffcse_scale.model_folder.load import load_model
 from diffcse_scale.recipe import Recipe
-from diffcse_scale.report.runs import Run
+from diffcse_scale.runs.read import Run
 from diffcse_scale.training.development import development_pairs
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diffcse_scale.evaluation.recorded import data_name
+from diffcse_scale.evaluation.suites import SUITES
 from diffcse_scale.report.charts import MINUS, Axis, axis, tick_label
-from diffcse_scale.report.runs import Run
+from diffcse_scale.runs.read import Run
 
 
 @dataclass(frozen=True)
@@ -62,18 +64,16 @@ class Suite:
         return any(value.interval for row in self.rows for value in row.values)
 
 
-# in which order they stand
-TITLES = {"sts": "Semantic textual similarity", "transfer": "Transfer", "mteb": "MTEB", "geometry": "Geometry"}
-
 # pixels of the dots and intervals beside a table
 DOTS_LEFT, DOTS_RIGHT = 14, 166
 
 
 def suites(runs: Sequence[Run]) -> list[Suite]:
-    """Each suite that any run has been evaluated on, a table for each of its measures."""
-    found = dict.fromkeys(name for run in runs for name in run.evaluations)
-    names = [*(name for name in TITLES if name in found), *(name for name in found if name not in TITLES)]
-    return [_suite(name, [run.evaluations.get(name, {}) for run in runs]) for name in names]
+    """A table for each suite and data that any run has been evaluated on."""
+    found = {name: report["suite"] for run in runs for name, report in run.evaluations.items()}
+    order = [*sorted(SUITES, key=lambda name: SUITES[name].descriptive), *found.values()]
+    names = sorted(found, key=lambda name: (order.index(found[name]), name))
+    return [_suite(found[name], [run.evaluations.get(name, {}) for run in runs]) for name in names]
 
 
 def _suite(name: str, evaluations: Sequence[dict[str, Any]]) -> Suite:
@@ -87,8 +87,9 @@ def _suite(name: str, evaluations: Sequence[dict[str, Any]]) -> Suite:
         for number, each in enumerate(evaluations)
         if each
     ]
+    data = data_name(next(filter(None, evaluations)))
     return Suite(
-        name=TITLES.get(name, name),
+        name=" ".join(filter(None, (SUITES[name].title if name in SUITES else name, data))),
         about=about,
         measure=next(iter(rows))[1] if one_measure else "",
         rows=[_measured([each.get(row) for each in found], x) for row in rows],

@@ -11,9 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from diffcse_scale.report import curves, evaluations, similarities, tables, timing
-from diffcse_scale.report.edits import Judgement
-from diffcse_scale.report.runs import Run
+from diffcse_scale.report.edited_sentences import Judgement
 from diffcse_scale.report.similarities import Histograms, Sample
+from diffcse_scale.runs.read import Run
 
 # by which a page of ours is known, so that it may be replaced
 MARK = '<meta name="generator" content="diffcse-scale report">'

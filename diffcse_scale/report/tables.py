@@ -11,7 +11,7 @@ import yaml
 
 from diffcse_scale.recipe import flatten
 from diffcse_scale.report.charts import MINUS
-from diffcse_scale.report.runs import Run
+from diffcse_scale.runs.read import Run
 from diffcse_scale.training.schedule import Plan
 
 # a run's own, of no interest when runs are compared

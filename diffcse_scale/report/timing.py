@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffcse_scale.report.runs import Run
-from diffcse_scale.training.metrics import CHECKPOINTS, EVALUATION, TRAINING, WAITING
+from diffcse_scale.runs.metric_table import CHECKPOINTS, EVALUATION, TRAINING, WAITING
+from diffcse_scale.runs.read import Run
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ def times(runs: Sequence[Run]) -> list[Time]:
 
 def _time(number: int, run: Run) -> Time | None:
     def total(name: str) -> float:
-        return sum(row.get(name) or 0.0 for row in run.rows)
+        return float(run.series(name).known.values.sum())
 
-    if not any(TRAINING in row for row in run.rows):
+    if TRAINING not in run.metrics:
         return None
     seconds = {
         "computing": total(TRAINING) - total(WAITING),

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from diffcse_scale.errors import InputError
-from diffcse_scale.randomness import derive_seed
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.randomness import derive_seed
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.corruption import Corruption
 from diffcse_scale.text.edits import Edits
 from diffcse_scale.text.order import epoch_order
 from diffcse_scale.text.prefetch import prefetch
+from diffcse_scale.text.sizes import computed_positions, repeating_size
 from diffcse_scale.text.tokenizers import Tokenizers
 from diffcse_scale.text.tokens import TokenizedCorpus
 
@@ -38,8 +39,9 @@ class Chunk:
             all random numbers of that row.
         seed: the base of the networks' random numbers (dropout) on this chunk, so that whoever runs a network on it
             again gets the same; None leaves torch's generator as it is.
-        real: int64 [T], the real tokens, as ascending indices into the flattened `attention_mask`: networks that take
-            packed rows (`model.packing`) compute no others. None keeps the padding.
+        real: int64 [T], the real tokens, as ascending indices into the flattened `attention_mask`, filled up with
+            padding to a size that repeats (`sizes.computed_positions`): networks that take packed rows
+            (`model.packing`) compute no others. None keeps all padding.
         discriminator_ids, discriminator_mask: int64 [C, S, M], the sentences as the discriminator's own tokenizer has
             them; None where it has none.
         discriminator_real: `real` for `discriminator_mask`.
@@ -160,7 +162,7 @@ class Batches:
         self.sentences = recipe.batch.sentences
         self.chunk, self.length_groups = recipe.batch.chunk, recipe.batch.length_groups
         self.official = recipe.objective.fidelity == "official"
-        self.packed = recipe.batch.packed and not self.official
+        self.packed, self.max_length = recipe.packed, recipe.data.max_length
         self.paddings = [padding_id(tokenizer) for tokenizer in tokenizers.streams]
         self.corruption: Corruption | None = None
         if recipe.objective.rtd_weight > 0 and edits is None:
@@ -195,6 +197,8 @@ class Batches:
         chunks = []
         for number, part in enumerate(self._parts(lengths[0])):
             longest = (lengths if self.official else lengths[:, part]).max(axis=1)
+            if self.packed:
+                longest = np.minimum([repeating_size(int(length)) for length in longest], self.max_length)
             # number * world_size + rank: the chunk's index among those of all ranks
             seed = derive_seed(self.seed, "dropout", step, number * self.world_size + self.rank)
             chunk = self._chunk(sentences[part], epoch * len(self.tokens) + positions[part], longest, seed)
@@ -298,7 +302,7 @@ def make_chunk(
     Args:
         streams: ids [C, S, L] and lengths [C, S] for the encoder, and for the discriminator if it has its own.
         row_ids: as `Chunk.row_ids`.
-        packed: say which tokens are real (`Chunk.real`).
+        packed: say which positions packed networks compute (`Chunk.real`).
     """
     tokens = [
         (torch.from_numpy(ids), torch.from_numpy((np.arange(ids.shape[-1]) < lengths[..., None]).astype(np.int64)))
@@ -308,6 +312,6 @@ def make_chunk(
     corrupted_ids, corrupted = original_ids, torch.empty(0, dtype=torch.int64)
     if corruption is not None:
         corrupted_ids, corrupted = corruption(original_ids, original_mask, rows)
-    real = [mask.flatten().nonzero().flatten() if packed else None for _, mask in tokens]
+    real = [torch.from_numpy(computed_positions(mask.numpy() > 0)) if packed else None for _, mask in tokens]
     own = (*tokens[1], real[1]) if len(tokens) > 1 else (None, None, None)
     return Chunk(*tokens[0], corrupted_ids, corrupted, rows, None, real[0], *own)

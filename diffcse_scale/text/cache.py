@@ -17,13 +17,18 @@ from diffcse_scale.recipe import DataRecipe
 ENVIRONMENT_VARIABLE = "DIFFCSE_CACHE"
 
 
-def cache_folder(data: DataRecipe) -> Path:
-    """`data.cache_dir`, else $DIFFCSE_CACHE, else ~/.cache/diffcse-scale; created if absent.
+def chosen_folder(data: DataRecipe | None = None) -> Path:
+    """`data.cache_dir`, else $DIFFCSE_CACHE, else ~/.cache/diffcse-scale."""
+    chosen = (data and data.cache_dir) or os.environ.get(ENVIRONMENT_VARIABLE) or "~/.cache/diffcse-scale"
+    return Path(chosen).expanduser()
+
+
+def cache_folder(data: DataRecipe | None = None) -> Path:
+    """The same; created if absent.
 
     Everything in it can be made again: it may be deleted whenever no run is using it.
     """
-    chosen = data.cache_dir or os.environ.get(ENVIRONMENT_VARIABLE) or "~/.cache/diffcse-scale"
-    folder = Path(chosen).expanduser()
+    folder = chosen_folder(data)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -32,6 +37,23 @@ def fingerprint(*parts: Any) -> str:
     """16 hexadecimal digits that are a function of JSON-serialisable `parts`."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class RowsFingerprint:
+    """`fingerprint` of a list that is given row by row; as text it is what `fingerprint` gives for the whole list."""
+
+    def __init__(self) -> None:
+        self._digest, self._comma = hashlib.sha256(b"[["), ""
+
+    def add(self, row: Any) -> None:
+        """The next row."""
+        self._digest.update((self._comma + json.dumps(row, sort_keys=True, ensure_ascii=True)).encode())
+        self._comma = ", "
+
+    def __str__(self) -> str:
+        whole = self._digest.copy()
+        whole.update(b"]]")
+        return whole.hexdigest()[:16]
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +13,16 @@ from typing import Any
 import datasets
 import numpy as np
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.cache import cache_folder, fingerprint, locked, num_proc, workers
-from diffcse_scale.text.sources import TEXT, Source, find_sources
+from diffcse_scale.text.formats import LINE, TEXT, Parse
+from diffcse_scale.text.sources import Source, find_sources
 
 log = logging.getLogger(__name__)
 
 # part of every cached name: raise it when cleaning changes
-CLEANING = 1
+CLEANING = 2
 DEDUPLICATION_BUCKETS = 16
 
 
@@ -78,8 +78,10 @@ def load_corpus(data: DataRecipe, *, seed: int = 0) -> datasets.Dataset:
 
 def read_corpus(data: DataRecipe, *, seed: int = 0) -> tuple[datasets.Dataset, CorpusReport]:
     """`load_corpus` with its report and without the log line. `seed` is that of the embedded grammar."""
-    sources = find_sources(data.files, data.limit, seed)
+    sources = find_sources(data.files, data.limit, seed, cache_folder(data))
     folder = cache_folder(data) / f"corpus-{corpus_fingerprint(data, seed=seed)}"
+    for source in sources:
+        source.check()
     with locked(folder):
         parts = [_clean(source, data, folder / f"source-{index}") for index, source in enumerate(sources)]
     parts = [part for part in parts if len(part)]
@@ -107,7 +109,7 @@ def read_corpus(data: DataRecipe, *, seed: int = 0) -> tuple[datasets.Dataset, C
 
 def corpus_fingerprint(data: DataRecipe, *, seed: int = 0) -> str:
     """Changes when a file (path, size or time), the columns or the way of cleaning do."""
-    sources = find_sources(data.files, data.limit, seed)
+    sources = find_sources(data.files, data.limit, seed, cache_folder(data))
     return fingerprint(CLEANING, data.columns, [source.identity() for source in sources])
 
 
@@ -124,7 +126,7 @@ def _clean(source: Source, data: DataRecipe, folder: Path) -> datasets.Dataset:
     rows = raw.map(
         _clean_batch,
         batched=True,
-        fn_kwargs={"names": names, "parse": source.format == "json"},
+        fn_kwargs={"names": names, "parse": source.parse},
         remove_columns=raw.column_names,
         features=datasets.Features(
             {f"text_{index}": TEXT for index in range(len(names))}
@@ -140,15 +142,15 @@ def _clean(source: Source, data: DataRecipe, folder: Path) -> datasets.Dataset:
     if refused.any():
         first = int(refused.argmax())
         where, flaw = source.place(first, names, folder), Flaw(int(flaws[first]))
-        if flaw == Flaw.MALFORMED:
-            raise InputError(f"Corpus file {where}: not a JSON object with text in {' and '.join(names)}.")
+        if source.of_files and flaw == Flaw.MALFORMED:
+            raise InputError(f"Corpus file {where}: {source.of_files.malformed.format(' and '.join(names))}.")
         raise InputError(f"Corpus file {where}: {flaw.name.lower()}; mend it, or set data.strict=false to skip it.")
     return rows
 
 
-def _clean_batch(batch: dict[str, list[Any]], names: Sequence[str], parse: bool) -> dict[str, list[Any]]:
+def _clean_batch(batch: dict[str, list[Any]], names: Sequence[str], parse: Parse | None) -> dict[str, list[Any]]:
     if parse:
-        rows = [_parse(line, names) for line in batch["text"]]
+        rows = [_parsed(line, names, parse) for line in batch[LINE]]
     else:
         rows = [_strip(values) for values in zip(*(batch[name] for name in names), strict=True)]
     return {f"text_{column}": [texts[column] for texts, _ in rows] for column in range(len(names))} | {
@@ -157,19 +159,14 @@ def _clean_batch(batch: dict[str, list[Any]], names: Sequence[str], parse: bool)
     }
 
 
-def _parse(line: str, names: Sequence[str]) -> tuple[list[str], Flaw]:
-    """The texts of a JSON line; a missing one counts as empty."""
-    nothing = [""] * len(names)
+def _parsed(line: str, names: Sequence[str], parse: Parse) -> tuple[list[str], Flaw]:
+    """The texts of a line; a missing one counts as empty."""
     if "\ufffd" in line:
-        return nothing, Flaw.UNDECODABLE
+        return [""] * len(names), Flaw.UNDECODABLE
     try:
-        record = json.loads(line) if line.strip() else {}
-        values = [record.get(name) for name in names]
-    except (ValueError, AttributeError):  # no JSON, no object
-        return nothing, Flaw.MALFORMED
-    if not all(value is None or isinstance(value, str) for value in values):
-        return nothing, Flaw.MALFORMED
-    return _strip(values)
+        return _strip(parse(line, names))
+    except ValueError:
+        return [""] * len(names), Flaw.MALFORMED
 
 
 def _strip(values: Sequence[str | None]) -> tuple[list[str], Flaw]:

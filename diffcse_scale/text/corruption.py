@@ -9,7 +9,7 @@ from diffcse_kernels import counter_uniform
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 
 # of the selected tokens; the rest stay as they are (BERT; official program's collator)
 MASKED = 0.8

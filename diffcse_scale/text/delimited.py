@@ -1,67 +1,90 @@
-"""What `.csv` and `.tsv` files need beside the reader of `datasets`: columns, dialect, line numbers."""
+"""Rows of `.csv` and `.tsv` files."""
 
 from __future__ import annotations
 
 import csv
+import sys
+from collections.abc import Iterator
 from typing import Any
 
-import datasets
 import fsspec
-import pandas
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.text.remote import origin
 
-# bytes that are not UTF-8 become U+FFFD, by which cleaning finds them
-DECODING = {"encoding": "utf-8-sig", "encoding_errors": "replace"}
+csv.field_size_limit(sys.maxsize)
 
 
-def open_text(name: str) -> Any:
-    """The lines of a file that may be compressed (.gz, .xz, .zst, .bz2), line ends kept."""
-    decoding = {"encoding": "utf-8-sig", "errors": "replace", "newline": ""}
+def open_text(name: str, newline: str | None = "") -> Any:
+    """A file that may be compressed (.gz, .xz, .zst, .bz2); without `newline`, all line ends are LF.
+
+    A byte order mark is dropped. Bytes that are not UTF-8 become U+FFFD, by which cleaning finds them.
+    """
+    decoding = {"encoding": "utf-8-sig", "errors": "replace", "newline": newline}
     return fsspec.open(name, "rt", compression="infer", **decoding).open()
 
 
-def columns(name: str, separator: str) -> dict[str, str]:
-    """Column to type as pandas guesses it from the first rows; text is 'string'.
+def records(name: str, separator: str) -> Iterator[list[str]]:
+    """The header and then the rows; an empty line is an empty row, and missing fields at the end are empty.
 
     Raises:
-        InputError: the first row is longer than the header, so that pandas would shift the columns.
+        InputError: two columns of one name, a row with more fields than the header, a quotation mark that is
+            not closed; names file and line.
     """
     with open_text(name) as lines:
-        records = csv.reader(lines, **_dialect(separator))
-        header, first = next(records, []), next(records, [])
-    if len(first) > len(header):
-        raise InputError(
-            f"Corpus file {name}, line 2: {len(first)} fields under a header of {len(header)}; "
-            "quote sentences that contain the separator."
-        )
-    rows = pandas.read_csv(name, nrows=1000, **reader_options(separator))
-    is_text = pandas.api.types.is_string_dtype
-    return {str(column): "string" if is_text(rows[column]) else str(rows[column].dtype) for column in rows}
+        reader = csv.reader(lines, **_dialect(separator))
+        try:
+            header = next(reader, [])
+            twice = [column for column in header if column and header.count(column) > 1]
+            if twice:
+                raise InputError(f"Corpus file {origin(name)} has two columns called {twice[0]!r}; rename one.")
+            yield header
+            for fields in reader:
+                if len(fields) > len(header):
+                    raise InputError(
+                        f"Corpus file {origin(name)}, line {reader.line_num}: {len(fields)} fields under a header of "
+                        f"{len(header)}; {_advice(separator)}."
+                    )
+                yield fields + [""] * (len(header) - len(fields))
+        except csv.Error as error:
+            raise InputError(
+                f"Corpus file {origin(name)}, line {reader.line_num}: {error}; mend the quoting."
+            ) from None
 
 
-def builder_options(name: str, separator: str) -> dict[str, Any]:
-    """Arguments of the `csv` builder of `datasets`: every column as strings, no type guessed."""
-    text = datasets.Features(dict.fromkeys(columns(name, separator), datasets.Value("string")))
-    return {**reader_options(separator), "features": text}
-
-
-def reader_options(separator: str) -> dict[str, Any]:
-    """Arguments of `pandas.read_csv`: "NA" and "null" are words, and an empty line is an empty row."""
-    missing = {"keep_default_na": False, "skip_blank_lines": False, "index_col": False}
-    dialect = _dialect(separator)
-    return {**DECODING, **missing, "sep": dialect.pop("delimiter"), **dialect}
+def sample(name: str, separator: str, rows: int) -> Iterator[dict[str, str | float | None]]:
+    """The first rows by column; what reads as a number is one, and nothing is None. The first has every column."""
+    rest = records(name, separator)
+    header = next(rest)
+    yield dict.fromkeys(header)
+    for _, fields in zip(range(rows), rest, strict=False):
+        yield dict(zip(header, map(_value, fields), strict=True))
 
 
 def line_number(name: str, separator: str, row: int) -> int:
     """The line (from 1) on which row `row` (from 0, after the header) ends: a quoted field may span lines."""
     with open_text(name) as lines:
-        records = csv.reader(lines, **_dialect(separator))
+        reader = csv.reader(lines, **_dialect(separator))
         for _ in range(row + 2):
-            next(records)
-        return records.line_num
+            next(reader)
+        return reader.line_num
+
+
+def _value(field: str) -> str | float | None:
+    if field in ("True", "False", "true", "false"):
+        return field[0] in "Tt"
+    try:
+        return float(field) if field else None
+    except ValueError:
+        return field
 
 
 def _dialect(separator: str) -> dict[str, Any]:
     # text/tab-separated-values (IANA) knows no quoting: there a sentence may begin with a quotation mark
-    return {"delimiter": separator, "quoting": csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL}
+    if separator == "\t":
+        return {"delimiter": separator, "quoting": csv.QUOTE_NONE}
+    return {"delimiter": separator, "strict": True}
+
+
+def _advice(separator: str) -> str:
+    return "take the tab out of the text" if separator == "\t" else "quote text that contains a comma"

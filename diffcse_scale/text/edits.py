@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.cache import cache_folder, fingerprint
 from diffcse_scale.text.tokens import TokenizedCorpus

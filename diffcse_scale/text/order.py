@@ -1,18 +1,20 @@
-"""The order of sentences in an epoch: a pseudo-random permutation, any part of it known without the rest."""
+"""The order of sentences in an epoch: a pseudo-random permutation, any part of it known without the rest.
+
+numpy's and torch's permutations are arrays as long as the corpus, on every rank; this one needs no memory.
+"""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+from diffcse_kernels.counter import GOLDEN_GAMMA, WORD, mix
 from numpy.typing import NDArray
 
-from diffcse_scale.randomness import derive_seed
+from diffcse_scale.foundation.randomness import derive_seed
 
 # four are enough for large halves (Luby and Rackoff 1988); more, because ours are small
 ROUNDS = 8
-_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
-_WORD = 1 << 64
 
 
 def permute(positions: NDArray[np.int64], n: int, key: int) -> NDArray[np.int64]:
@@ -45,13 +47,11 @@ def epoch_order(positions: NDArray[np.int64], n: int, seed: int, epoch: int) -> 
 def _feistel(values: NDArray[np.uint64], side: np.uint64, key: int) -> NDArray[np.uint64]:
     left, right = values // side, values % side
     for index in range(1, ROUNDS + 1):
-        round_key = np.uint64((key + index * _GOLDEN_GAMMA) % _WORD)
+        round_key = np.uint64((key + index * GOLDEN_GAMMA) % WORD)
         left, right = right, (left + _mix(_mix(right + round_key) ^ round_key) % side) % side
     return left * side + right
 
 
 def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64; products wrap around."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    """`mix` of words without a sign."""
+    return mix(words.view(np.int64)).view(np.uint64)

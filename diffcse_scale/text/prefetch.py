@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from itertools import islice
+from typing import TypeVar
 
 T = TypeVar("T")
-
-
-class _Failure(NamedTuple):
-    error: BaseException
-
-
-class _End:
-    pass
 
 
 @contextmanager
@@ -26,32 +19,17 @@ def prefetch(make: Callable[[int], T], start: int, stop: int, depth: int = 2) ->
     An exception in `make` is raised where its result would have been consumed. On leaving, even early, the
     thread ends.
     """
-    ready: queue.Queue[T | _Failure | _End] = queue.Queue(depth)
-    closed = threading.Event()
-
-    def work() -> None:
-        try:
-            for step in range(start, stop):
-                ready.put(make(step))
-                if closed.is_set():
-                    return
-            ready.put(_End())
-        except BaseException as error:  # handed over, whatever it is
-            ready.put(_Failure(error))
+    thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+    coming = (thread.submit(make, step) for step in range(start, stop))
+    ready = deque(islice(coming, depth + 1))  # the last of them is in the making
 
     def consume() -> Iterator[T]:
-        while not isinstance(item := ready.get(), _End):
-            if isinstance(item, _Failure):
-                raise item.error
-            yield item
+        while ready:
+            result = ready.popleft().result()
+            ready.extend(islice(coming, 1))
+            yield result
 
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
     try:
         yield consume()
     finally:
-        closed.set()
-        while thread.is_alive():  # it may wait for room in the queue, once
-            while not ready.empty():
-                ready.get_nowait()
-            thread.join(timeout=0.01)
+        thread.shutdown(cancel_futures=True)

@@ -17,7 +17,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.cache import cache_folder, fingerprint, locked, num_proc, workers
 from diffcse_scale.text.corpus import CorpusReport, corpus_fingerprint, read_corpus
@@ -65,6 +65,15 @@ class TokenizedCorpus:
         """Tokens of each sentence (of those in `indices` if given), special ones included, int64 [n]."""
         offsets = self._offsets[self._column(view, stream)]
         return np.diff(offsets) if indices is None else offsets[indices + 1] - offsets[indices]
+
+    def size(self, view: int = 0, stream: int = 0) -> int:
+        """Tokens of all sentences together."""
+        return len(self._ids[self._column(view, stream)])
+
+    def place(self, sentence: int, view: int = 0, stream: int = 0) -> slice:
+        """Where the ids of a sentence lie in the column's file."""
+        start, end = self._offsets[self._column(view, stream)][sentence : sentence + 2].tolist()
+        return slice(start, end)
 
     def rows(self, indices: NDArray[np.int64], view: int = 0, stream: int = 0) -> list[NDArray[np.int32]]:
         """Token ids of some sentences: one int32 array each, a view of the file."""

@@ -1,11 +1,11 @@
 """Large batches: a step whose memory does not depend on the number of sentences a device, but for their embeddings.
 
-Gradient caching (Gao et al., arXiv 2101.06983), for DiffCSE's objective and under every ZeRO stage:
+Gradient caching (Gao et al., arXiv 2101.06983), for sums of terms and under every ZeRO stage:
 
 1. encode all chunks without a graph: h of the whole share;
 2. the projection of h, with a graph;
-3. for each chunk the discriminator, forward and backward: the gradient of the chunk's rows of z;
-4. InfoNCE on all z, and backward through the projection: the gradient of h;
+3. for each chunk the terms that run networks on it (RTD), forward and backward: the gradient of its rows of z;
+4. the terms on all z (InfoNCE), and backward through the projection: the gradient of h;
 5. encode each chunk again, with the same random numbers (`Chunk.seed`), and send its rows' gradient backward.
 
 The activations of one chunk are alive at a time. Nothing is approximated, and nothing but the encoder's first
@@ -21,18 +21,20 @@ part in all passes, as in ordinary accumulation, that is right; here most passes
   only that over to it.
 
 So in the first or last pass, where the stage needs it, every trained parameter takes part with weight 0
-(`DiffCSE.touch`, one row). Gradients stay sharded, as they would not inside `coalesce_grad_reduction`.
+(`DiffCSENetworks.touch`, one row). Gradients stay sharded, as they would not inside `coalesce_grad_reduction`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffcse_scale.errors import InputError
-from diffcse_scale.model.diffcse import DiffCSE, StepOutput, split_rows
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model.networks import DiffCSENetworks, split_rows
+from diffcse_scale.objective.objective import Objective, Parts, StepOutput, added, detached
 from diffcse_scale.text.batches import Chunk
 
 # relative difference of an embedding that rounding in bfloat16 cannot explain, and another dropout mask exceeds
@@ -42,16 +44,16 @@ REPLAY_TOLERANCE = 0.05
 class ChunkedStep:
     """Forward and backward of one global batch, chunk by chunk; the engine's step is the caller's."""
 
-    def __init__(self, engine: Any) -> None:
-        self.engine = engine
-        self.model: DiffCSE = engine.module
+    def __init__(self, engine: Any, objective: Objective) -> None:
+        self.engine, self.objective = engine, objective
+        self.model: DiffCSENetworks = engine.module
         stage, offload = engine.zero_optimization_stage(), engine.zero_offload_optimizer() is not None
         self._touch_first = stage == 3 or (stage == 2 and offload)
         self._touch_last = (stage == 1 and engine.zero_overlap_comm()) or (stage >= 2 and offload)
         self._replay_is_checked = False
 
     def __call__(self, chunks: list[Chunk], edited: list[Tensor] | None = None) -> StepOutput:
-        """The same numbers and gradients as `DiffCSE.step` and one backward pass.
+        """The same numbers and gradients as `Objective.step` and one backward pass.
 
         Raises:
             InputError: the encoder's second pass over a chunk differs from its first.
@@ -59,40 +61,41 @@ class ChunkedStep:
         self.engine.set_gradient_accumulation_boundary(False)
         self._is_first_pass = True
         with torch.no_grad():
-            h = torch.cat([self.engine(chunk, part="encode") for chunk in chunks])
+            h = torch.cat([self.engine(DiffCSENetworks.encode, chunk) for chunk in chunks])
         h.requires_grad_()
-        z = self.engine(h, part="project")
-        rtd, counts = z.new_zeros(()), z.new_zeros(4)
-        if edited is not None:
-            rtd, counts, rtd_gradient = self._detect(chunks, edited, z.detach())
-            z.register_hook(lambda gradient: gradient + rtd_gradient)
-        contrast = self.engine(z, chunks[0].views, part="contrast")
+        z = self.engine(DiffCSENetworks.project, h)
+        parts: Parts = {}
+        if self.objective.has_chunk_terms:
+            parts, z_gradient = self._chunk_terms(chunks, edited or [None] * len(chunks), z.detach())
+            z.register_hook(lambda gradient: gradient + z_gradient)
+        on_z = self.engine(self.objective.batch_terms, z, chunks[0].views)
         # DeepSpeed fails in a pass that reaches no parameter
         touch = not any(parameter.requires_grad for parameter in self.model.projection.parameters())
-        self._backward(self.model.objective.contrastive_weight * contrast.loss, chunks[0], touch)
+        self._backward(self.objective.total(on_z), chunks[0], touch)
         assert h.grad is not None
-        parts = zip(chunks, split_rows(h.detach(), chunks), split_rows(h.grad, chunks), strict=True)
-        for chunk, rows, gradient in parts:
+        again = zip(chunks, split_rows(h.detach(), chunks), split_rows(h.grad, chunks), strict=True)
+        for chunk, rows, gradient in again:
             self._encode_again(chunk, rows, gradient, is_last=chunk is chunks[-1])
         self._replay_is_checked = True
-        return StepOutput(*(value.detach() for value in self.model.output(contrast, rtd, counts)))
+        return self.objective.output({**detached(on_z), **parts})
 
-    def _detect(self, chunks: list[Chunk], edited: list[Tensor], z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """RTD and its counts, and its gradient in z (times the loss scale), [n * S, H]."""
-        positions = self.model.rtd_positions(chunks)
-        rtd, counts, gradients = z.new_zeros(()), z.new_zeros(4), []
+    def _chunk_terms(self, chunks: list[Chunk], edited: Sequence[Tensor | None], z: Tensor) -> tuple[Parts, Tensor]:
+        """What runs networks on chunks, and its gradient in z (times the loss scale), [n * S, H]."""
+        prepared = self.objective.prepare(self.model, chunks)
+        parts: Parts = {}
+        gradients = []
         for chunk, edited_ids, rows in zip(chunks, edited, split_rows(z, chunks), strict=True):
             rows.requires_grad_()
-            part, part_counts = self.engine(chunk, edited_ids, rows, positions, part="detect")
-            self._backward(self.model.objective.rtd_weight * part, chunk)
+            of_chunk = self.engine(self.objective.chunk_terms, chunk, edited_ids, rows, prepared)
+            self._backward(self.objective.total(of_chunk), chunk)
             assert rows.grad is not None
             gradients.append(rows.grad)
-            rtd, counts = rtd + part.detach(), counts + part_counts
-        return rtd, counts, torch.cat(gradients)
+            parts = added(parts, detached(of_chunk))
+        return parts, torch.cat(gradients)
 
     def _encode_again(self, chunk: Chunk, rows: Tensor, gradient: Tensor, is_last: bool) -> None:
         """Send the `gradient` of a chunk's h, loss scale included, backward through the encoder; `rows` is its h."""
-        h = self.engine(chunk, part="encode")
+        h = self.engine(DiffCSENetworks.encode, chunk)
         if not self._replay_is_checked:
             self._check_replay(h.detach(), rows)
         # an engine back-propagates losses only: the gradient of this one is replaced on its way
@@ -104,7 +107,7 @@ class ChunkedStep:
     def _backward(self, loss: Tensor, chunk: Chunk, touch: bool = False) -> None:
         """One backward pass; with `touch`, and where it is the first and the stage needs it, of all parameters."""
         if touch or (self._is_first_pass and self._touch_first):
-            loss = loss + self.engine(chunk, part="touch")
+            loss = loss + self.engine(DiffCSENetworks.touch, chunk)
         self._is_first_pass = False
         self.engine.backward(loss)
 

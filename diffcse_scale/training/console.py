@@ -6,13 +6,17 @@ import logging
 import warnings
 from typing import Any
 
+import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
 
 from diffcse_scale.distributed import is_main
+from diffcse_scale.engine.offload import describe_optimizer
+from diffcse_scale.model.attention import attention_kernels
+from diffcse_scale.objective.objective import in_words
 from diffcse_scale.recipe import EMBEDDED, Recipe
-from diffcse_scale.training.run_directory import RunDirectory
+from diffcse_scale.runs.directory import RunDirectory
 from diffcse_scale.training.schedule import Plan
 
 NEXT_COMMANDS = """\
@@ -43,23 +47,28 @@ def setup_logging() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
-def print_start(recipe: Recipe, plan: Plan, precision: str, zero_stage: int) -> None:
+def print_start(recipe: Recipe, plan: Plan, precision: str, engine: Any) -> None:
     """The batch table, on the main rank."""
     if not is_main():
         return
     table = Table(title=f"recipe {recipe.name}", title_justify="left", show_header=False)
     for name, value in plan.table():
         table.add_row(name, value)
-    table.add_row("objective", _objective(recipe))
-    table.add_row("sharding", f"ZeRO-{zero_stage}, {precision}")
+    table.add_row("objective", in_words(recipe.objective))
+    table.add_row("sharding", f"ZeRO-{engine.zero_optimization_stage()}, {precision}")
+    table.add_row("device", _in_words(engine.device))
+    table.add_row("optimizer", describe_optimizer(engine))
+    table.add_row("attention kernel", attention_kernels())
     Console().print(table)
 
 
-def _objective(recipe: Recipe) -> str:
-    objective = recipe.objective
-    if objective.rtd_weight == 0:
-        return "InfoNCE (SimCSE)"
-    return f"{objective.contrastive_weight:g} x InfoNCE + {objective.rtd_weight:g} x RTD ({objective.fidelity})"
+def _in_words(device: torch.device) -> str:
+    if device.type == "cpu":
+        return f"the CPU, {torch.get_num_threads()} threads a rank"
+    if device.type != "cuda":
+        return str(device)
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
 
 
 def print_summary(recipe: Recipe, run: RunDirectory, result: dict[str, Any]) -> None:

@@ -11,9 +11,9 @@ from diffcse_scale.distributed import all_sum, rank, world_size
 from diffcse_scale.embedded.grammar import graded_pairs
 from diffcse_scale.evaluation.sts import spearman
 from diffcse_scale.evaluation.tasks import GradedPair, load_sts
-from diffcse_scale.model.diffcse import DiffCSE
 from diffcse_scale.model.encoder import Encoder, encode_sentences
 from diffcse_scale.model.generator import Generator
+from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.recipe import EMBEDDED, Recipe
 from diffcse_scale.text.batches import collate
 from diffcse_scale.text.tokenizers import Tokenizers
@@ -64,7 +64,7 @@ class DevelopmentSet:
     @torch.no_grad()
     def rtd_accuracy(
         self,
-        model: DiffCSE,
+        model: DiffCSENetworks,
         generator: Generator,
         recipe: Recipe,
         device: Any,
@@ -90,8 +90,7 @@ class DevelopmentSet:
             views, ratio = [[tokens, tokens] for tokens in rows], recipe.objective.masking_ratio
             chunk = collate(views, self.tokenizers, ratio, seed=0, first_row=first_row).to(device)
             z = model.project(model.encode(chunk))
-            _, counts = model.detect(chunk, generator.edit(chunk), z, model.rtd_positions([chunk]))
-            total += counts.double()
+            total += torch.stack(model.detect(chunk, generator.edit(chunk), z).counts)
             if float(all_sum(total)[1]) >= ENOUGH_REPLACED:
                 break
         model.train(was_training)

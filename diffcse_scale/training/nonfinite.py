@@ -20,13 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from diffcse_scale.distributed import gather_objects, rank
-from diffcse_scale.durable import write_durably
-from diffcse_scale.errors import InputError
-from diffcse_scale.model.diffcse import StepOutput
+from diffcse_scale.engine.optimizer import trained_groups
+from diffcse_scale.foundation import run_files
+from diffcse_scale.foundation.durable import write_durably
+from diffcse_scale.objective.objective import TERMS, StepOutput
 from diffcse_scale.text.batches import Batch, Batches
-from diffcse_scale.training.engine import RECIPE_KEYS, trained_groups
-
-FOLDER = "nonfinite"
 
 
 class Buffers:
@@ -59,8 +57,7 @@ def diagnose(model: nn.Module, compute: Callable[[], StepOutput], batch: Batch, 
     own = {
         "rank": rank(),
         "loss": _number(output.loss),
-        "contrastive": _number(output.contrastive),
-        "rtd": _number(output.rtd),
+        **{term.name: _number(output.statistics[term.name]) for term in TERMS if term.name in output.statistics},
         "first_module": first[0] if first else None,
         "gradient_norms": {name: _number(norm) for name, norm in gradients.items()},
     }
@@ -92,34 +89,10 @@ def describe(found: dict[str, Any]) -> str:
 
 def write_dump(run: Path, found: dict[str, Any], prefix: str = "") -> Path:
     """`nonfinite/step-00000012.json` of a run."""
-    file = run / FOLDER / f"{prefix}step-{found['step']:08d}.json"
+    file = run / run_files.NONFINITE / f"{prefix}step-{found['step']:08d}.json"
     file.parent.mkdir(exist_ok=True)
     write_durably(json.dumps(found, indent=1), file)
     return file
-
-
-def newest_dump(run: Path) -> dict[str, Any]:
-    """What the newest stop of a run at numbers that are not finite has left.
-
-    Raises:
-        InputError: there is none.
-    """
-    files = sorted((run / FOLDER).glob("step-*.json"))
-    if not files:
-        raise InputError(f"{run} has nothing to replay: it did not stop at numbers that are not finite.")
-    found: dict[str, Any] = json.loads(files[-1].read_text(encoding="utf-8"))
-    return found
-
-
-def replay_arguments(run: Path) -> list[str]:
-    """What train.py is to be called with to compute the step again, on as many ranks as the run had."""
-    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    config = (record.get("resumed") or [record])[-1]["deepspeed_config"]
-    file = run / FOLDER / "deepspeed.json"
-    # what the recipe fills in is refused from a file
-    write_durably(json.dumps({key: value for key, value in config.items() if key not in RECIPE_KEYS}), file)
-    recipe, output = str(run / "recipe.yaml"), str(run)
-    return ["--deepspeed_config", str(file), "--recipe", recipe, "--output", output, "--replay"]
 
 
 def _bad_parameters(found: dict[str, Any]) -> list[str]:

@@ -1,8 +1,9 @@
-"""Batch arithmetic, the number of steps, and the learning rate: pure functions of recipe and world size."""
+"""Batch arithmetic, steps and what follows each, and the learning rate: pure functions of recipe and world size."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from diffcse_scale.recipe import OptimizerRecipe, Recipe
@@ -51,8 +52,42 @@ def make_plan(recipe: Recipe, sentences: int, views: int, world_size: int) -> Pl
     return Plan(batch, world_size, share, min(recipe.batch.chunk or share, share), negatives, steps, per_epoch)
 
 
+@dataclass(frozen=True)
+class Due:
+    """What follows a step."""
+
+    log: bool
+    evaluation: bool
+    checkpoint: bool
+
+    @classmethod
+    def nothing(cls) -> Due:
+        """Before the first step."""
+        return cls(log=False, evaluation=False, checkpoint=False)
+
+    @classmethod
+    def after(cls, step: int, recipe: Recipe, steps: int) -> Due:
+        """What follows when `step` of `steps` are done: the last is logged and measured, and needs no checkpoint."""
+        last = step == steps
+        checkpoint = step % recipe.checkpoint_every == 0 and not last
+        return cls(
+            log=step % recipe.log_every == 0 or checkpoint or last,
+            evaluation=step % recipe.evaluation.every == 0 or last,
+            checkpoint=checkpoint,
+        )
+
+
+SCHEDULES: dict[str, Callable[[float, OptimizerRecipe], float]] = {
+    "linear": lambda progress, _: 1 - progress,
+    "cosine": lambda progress, _: (1 + math.cos(math.pi * progress)) / 2,
+    "constant": lambda progress, _: 1.0,
+}
+"""From the share of the steps after the warm-up that is done, and the recipe's settings, to a factor of the largest
+learning rate. `optimizer.schedule` of the recipe lists the names."""
+
+
 def learning_rate(optimizer: OptimizerRecipe, step: int, steps: int) -> float:
-    """The learning rate of step `step` (from 0) of `steps`: linear warm-up, then decay to 0 at the end.
+    """The learning rate of step `step` (from 0) of `steps`: linear warm-up, then its schedule.
 
     Without warm-up and with `linear`, step s gets lr * (1 - s / steps), as in the official program.
     """
@@ -60,9 +95,4 @@ def learning_rate(optimizer: OptimizerRecipe, step: int, steps: int) -> float:
     if step < warmup:
         return optimizer.learning_rate * (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, steps - warmup)
-    factor = {
-        "constant": 1.0,
-        "linear": 1 - progress,
-        "cosine": (1 + math.cos(math.pi * progress)) / 2,
-    }[optimizer.schedule]
-    return optimizer.learning_rate * factor
+    return optimizer.learning_rate * SCHEDULES[optimizer.schedule](progress, optimizer)

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffcse_scale.model.diffcse import StepOutput
+from diffcse_scale.engine.launch import device
 from diffcse_scale.model.generator import Generator
+from diffcse_scale.objective.objective import Objective, StepOutput
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import Batch, Chunk
 from diffcse_scale.training.chunking import ChunkedStep
-from diffcse_scale.training.engine import device
 
 
 class _Edited(NamedTuple):
@@ -30,13 +30,14 @@ class TrainingStep:
     """Forward and backward of this rank's share of a global batch; the optimizer's step is the caller's.
 
     Args:
-        engine: the DeepSpeed engine around a `DiffCSE`.
+        engine: the DeepSpeed engine around a `DiffCSENetworks`.
         generator: None when `rtd_weight` is 0, or where batches hold edits that were made before.
     """
 
     def __init__(self, engine: Any, generator: Generator | None, recipe: Recipe) -> None:
         self.engine, self.generator = engine, generator
-        self.chunked = ChunkedStep(engine) if recipe.batch.chunk else None
+        self.objective = Objective(recipe.objective, recipe.batch.exchange)
+        self.chunked = ChunkedStep(engine, self.objective) if recipe.batch.chunk else None
         self._stream = torch.cuda.Stream(device()) if device().type == "cuda" else None
         self._next: _Edited | None = None
 
@@ -61,7 +62,7 @@ class TrainingStep:
         chunks, edited = self._edits_of(batch)
         if self.chunked is not None:
             return self.chunked(chunks, edited)
-        output: StepOutput = self.engine(chunks, edited)
+        output: StepOutput = self.engine(self.objective.step, chunks, edited)
         self.engine.backward(output.loss)
         return output
 

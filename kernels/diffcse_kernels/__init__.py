@@ -6,9 +6,10 @@ Every function takes `impl="auto" | "triton" | "reference"`; the subpackage `ref
 from __future__ import annotations
 
 from .counter import counter_uniform
-from .info_nce import InfoNCEStats, info_nce
-from .replaced_token_bce import RTDCounts, replaced_token_bce
-from .token_sampling import sample_tokens
+from .info_nce import info_nce
+from .replaced_token_bce import replaced_token_bce
+from .sample_tokens import sample_tokens
+from .types import InfoNCEStats, RTDCounts
 
 __all__ = [
     "InfoNCEStats",

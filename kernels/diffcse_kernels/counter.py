@@ -7,13 +7,17 @@ sequences.
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
 
-_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
-_WORD = 1 << 64
+WORD = 1 << 64
+
+Words = TypeVar("Words", bound=Any)
 
 
 def counter_uniform(seed: int, counters: Tensor) -> Tensor:
@@ -31,35 +35,39 @@ def counter_uniform(seed: int, counters: Tensor) -> Tensor:
     """
     if counters.dtype != torch.int64:
         raise ValueError(f"counters must be int64, not {counters.dtype}")
-    key = _mix_integer((seed + _GOLDEN_GAMMA) % _WORD)
-    bits = _mix(counters * _signed(_GOLDEN_GAMMA) + _signed(key))
+    key = _mix_integer((seed + GOLDEN_GAMMA) % WORD)
+    bits = mix(counters * _signed(GOLDEN_GAMMA) + _signed(key))
     return _shift_right(bits, 11).to(torch.float64) * 2.0**-53
 
 
 def signed_seed(seed: int) -> int:
     """The seed in [-2**63, 2**63) that gives the same numbers: operators take no larger integer."""
-    return _signed(seed % _WORD)
+    return _signed(seed % WORD)
 
 
-def _mix(words: Tensor) -> Tensor:
-    """SplitMix64's finaliser on words held in int64, whose products wrap around as unsigned ones do."""
+def mix(words: Words) -> Words:
+    """SplitMix64's finaliser, a permutation of all words of 64 bits.
+
+    Args:
+        words: an int64 tensor or numpy array, whose products wrap around as unsigned ones do.
+    """
     for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
         words = (words ^ _shift_right(words, shift)) * _signed(multiplier)
     return words ^ _shift_right(words, _SHIFTS[-1])
 
 
 def _mix_integer(word: int) -> int:
-    """`_mix` for one Python integer in [0, 2**64)."""
+    """`mix` for one Python integer in [0, 2**64)."""
     for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
-        word = (word ^ (word >> shift)) * multiplier % _WORD
+        word = (word ^ (word >> shift)) * multiplier % WORD
     return word ^ (word >> _SHIFTS[-1])
 
 
-def _shift_right(words: Tensor, count: int) -> Tensor:
+def _shift_right(words: Words, count: int) -> Words:
     """Logical shift: int64 has only the arithmetic one, which copies the sign bit."""
     return (words >> count) & ((1 << (64 - count)) - 1)
 
 
 def _signed(word: int) -> int:
     """The int64 with the bits of an unsigned 64-bit word."""
-    return word - _WORD if word >= _WORD // 2 else word
+    return word - WORD if word >= WORD // 2 else word

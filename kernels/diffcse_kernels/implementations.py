@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -11,10 +13,13 @@ import torch
 from .crossovers import triton_from
 
 IMPLEMENTATIONS = ("auto", "triton", "reference")
+OLDEST = (8, 0)  # the first compute capability whose tensor cores take bfloat16
 
 
 def resolve(impl: str, function: str, work: int, device: torch.device, dtype: torch.dtype) -> str:
     """The implementation to run: "triton" or "reference".
+
+    Where "auto" would take Triton and Triton does not work, it warns once and takes the reference.
 
     Args:
         impl: "auto", "triton" or "reference".
@@ -24,20 +29,20 @@ def resolve(impl: str, function: str, work: int, device: torch.device, dtype: to
         dtype: what the function computes in; float64 is the reference's alone.
 
     Raises:
-        ValueError: `impl` is unknown, or cannot run on this device, in this dtype or without Triton.
+        ValueError: `impl` is unknown, or cannot run on this device, in this dtype, or without a Triton that works.
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLEMENTATIONS))}, not {impl!r}")
     if impl == "reference":
         return impl
     obstacle = _obstacle(device, dtype)
-    if impl == "triton":
-        if obstacle:
-            raise ValueError(f"impl='triton' {obstacle}; impl='reference' runs everywhere")
-        return impl
-    if obstacle or device.type != "cuda":
+    on_gpu = device.type == "cuda"
+    if impl == "auto" and (obstacle or not on_gpu or work < triton_from(function, device)):
         return "reference"
-    return "triton" if work >= triton_from(function, device) else "reference"
+    failure = failed_trial(device, impl == "auto") if on_gpu and not obstacle else None
+    if impl == "triton" and (obstacle or failure):
+        raise ValueError(f"impl='triton' {obstacle or failure}; impl='reference' runs everywhere")
+    return "reference" if failure else "triton"
 
 
 def implementation(impl: str, module: str) -> ModuleType:
@@ -59,3 +64,34 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda" and not interpreted():
         return f"needs a GPU, and the inputs are on {device.type!r} (TRITON_INTERPRET=1 runs it in Python, for tests)"
     return None
+
+
+@torch.compiler.assume_constant_result  # torch.compile shall take the answer, and not trace the trial
+def failed_trial(device: torch.device, warn: bool = False) -> str | None:
+    """Why Triton's kernels would fail on this GPU, or None if they work; one launch a process finds it out.
+
+    Args:
+        warn: once, if they fail.
+    """
+    failure = _launch_once(device)
+    if failure and warn:
+        _warn_once(f"Triton's kernels are left out, for impl='triton' {failure}; the reference runs, which is slower.")
+    return failure
+
+
+@cache
+def _launch_once(device: torch.device) -> str | None:
+    if not torch.version.hip and (capability := torch.cuda.get_device_capability(device)) < OLDEST:
+        needed, there = (".".join(map(str, version)) for version in (OLDEST, capability))
+        return f"needs a GPU of compute capability {needed}, and {torch.cuda.get_device_name(device)} has {there}"
+    try:
+        right = implementation("triton", "trial").launch(device)
+    except Exception as error:  # compilers, linkers, drivers and LLVM fail in exceptions of their own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"failed on {device} (it needs a C compiler and the headers of Python): {reason}"
+    return None if right else f"computes wrong numbers on {device}"
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=5)

@@ -11,12 +11,10 @@ from torch import Tensor
 from .arguments import check_matrices
 from .implementations import resolve
 from .info_nce_operator import contrast
-from .reference import InfoNCEStats
 from .reference.blocks import compute_dtype
+from .types import InfoNCEStats, Reduction
 
 __all__ = ["InfoNCEStats", "info_nce"]
-
-Reduction = Literal["mean", "sum", "none"]
 
 
 class _Options(TypedDict, total=False):

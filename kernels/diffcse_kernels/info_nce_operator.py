@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .implementations import implementation
-from .reference import Needs, Options
 from .reference.blocks import compute_dtype
+from .types import Needs, Options
 
 
 def contrast(

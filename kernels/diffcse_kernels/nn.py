@@ -6,7 +6,8 @@ import math
 
 from torch import Tensor, full, nn
 
-from .info_nce import Reduction, info_nce
+from .info_nce import info_nce
+from .types import Reduction
 
 __all__ = ["InfoNCE"]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .implementations import implementation, resolve
-from .reference import RTDCounts
 from .reference.blocks import compute_dtype
+from .types import RTDCounts
 
 __all__ = ["RTDCounts", "replaced_token_bce"]
 

@@ -11,8 +11,9 @@ from sentence_transformers import SentenceTransformer
 
 from diffcse_scale.encoding import EncodeOptions
 from diffcse_scale.export import export_sentence_transformer
-from tests.encoding.material import sentence
-from tests.tiny_models import tiny_bert, tiny_tokenizer
+from tests.support.devices import ON_GPU
+from tests.support.encoding_material import sentence
+from tests.support.tiny_models import tiny_bert, tiny_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,9 @@ def options(tmp_path: Path, model_dir: Path) -> Callable[..., EncodeOptions]:
     """options(file, ..., name=value) with windows of 16 rows and batches of 64 tokens."""
 
     def make(*files: Path | str, **changes: Any) -> EncodeOptions:
-        values = {"model": str(model_dir), "input": [str(file) for file in files], "output": str(tmp_path / "out")}
-        return EncodeOptions.model_validate({**values, "devices": "cpu", "window": 16, "batch_tokens": 64, **changes})
+        values: dict[str, Any] = {"model": str(model_dir), "output": str(tmp_path / "out")}
+        values["input"] = [str(file) for file in files]
+        values |= {"devices": "cuda:0", "precision": "float32"} if ON_GPU else {"devices": "cpu"}
+        return EncodeOptions.model_validate({**values, "window": 16, "batch_tokens": 64, **changes})
 
     return make

@@ -14,8 +14,8 @@ import pytest
 
 from diffcse_scale.encoding import EncodeOptions
 from diffcse_scale.encoding.pipeline import encode
-from tests.encoding.material import sentence
-from tests.memory import PeakMemory
+from tests.support.encoding_material import sentence
+from tests.support.memory import PeakMemory
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "from diffcse_scale.cli import main; main()"

@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from diffcse_scale.encoding.rows import open_rows
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 
 TEXTS = ["a dog", "", 'a "cat", fast', "  ", "horse\tgrass", "naïve ☃", "last"]
 
@@ -81,3 +81,28 @@ def test_nulls_of_a_table_are_empty_rows(tmp_path: Path) -> None:
 def test_a_column_of_numbers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="column 'id' holds int64, not text"):
         open_rows([str(write(tmp_path, "a.parquet"))], "id")
+
+
+def test_the_name_of_a_link_says_the_format(tmp_path: Path) -> None:
+    (tmp_path / "3f9ab1").write_bytes(write(tmp_path, "a.jsonl").read_bytes())
+    (tmp_path / "train.jsonl").symlink_to("3f9ab1")
+    assert open_rows([str(tmp_path / "train.jsonl")], "body").read(0, 3)[0] == TEXTS[:3]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+def test_a_file_that_holds_something_else_than_its_name_says_is_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path, "a.parquet").rename(tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name} is named like text and seems to be Parquet"):
+        open_rows([str(tmp_path / name)])
+
+
+def test_surplus_fields_of_a_later_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "1.csv").write_text("text\nfine\n")
+    (tmp_path / "2.csv").write_text("text\nhello, world\n")
+    with pytest.raises(InputError, match=r"2\.csv, line 2: 2 fields under a header of 1"):
+        open_rows([str(tmp_path / "*.csv")])
+
+
+def test_a_json_line_with_a_key_twice_is_malformed(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "text": "b"}\n{"text": "c"}\n')
+    assert open_rows([str(tmp_path / "a.jsonl")]).read(0, 2) == (["", "c"], {"malformed": 1})

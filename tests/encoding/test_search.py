@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from diffcse_scale.encoding import EncodeOptions, encode, load, search
 from diffcse_scale.encoding.prompt import answer
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 
 Options = Callable[..., EncodeOptions]
 QUERIES = ["a fast dog", "the horse sleeps over green grass", "cat"]

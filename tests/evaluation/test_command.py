@@ -12,12 +12,13 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from diffcse_scale.errors import InputError
 from diffcse_scale.evaluation import Results, read_pairs, spearman
 from diffcse_scale.evaluation.command import evaluate_models
+from diffcse_scale.evaluation.recorded import evaluations
 from diffcse_scale.export import export_sentence_transformer
-from diffcse_scale.loading import load_model
-from tests.tiny_models import WORDS, tiny_bert, tiny_tokenizer
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model_folder.load import load_model
+from tests.support.tiny_models import WORDS, tiny_bert, tiny_tokenizer
 
 PAIRS = "4\ta dog runs\ta cat runs\n1\ta dog runs\ta horse sleeps\n3\tdog eats\tdog sleeps\n2\tcat\thorse runs\n"
 
@@ -54,6 +55,7 @@ def test_dev_and_test_stand_apart_in_the_table(model_dir: Path, data: Path, caps
     assert "NOT MEASURED" in printed and "STS12" in printed
 
 
+@pytest.mark.device
 def test_the_json_report_says_what_was_measured_with_what(model_dir: Path, data: Path) -> None:
     file = data / "results" / "sts.json"
     results = measure(model_dir, data, json_file=file, max_length=12)
@@ -122,15 +124,15 @@ def test_results_of_a_runs_model_are_kept_in_the_run(model_dir: Path, data: Path
     run = as_run(model_dir, tmp_path / "run")
     for model in (run, run / "model"):  # the second evaluation replaces what the first wrote
         results = evaluate_models([model], data, ["sts", "geometry"])[0]
-        for suite in ("sts", "geometry"):
-            report = json.loads((run / "evaluation" / f"{suite}.json").read_text())
-            assert (report["suite"], report["model"]) == (suite, str(model))
+        kept = {report["suite"]: report for report in evaluations(run).values()}
+        assert len(kept) == len(evaluations(run)) == 2
+        for suite, report in kept.items():
+            assert report["model"] == str(model)
             assert [task["value"] for task in report["tasks"]] == [score.value for score in results[suite].scores]
-    assert [file.name for file in sorted((run / "evaluation").iterdir())] == ["geometry.json", "sts.json"]
 
 
-@pytest.mark.parametrize("options", [{"suites": ["sts:STS-B dev"]}, {"pooling": "cls"}])
-def test_a_part_or_another_pooling_does_not_replace_what_the_run_has(
+@pytest.mark.parametrize("options", [{"suites": ["sts:STS-B dev"]}, {"pooling": "cls"}, {"max_length": 5}])
+def test_a_part_or_another_pooling_or_length_does_not_replace_what_the_run_has(
     model_dir: Path, data: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     run = as_run(model_dir, tmp_path / "run")
@@ -138,6 +140,7 @@ def test_a_part_or_another_pooling_does_not_replace_what_the_run_has(
     assert not (run / "evaluation").exists()
 
 
+@pytest.mark.device
 def test_an_exported_folder_is_measured_with_its_own_pooling(model_dir: Path, data: Path) -> None:
     model = SentenceTransformer(str(model_dir), device="cpu")
     own = spearman(model.encode, read_pairs(data / "STSB/dev.tsv"))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffcse_scale.errors import InputError
 from diffcse_scale.evaluation import TaskPairs, evaluate_geometry, geometry
 from diffcse_scale.evaluation.geometry import check_scores, first_component_share, histogram, on_sphere
+from diffcse_scale.foundation.errors import InputError
 
 GENERATOR = np.random.default_rng(0)
 SENTENCES = [f"sentence {index}" for index in range(120)]

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from diffcse_scale.evaluation import STS_TASKS, TaskPairs, evaluate_sts, spearman
+from diffcse_scale.evaluation import STS_TASKS, TaskPairs, evaluate_sts, spearman, sts
+from diffcse_scale.evaluation.sentence_encoder import Once
 from diffcse_scale.evaluation.sts import MEAN
 
 ANGLES = {"north": 90, "almost north": 80, "diagonal": 45, "east": 0, "south": -90, "west": 180}
@@ -126,3 +127,17 @@ def test_a_number_of_pairs_that_is_not_the_standard_one_is_reported() -> None:
 def test_an_encoder_that_loses_a_sentence_is_caught() -> None:
     with pytest.raises(ValueError, match=r"shape \(4, 2\) for 5 sentences"):
         spearman(lambda sentences: on_the_circle(sentences[1:]), PAIRS)
+
+
+def test_vectors_of_a_few_pairs_are_copied_at_a_time_and_encoded_all_at_once(monkeypatch):
+    monkeypatch.setattr(sts, "BLOCK", 2)
+    asked = []
+
+    def encode(sentences: list[str]) -> np.ndarray:
+        asked.append(sentences)
+        return np.array([[1.0, len(sentence)] for sentence in sentences])
+
+    human, cosines = sts.similarities(Once(encode), [(n, "a" * n, "a" * (7 - n)) for n in range(1, 6)])
+    assert asked == [["a", "a" * 6, "aa", "a" * 5, "aaa", "aaaa"]] and human.tolist() == [1, 2, 3, 4, 5]
+    expected = [(1 + n * (7 - n)) / math.hypot(1, n) / math.hypot(1, 7 - n) for n in range(1, 6)]
+    np.testing.assert_allclose(cosines, expected)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.cli import evaluate
 from diffcse_scale.evaluation.scores import Results
-from diffcse_scale.evaluation.suites import Subject, load_suites
+from diffcse_scale.evaluation.suites import SUITES, Subject, load_suites
+from diffcse_scale.foundation.errors import InputError
+from tests.support.launch import ROOT
 
 PAIRS = "4\ta dog runs\ta cat runs\n1\ta dog runs\ta horse sleeps\n3\tdog eats\tdog sleeps\n"
 
@@ -104,3 +107,11 @@ def test_mteb_reads_a_local_copy_and_asks_for_one_where_it_cannot_download(data:
     assert [suite.name for suite in load_suites(["mteb:STSBenchmark"], data)] == ["mteb"]
     with pytest.raises(InputError, match=r"no such task: 'STSBenchmrk' not found\. Did you mean: 'STSBenchmark'"):
         load_suites(["mteb:STSBenchmrk"], data)
+
+
+def test_help_and_docs_list_the_suites_of_the_table() -> None:
+    help_text = inspect.get_annotations(evaluate, eval_str=True)["suite"].__metadata__[0].help
+    *first, last = (suite.usage for suite in SUITES.values())
+    assert help_text.startswith(f"{', '.join(first)} or {last};")
+    docs = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert all(f"\n| `{suite.usage}`" in docs for suite in SUITES.values())

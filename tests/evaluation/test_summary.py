@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffcse_scale.errors import InputError
 from diffcse_scale.evaluation.summary import print_summary_of, summarize
+from diffcse_scale.foundation.errors import InputError
 
 
 def _run(folder: Path, seed: int, weight: float, score: float | None) -> Path:

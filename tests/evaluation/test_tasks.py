@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
-from diffcse_scale.errors import InputError
 from diffcse_scale.evaluation import STS_TASKS, load_sts, read_pairs
 from diffcse_scale.evaluation.tasks import STSTask, pairs_from_rows
+from diffcse_scale.foundation.errors import InputError
 
 ROW = "2.5\ta dog runs\ta cat sleeps\n"
 
@@ -92,6 +93,20 @@ def test_a_malformed_row_is_named_by_file_and_line(tmp_path: Path, row: str | by
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"pairs\.tsv is empty"):
         read_pairs(write(tmp_path, "pairs.tsv", ""))
+
+
+@pytest.mark.parametrize(
+    ("content", "seems"),
+    [
+        (gzip.compress(b"1\tone\ttwo\n", mtime=0), "gzip"),
+        (b"PAR1\x15\x04", "Parquet"),
+        ("1\tone\ttwo\n".encode("utf-16"), "UTF-16"),
+        ("1\tone\ttwo\n".encode("utf-16-le"), "binary data"),
+    ],
+)
+def test_a_file_that_holds_no_text_is_refused(tmp_path: Path, content: bytes, seems: str) -> None:
+    with pytest.raises(InputError, match=rf"pairs\.tsv seems to be {seems}; expected are lines of score"):
+        read_pairs(write(tmp_path, "pairs.tsv", content))
 
 
 def test_windows_line_ends_a_byte_order_mark_and_unicode_separators_are_text(tmp_path: Path) -> None:

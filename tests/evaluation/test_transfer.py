@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffcse_scale.errors import InputError
 from diffcse_scale.evaluation import TRANSFER_TASKS, Results, evaluate_transfer, load_transfer
 from diffcse_scale.evaluation.transfer import MEAN
+from diffcse_scale.foundation.errors import InputError
 
 sklearn = pytest.importorskip("sklearn", reason="the extra eval")
 from sklearn.linear_model import LogisticRegression  # noqa: E402

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.export.hand_made_run import write_run
+from tests.support.hand_made_run import write_run
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from transformers import BertModel
 from typer.testing import CliRunner
 
 from diffcse_scale.cli import app
-from diffcse_scale.errors import InputError
 from diffcse_scale.export.command import ExportOptions, export_model
-from diffcse_scale.export.sentence_transformer import append_module
-from tests.export.hand_made_run import SENTENCES
-from tests.tiny_models import tiny_bert
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model_folder.save import append_module
+from tests.support.hand_made_run import SENTENCES
+from tests.support.tiny_models import tiny_bert
 
 
 def vectors(folder: Path) -> np.ndarray:
@@ -34,7 +34,7 @@ def test_by_default_the_folder_holds_the_encoder_and_nothing_that_only_training_
     assert files == {
         "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "modules.json",
         "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json", "README.md",
-        "curves.png",
+        "curves.png", ".diffcse-scale.json",
     }  # fmt: skip
     with safe_open(run.parent / "out" / "model.safetensors", "pt") as weights:
         assert set(weights.keys()) == set(tiny_bert().state_dict())
@@ -88,8 +88,8 @@ def test_a_folder_that_is_in_no_run_keeps_its_own_card(run: Path, tmp_path: Path
         (["--model", "absent"], "does not exist"),
         (["--model", "plain"], "says nothing of pooling"),
         (["--model", "loose", "--with-projection"], "needs the run"),
-        (["--model", "mine", "--output", "mine/model"], "choose another|in the model that is exported"),
-        (["--model", "mine", "--output", "mine"], "is no exported model"),
+        (["--model", "mine", "--output", "mine/model"], "mine/model belongs to the run in .*mine, which keeps it"),
+        (["--model", "mine", "--output", "mine"], "mine belongs to the run in .*mine, which keeps it"),
         (["--model", "mine", "--private"], "--push-to-hub, which is not given"),
         (["--model", "mine", "--push-to-hub", "nobody"], "names no owner"),
         (["--model", "mine", "--push-to-hub", "a/b c"], "is no name of a model on the Hub"),

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard, constants
 
-from diffcse_scale.errors import InputError
 from diffcse_scale.export.command import ExportOptions, export_model
-from tests.export.hand_made_run import write_run
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.ownership import MARK
+from tests.support.hand_made_run import write_run
 
 TOKEN = "hf_of_the_test"
 
@@ -28,6 +29,7 @@ class Hub:
         self.committed: dict[str, bytes] = {}
         self.deleted: list[str] = []
         self.already_there: list[str] = []
+        self.tags: list[str] = []
         self.refuse_commits = False
 
 
@@ -44,7 +46,8 @@ class Handler(BaseHTTPRequestHandler):
         elif "/tree/" in self.path:
             self.answer(200, [{"type": "file", "path": p, "size": 1, "oid": "0" * 40} for p in self.hub.already_there])
         else:
-            self.answer(200, {"id": "alice/mine", "sha": "0" * 40, "tags": [], "siblings": []})
+            siblings = [{"rfilename": path} for path in self.hub.already_there]
+            self.answer(200, {"id": "alice/mine", "sha": "0" * 40, "tags": self.hub.tags, "siblings": siblings})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -116,10 +119,31 @@ def test_the_folder_is_uploaded_as_it_is_to_a_private_repository(hub: Hub, run: 
 
 def test_what_an_earlier_upload_left_goes_and_other_files_stay(hub: Hub, run: Path, tmp_path: Path) -> None:
     hub.already_there = ["onnx/model.onnx", "2_Dense/model.safetensors", "model.safetensors", "notes.md"]
+    hub.already_there += ["onnx/notes.md", "adapter.safetensors", MARK]
     export_model(run, tmp_path / "out", ExportOptions(repo="lab/mine"))
 
     assert sorted(hub.deleted) == ["2_Dense/model.safetensors", "onnx/model.onnx"]
     assert "model.safetensors" in hub.committed
+
+
+def test_a_model_that_is_there_and_not_ours_needs_overwrite(hub: Hub, run: Path, tmp_path: Path) -> None:
+    hub.already_there = ["README.md", "model.safetensors"]
+    with pytest.raises(InputError, match=r"alice/mine holds a model that was not uploaded by this program; .*--overw"):
+        export_model(run, tmp_path / "out", ExportOptions(repo="alice/mine"))
+    assert hub.committed == {} and not (tmp_path / "out").exists()
+
+    hub.tags = ["bert", "diffcse-scale"]  # the card of an upload by an earlier version
+    export_model(run, tmp_path / "out", ExportOptions(repo="alice/mine"))
+    hub.tags = []
+    export_model(run, tmp_path / "out", ExportOptions(repo="alice/mine", overwrite=True))
+    assert "model.safetensors" in hub.committed
+
+
+def test_what_others_have_put_into_the_folder_is_not_uploaded(hub: Hub, run: Path, tmp_path: Path) -> None:
+    export_model(run, tmp_path / "out", ExportOptions())
+    (tmp_path / "out" / "secret.txt").write_text("mine")
+    export_model(run, tmp_path / "out", ExportOptions(repo="alice/mine"))
+    assert "secret.txt" not in hub.committed and "1_Pooling/config.json" in hub.committed
 
 
 def test_the_backbones_licence_is_asked_of_the_hub_where_its_files_do_not_tell_it(hub: Hub, tmp_path: Path) -> None:

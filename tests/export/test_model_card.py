@@ -16,9 +16,9 @@ from diffcse_scale.export.command import ExportOptions, export_model
 from diffcse_scale.export.footprint import energy, hardware, run_seconds
 from diffcse_scale.export.model_card import HERE, backbone_of, license_in, write_run_card
 from diffcse_scale.export.onnx import OnnxComparison
-from diffcse_scale.export.sentence_transformer import POOLINGS
-from diffcse_scale.recipe import load_recipe
-from tests.export.hand_made_run import METRICS, RECORD, SECRETS, write_run
+from diffcse_scale.model.pooling import POOLINGS
+from diffcse_scale.recipe_file import load_recipe
+from tests.support.hand_made_run import METRICS, RECORD, SECRETS, write_run
 
 
 def card_of(folder: Path) -> str:

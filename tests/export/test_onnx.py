@@ -13,11 +13,12 @@ from onnx import load as load_proto
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedModel
 
-from diffcse_scale.errors import InputError
-from diffcse_scale.export import POOLINGS, export_sentence_transformer, onnx
+from diffcse_scale.export import export_sentence_transformer, onnx
 from diffcse_scale.export.command import ExportOptions, export_model
-from tests.export.hand_made_run import SENTENCES
-from tests.tiny_models import FAMILIES, tiny_backbone, tiny_bert, tiny_tokenizer
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model.pooling import POOLINGS
+from tests.support.hand_made_run import SENTENCES
+from tests.support.tiny_models import FAMILIES, tiny_backbone, tiny_bert, tiny_tokenizer
 
 MAX_LENGTH = 24
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import io
 import math
 import os
 import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from diffcse_kernels.benchmark.workload import BOTH, FORWARD, Cell, Implementati
 from diffcse_kernels.crossovers import UNITS
 from torch import Tensor
 from torch.nn import functional as F
+
+from tests.support.forks import start_server
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -45,6 +48,12 @@ def _error(arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
     return said
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forks() -> None:
+    """The server that the benchmark's processes are forked from has to serve the tests of ranks, too."""
+    start_server()
+
+
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Output and folder of `python -m diffcse_kernels.benchmark all` on the CPU, with every eager implementation."""
@@ -52,15 +61,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     arguments = (
         "all --device cpu --sizes 70 16 --widths 8 --seconds 0.001 --vocabulary 50 --only triton reference eager"
     )
-    path = os.pathsep.join([str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-m", "diffcse_kernels.benchmark", *arguments.split(), "--output", str(folder)],
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout, folder
+    with redirect_stdout(io.StringIO()) as output:
+        command.main([*arguments.split(), "--output", str(folder)])
+    return output.getvalue(), folder
 
 
 def test_a_run_on_a_cpu_measures_the_reference_and_the_baselines_and_says_that_triton_needs_a_gpu(
@@ -283,6 +286,15 @@ def test_a_file_that_is_not_the_benchmarks_is_left_alone(tmp_path: Path, capsys:
     (tmp_path / "kernels.csv").write_text("name,score\n")
     assert "its columns differ" in _error(f"info-nce --output {tmp_path}", capsys)
     assert (tmp_path / "kernels.csv").read_text() == "name,score\n"
+
+
+def test_a_picture_that_was_not_drawn_here_is_left_alone(
+    tiny_run: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "info_nce_forward_fp32.png").write_bytes(b"\x89PNG, of a camera")
+    for arguments in ("info-nce", f"plot {tiny_run[1] / 'kernels.csv'}"):
+        assert "was not drawn here" in _error(f"{arguments} --output {tmp_path}", capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["info_nce_forward_fp32.png"]
 
 
 def test_the_slurm_script_runs_everything_unless_told_what(tmp_path: Path) -> None:

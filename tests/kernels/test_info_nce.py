@@ -7,59 +7,14 @@ from typing import Any
 import pytest
 import torch
 from diffcse_kernels import info_nce, reference
+from diffcse_kernels.types import Needs, Options
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, mm_flop
 
+from tests.support.kernels.eager_info_nce import eager_info_nce, loss_and_gradients, random_rows
+
 BYTES_PER_BLOCK = (1, 1000, 32 * 2**20)  # single rows; a few rows and a ragged last block; everything at once
-
-
-def eager_info_nce(
-    queries: Tensor,
-    keys: Tensor,
-    temperature: float | Tensor = 0.05,
-    *,
-    positive_offset: int = 0,
-    hard_negatives: Tensor | None = None,
-    hard_negative_offset: int = 0,
-    hard_negative_weight: float = 0.0,
-    row_weights: Tensor | None = None,
-    normalize: bool = True,
-    symmetric: bool = False,
-    reduction: str = "mean",
-) -> Tensor:
-    """The same loss with the whole matrix, in the dtype of the inputs."""
-    columns = keys if hard_negatives is None else torch.cat([keys, hard_negatives])
-    if normalize:
-        queries, columns = F.normalize(queries), F.normalize(columns)
-    logits = queries @ columns.T / temperature
-    rows = torch.arange(len(queries))
-    if hard_negatives is not None and hard_negative_weight:
-        bonus = torch.zeros_like(logits)
-        bonus[rows, len(keys) + hard_negative_offset + rows] = hard_negative_weight
-        logits = logits + bonus
-    losses = F.cross_entropy(logits, positive_offset + rows, reduction="none")
-    if symmetric:
-        losses = (losses + F.cross_entropy(logits.T, rows, reduction="none")) / 2
-    weights = torch.ones_like(losses) if row_weights is None else row_weights.to(losses.dtype)
-    if reduction == "none":
-        return losses * weights
-    total = (losses * weights).sum()
-    return total / weights.sum() if reduction == "mean" else total
-
-
-def random_rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def loss_and_gradients(
-    function: Callable[..., Tensor], inputs: dict[str, Tensor], **options: Any
-) -> tuple[Tensor, list[Tensor]]:
-    """The loss, and its gradients after an upstream gradient that differs by row where the loss does."""
-    leaves = {name: value.detach().clone().requires_grad_() for name, value in inputs.items()}
-    loss = function(**leaves, **options)
-    upstream = torch.linspace(0.5, 1.7, loss.numel(), dtype=loss.dtype).reshape(loss.shape)
-    return loss.detach(), list(torch.autograd.grad(loss, list(leaves.values()), upstream))
 
 
 SHAPES = {
@@ -285,11 +240,11 @@ def test_zero_rows_have_cosine_zero_and_no_gradient(dtype: torch.dtype) -> None:
     assert not gradients[0][1].any() and not gradients[1][2].any()
 
 
-def contrast_directly(queries: Tensor, keys: Tensor, needs: reference.Needs | None) -> None:
+def contrast_directly(queries: Tensor, keys: Tensor, needs: Needs | None) -> None:
     """What the operator runs, where modes that count memory and operations see inside."""
-    options = reference.Options(len(keys), 0, None, 0.0, normalize=True)
+    options = Options(len(keys), 0, None, 0.0, normalize=True)
     coefficients = None if needs is None else torch.full((len(queries),), 1 / len(queries))
-    reference.contrast(queries, keys, torch.tensor(0.05), coefficients, options, needs or reference.Needs(*[False] * 3))
+    reference.contrast(queries, keys, torch.tensor(0.05), coefficients, options, needs or Needs(*[False] * 3))
 
 
 def test_memory_is_a_block_and_copies_of_the_inputs(
@@ -300,7 +255,7 @@ def test_memory_is_a_block_and_copies_of_the_inputs(
     block_bytes(matrix // 32)
     queries = random_rows(count, width, dtype=torch.float32)
     keys = random_rows(count, width, seed=2, dtype=torch.float32)
-    peak = peak_memory(lambda: contrast_directly(queries, keys, reference.Needs(True, True, True)))
+    peak = peak_memory(lambda: contrast_directly(queries, keys, Needs(True, True, True)))
     assert peak < matrix // 32 + 10 * rows
     eager = peak_memory(lambda: eager_info_nce(queries.requires_grad_(), keys).backward())
     assert eager > 2 * matrix  # the measure sees what it is to see
@@ -314,32 +269,9 @@ def addmm_flops(_: torch.Size, left: torch.Size, right: torch.Size, **__: Any) -
 def test_no_product_is_computed_that_is_not_needed(needs: tuple[bool, bool, bool] | None, products: int) -> None:
     queries, keys = torch.randn(64, 32), torch.randn(64, 32)
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: addmm_flops}) as counter:
-        contrast_directly(queries, keys, None if needs is None else reference.Needs(*needs))
+        contrast_directly(queries, keys, None if needs is None else Needs(*needs))
     # the count of the statistics (one row against one row) is far below 1%
     assert counter.get_total_flops() == pytest.approx(products * 2 * 64 * 64 * 32, rel=0.01)
-
-
-def test_only_gradients_that_backward_will_ask_for_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def record(*arguments: Any) -> Any:
-        asked.append((arguments[3] is not None, tuple(arguments[5])))
-        return contrast(*arguments)
-
-    contrast = reference.contrast
-    monkeypatch.setattr("diffcse_kernels.reference.info_nce.contrast", record)
-    queries, keys = torch.randn(6, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
-    info_nce(queries, keys.detach()).backward()
-    info_nce(queries.detach(), keys, reduction="none").sum().backward()
-    with torch.no_grad():
-        info_nce(queries, keys)
-    nothing = (False, False, False)
-    assert asked == [
-        (True, (True, False, False)),
-        (False, nothing),
-        (True, (False, True, False)),
-        (True, nothing),
-    ]
 
 
 def test_backward_can_be_repeated_and_the_inputs_stay_as_they_are() -> None:
@@ -387,64 +319,3 @@ ROWS = torch.zeros(4, 3)
 def test_arguments_that_do_not_fit_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         info_nce(**{"queries": ROWS, "keys": ROWS, **arguments})
-
-
-def operator_arguments(case: dict[str, Any]) -> tuple[Any, ...]:
-    """What the public function hands to `diffcse_kernels::info_nce`."""
-    queries, keys = (random_rows(count, 4, seed=count, dtype=torch.float32).requires_grad_() for count in (6, 9))
-    coefficients = None if case.get("reduction") == "none" else torch.full((6,), 0.5)
-    needs = (coefficients is not None,) * 2 + (bool(case.get("learnt")),)
-    temperature = torch.tensor(0.1, requires_grad=bool(case.get("learnt")))
-    offset = case.get("positive_offset", 0)
-    return (
-        queries,
-        keys,
-        temperature,
-        coefficients,
-        9,
-        offset,
-        None,
-        0.0,
-        case.get("normalize", True),
-        *needs,
-        "reference",
-    )
-
-
-@pytest.mark.parametrize(
-    "case", [{}, {"reduction": "none", "positive_offset": 2}, {"normalize": False, "learnt": True}]
-)
-def test_the_operators_keep_their_promises_to_pytorch(case: dict[str, Any]) -> None:
-    arguments = operator_arguments(case)
-    torch.library.opcheck(torch.ops.diffcse_kernels.info_nce.default, arguments)
-    queries, keys, temperature, _, *options, impl = arguments
-    plain = [tensor.detach() for tensor in (queries, keys, temperature)]
-    needs = (True, False, True)
-    backward = (torch.ones(6), *plain, *options[:-3], *needs, impl)
-    torch.library.opcheck(torch.ops.diffcse_kernels.info_nce_backward.default, backward)
-    scaling = (plain[0], torch.tensor(3.0), torch.bfloat16)
-    torch.library.opcheck(torch.ops.diffcse_kernels.scaled_gradient.default, scaling)
-
-
-@pytest.mark.parametrize("options", [{}, {"reduction": "none"}, {"symmetric": True}, {"return_stats": True}], ids=str)
-def test_compiles_into_one_graph_with_the_same_result(options: dict[str, Any]) -> None:
-    def step(queries: Tensor, keys: Tensor, temperature: Tensor) -> Tensor:
-        result = info_nce(queries * 2, keys, temperature, **options)
-        return result[0] + result[1].accuracy if options.get("return_stats") else result.sum()
-
-    inputs = {
-        "queries": random_rows(6, 4, dtype=torch.float32),
-        "keys": random_rows(6, 4, seed=1, dtype=torch.float32),
-        "temperature": torch.tensor(0.1),
-    }
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(loss_and_gradients(compiled, inputs), loss_and_gradients(step, inputs), rtol=0, atol=0)
-
-
-def test_a_second_derivative_is_refused() -> None:
-    queries, keys = random_rows(5, 4).requires_grad_(), random_rows(5, 4, seed=1)
-    for reduction in ("mean", "none"):
-        loss = info_nce(queries, keys, reduction=reduction).square().sum()
-        (gradient,) = torch.autograd.grad(loss, queries, create_graph=True)
-        with pytest.raises(RuntimeError, match="no autograd formula was registered"):
-            gradient.sum().backward()

@@ -15,8 +15,8 @@ import torch
 from diffcse_kernels import info_nce
 from torch import Tensor
 
-from tests.kernels.faults import with_fault
-from tests.kernels.test_info_nce import eager_info_nce, loss_and_gradients
+from tests.support.kernels.eager_info_nce import eager_info_nce, loss_and_gradients
+from tests.support.kernels.faults import with_fault
 
 pytest.importorskip("triton")
 from diffcse_kernels.triton import info_nce as triton_info_nce
@@ -221,6 +221,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     inputs = {"queries": rows(70, 150, torch.float32), "keys": rows(90, 150, torch.float32, seed=1)}

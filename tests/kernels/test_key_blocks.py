@@ -17,7 +17,7 @@ from diffcse_kernels.key_blocks import block_gradients, block_logsumexp
 from diffcse_kernels.reference import key_blocks as reference
 from torch import Tensor
 
-from tests.kernels.faults import with_fault
+from tests.support.kernels.faults import with_fault
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 TRITON_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -190,6 +190,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_planted_fault_is_noticed(fault: str, tmp_path: Path, block_bytes: Callable[[int], None]) -> None:
     block_bytes(1000)

@@ -15,8 +15,7 @@ import torch
 from diffcse_kernels import replaced_token_bce
 from torch import Tensor
 
-from tests.kernels.faults import with_fault
-from tests.kernels.test_replaced_token_bce import (
+from tests.support.kernels.eager_bce import (
     DEVICES,
     eager_bce,
     error,
@@ -24,6 +23,7 @@ from tests.kernels.test_replaced_token_bce import (
     loss_and_gradients,
     random_case,
 )
+from tests.support.kernels.faults import with_fault
 
 pytest.importorskip("triton")
 from diffcse_kernels.triton import replaced_token_bce as triton_module
@@ -99,6 +99,7 @@ def confident_case() -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -132,6 +133,7 @@ def test_the_comparison_notices_a_fault(old: str, new: str, tmp_path: Path, monk
         check(case)
 
 
+@pytest.mark.slow
 def test_the_comparison_notices_losses_lost_to_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check(confident_case())
     faulty = with_fault(triton_module, "+ log1p,", "+ tl.log(1 + e),", tmp_path)

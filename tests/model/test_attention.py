@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, MambaConfig, MambaModel
 
-from diffcse_scale.errors import InputError
 from diffcse_scale.export import export_sentence_transformer
-from diffcse_scale.model.attention import attend_both_ways, check_attention, is_causal
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model.attention import (
+    attend_both_ways,
+    attention_kernels,
+    check_attention,
+    choose_attention_kernels,
+    is_causal,
+)
+from diffcse_scale.model.backbone import load_tokenizers
+from diffcse_scale.model.build import build_model
 from diffcse_scale.model.encoder import Encoder, encode_sentences
-from diffcse_scale.recipe import load_recipe
-from tests.tiny_models import (
+from diffcse_scale.model.generator import load_generator
+from diffcse_scale.model_folder.load import load_model
+from diffcse_scale.recipe_file import load_recipe
+from diffcse_scale.training.console import print_start
+from diffcse_scale.training.schedule import make_plan
+from tests.support.tiny_models import (
     BYTES,
     DECODER_FAMILIES,
     END,
@@ -96,3 +110,48 @@ def test_what_cannot_be_learnt_from_earlier_tokens_alone_is_refused(overrides, w
         return
     with pytest.raises(InputError, match=words):
         check_attention(tiny_config("llama"), recipe)
+
+
+@pytest.fixture
+def cudnn_preferred():
+    """As torch comes."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    yield
+    torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_cudnn_computes_attention_only_where_the_recipe_says_so(allowed, cudnn_preferred):
+    recipe = load_recipe("quickstart", [f"model.cudnn_attention={str(allowed).lower()}"] if allowed else [])
+    tokenizers = load_tokenizers(recipe.model)
+    for load in (
+        lambda: build_model(recipe, tokenizers),
+        lambda: load_generator(recipe, tokenizers, torch.device("cpu")),
+    ):
+        torch.backends.cuda.enable_cudnn_sdp(not allowed)
+        load()
+        assert torch.backends.cuda.cudnn_sdp_enabled() == allowed
+        assert ("cuDNN" in attention_kernels()) == allowed
+
+
+def test_what_loads_a_model_without_a_recipe_leaves_cudnn_out(cudnn_preferred, toy_world):
+    load_model(toy_world / "model", "cls", device="cpu")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_the_start_table_names_the_attention_kernels(capsys):
+    recipe = load_recipe("quickstart")
+    engine = SimpleNamespace(
+        zero_optimization_stage=lambda: 2,
+        zero_offload_optimizer=lambda: None,
+        device=torch.device("cpu"),
+        basic_optimizer=torch.optim.AdamW([torch.zeros(1)]),
+    )
+    choose_attention_kernels(True)
+    print_start(recipe, make_plan(recipe, 64, 2, 1), "float32", engine)
+    choose_attention_kernels()
+    print_start(recipe, make_plan(recipe, 64, 2, 1), "float32", engine)
+    first, second = capsys.readouterr().out.split("recipe quickstart")[1:]
+    assert "attention kernel" in first and "cuDNN" in first
+    assert "the CPU, 1 threads a rank" in second and "AdamW" in second
+    assert "attention kernel" in second and "cuDNN" not in second

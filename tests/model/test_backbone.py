@@ -8,12 +8,20 @@ from sentence_transformers import SentenceTransformer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, BertModel, PreTrainedTokenizerFast, T5Config, ViTConfig, ViTModel
 
-from diffcse_scale.errors import InputError
 from diffcse_scale.export import export_sentence_transformer
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.backbone import load_backbone, load_config, load_encoder_tokenizer, load_masked_lm
 from diffcse_scale.model.encoder import Encoder, encode_sentences
 from diffcse_scale.recipe import ModelRecipe
-from tests.tiny_models import BYTES, END, SENTENCE, tiny_backbone, tiny_byte_tokenizer, tiny_config, tiny_masked_lm
+from tests.support.tiny_models import (
+    BYTES,
+    END,
+    SENTENCE,
+    tiny_backbone,
+    tiny_byte_tokenizer,
+    tiny_config,
+    tiny_masked_lm,
+)
 
 
 def test_a_model_that_is_no_encoder_is_refused(tmp_path):

@@ -13,16 +13,17 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.backbone import checkpoint_activations
 from diffcse_scale.model.compiled import check_compile, compile_networks, has_compiler
-from diffcse_scale.model.diffcse import DiffCSE
 from diffcse_scale.model.generator import Generator
+from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.model.packing import allow_packing
+from diffcse_scale.objective.objective import Objective
 from diffcse_scale.recipe import ObjectiveRecipe
-from tests.model.test_packing import WIDE, assert_equal
-from tests.tiny_models import tiny_backbone, tiny_masked_lm
-from tests.toys import toy_chunk
+from tests.support.comparisons import assert_equal
+from tests.support.tiny_models import WIDE, tiny_backbone, tiny_masked_lm
+from tests.support.toys import toy_chunk
 
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
 
@@ -43,7 +44,7 @@ def _compared(family, programs, checkpointing=False, tolerance=1e-9, pooling="cl
     allow_packing(network)
     if checkpointing:
         checkpoint_activations(network)
-    eager = DiffCSE(network, ObjectiveRecipe(rtd_weight=0.3), pooling).double().train()
+    eager = DiffCSENetworks(network, ObjectiveRecipe(rtd_weight=0.3), pooling).double().train()
     compiled = copy.deepcopy(eager)
     compile_networks(compiled, None)
     for step, sentences in enumerate([6, 9, 4, 12, 7, 10, 5, 8]):
@@ -51,10 +52,10 @@ def _compared(family, programs, checkpointing=False, tolerance=1e-9, pooling="cl
         found = []
         for model in (eager, compiled):
             model.zero_grad()
-            output = model([chunk], [edited])
+            output = model(Objective(model.objective).step, [chunk], [edited])
             output.loss.backward()
             gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            found.append([output.loss, output.rtd, *gradients])
+            found.append([output.loss, output.statistics["rtd"], *gradients])
         for one, other in zip(*found, strict=True):
             assert_equal(one, other, tolerance)
     assert not torch.equal(eager.encode(chunk), eager.eval().encode(chunk))  # dropout is on
@@ -64,6 +65,7 @@ def _compared(family, programs, checkpointing=False, tolerance=1e-9, pooling="cl
     assert torch.equal(eager.eval().encode(chunk), compiled.eval().encode(chunk))
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_objective_and_its_gradients_are_those_of_eager_mode():
     _compared("bert", programs=1)
@@ -88,7 +90,7 @@ def test_the_generator_writes_the_same_tokens():
     allow_packing(model)
     eager = Generator(model, "sampled", [0, 1, 2], seed=0)
     compiled = copy.deepcopy(eager)
-    compile_networks(DiffCSE(tiny_backbone("bert"), ObjectiveRecipe(rtd_weight=0)), compiled)
+    compile_networks(DiffCSENetworks(tiny_backbone("bert"), ObjectiveRecipe(rtd_weight=0)), compiled)
     for step, sentences in enumerate([6, 9]):
         chunk, _ = _packed(sentences, step)
         assert torch.equal(eager.edit(chunk), compiled.edit(chunk))
@@ -97,7 +99,7 @@ def test_the_generator_writes_the_same_tokens():
 
 def test_what_cannot_be_compiled_is_said(monkeypatch):
     with pytest.raises(InputError, match="The layers of MPNetModel cannot be compiled"):
-        compile_networks(DiffCSE(tiny_backbone("mpnet"), ObjectiveRecipe(rtd_weight=0)), None)
+        compile_networks(DiffCSENetworks(tiny_backbone("mpnet"), ObjectiveRecipe(rtd_weight=0)), None)
     with pytest.raises(InputError, match="ZeRO-3 partitions"):
         check_compile(3)
     monkeypatch.setenv("CXX", "no-such-compiler")

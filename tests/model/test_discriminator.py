@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from diffcse_scale.model.discriminator import ConditionalDiscriminator, RTDHead
-from tests.toys import toy_backbone, toy_chunk
+from tests.support.toys import toy_backbone, toy_chunk
 
 
 def test_z_stands_in_the_place_of_the_first_embedded_token():

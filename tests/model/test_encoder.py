@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.backbone import check_lengths
 from diffcse_scale.model.encoder import Encoder, encode_sentences
+from diffcse_scale.objective.objective import Objective
 from diffcse_scale.recipe import ObjectiveRecipe
-from tests.tiny_models import WORDS, tiny_bert, tiny_llama, tiny_tokenizer
-from tests.toys import toy_chunk, toy_model
+from tests.support.tiny_models import WORDS, tiny_bert, tiny_llama, tiny_tokenizer
+from tests.support.toys import toy_chunk, toy_model
 
 SENTENCES = [" ".join(WORDS[:1]), " ".join(WORDS[:4]), " ".join(WORDS[1:3]), " ".join(WORDS[2:7])]
 
@@ -46,6 +47,6 @@ def test_gradient_checkpointing_changes_no_gradient():
             for part in (model.encoder, model.discriminator):
                 part.backbone.gradient_checkpointing_enable({"use_reentrant": False})
         chunk, edited = toy_chunk()
-        model([chunk], [edited]).loss.backward()
+        model(Objective(model.objective).step, [chunk], [edited]).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)

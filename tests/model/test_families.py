@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.backbone import (
     check_lengths,
     checkpoint_activations,
@@ -19,7 +19,7 @@ from diffcse_scale.model.backbone import (
 from diffcse_scale.model.discriminator import ConditionalDiscriminator
 from diffcse_scale.model.encoder import Encoder
 from diffcse_scale.model.generator import Generator
-from tests.tiny_models import (
+from tests.support.tiny_models import (
     DECODER_FAMILIES,
     FAMILIES,
     MASKED_LM_FAMILIES,
@@ -27,7 +27,7 @@ from tests.tiny_models import (
     tiny_masked_lm,
     tiny_tokenizer,
 )
-from tests.toys import VOCABULARY, toy_chunk
+from tests.support.toys import VOCABULARY, toy_chunk
 
 WIDTH = 24
 POOLINGS = [(family, pooling) for family in MASKED_LM_FAMILIES for pooling in ("cls", "mean")]

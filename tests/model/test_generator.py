@@ -16,11 +16,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.backbone import check_same_vocabulary
 from diffcse_scale.model.generator import Generator
-from tests.tiny_models import MASKED_LM_FAMILIES, tiny_config, tiny_masked_lm
-from tests.toys import VOCABULARY, toy_chunk
+from tests.support.tiny_models import MASKED_LM_FAMILIES, tiny_config, tiny_masked_lm
+from tests.support.toys import VOCABULARY, toy_chunk
 
 SIZES = {"vocab_size": VOCABULARY, "initializer_range": 0.5}
 FAMILIES = {

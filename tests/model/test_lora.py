@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import numpy as np
@@ -10,16 +11,18 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.engine.configuration import complete_config
+from diffcse_scale.engine.optimizer import make_optimizer
 from diffcse_scale.export import export_sentence_transformer
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.backbone import checkpoint_activations, load_backbone
 from diffcse_scale.model.build import build_model
 from diffcse_scale.model.encoder import Encoder, encode_sentences
 from diffcse_scale.model.lora import add_adapters, save_merged
-from diffcse_scale.recipe import LoraRecipe, Recipe, load_recipe
+from diffcse_scale.recipe import LoraRecipe, Recipe
+from diffcse_scale.recipe_file import load_recipe
 from diffcse_scale.text.tokenizers import Tokenizers
-from diffcse_scale.training.engine import complete_config, make_optimizer
-from tests.tiny_models import FAMILIES, SENTENCE, tiny_backbone, tiny_tokenizer
+from tests.support.tiny_models import FAMILIES, SENTENCE, tiny_backbone, tiny_tokenizer
 
 pytest.importorskip("peft")
 LORA = LoraRecipe(rank=2, alpha=4, dropout=0.0)
@@ -93,6 +96,21 @@ def test_a_base_in_bfloat16_keeps_adapters_and_export_in_float32(family, tmp_pat
     plain = load_backbone(str(tmp_path)).eval()
     # bfloat16 has 8 bits: products of the training pass against those of float32
     np.testing.assert_allclose(vectors(plain), vectors(backbone), rtol=0, atol=0.1)
+
+
+def test_merged_matrices_leave_the_device_one_by_one(tmp_path, monkeypatch):
+    """A device that trains 4-bit weights has no room for all of them in float32."""
+    made, left, cpu = [], [], torch.Tensor.cpu
+    monkeypatch.setattr(
+        torch.Tensor, "float", lambda tensor, make=torch.Tensor.float: (made.append(1), make(tensor))[1]
+    )
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: (left.append(len(made)), cpu(tensor))[1])
+    backbone = trained(tiny_backbone("llama"), LORA.model_copy(update={"base": "bfloat16"}))
+    made.clear()
+    save_merged(backbone, tmp_path)
+    steps = [after - before for before, after in itertools.pairwise([0, *left])]
+    assert len(left) == len(load_file(tmp_path / "model.safetensors"))
+    assert max(steps) <= 3  # a matrix and the two of its adapter
 
 
 def test_recomputed_activations_change_no_gradient_of_an_adapter():

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertForMaskedLM
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.official_checkpoint import load_official_checkpoint
 from diffcse_scale.recipe import ObjectiveRecipe
-from tests.toys import toy_backbone, toy_model
+from tests.support.toys import toy_backbone, toy_model
 
 OFFICIAL = ObjectiveRecipe(fidelity="official")
 
@@ -60,3 +60,23 @@ def test_what_does_not_fit_is_refused(tmp_path):
     save_file(toy_backbone(width=16).state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="does not fit"):
         load_official_checkpoint(model, tmp_path)
+
+
+MATRIX = "bert.encoder.layer.1.output.dense.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop(MATRIX), r"has no weights for encoder\.layer\.1\.output\.dense\.weight \(1 differ"),
+        (lambda state: state.update({"bert.encoder.layer.2.x": torch.zeros(1)}), r"no place for: encoder\.layer\.2\.x"),
+        (lambda state: state[MATRIX][0].fill_(float("nan")), "has weights that are not finite numbers: encoder"),
+        (lambda state: state.update(made=[print]), "cannot be read: its .bin file holds Python objects"),
+    ],
+)
+def test_an_encoder_that_is_not_whole_is_refused(tmp_path, change, message):
+    state = _official_state("bert")
+    change(state)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match=message):
+        load_official_checkpoint(toy_model(OFFICIAL, "batchnorm"), tmp_path)

@@ -6,45 +6,20 @@ by rounding only: 1e-9 of each norm; the issue's 5e-5 is for float32.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from diffcse_scale.model.attention import attend_both_ways
 from diffcse_scale.model.backbone import checkpoint_activations
-from diffcse_scale.model.diffcse import DiffCSE
 from diffcse_scale.model.encoder import Encoder
 from diffcse_scale.model.generator import Generator
+from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.model.packing import FAMILIES, allow_packing, packs
+from diffcse_scale.objective.objective import Objective
 from diffcse_scale.recipe import ObjectiveRecipe
-from diffcse_scale.text.batches import Chunk
-from tests.tiny_models import tiny_backbone, tiny_masked_lm
-from tests.toys import toy_chunk
-
-# attention must reach over the whole row: the tiny members of other tests see 2 to 4 tokens
-WIDE = {"modernbert": {"local_attention": 64}, "mistral": {"sliding_window": 32}}
-MASKED_LM = ("bert", "electra", "modernbert", "roberta", "xlm-roberta")
-DECODERS = ("llama", "mistral", "qwen2", "qwen3")
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "attention_dropout": 0.0}
-NO_DROPOUT |= {"embedding_dropout": 0.0, "mlp_dropout": 0.0}
-
-
-def backbone(family: str, **changes: object) -> torch.nn.Module:
-    network = tiny_backbone(family, vocab_size=60, **{**WIDE.get(family, {}), **NO_DROPOUT, **changes}).double()
-    allow_packing(network)
-    return network
-
-
-def ragged() -> tuple[Chunk, Chunk, torch.Tensor]:
-    """The same sentences padded and packed, and their edited ids."""
-    chunk, edited = toy_chunk()
-    return chunk, replace(chunk, real=chunk.attention_mask.flatten().nonzero().flatten()), edited
-
-
-def assert_equal(one: torch.Tensor, other: torch.Tensor, tolerance: float = 1e-9) -> None:
-    # the absolute part is for what is zero but for rounding: the gradient of a key's bias
-    assert float((one.detach() - other.detach()).norm()) <= tolerance * float(other.detach().norm()) + 1e-13
+from tests.support.comparisons import assert_equal
+from tests.support.packed_rows import DECODERS, MASKED_LM, backbone, ragged
+from tests.support.tiny_models import WIDE, tiny_backbone, tiny_masked_lm
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -54,10 +29,11 @@ def test_every_family_that_is_named_takes_packed_rows(family):
     assert packs(backbone(family).config, 14)
 
 
+@pytest.mark.parametrize("filled", [False, True])
 @pytest.mark.parametrize("family", [*MASKED_LM, *DECODERS])
 @pytest.mark.parametrize("pooling", ["mean", "last", "first_last_mean"])
-def test_embeddings_and_their_gradients_are_those_of_padded_rows(family, pooling):
-    padded, packed, _ = ragged()
+def test_embeddings_and_their_gradients_are_those_of_padded_rows(family, pooling, filled):
+    padded, packed, _ = ragged(filled)
     encoder = Encoder(backbone(family), pooling)
     found = []
     for chunk in (padded, packed):
@@ -67,6 +43,16 @@ def test_embeddings_and_their_gradients_are_those_of_padded_rows(family, pooling
         found.append([h.detach(), *(p.grad for p in encoder.parameters() if p.grad is not None)])
     for one, other in zip(*found, strict=True):
         assert_equal(one, other)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("family", [*MASKED_LM, *DECODERS])
+def test_on_a_device_no_mask_is_looked_at(family, packed):
+    """A tensor on "meta" has no values: whoever asks for one, for which a GPU's host would wait, is refused."""
+    chunk = ragged()[packed].to("meta")
+    encoder = Encoder(backbone(family).to("meta"), "mean")
+    h = encoder(chunk.input_ids.flatten(0, 1), chunk.attention_mask.flatten(0, 1), chunk.real)
+    assert h.shape == (16, 24) and h.is_meta
 
 
 def test_a_decoder_that_was_opened_sees_both_ways():
@@ -82,27 +68,30 @@ def test_a_decoder_that_was_opened_sees_both_ways():
     assert float((h[1] - closed).norm()) > 1e-3 * float(closed.norm())
 
 
+@pytest.mark.parametrize("filled", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("family", MASKED_LM)
-def test_the_objective_and_its_gradients_are_those_of_padded_rows(family, checkpointing):
-    padded, packed, edited = ragged()
+def test_the_objective_and_its_gradients_are_those_of_padded_rows(family, checkpointing, filled):
+    padded, packed, edited = ragged(filled)
     network = backbone(family)
     if checkpointing:
         checkpoint_activations(network)
-    model = DiffCSE(network, ObjectiveRecipe(rtd_weight=0.3), projection="batchnorm").double().train()
+    model = DiffCSENetworks(network, ObjectiveRecipe(rtd_weight=0.3), projection="batchnorm").double().train()
     found = []
     for chunk in (padded, packed):
         model.zero_grad()
-        output = model([chunk], [edited])
+        output = model(Objective(model.objective).step, [chunk], [edited])
         output.loss.backward()
-        found.append([output.loss, output.rtd, output.rtd_counts.double(), *(p.grad for p in model.parameters())])
+        gradients = [parameter.grad for parameter in model.parameters()]
+        found.append([output.loss, *(value.double() for value in output.statistics.values()), *gradients])
     for one, other in zip(*found, strict=True):
         assert_equal(one, other)
 
 
+@pytest.mark.parametrize("filled", [False, True])
 @pytest.mark.parametrize("family", [*MASKED_LM, "distilbert"])
-def test_the_generator_writes_the_same_tokens(family):
-    padded, packed, _ = ragged()
+def test_the_generator_writes_the_same_tokens(family, filled):
+    padded, packed, _ = ragged(filled)
     sizes = {"dim": 24, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "vocab_size": 60, "max_position_embeddings": 40}
     if family == "distilbert":
         from transformers import DistilBertConfig, DistilBertForMaskedLM
@@ -121,12 +110,12 @@ def test_the_generator_writes_the_same_tokens(family):
 
 def test_no_layer_sees_padding():
     _, packed, edited = ragged()
-    model = DiffCSE(backbone("bert").float(), ObjectiveRecipe())
+    model = DiffCSENetworks(backbone("bert").float(), ObjectiveRecipe())
     tokens = []
     for network in (model.encoder.backbone, model.discriminator.backbone):
         for layer in network.encoder.layer:
             layer.intermediate.register_forward_hook(lambda module, inputs, output: tokens.append(output.shape[:2]))
-    model([packed], [edited])
+    model(Objective(model.objective).step, [packed], [edited])
     assert tokens == [(1, int(packed.attention_mask.sum()))] * 4
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 
-from diffcse_scale.model.pooling import pool
+from diffcse_scale.model.pooling import POOLINGS, pool
+from diffcse_scale.recipe import Pooling
 
 LAST = torch.tensor([[[1.0], [2.0], [9.0], [9.0]], [[1.0], [2.0], [3.0], [6.0]]])
 FIRST = torch.tensor([[[3.0], [4.0], [9.0], [9.0]], [[1.0], [2.0], [3.0], [2.0]]])
@@ -30,4 +32,8 @@ def test_last_token_with_padding_on_the_left():
 
 def test_unknown_pooling_is_refused():
     with pytest.raises(ValueError, match="pooling must be"):
-        pool(OUTPUTS, MASK, "max")
+        pool(OUTPUTS, MASK, "median")
+
+
+def test_the_recipe_offers_the_poolings_of_the_table():
+    assert get_args(Pooling) == tuple(POOLINGS)

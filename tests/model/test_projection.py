@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from diffcse_scale.model.projection import BatchNormProjection, GlobalBatchNorm, MLPProjection, make_projection
+from tests.support.ranks_in_threads import ranks_in_threads, together
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -51,3 +52,24 @@ def test_layers_are_those_of_the_official_program():
 def test_no_projection_leaves_the_embedding():
     h = torch.randn(2, 3)
     assert make_projection("none", 3)(h) is h
+
+
+@pytest.mark.parametrize("shares", [(4, 8), (3, 1, 5, 3)])
+def test_ranks_normalise_by_the_statistics_of_all_rows(shares):
+    torch.manual_seed(0)
+    rows, weights = torch.randn(2, sum(shares), 5, dtype=torch.float64).unbind()
+    world = ranks_in_threads(len(shares))
+    layers = [GlobalBatchNorm(5, ranks=ranks).double() for ranks in world]
+    truth = nn.BatchNorm1d(5).double()
+
+    def normal(layer, own, weight):
+        own = own.clone().requires_grad_()
+        output = layer(own)
+        (output * weight).sum().backward()
+        return output.detach(), own.grad
+
+    found = together(normal, layers, rows.split(shares), weights.split(shares))
+    for mine, theirs in zip(zip(*found, strict=True), normal(truth, rows, weights), strict=True):
+        torch.testing.assert_close(torch.cat(mine), theirs, atol=1e-12, rtol=1e-12)
+    for layer in layers:
+        torch.testing.assert_close(dict(layer.named_buffers()), dict(truth.named_buffers()), atol=1e-12, rtol=1e-12)

@@ -8,8 +8,9 @@ import pytest
 import yaml
 from transformers import BertConfig
 
-from diffcse_scale.recipe import Recipe, load_recipe
-from tests.tiny_models import tiny_tokenizer
+from diffcse_scale.recipe import Recipe
+from diffcse_scale.recipe_file import load_recipe
+from tests.support.tiny_models import tiny_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """The plan against real training: peak anonymous memory of `deepspeed --num_gpus 2 train.py`, within 10%.
 
-Cases, tolerance and the way of measuring are those of `benchmarks/plan_accuracy.py`; docs/results/plan.md has all of
+Cases, tolerance and the way of measuring are those of `studies/plan_accuracy.py`; docs/results/plan.md has all of
 them. Here is the chunked one.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.plan_accuracy import CASES, TOLERANCE, compare
+from studies.plan_accuracy import CASES, TOLERANCE, compare
 
 
 @pytest.mark.slow

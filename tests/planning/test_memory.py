@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.planning.communication import bytes_sent
 from diffcse_scale.planning.memory import device_memory
-from diffcse_scale.planning.networks import Networks, Parameter
 from diffcse_scale.planning.rehearsal import Moment
+from diffcse_scale.planning.shape_networks import Networks, Parameter
 from diffcse_scale.planning.sharding import read_sharding
 
 MILLION = 1_000_000

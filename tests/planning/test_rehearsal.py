@@ -9,10 +9,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffcse_scale.distributed import imagined_ranks
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.backbone import load_backbone
-from diffcse_scale.planning.networks import load_networks
 from diffcse_scale.planning.rehearsal import Rehearsal, _Stage
+from diffcse_scale.planning.shape_networks import load_networks
 from diffcse_scale.planning.sharding import read_sharding
 
 
@@ -64,7 +64,9 @@ def test_a_step_with_numbers_allocates_the_same(recipe):
 
 def test_activations_follow_the_chunk_and_not_the_share(chunked):
     def activations(share, chunk):
-        return max(moment.peak - moment.held for moment in chunked.moments(share, chunk) if moment.part == "detect")
+        return max(
+            moment.peak - moment.held for moment in chunked.moments(share, chunk) if moment.part == "chunk_terms"
+        )
 
     assert activations(4096, 8) == pytest.approx(activations(64, 8), rel=0.05)
     assert activations(64, 16) > 1.5 * activations(64, 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,10 +64,18 @@ def test_a_histogram_stands_on_its_base():
 
 
 def test_long_lines_keep_their_ends_and_their_spikes():
-    points = [(step, math.sin(step / 500)) for step in range(10_000)]
-    points[5_003] = (5_003, 9.0)
-    points[7_001] = (7_001, None)
-    kept = thinned(points, 100)
-    assert len(kept) <= 102 and kept[0] == points[0] and kept[-1] == points[-1]
+    steps = np.arange(10_000)
+    values = np.sin(steps / 500)
+    values[5_003], values[7_001] = 9.0, math.nan
+    kept = thinned(steps, values, 100)
+    assert len(kept) <= 102 and kept[0] == (0, values[0]) and kept[-1] == (9_999, values[-1])
     assert (5_003, 9.0) in kept and kept == sorted(kept)
-    assert thinned(points[:50], 100) == points[:50]
+    assert thinned(steps[:50], values[:50], 100) == list(enumerate(values[:50]))
+
+
+def test_a_number_that_is_missing_is_a_gap_of_a_long_line():
+    values = np.full(1000, math.nan)
+    values[500:] = 1.0
+    kept = thinned(np.arange(1000), values, 100)
+    assert [value for step, value in kept if step < 500] == [None] * 25
+    assert {value for step, value in kept if step >= 500} == {1.0}

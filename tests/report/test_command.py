@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from diffcse_scale.cli import app
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.report import report
-from tests.report.conftest import write_run
-from tests.report.pages import Page
+from tests.support.pages import Page
+from tests.support.toy_run import write_run
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,12 @@ def test_the_command_line_passes_everything_on(two_runs, world, tmp_path):
 def test_another_file_is_not_written_over_and_an_earlier_report_is(two_runs, tmp_path):
     page = tmp_path / "report.html"
     page.write_text("<p>precious</p>")
-    with pytest.raises(InputError, match="is no report of this program"):
+    with pytest.raises(InputError, match="is not a page of diffcse-scale report, but a text file"):
         report(two_runs, page, models=False)
     assert page.read_text() == "<p>precious</p>"
     with pytest.raises(InputError, match="is a folder"):
         report(two_runs, tmp_path, models=False)
-    page.unlink()
-    report(two_runs[:1], page, models=False)
+    report(two_runs[:1], page, models=False, overwrite=True)
     report(two_runs, page, models=False)
     assert "2 runs" in Page.of(page).text
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from diffcse_scale.report import report
-from tests.report.conftest import rows, write_run
-from tests.report.pages import Page
+from tests.support.pages import Page
+from tests.support.toy_run import rows, write_run
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.conftest import ROOT, Cluster, Job
+from tests.support.local_cluster import ROOT, Cluster, Job
 
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
 SOURCED = sorted((ROOT / "slurm").glob("*.sh"))
@@ -31,8 +31,8 @@ def _common(commands: str, cwd: Path, **environment: str) -> str:
 
 def test_shellcheck_finds_nothing():
     if shutil.which("shellcheck") is None:
-        pytest.skip("no shellcheck here: tests/slurm/local_cluster.sh install")
-    files = [*SCRIPTS, *SOURCED, ROOT / "tests/slurm/local_cluster.sh"]
+        pytest.skip("no shellcheck here: tests/support/local_cluster.sh install")
+    files = [*SCRIPTS, *SOURCED, ROOT / "tests/support/local_cluster.sh"]
     done = subprocess.run(["shellcheck", *files], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

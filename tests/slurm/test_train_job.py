@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.slurm.conftest import Cluster, Job
-from tests.training.launch import metrics
+from tests.support.launch import metrics
+from tests.support.local_cluster import Cluster, Job
 
 pytestmark = pytest.mark.slurm
 

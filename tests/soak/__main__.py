@@ -27,7 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from diffcse_scale.environment import environment
+from diffcse_scale.foundation.environment import environment
 from tests.soak.bench import Bench, Row
 from tests.soak.kills import WEIGHTS
 from tests.soak.rounds import ROUNDS, UNHARMED, deck, soak

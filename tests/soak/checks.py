@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.soak.launch import RANKS, Launch
 from tests.soak.world import CHECKPOINT_EVERY, STEPS, Run
-from tests.training.launch import TIMINGS
+from tests.support.launch import TIMINGS
 
 TOLERANCE = 1e-5
 

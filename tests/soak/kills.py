@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import psutil
 
-from diffcse_scale.exit_codes import ExitCode
+from diffcse_scale.foundation.exit_codes import ExitCode
 from tests.soak.launch import RANKS, Launch
 from tests.soak.world import CHECKPOINT_EVERY, EVALUATION_EVERY, STEPS, Run
 

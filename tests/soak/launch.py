@@ -14,9 +14,9 @@ from uuid import uuid4
 
 import psutil
 
-from diffcse_scale.distributed import free_port
+from diffcse_scale.rendezvous import free_port
 from tests.soak.world import read_lines
-from tests.training.launch import ROOT, environment
+from tests.support.launch import ROOT, environment
 
 RANKS = 2
 NODE_LAUNCHER = "deepspeed.launcher.launch"

@@ -12,7 +12,7 @@ import runpy
 import time
 from pathlib import Path
 
-from diffcse_scale import launchers  # noqa: F401  as train.py does
+from diffcse_scale.supervision import launchers  # noqa: F401  as train.py does
 
 # isort: split
 from diffcse_scale.distributed import rank

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
-from diffcse_scale.exit_codes import ExitCode
+from diffcse_scale.foundation.exit_codes import ExitCode
 from tests.soak import checks
 from tests.soak.bench import Bench, Row
 from tests.soak.kills import CHECKPOINT, EVALUATION, KINDS, START, TRAINING, Kind, Moment, choose_victim, owns

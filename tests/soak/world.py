@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from diffcse_scale.training.checkpoint import PARTIAL
-from diffcse_scale.training.incarnation import Incarnation, incarnations
-from diffcse_scale.training.manifest import checkpoint_steps, damage, newest_step
-from diffcse_scale.training.run_directory import INCARNATIONS
-from tests.training.conftest import write_toy_world
+from diffcse_scale.checkpoints.checkpoint import PARTIAL
+from diffcse_scale.checkpoints.manifest import checkpoint_steps, damage, newest_step
+from diffcse_scale.foundation.run_files import INCARNATIONS
+from diffcse_scale.runs.incarnation import Incarnation, incarnations
+from tests.support.toy_world import write_toy_world
 
 STEPS, CHECKPOINT_EVERY, EVALUATION_EVERY = 60, 5, 8
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.tokens import TokenizedCorpus, tokenize
-from tests.text.material import WORDS, make_tokenizer, sentence
+from tests.support.text_material import WORDS, make_tokenizer, sentence
 
 
 @pytest.fixture(scope="session")

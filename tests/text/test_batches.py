@@ -10,13 +10,14 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.batches import Batch, Batches, Chunk, collate
 from diffcse_scale.text.order import epoch_order
+from diffcse_scale.text.sizes import repeating_size
 from diffcse_scale.text.tokenizers import Tokenizers
 from diffcse_scale.text.tokens import TokenizedCorpus, tokenize
-from tests.text.material import SPECIALS, WORDS, make_tokenizer, sentence, training_recipe
+from tests.support.text_material import SPECIALS, WORDS, make_tokenizer, sentence, training_recipe
 
 Corpora = dict[int, TokenizedCorpus]
 SIZE = 16
@@ -131,7 +132,7 @@ def test_iterating_equals_random_access_from_any_step(make: Any) -> None:
 
 
 def test_every_chunk_is_padded_to_its_own_longest_row_and_no_further(make: Any) -> None:
-    chunks = make(columns=3, batch={"length_groups": 5}).batch(0).chunks
+    chunks = make(columns=3, batch={"length_groups": 5, "packed": False}).batch(0).chunks
     assert [len(chunk.input_ids) for chunk in chunks] == [4, 3, 3, 3, 3]
     lengths = [int(chunk.attention_mask.sum(-1).max()) for chunk in chunks]
     assert [chunk.input_ids.shape[-1] for chunk in chunks] == lengths == sorted(lengths)
@@ -140,6 +141,17 @@ def test_every_chunk_is_padded_to_its_own_longest_row_and_no_further(make: Any) 
         assert chunk.input_ids.dtype == chunk.attention_mask.dtype == chunk.row_ids.dtype == torch.int64
         assert (chunk.input_ids[chunk.attention_mask == 0] == 0).all()
         assert (chunk.input_ids[chunk.attention_mask == 1] != 0).all()
+
+
+def test_packed_rows_have_few_sizes(make: Any) -> None:
+    """All real tokens are computed, and with them so much padding that the steps of an epoch share a few sizes."""
+    chunks = [chunk for step in range(30) for chunk in make(batch={"chunk": 4}).batch(step).chunks]
+    for chunk in chunks:
+        assert chunk.real is not None
+        real = chunk.attention_mask.flatten().nonzero().flatten()
+        assert set(real.tolist()) <= set(chunk.real.tolist())
+        assert len(chunk.real) <= max(len(real) * 9 / 8, 16)
+        assert len(chunk.real) in {repeating_size(len(chunk.real)), chunk.attention_mask.numel() - 1}
 
 
 @pytest.mark.parametrize(("chunk", "sizes"), [(4, [4, 4]), (3, [3, 3, 2]), (1, [1] * 8), (100, [8])])

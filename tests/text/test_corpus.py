@@ -2,81 +2,23 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
-import json
 import logging
-import lzma
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
-import zstandard
 
-from diffcse_scale.errors import InputError
-from diffcse_scale.recipe import DataRecipe
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.text.corpus import CorpusReport, _first_occurrences, load_corpus, read_corpus
-
-MakeRecipe = Callable[..., DataRecipe]
-SENTENCES = [
-    "A first one.",
-    "Zweiter Satz: größer, schöner.",
-    'He said "no", then left.',
-    "第四句",
-    "NA",
-    '"Unclosed" and no more',
-]
-
-
-def text(sentences: list[str]) -> bytes:
-    return "".join(line + "\n" for line in sentences).encode()
-
-
-def json_lines(sentences: list[str]) -> bytes:
-    return "".join(json.dumps({"id": i, "text": line}) + "\n" for i, line in enumerate(sentences)).encode()
-
-
-def comma_separated(sentences: list[str]) -> bytes:
-    quoted = ['"' + line.replace('"', '""') + '"' for line in sentences]
-    return ("id,text\n" + "".join(f"{i},{line}\n" for i, line in enumerate(quoted))).encode()
-
-
-def tab_separated(sentences: list[str]) -> bytes:
-    return ("text\tid\n" + "".join(f"{line}\t{i}\n" for i, line in enumerate(sentences))).encode()
-
-
-def parquet(sentences: list[str]) -> bytes:
-    sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.table({"id": range(len(sentences)), "text": sentences}), sink)
-    return sink.getvalue().to_pybytes()
-
-
-FORMS: dict[str, Callable[[list[str]], bytes]] = {
-    "a.txt": text,
-    "no_ending": text,
-    "a.txt.gz": lambda s: gzip.compress(text(s)),
-    "a.gz": lambda s: gzip.compress(text(s)),
-    "a.txt.xz": lambda s: lzma.compress(text(s)),
-    "a.txt.zst": lambda s: zstandard.compress(text(s)),
-    "a.txt.bz2": lambda s: bz2.compress(text(s)),
-    "a.jsonl": json_lines,
-    "a.jsonl.zst": lambda s: zstandard.compress(json_lines(s)),
-    "a.csv": comma_separated,
-    "a.csv.gz": lambda s: gzip.compress(comma_separated(s)),
-    "a.tsv": tab_separated,
-    "a.parquet": parquet,
-    "brackets[1].txt": text,
-    "windows.txt": lambda s: b"\xef\xbb\xbf" + text(s).replace(b"\n", b"\r\n"),
-    "no_last_line_end.txt": lambda s: text(s)[:-1],
-}
-
-
-def sentences_of(data: DataRecipe) -> list[str]:
-    return load_corpus(data)["text_0"][:]
+from tests.support.corpus_files import (
+    FORMS,
+    SENTENCES,
+    MakeRecipe,
+    parquet,
+    sentences_of,
+)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -228,7 +170,7 @@ REFUSALS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "damaged archive": (
         {"a.txt.gz": gzip.compress(b"many words\n" * 99)[:40]},
         {"files": "a.txt.gz"},
-        r"a\.txt\.gz cannot be read as text",
+        r"a\.txt\.gz cannot be read as",
     ),
     "damaged parquet": ({"a.parquet": b"PAR1"}, {"files": "a.parquet"}, "not valid parquet"),
     "unquoted comma": (
@@ -239,12 +181,54 @@ REFUSALS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "later unquoted comma": (
         {"a.csv": b"id,text\n1,no\n2,Well, yes\n"},
         {"files": "a.csv"},
-        r"a\.csv .*Expected 2 fields in line 3, saw 3",
+        r"a\.csv, line 3: 3 fields under a header of 2",
+    ),
+    "unquoted comma in the first row of a later file": (
+        {"a.csv": b"text\nfine\n", "b.csv": b"text\nhello, world\n"},
+        {"files": ["a.csv", "b.csv"]},
+        r"b\.csv, line 2: 2 fields under a header of 1; quote text",
+    ),
+    "unquoted comma, read in two processes": (
+        {"a.csv": b"text\nfine\n", "b.csv": b"text\nhello, world\n"},
+        {"files": ["a.csv", "b.csv"], "workers": 2},
+        r"b\.csv, line 2: 2 fields under a header of 1",
+    ),
+    "surplus beyond the rows that choose the columns": (
+        {"a.csv": b"text\n" + b"fine\n" * 1500, "b.csv": b"text\n" + b"fine\n" * 1500 + b"hello, world\n"},
+        {"files": ["a.csv", "b.csv"], "workers": 2},
+        r"b\.csv, line 1502: 2 fields under a header of 1",
+    ),
+    "tab in the text of a later file": (
+        {"a.tsv": b"id\ttext\n1\tfine\n", "b.tsv": b"id\ttext\n1\thello\tworld\n"},
+        {"files": ["a.tsv", "b.tsv"]},
+        r"b\.tsv, line 2: 3 fields under a header of 2; take the tab out",
+    ),
+    "quotation mark not closed": ({"a.csv": b'text\n"one\ntwo\n'}, {"files": "a.csv"}, r"a\.csv, line 3: .*quoting"),
+    "two columns of one name": ({"a.csv": b"text,text\na,b\n"}, {"files": "a.csv"}, "two columns called 'text'"),
+    "ids beside another column, in a later row": (
+        {"a.jsonl": b'{"id": "a1"}\n{"id": "a2", "review": "one"}\n'},
+        {"files": "a.jsonl"},
+        "2 columns of text .* its columns are id, review: set data.columns",
+    ),
+    "ids beside another column, in a later file": (
+        {"a.jsonl": b'{"id": "a1"}\n', "b.jsonl": b'{"review": "one"}\n'},
+        {"files": ["a.jsonl", "b.jsonl"]},
+        "2 columns of text .* its columns are id, review: set data.columns",
+    ),
+    "text in one file, sentence in another": (
+        {"a.jsonl": b'{"text": "one"}\n', "b.jsonl": b'{"sentence": "two"}\n'},
+        {"files": ["a.jsonl", "b.jsonl"]},
+        "one called sentence; its columns are text, sentence: set data.columns",
+    ),
+    "key twice in a JSON line": (
+        {"a.jsonl": b'{"text": "one"}\n{"text": "two", "text": "three"}\n'},
+        {"files": "a.jsonl"},
+        r"a\.jsonl, line 2: .* a key is there twice",
     ),
     "headers that differ": (
         {"a.csv": b"text\nx\n", "b.csv": b"sentence\ny\n"},
         {"files": ["a.csv", "b.csv"]},
-        r"b\.csv cannot be read as csv",
+        r"a column called text and one called sentence",
     ),
     "no such Hub dataset": ({}, {"files": "nobody/nothing:train"}, "'nobody/nothing:train' is no file here"),
 }

@@ -25,6 +25,16 @@ def test_any_part_is_known_without_the_rest(n: int) -> None:
     assert 0 <= whole.min() <= whole.max() < n
 
 
+def test_the_order_of_a_seed_stays_what_it_was() -> None:
+    """A run that an earlier version began is resumed in its own order."""
+    assert permute(np.arange(7), 7, key=3).tolist() == [1, 4, 0, 2, 5, 6, 3]
+    assert permute(np.array([0, 1, 2**61]), 2**62, key=2**64 - 1).tolist() == [
+        3284802877095488698,
+        3960809524202289583,
+        2048295811268431543,
+    ]
+
+
 def test_seeds_and_epochs_have_orders_of_their_own() -> None:
     orders = [epoch_order(np.arange(1000), 1000, seed, epoch) for seed in range(3) for epoch in range(3)]
     for i, first in enumerate(orders):

@@ -11,7 +11,7 @@ from diffcse_scale.text.prefetch import prefetch
 
 
 def prefetch_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 def test_results_come_in_order() -> None:
@@ -23,6 +23,7 @@ def test_results_are_made_ahead_but_no_further_than_the_depth() -> None:
     made = []
     with prefetch(lambda step: made.append(step), 0, 50, depth=2) as results:
         next(results)
+        assert prefetch_threads()
         deadline = time.monotonic() + 5
         while len(made) < 4 and time.monotonic() < deadline:
             time.sleep(0.001)

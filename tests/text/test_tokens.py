@@ -15,10 +15,10 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import diffcse_scale.text.tokens
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.tokens import TokenizedCorpus, tokenize
-from tests.text.material import WORDS, make_tokenizer, sentence
+from tests.support.text_material import WORDS, make_tokenizer, sentence
 
 MakeRecipe = Callable[..., DataRecipe]
 

@@ -1,6 +1,6 @@
 """A chunked step is the step: the same losses and parameters as one graph and one backward pass, whatever the stage.
 
-Tolerances on the norm of each tensor's difference after six steps: 5e-5 of its norm in float32 (largest seen: 2e-6),
+Tolerances on the norm of each tensor's difference after three steps: 5e-5 of its norm in float32 (largest seen: 2e-6),
 2e-2 with bfloat16 products. `chunking_program.py` says what the truth is and which cases there are.
 """
 
@@ -14,15 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-from diffcse_scale.errors import InputError
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.compiled import has_compiler
-from diffcse_scale.recipe import load_recipe
+from diffcse_scale.objective.objective import Objective
+from diffcse_scale.recipe_file import load_recipe
 from diffcse_scale.training.chunking import ChunkedStep
-from tests.toys import toy_chunk, toy_model
-from tests.training.launch import launch, metrics
+from tests.support.devices import most_ranks, tolerance
+from tests.support.launch import PROGRAMS, launch, metrics
+from tests.support.toys import toy_chunk, toy_model
 
-PROGRAM = Path(__file__).with_name("chunking_program.py")
-TOLERANCES = {"fp32": 5e-5, "bf16": 2e-2}
+PROGRAM = PROGRAMS / "chunking_program.py"
+TOLERANCES = {"fp32": tolerance(5e-5, 5e-4), "bf16": 2e-2}
 FAR = 2e-3  # what a planted fault exceeds, 40 times the tolerance of its float32
 
 
@@ -42,6 +44,7 @@ def assert_right_but_for_the_faults(results: dict[str, dict[str, Any]]) -> None:
             assert case["parameter_difference"] > FAR, (name, case)
 
 
+@pytest.mark.device
 def test_on_two_ranks(tmp_path):
     results = compared(tmp_path / "results.json", 2)
     assert_right_but_for_the_faults(results)
@@ -50,6 +53,7 @@ def test_on_two_ranks(tmp_path):
     assert faults == {"zero2-chunk3-fp32-seed", "zero3-chunk3-fp32-untouched", "zero1-chunk3-fp32-overlap-untouched"}
 
 
+@pytest.mark.device
 @pytest.mark.slow
 def test_on_one_rank(tmp_path):
     results = compared(tmp_path / "results.json", 1)
@@ -65,11 +69,12 @@ def test_every_stage_overlap_precision_and_cut(tmp_path):
     assert len(results) > 50
 
 
+@pytest.mark.device
 @pytest.mark.slow
 def test_one_and_two_ranks_and_compiled_layers_agree_with_dropout_on(toy_world, tmp_path):
     losses = {}
     for ranks, compiled in ((1, False), (2, False), (1, True)):
-        if compiled and not has_compiler():
+        if ranks > most_ranks() or (compiled and not has_compiler()):
             continue
         result = launch(
             *("--recipe", str(toy_world / "toy.yaml"), "--output", str(tmp_path / f"run{ranks}{compiled}")),
@@ -81,7 +86,9 @@ def test_one_and_two_ranks_and_compiled_layers_agree_with_dropout_on(toy_world, 
         losses[ranks, compiled] = [row["loss"] for row in metrics(tmp_path / f"run{ranks}{compiled}")]
     for found in losses.values():
         assert len(found) == 6
-        assert found == pytest.approx(losses[1, False], rel=1e-4)  # 6 steps of AdamW on sums in another order
+        assert found == pytest.approx(
+            losses[1, False], rel=tolerance(1e-4, 0.1)
+        )  # 6 steps of AdamW on sums in another order
 
 
 class WithoutDeepSpeed:
@@ -90,8 +97,8 @@ class WithoutDeepSpeed:
     def __init__(self, module):
         self.module = module
 
-    def __call__(self, *arguments, **options):
-        return self.module(*arguments, **options)
+    def __call__(self, *arguments):
+        return self.module(*arguments)
 
     def backward(self, loss):
         loss.backward()
@@ -117,10 +124,12 @@ def test_losses_counts_and_batchnorm_statistics_are_those_of_one_graph(fidelity)
     objective = load_recipe("quickstart", [f"objective.fidelity={fidelity}", "objective.rtd_weight=0.2"]).objective
     models = [toy_model(objective, dropout=0.1) for _ in range(2)]
     chunks, edited = _chunks(4)
-    whole = models[0](chunks, edited)
-    chunked = ChunkedStep(WithoutDeepSpeed(models[1]))(chunks, edited)
-    for mine, truth in zip(chunked, whole, strict=True):
-        assert torch.allclose(mine, truth, rtol=1e-5)
+    whole = models[0](Objective(objective).step, chunks, edited)
+    chunked = ChunkedStep(WithoutDeepSpeed(models[1]), Objective(objective))(chunks, edited)
+    assert torch.allclose(chunked.loss, whole.loss, rtol=1e-5)
+    assert chunked.statistics.keys() == whole.statistics.keys()
+    for name, truth in whole.statistics.items():
+        assert torch.allclose(chunked.statistics[name], truth, rtol=1e-5), name
     for mine, truth in zip(models[1].buffers(), models[0].buffers(), strict=True):
         assert torch.equal(mine, truth)  # running statistics are updated once
 
@@ -147,14 +156,14 @@ def test_activations_of_one_chunk_are_alive_at_a_time():
             step(chunks, edited)
         return alive["most"]
 
-    chunked = ChunkedStep(WithoutDeepSpeed(model))
+    chunked = ChunkedStep(WithoutDeepSpeed(model), Objective(objective))
     # what grows with the batch is of an embedding's size: 9 chunks more cost less than the activations of one
     assert saved(chunked, 10) - saved(chunked, 1) < 0.7 * saved(chunked, 1)
-    assert saved(lambda *share: model(*share).loss.backward(), 10) > 8 * saved(chunked, 1)
+    assert saved(lambda *share: model(Objective(objective).step, *share).loss.backward(), 10) > 8 * saved(chunked, 1)
 
 
 def test_an_encoder_that_cannot_be_replayed_is_refused():
     objective = load_recipe("quickstart", ["objective.rtd_weight=0"]).objective
     chunks, _ = _chunks(2, seeds=False)  # as if it drew its dropout from elsewhere
     with pytest.raises(InputError, match="second pass over a chunk differs from its first"):
-        ChunkedStep(WithoutDeepSpeed(toy_model(objective, dropout=0.1)))(chunks)
+        ChunkedStep(WithoutDeepSpeed(toy_model(objective, dropout=0.1)), Objective(objective))(chunks)

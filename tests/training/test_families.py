@@ -13,7 +13,9 @@ from sentence_transformers import SentenceTransformer
 from diffcse_scale.model.attention import attend_both_ways
 from diffcse_scale.model.backbone import load_backbone, load_tokenizer
 from diffcse_scale.model.encoder import Encoder, encode_sentences
-from tests.tiny_models import (
+from tests.support.launch import PROGRAMS, launch, metrics
+from tests.support.programs.families_program import MAX_LENGTH, SENTENCES, STEPS
+from tests.support.tiny_models import (
     BYTES,
     DECODER_FAMILIES,
     MASKED_LM_FAMILIES,
@@ -23,8 +25,6 @@ from tests.tiny_models import (
     tiny_masked_lm,
     tiny_tokenizer,
 )
-from tests.training.families_program import MAX_LENGTH, SENTENCES, STEPS
-from tests.training.launch import ROOT, launch, metrics
 
 # name -> family, and what its recipe says beside the common settings
 CASES = {
@@ -67,7 +67,7 @@ def runs(tmp_path_factory) -> dict[int, Path]:
     for stage in (2, 3):
         output = folder / f"zero{stage}"
         arguments = ("--stage", str(stage), "--models", str(folder / "models"), "--output", str(output))
-        result = launch(*arguments, program=ROOT / "tests" / "training" / "families_program.py")
+        result = launch(*arguments, program=PROGRAMS / "families_program.py")
         assert result.returncode == 0, result.stdout[-5000:]
     return {stage: folder / f"zero{stage}" for stage in (2, 3)}
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from tests.training.launch import ROOT, launch, metrics
+from tests.support.launch import ROOT, launch, metrics
 
 
 @pytest.mark.slow

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
+import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from diffcse_scale.exit_codes import ExitCode
+from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.training.nonfinite import Buffers
-from tests.training.launch import ROOT, environment, launch, metrics
+from tests.support.command_line import diffcse_scale
+from tests.support.launch import PROGRAMS, ROOT, launch, metrics
 
-PROGRAM = Path(__file__).with_name("poisoned_program.py")
+PROGRAM = PROGRAMS / "poisoned_program.py"
 
 
 def train(toy_world, run: Path, steps: str, *more: str, stage: int = 2, monkeypatch):
@@ -28,6 +30,16 @@ def train(toy_world, run: Path, steps: str, *more: str, stage: int = 2, monkeypa
     recipe = str(toy_world / "toy.yaml")
     arguments = ["--deepspeed_config", config, "--recipe", recipe, "--output", str(run), "max_skipped_steps=3", *more]
     return launch(*arguments, program=PROGRAM)
+
+
+def replay(run: Path, monkeypatch):
+    """`diffcse-scale replay RUN`: what it has the launcher do."""
+    words: list[str] = []
+    monkeypatch.setattr(os, "execve", lambda program, arguments, _: sys.exit(words.extend(arguments)))
+    diffcse_scale("replay", run)
+    assert words[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
+    program = words.index(str(ROOT / "train.py"))
+    return launch(*words[program + 1 :], ranks=int(words[words.index("--num_gpus") + 1]))
 
 
 @pytest.mark.parametrize("stage", [2, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 3))])
@@ -40,6 +52,10 @@ def test_isolated_steps_are_skipped_and_leave_weights_and_statistics_as_they_wer
         assert f"Step {step} is skipped: its loss or gradient is not finite." in result.stdout
     losses = {row["step"]: row["loss"] for row in metrics(tmp_path / "run") if "loss" in row}
     assert sorted(losses) == [1, 2, 3, 6, 7, 9, 10, 11, 12] and all(map(math.isfinite, losses.values()))
+    for file in (tmp_path / "run" / "checkpoints").glob("step-*/*model_states.pt"):
+        module = torch.load(file, weights_only=False)["module"]
+        statistics = [value for name, value in module.items() if "running" in name]
+        assert statistics and all(value.isfinite().all() for value in statistics)
     reference = tmp_path.parent / "skipped-losses.json"  # of whichever stage ran first
     if not reference.exists():
         reference.write_text(json.dumps(losses))
@@ -65,11 +81,9 @@ def test_too_many_in_a_row_stop_the_run_with_what_is_needed_to_replay_them(toy_w
     state = json.loads((run / "status.json").read_text())
     assert state["state"] == "failed" and "not finite from step 8" in state["message"]
 
-    replayed = subprocess.run(
-        ["diffcse-scale", "replay", str(run)], env=environment(), capture_output=True, text=True, check=False
-    )
+    replayed = replay(run, monkeypatch)
     # nothing poisons these processes
-    assert "Step 8 was not finite and is so now: it depends on more than weights" in replayed.stdout, replayed.stderr
+    assert "Step 8 was not finite and is so now: it depends on more than weights" in replayed.stdout, replayed.stdout
     again = json.loads((run / "nonfinite" / "replay-step-00000008.json").read_text())
     assert again["sentences"] == dump["sentences"] and again["weights"] == dump["weights"]
 

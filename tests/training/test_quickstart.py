@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.training.launch import launch
+from tests.support.launch import launch
 
 
 @pytest.mark.slow

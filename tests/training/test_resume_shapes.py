@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.launch import ROOT, launch, metrics
+from tests.support.devices import ON_GPU, tolerance
+from tests.support.launch import PROGRAMS, ROOT, launch, metrics
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.device]
 STEPS = 12
 
 
@@ -37,7 +38,7 @@ def train(toy_world, tmp_path_factory):
                 *("--deepspeed_config", str(folder / f"zero{stage}.json"), "--recipe", str(toy_world / "toy.yaml")),
                 *("--output", str(folder / name), "model.dropout=0", "checkpoint_every=2", *more),
                 ranks=ranks,
-                program=Path(__file__).with_name("record_sentences.py"),
+                program=PROGRAMS / "record_sentences.py",
             )
         assert result.returncode == 0, result.stdout
         lines = [json.loads(line) for file in sentences.iterdir() for line in file.read_text().splitlines()]
@@ -69,11 +70,14 @@ def stopped(run: Path, name: str, step: int) -> Path:
 def assert_same(run: Path, truth: Path) -> None:
     mine, other = ([row for row in metrics(folder) if "loss" in row] for folder in (run, truth))
     assert [row["step"] for row in mine] == list(range(1, STEPS + 1))
-    assert [row["loss"] for row in mine] == pytest.approx([row["loss"] for row in other], rel=0, abs=1e-4)
+    assert [row["loss"] for row in mine] == pytest.approx(
+        [row["loss"] for row in other], rel=0, abs=tolerance(1e-4, 0.1)
+    )
     assert [row["learning_rate"] for row in mine] == [row["learning_rate"] for row in other]
     best, expected = (json.loads((folder / "result.json").read_text())["best"] for folder in (run, truth))
-    assert best["step"] == expected["step"]
-    assert best["dev_spearman"] == pytest.approx(expected["dev_spearman"], abs=0.1)
+    if not ON_GPU:
+        assert best["step"] == expected["step"]
+        assert best["dev_spearman"] == pytest.approx(expected["dev_spearman"], abs=0.1)
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 3), (4, 1)])

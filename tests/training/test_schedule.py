@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
-from diffcse_scale.recipe import OptimizerRecipe, load_recipe
-from diffcse_scale.training.schedule import learning_rate, make_plan
+from diffcse_scale.recipe import OptimizerRecipe, Schedule
+from diffcse_scale.recipe_file import load_recipe
+from diffcse_scale.training.schedule import SCHEDULES, learning_rate, make_plan
 
 
 def test_plan_of_a_small_corpus():
@@ -41,3 +44,7 @@ def test_learning_rate(schedule, warmup, expected):
     optimizer = OptimizerRecipe(learning_rate=1.0, schedule=schedule, warmup=warmup)
     for step, rate in expected.items():
         assert learning_rate(optimizer, step, 10) == pytest.approx(rate, abs=1e-12)
+
+
+def test_the_recipe_offers_the_schedules_of_the_table():
+    assert get_args(Schedule) == tuple(SCHEDULES)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,10 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
-from tests.training.launch import ROOT, TIMINGS, environment, launch, metrics
+from tests.support.devices import ON_GPU, tolerance, two_ranks
+from tests.support.launch import PROGRAMS, ROOT, TIMINGS, launch, launch_with_deepspeed, metrics
 
+BFLOAT16 = 0.1  # of a loss after 12 steps, in which other tokens may have been drawn
 ZERO2 = str(ROOT / "ds_configs" / "zero2.json")
 
 
@@ -30,19 +31,35 @@ def finished(toy_world, tmp_path_factory):
     return run, result.stdout
 
 
+def assert_alike(rows, expected):
+    """The same steps and names, and losses as two runs on a GPU have them."""
+    assert [(row["step"], row.keys()) for row in rows] == [(row["step"], row.keys()) for row in expected]
+    losses, others = ([row["loss"] for row in found if "loss" in row] for found in (rows, expected))
+    assert losses == pytest.approx(others, rel=BFLOAT16)
+
+
+@pytest.mark.device
 def test_a_run_states_its_batch_and_leaves_its_files(finished):
     run, output = finished
     for words in ("global batch", "sentences per device", "negatives per anchor", "InfoNCE + 0.1 x RTD (sampled)"):
         assert words in output
     for name in ("recipe.yaml", "run.json", "metrics.jsonl", "curves.png", "result.json", "model/config.json"):
         assert (run / name).is_file(), name
-    assert json.loads((run / "run.json").read_text())["plan"]["share"] == 8
+    assert json.loads((run / "run.json").read_text())["plan"]["share"] == 16 // two_ranks()
 
 
+def test_the_umask_says_who_may_read_the_files_of_a_run(finished):
+    (run, _), umask = finished, os.umask(0)
+    os.umask(umask)
+    for file in run.rglob("*"):
+        assert file.stat().st_mode & 0o666 == 0o666 & ~umask, file
+
+
+@pytest.mark.device
 def test_metrics_hold_every_number_a_log_line_promises(finished):
     rows = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
     (last,) = [row for row in rows if row["step"] == 12 and "loss" in row]
-    assert last["loss"] == pytest.approx(last["contrastive"] + 0.1 * last["rtd"], rel=1e-5)
+    assert last["loss"] == pytest.approx(last["contrastive"] + 0.1 * last["rtd"], rel=tolerance(1e-5, 1e-2))
     assert 0 < last["replaced_share"] < 0.5 and 0 <= last["padding_share"] < 1
     assert last["gradient_norm"] > 0 and last["learning_rate"] == pytest.approx(1e-3 / 12)
     for name in ("positive_cosine", "negative_cosine", *TIMINGS - {"evaluation_seconds"}):
@@ -57,6 +74,7 @@ def test_deepspeeds_monitor_gets_the_same_numbers(finished):
     assert written == pytest.approx([row["loss"] for row in metrics(run) if "loss" in row])
 
 
+@pytest.mark.device
 def test_the_exported_model_loads_in_both_libraries(finished):
     model = finished[0] / "model"
     vectors = SentenceTransformer(str(model), device="cpu").encode(["a dog runs", "two children play"])
@@ -64,6 +82,7 @@ def test_the_exported_model_loads_in_both_libraries(finished):
     assert AutoModel.from_pretrained(model).config.hidden_size == 32
 
 
+@pytest.mark.device
 def test_the_generator_is_in_no_checkpoint(finished):
     import torch
 
@@ -72,6 +91,7 @@ def test_the_generator_is_in_no_checkpoint(finished):
     assert {name.split(".")[0] for name in names} == {"encoder", "projection", "discriminator", "rtd_head"}
 
 
+@pytest.mark.device
 def test_a_resumed_run_gives_the_same_numbers_bit_for_bit(finished, toy_world, tmp_path):
     run, _ = finished
     resumed = tmp_path / "resumed"
@@ -82,13 +102,19 @@ def test_a_resumed_run_gives_the_same_numbers_bit_for_bit(finished, toy_world, t
     result = launch("--deepspeed_config", ZERO2, "--recipe", recipe, "--output", str(resumed), "--resume")
     assert result.returncode == 0, result.stdout
     assert "Resuming after step 6 of 12" in result.stdout
-    assert metrics(resumed) == metrics(run)
+    if ON_GPU:
+        assert_alike(metrics(resumed), metrics(run))
+    else:
+        assert metrics(resumed) == metrics(run)
 
 
-def test_a_second_run_from_the_start_gives_the_same_numbers(finished, toy_world, tmp_path):
+@pytest.mark.device
+def test_a_second_run_from_the_start_gives_the_same_numbers_by_the_launcher(finished, toy_world, tmp_path):
     recipe = str(toy_world / "toy.yaml")
-    result = launch("--deepspeed_config", ZERO2, "--recipe", recipe, "--output", str(tmp_path / "again"))
+    result = launch_with_deepspeed("--deepspeed_config", ZERO2, "--recipe", recipe, "--output", str(tmp_path / "again"))
     assert result.returncode == 0, result.stdout
+    if ON_GPU:
+        return assert_alike(metrics(tmp_path / "again"), metrics(finished[0]))
     for mine, other in zip(metrics(tmp_path / "again"), metrics(finished[0]), strict=True):
         assert mine == pytest.approx(other, rel=1e-5, nan_ok=True)
 
@@ -103,6 +129,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(finished, toy_world):
     assert result.returncode == 2
 
 
+@pytest.mark.device
 def test_triples_with_hard_negatives_train_in_the_official_fidelity(toy_world, tmp_path):
     sentences = (toy_world / "corpus.txt").read_text().splitlines()
     rows = zip(sentences[0:90:3], sentences[1:90:3], sentences[2:90:3], strict=True)
@@ -122,14 +149,7 @@ def test_triples_with_hard_negatives_train_in_the_official_fidelity(toy_world, t
 @pytest.mark.parametrize(("more", "code"), [(("--auto-resume",), 0), ((), 2)])
 def test_a_process_leaves_its_group_before_python_ends(finished, toy_world, more, code):
     # gloo's threads abort a process that ends in their midst: an exit code of -6, now and then
-    program = """
-import atexit, runpy, torch.distributed
-atexit.register(lambda: print("group left:", not torch.distributed.is_initialized()))
-runpy.run_path("train.py", run_name="__main__")
-"""
     arguments = ["--recipe", str(toy_world / "toy.yaml"), "--output", str(finished[0]), *more]
-    result = subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
-    assert result.returncode == code, result.stderr
+    result = launch(*arguments, ranks=1, program=PROGRAMS / "leaving_program.py")
+    assert result.returncode == code, result.stdout
     assert "group left: True" in result.stdout

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModel, LlamaConfig, LlamaModel
 
-from tests.training.conftest import toy_tokenizer
-from tests.training.launch import launch, metrics
+from tests.support.launch import launch, metrics
+from tests.support.toy_world import toy_tokenizer
 
 
 @pytest.mark.slow

@@ -146,7 +146,16 @@ def _csv_to_append_to(folder: Path) -> Path:
     path = folder / CSV_NAME
     if path.exists():
         _rows(path)
+    _check_pictures(folder)
     return path
+
+
+def _check_pictures(folder: Path) -> None:
+    """Pictures of earlier runs are drawn again; one that is none of ours is not touched."""
+    for workload in WORKLOADS:
+        for picture in folder.glob(f"{workload.name}_*.png"):
+            if not record.is_picture(picture):
+                raise Mistake(f"{picture} is in the way of a picture and was not drawn here; give another --output")
 
 
 def _rows(path: Path) -> list[record.Row]:
@@ -171,6 +180,7 @@ def _plot(options: argparse.Namespace) -> None:
     folder = options.output or options.csv.parent
     _rows(options.csv)
     folder.mkdir(parents=True, exist_ok=True)
+    _check_pictures(folder)
     _draw(options.csv, folder)
 
 

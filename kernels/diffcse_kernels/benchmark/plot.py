@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from .record import Row
+from .record import PROGRAM, Row
 
 # The same implementation looks the same in every picture; colours that colour-blind readers tell apart (Okabe, Ito).
 STYLES = {
@@ -80,7 +80,7 @@ def _draw(rows: list[Row], title: str, path: Path) -> None:
     lines = {line.get_label(): line for each in axes[0] for line in each.get_lines()}
     figure.legend(lines.values(), lines.keys(), loc="outside right center")
     figure.suptitle(title, fontsize="medium")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, metadata={"Software": PROGRAM})
     pyplot.close(figure)
 
 

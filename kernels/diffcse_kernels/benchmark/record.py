@@ -68,6 +68,7 @@ class Row:
     gradient_error: float | None = None
 
 
+PROGRAM = "diffcse_kernels.benchmark"  # stands in its pictures
 COLUMNS = tuple(field.name for field in fields(Row))
 
 
@@ -135,6 +136,15 @@ def append(path: Path, row: Row) -> None:
         if new:
             writer.writeheader()
         writer.writerow(asdict(row))
+
+
+def is_picture(path: Path) -> bool:
+    """Whether `plot` may have drawn it: earlier versions left Matplotlib's own name in it."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(512)
+    return PROGRAM.encode() in head or b"Matplotlib" in head
 
 
 def read(path: Path) -> list[Row]:

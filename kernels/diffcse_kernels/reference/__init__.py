@@ -6,16 +6,11 @@ matrix that they are about. Arguments are described and checked by the public fu
 
 from __future__ import annotations
 
-from .info_nce import Gradients, InfoNCEStats, Needs, Options, contrast
-from .replaced_token_bce import RTDCounts, replaced_token_bce
-from .token_sampling import sample_tokens
+from .info_nce import contrast
+from .replaced_token_bce import replaced_token_bce
+from .sample_tokens import sample_tokens
 
 __all__ = [
-    "Gradients",
-    "InfoNCEStats",
-    "Needs",
-    "Options",
-    "RTDCounts",
     "contrast",
     "replaced_token_bce",
     "sample_tokens",

@@ -2,59 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from ..types import Gradients, InfoNCEStats, Needs, Options
 from .blocks import compute_dtype, row_blocks
 
 NORM_EPS = 1e-12  # where torch.nn.functional.normalize stops dividing by the norm
-
-
-class InfoNCEStats(NamedTuple):
-    """What a contrastive batch looks like: scalars without a graph, from the same pass as the loss.
-
-    With `normalize=False` the two cosines are dot products.
-    """
-
-    positive_cosine: Tensor
-    """Mean over the rows."""
-    negative_cosine: Tensor
-    """Mean over the N * (M - 1) pairs of a query and a key not its positive, without hard negatives; NaN if M
-    is 1."""
-    accuracy: Tensor
-    """Share of the rows whose positive has a larger logit than all negatives, hard ones included."""
-
-
-class Options(NamedTuple):
-    """What `contrast` is told besides its tensors."""
-
-    num_keys: int
-    """The first columns are keys, the others hard negatives."""
-    positive_offset: int
-    """The positive of row `i` is column `positive_offset + i`."""
-    own_hard_negative: int | None
-    """The hard negative of row `i` itself is column `own_hard_negative + i`."""
-    hard_negative_weight: float
-    """Added to the logit of a row's own hard negative."""
-    normalize: bool
-
-
-class Needs(NamedTuple):
-    """Which gradients are wanted."""
-
-    queries: bool
-    columns: bool
-    temperature: bool
-
-
-class Gradients(NamedTuple):
-    """None where not wanted."""
-
-    queries: Tensor | None
-    columns: Tensor | None
-    temperature: Tensor | None
 
 
 def contrast(

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..types import RTDCounts
 from .blocks import compute_dtype, row_blocks
-
-
-class RTDCounts(NamedTuple):
-    """Counts over the masked tokens, int64 scalars. A token is called replaced when its logit is positive."""
-
-    real: Tensor
-    """Tokens in the mask."""
-    replaced: Tensor
-    """Of these, tokens whose edited id differs from the original."""
-    right_on_replaced: Tensor
-    """Replaced tokens called replaced."""
-    right_on_kept: Tensor
-    """Kept tokens called kept."""
 
 
 def replaced_token_bce(

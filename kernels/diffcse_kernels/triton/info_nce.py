@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..reference.info_nce import Gradients, InfoNCEStats, Needs, Options
+from ..types import Gradients, InfoNCEStats, Needs, Options
 from . import similarity
 from .products import accumulate_, product_
 from .row_gradients import finish_

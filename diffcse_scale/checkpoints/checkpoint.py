@@ -1,0 +1,265 @@
+"""Checkpoints that are whole or absent, written while training goes on (`manifest.py` says what lies where).
+
+Every rank copies its shards to host memory, which is all that a step waits for; a thread writes them into
+`step-00000100.partial-.../`. When all ranks have done so the folder gets its manifest and its name, and `latest` moves
+to it. Random state is not in it: it is derived from seed, step and rank (`randomness.py`), and so is the order of
+sentences. The frozen generator is not in it either, nor are the frozen weights under adapters.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from diffcse_scale.checkpoints.manifest import (
+    LATEST,
+    NONE_YET,
+    STATE,
+    checkpoint_name,
+    checkpoint_steps,
+    damage,
+    newest_step,
+    read_state,
+    write_manifest,
+)
+from diffcse_scale.checkpoints.resharding import load_resharded
+from diffcse_scale.checkpoints.shards import ShardWriter
+from diffcse_scale.distributed import barrier, broadcast_object, gather_objects, is_main, rank, world_size
+from diffcse_scale.foundation.durable import sync_folder, write_durably
+from diffcse_scale.foundation.errors import InputError
+
+log = logging.getLogger(__name__)
+
+PARTIAL = ".partial-"
+
+
+class _Pending(NamedTuple):
+    step: int
+    partial: Path
+    state: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run; every rank has one, and all methods but `writing` are called on every rank alike.
+
+    Args:
+        engine: the DeepSpeed engine.
+        folder: `checkpoints/` of the run.
+        keep: of the newest checkpoints so many stay, and the one with the best score beside them.
+        background: False writes before `save` returns.
+        owned: whether this process may still write there; asked on the main rank before a checkpoint gets its name.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        folder: Path,
+        keep: int = 1,
+        background: bool = True,
+        owned: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._engine, self._folder, self._keep, self._owned = engine, folder, keep, owned
+        self._writer = engine.checkpoint_engine = ShardWriter(background)
+        self._background = background
+        self._pending: _Pending | None = None
+        self.step: int | None = None  # of the newest whole one that this process has written or read
+
+    def begin(self) -> None:
+        """Say on disk that there is no checkpoint yet, so that a `latest` that is missing later is known for a loss."""
+        if is_main() and self._owned():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if not (self._folder / LATEST).exists():
+                write_durably(NONE_YET + "\n", self._folder / LATEST)
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Take the checkpoint after `step`; it is whole when `finish` has returned, or `commit_if_written`.
+
+        Args:
+            state: JSON-serialisable state of the loop; `score` in it is what the best checkpoint has most of.
+
+        Raises:
+            InputError: this one or the one before could not be written (names the rank and why).
+        """
+        self.finish()
+        partial = self._folder / broadcast_object(f"{checkpoint_name(step)}{PARTIAL}{uuid4().hex[:8]}")
+        if is_main():
+            partial.mkdir(parents=True)
+        barrier()
+        frozen = _has_frozen(self._engine)
+        self._engine.save_checkpoint(
+            str(self._folder), tag=partial.name, save_latest=False, exclude_frozen_parameters=frozen
+        )
+        if is_main():
+            written = {**state, "step": step, **_shape(self._engine)}
+            self._writer.write_text(json.dumps(written, indent=1), partial / STATE)
+        self._pending = _Pending(step, partial, state)
+        if not self._background:
+            self.finish()
+
+    @property
+    def pending(self) -> int | None:
+        """The step of the checkpoint that is not yet whole."""
+        return None if self._pending is None else self._pending.step
+
+    def writing(self) -> bool:
+        """Whether this rank's files of a checkpoint are still on their way."""
+        return self._writer.writing()
+
+    def commit_if_written(self, writing: bool) -> None:
+        """Make the pending checkpoint whole once no rank is `writing`, which all ranks have agreed on."""
+        if self._pending is not None and not writing:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until the pending checkpoint, if there is one, is whole.
+
+        Raises:
+            InputError: it could not be written; what was whole before still is.
+        """
+        if self._pending is None:
+            return
+        (step, partial, _), self._pending = self._pending, None
+        entries, error = [], None
+        try:
+            entries = self._writer.written()
+        except OSError as failure:
+            error = failure.strerror or str(failure)
+        outcomes = gather_objects((entries, error))
+        errors = {number: error for number, (_, error) in enumerate(outcomes) if error is not None}
+        if not errors and is_main():
+            try:
+                self._commit(step, partial, [entry for entries, _ in outcomes for entry in entries])
+            except OSError as failure:
+                errors[0] = failure.strerror or str(failure)
+        errors = broadcast_object(errors)
+        if errors:
+            if is_main():
+                shutil.rmtree(partial, ignore_errors=True)
+            number, problem = next(iter(errors.items()))
+            before = f"{checkpoint_name(self.step)} is whole" if self.step else "there is none before it"
+            raise InputError(
+                f"Checkpoint {checkpoint_name(step)} in {self._folder} could not be written by rank {number} "
+                f"({problem.lower()}); {before}; mend the disk and continue with --resume."
+            )
+        self.step = step
+
+    def _commit(self, step: int, partial: Path, entries: list[Any]) -> None:
+        write_manifest(partial, entries)
+        sync_folder(partial)
+        if not self._owned():
+            # a later incarnation has the run, and will have its own checkpoint of this step
+            shutil.rmtree(partial, ignore_errors=True)
+            return
+        # damaged ones that a resume passed over, or of steps that were skipped: what is resumed from comes before
+        for newer in checkpoint_steps(self._folder):
+            if newer >= step:
+                shutil.rmtree(self._folder / checkpoint_name(newer))
+        whole = partial.rename(self._folder / checkpoint_name(step))
+        write_durably(whole.name + "\n", self._folder / LATEST)
+        steps = checkpoint_steps(self._folder)
+        scores = {old: self._score(old) for old in steps}
+        best = max((old for old in steps if scores[old] is not None), key=lambda old: scores[old], default=None)
+        for old in steps[: -self._keep]:
+            if old != best:
+                shutil.rmtree(self._folder / checkpoint_name(old))
+
+    def _score(self, step: int) -> Any:
+        try:
+            score = read_state(self._folder / checkpoint_name(step)).get("score")
+        except (OSError, ValueError):
+            return None
+        return score if score == score else None  # NaN: the embeddings have collapsed
+
+    def states(self) -> list[dict[str, Any]]:
+        """The states of all checkpoints that may be resumed from, now or soon. On the main rank alone."""
+        states = [self._pending.state] if self._pending is not None else []
+        for step in checkpoint_steps(self._folder):
+            try:
+                states.append(read_state(self._folder / checkpoint_name(step)))
+            except (OSError, ValueError):
+                log.warning("Checkpoint %s has no readable state.", checkpoint_name(step))
+        return states
+
+    def load(self, at: int | None = None) -> dict[str, Any] | None:
+        """Load the newest whole checkpoint, as `latest` names it, or the newest before it if it is damaged.
+
+        Every rank checks its own files before anyone loads. A run of the same world size and ZeRO configuration gets
+        its own shards back from DeepSpeed, bit for bit; any other reads its parts from the shards of all
+        (`resharding`).
+
+        Args:
+            at: no other than that of this step.
+
+        Returns:
+            The state that it was saved with; None if the run has none yet.
+
+        Raises:
+            InputError: there are checkpoints and none is whole, or `latest` is missing.
+        """
+        latest, steps = self._candidates()
+        if at is not None:
+            steps = [step for step in steps if step == at]
+        elif is_main() and self._owned():  # else they may be those of whoever owns the run
+            for entry in self._folder.glob(f"*{PARTIAL}*"):
+                log.warning("Checkpoint %s is half-written; it is deleted.", entry.name)
+                shutil.rmtree(entry, ignore_errors=True)
+        if latest == 0:
+            return None
+        for step in reversed(steps):
+            folder = self._folder / checkpoint_name(step)
+            found = [problem for problem in gather_objects(damage(folder, rank(), world_size())) if problem]
+            if not found:
+                self.step = step
+                return self._load(folder)
+            if is_main():
+                log.warning("Checkpoint %s is damaged and not used: %s.", folder, "; ".join(sorted(set(found))))
+        raise InputError(
+            f"No checkpoint in {self._folder} is whole, and {LATEST} names {checkpoint_name(latest)}; bring one back, "
+            "or begin again with another --output."
+        )
+
+    def _candidates(self) -> tuple[int, list[int]]:
+        """The step that `latest` names and those of the folders up to it; main looks, all leave together."""
+        answer: Any = None
+        if is_main():
+            try:
+                latest = newest_step(self._folder)
+                steps = [step for step in checkpoint_steps(self._folder) if step <= latest]
+                if latest and latest not in steps:
+                    log.warning("Checkpoint %s, which %s names, is not there.", checkpoint_name(latest), LATEST)
+                answer = latest, steps
+            except InputError as error:
+                answer = error
+        answer = broadcast_object(answer)
+        if isinstance(answer, InputError):
+            raise answer
+        return answer[0], answer[1]
+
+    def _load(self, folder: Path) -> dict[str, Any]:
+        state = read_state(folder)
+        if any(state.get(key) != value for key, value in _shape(self._engine).items()):
+            load_resharded(self._engine, folder, state["zero_stage"], state["world_size"])
+            return state
+        strict = not _has_frozen(self._engine)
+        path, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=strict)
+        if path is None:
+            raise InputError(f"Checkpoint {folder} could not be loaded; delete it to resume from the one before.")
+        return state
+
+
+def _shape(engine: Any) -> dict[str, Any]:
+    """What the layout of an engine's shards follows from."""
+    return {
+        "world_size": world_size(),
+        "zero_stage": engine.zero_optimization_stage(),
+        "zero_optimization": engine.config.get("zero_optimization", {}),
+    }
+
+
+def _has_frozen(engine: Any) -> bool:
+    return any(not parameter.requires_grad for parameter in engine.module.parameters())

@@ -1,0 +1,274 @@
+"""Load a checkpoint into another world size or ZeRO stage: every rank reads its own part from the shards of all.
+
+Nothing is converted on disk. The shards are memory-mapped, and each rank copies into the tensors of its optimizer what
+belongs there: no more is read than it needs, nothing is held twice, and no rank waits for a main one.
+(DeepSpeed's `ds_to_universal` would write a second checkpoint for that; what it writes can only be read at the side of
+ZeRO-3 on which it was saved, knows no ZeRO-0, leaves out buffers such as BatchNorm's running statistics, and gives
+at ZeRO-3 the weight decay of the first parameter group to all.)
+
+Frozen parameters and learning rates are not read: the recipe gives both.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
+
+import torch
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from diffcse_scale.checkpoints.manifest import STATE, read_state
+from diffcse_scale.checkpoints.shards import read_shard
+from diffcse_scale.distributed import is_main, rank, world_size
+from diffcse_scale.engine.optimizer import moments_of, trained_groups
+from diffcse_scale.foundation.errors import InputError
+
+log = logging.getLogger(__name__)
+
+WEIGHT = "weight"
+MODEL_FILE = "mp_rank_00_model_states.pt"  # but at ZeRO-3
+
+
+class Piece(NamedTuple):
+    """Elements [start, stop) of a flattened parameter, which lie at `offset` in a rank's flat tensors of its group."""
+
+    name: str
+    start: int
+    stop: int
+    offset: int
+
+
+class Group(NamedTuple):
+    """What one rank holds of a parameter group.
+
+    Attributes:
+        tensors: the float32 weights and the optimizer's moments, each [length] with parameters as `pieces` say.
+        step: the optimizer's, from 1.
+    """
+
+    pieces: list[Piece]
+    tensors: dict[str, Tensor]
+    step: float
+
+
+def pieces(
+    stage: int, numels: Mapping[str, int], paddings: Sequence[int], rank: int, world_size: int, length: int
+) -> Iterator[Piece]:
+    """Where a group's parameters lie in `rank`'s flat tensor.
+
+    ZeRO-3 cuts every parameter in `world_size` parts; ZeRO-1 and 2 lay the parameters end to end and cut the whole.
+
+    Args:
+        numels: elements of each parameter, in DeepSpeed's order.
+        paddings: elements between it and the next (ZeRO-1 and 2, none unless `parameter_alignment` is set).
+        length: of a rank's flat tensor, but for a last rank's padding.
+
+    Raises:
+        InputError: the length is another than these numbers give at ZeRO-3.
+    """
+    position = 0
+    for (name, numel), padding in zip(numels.items(), paddings, strict=True):
+        if stage == 3:
+            part = -(-numel // world_size)
+            start, stop = rank * part, min((rank + 1) * part, numel)
+            offset = position
+            position += part
+        else:
+            start, stop = max(0, rank * length - position), min((rank + 1) * length - position, numel)
+            offset = position + start - rank * length
+            position += numel + padding
+        if start < stop:
+            yield Piece(name, start, stop, offset)
+    if stage == 3 and position != length:
+        # MiCS shards over fewer ranks than there are
+        raise InputError(
+            f"A ZeRO-3 group has {length} elements a rank instead of {position}; resume in the shape of the checkpoint."
+        )
+
+
+def load_resharded(engine: Any, folder: Path, saved_stage: int, saved_world_size: int) -> None:
+    """Fill the engine's weights, optimizer and buffers from a checkpoint of any shape. Called on every rank.
+
+    The loss scale of fp16 is taken over between ZeRO-1, 2 and 3.
+
+    Raises:
+        InputError: a file is missing or damaged, or the state is where this cannot read it (NVMe, or half-precision
+            weights at ZeRO-0).
+    """
+    stage = engine.zero_optimization_stage()
+    if not _readable(engine, stage, saved_stage):
+        raise InputError(
+            f"Checkpoint {folder} was saved by {saved_world_size} devices at ZeRO-{saved_stage}, and neither NVMe "
+            "offload nor bf16 or fp16 weights at ZeRO-0 can be resumed otherwise; resume it as it was saved."
+        )
+    optimizer = engine.optimizer if stage == 0 else engine.optimizer.optimizer
+    moments = moments_of(optimizer)
+    saved = _Saved(folder, saved_stage, saved_world_size, engine.module, moments)
+    if stage == 3:
+        engine.optimizer.checkpoint_event_prologue()  # parameters that are kept whole are partitioned
+    groups = list(_own_groups(engine, saved.step, optimizer.state, moments))
+    _copy(saved, groups)
+    saved.copy_buffers(engine.module)
+    for counter in ("global_steps", "global_samples", "skipped_steps"):
+        setattr(engine, counter, saved.model[counter])
+    if stage and saved.scaler is not None:
+        engine.optimizer.loss_scaler = saved.scaler
+    _refresh_weights(engine)
+    if is_main():
+        log.info(
+            "Checkpoint of %d devices at ZeRO-%d read by %d at ZeRO-%d.",
+            saved_world_size, saved_stage, world_size(), stage,
+        )  # fmt: skip
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Fill a model that no engine has, in one process, from a checkpoint of any shape. Frozen weights are not read.
+
+    Raises:
+        InputError: a file is missing or damaged, or the checkpoint is another model's.
+    """
+    try:
+        state = read_state(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"Checkpoint {folder} is damaged: {STATE} cannot be read ({error}).") from None
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if state["zero_stage"] == 3:
+        saved = _Saved(folder, 3, state["world_size"], model, moments=())
+        _copy(
+            saved, [Group([Piece(name, 0, p.numel(), 0)], {WEIGHT: p.data.view(-1)}, 0) for name, p in trained.items()]
+        )
+        saved.copy_buffers(model)
+        return
+    weights = _read(folder, MODEL_FILE)["module"]
+    try:
+        missing, unknown = model.load_state_dict(weights, strict=False)
+    except RuntimeError:
+        missing, unknown = list(trained), []
+    if unknown or trained.keys() & set(missing):
+        raise InputError(
+            f"Checkpoint {folder} is another model's; the recipe beside it describes none with its weights."
+        )
+
+
+def _readable(engine: Any, stage: int, saved_stage: int) -> bool:
+    if 0 in (stage, saved_stage) and (engine.fp16_enabled() or engine.bfloat16_enabled()):
+        return False
+    # stage 1 with bf16 weights and float32 gradients has an optimizer of its own
+    layouts = (torch.optim.Optimizer, DeepSpeedZeroOptimizer, DeepSpeedZeroOptimizer_Stage3)
+    return isinstance(engine.optimizer, layouts) and not engine.zero_nvme_offload_optimizer()
+
+
+class _Saved:
+    """A checkpoint, memory-mapped: `parts` has the pieces of each parameter, from all ranks, with their tensors."""
+
+    def __init__(self, folder: Path, stage: int, ranks: int, module: nn.Module, moments: Sequence[str]) -> None:
+        model_file = "zero_pp_rank_0_mp_rank_00_model_states.pt" if stage == 3 else MODEL_FILE
+        self.model = _read(folder, model_file)
+        self._moments = moments
+        self.scaler: Any = None
+        self.step = 0.0
+        self.parts: dict[str, list[tuple[Piece, dict[str, Tensor]]]] = {}
+        for group in self._whole(module) if stage == 0 else self._sharded(folder, stage, ranks):
+            self.step = max(self.step, group.step)
+            for piece in group.pieces:
+                self.parts.setdefault(piece.name, []).append((piece, group.tensors))
+
+    def copy_buffers(self, module: nn.Module) -> None:
+        """Into `module`: BatchNorm's running statistics and the like."""
+        buffers = dict(module.named_buffers())
+        for name in self.model["buffer_names"]:
+            buffers[name].copy_(self.model["module"][name])
+
+    def _whole(self, module: nn.Module) -> Iterator[Group]:
+        """Every parameter as a group of its own."""
+        names = [name for group in trained_groups(module) for name in group]
+        states = self.model["optimizer"]["state"]
+        for index, name in enumerate(names):
+            values = {WEIGHT: self.model["module"][name], **{key: states[index][key] for key in self._moments}}
+            tensors = {key: value.reshape(-1) for key, value in values.items()}
+            yield Group([Piece(name, 0, len(tensors[WEIGHT]), 0)], tensors, float(states[index]["step"]))
+
+    def _sharded(self, folder: Path, stage: int, ranks: int) -> Iterator[Group]:
+        length: list[int] = []
+        for r in range(ranks):
+            shard = _read(folder, f"*zero_pp_rank_{r}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
+            self.scaler = shard["loss_scaler"]
+            weights = shard["fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"]
+            optimizer = shard["optimizer_state_dict" if stage == 3 else "base_optimizer_state"]
+            states = optimizer["state"] if isinstance(optimizer, dict) else optimizer
+            # the last rank's part is saved without its padding, the first one's has none
+            length = length or [len(weight) for weight in weights]
+            for g, shapes in enumerate(self.model["param_shapes"]):
+                numels = {name: shape.numel() for name, shape in shapes.items()}
+                paddings = [0] * len(numels) if stage == 3 else shard["param_alignment_paddings"][g]
+                tensors = {WEIGHT: weights[g], **{key: states[g][key] for key in self._moments}}
+                yield Group(
+                    list(pieces(stage, numels, paddings, r, ranks, length[g])), tensors, float(states[g]["step"])
+                )
+
+
+def _read(folder: Path, pattern: str) -> dict[str, Any]:
+    try:
+        (file,) = folder.glob(pattern)
+        return read_shard(file, mmap=True)
+    except (ValueError, OSError, RuntimeError, UnpicklingError) as error:
+        problem = "is missing" if isinstance(error, ValueError) else f"cannot be read ({error})"
+        raise InputError(f"Checkpoint {folder} is damaged: {pattern} {problem}.") from None
+
+
+def _own_groups(engine: Any, step: float, states: Any, moments: Sequence[str]) -> Iterator[Group]:
+    """This rank's tensors, with room made in `states` for the optimizer's moments."""
+    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
+    if stage == 0:
+        trained = [named for group in trained_groups(engine.module) for named in group.items()]
+        names = [{name: parameter.numel()} for name, parameter in trained]
+        weights = [parameter for _, parameter in trained]
+    else:
+        shapes = engine._get_zero_param_shapes()
+        names = [{name: shape.numel() for name, shape in group.items()} for group in shapes]
+        weights = optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups
+    for g, (numels, weight) in enumerate(zip(names, weights, strict=True)):
+        state = states[weight]
+        state["step"] = torch.tensor(step, dtype=torch.float32, device=weight.device)
+        for key in moments:
+            state[key] = torch.zeros_like(weight)
+        paddings = optimizer.round_robin_bit16_padding[g] if stage in (1, 2) else [0] * len(numels)
+        own = (rank(), world_size()) if stage else (0, 1)
+        tensors = {WEIGHT: weight.data.view(-1), **{key: state[key].view(-1) for key in moments}}
+        yield Group(list(pieces(stage, numels, paddings, *own, weight.numel())), tensors, step)
+
+
+def _copy(saved: _Saved, groups: list[Group]) -> None:
+    bar = tqdm(
+        [(piece, group.tensors) for group in groups for piece in group.pieces],
+        desc="Reading checkpoint", unit="parameter", disable=not is_main(),
+    )  # fmt: skip
+    for piece, tensors in bar:
+        missing = piece.stop - piece.start
+        for part, values in saved.parts.get(piece.name, []):
+            start, stop = max(piece.start, part.start), min(piece.stop, part.stop)
+            if start >= stop:
+                continue
+            for key, tensor in tensors.items():
+                into = tensor.narrow(0, piece.offset + start - piece.start, stop - start)
+                into.copy_(values[key].narrow(0, part.offset + start - part.start, stop - start))
+            missing -= stop - start
+        if missing:
+            raise InputError(f"The checkpoint lacks {missing} elements of {piece.name}; it is another model's.")
+
+
+def _refresh_weights(engine: Any) -> None:
+    """The weights that the model computes with, from the optimizer's."""
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() == 3:
+        for group in range(len(optimizer.fp32_partitioned_groups_flat)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        optimizer.checkpoint_event_epilogue()  # parameters that are kept whole are gathered again
+    elif engine.zero_optimization_stage() > 0:
+        optimizer.update_lp_params()

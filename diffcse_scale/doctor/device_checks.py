@@ -1,0 +1,139 @@
+"""The rows about GPUs, and about what has to be there for programs to be made for them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from diffcse_scale.doctor.machine import GIB, Machine
+from diffcse_scale.doctor.verdict import Row, Verdict
+from diffcse_scale.foundation.devices import hidden_by
+
+OK, SLOWER, BROKEN = Verdict.OK, Verdict.SLOWER, Verdict.BROKEN
+# of bfloat16's products, and of what the Triton kernels are compiled and tested for
+FIRST_CAPABILITY = (8, 0)
+# less than this share of a device's memory is free: somebody else is on it
+MOSTLY_FREE = 0.9
+
+
+def _wants_cpu(machine: Machine) -> str | None:
+    """The variable by which the user has said that GPUs shall not be used, if there is one."""
+    return "DS_ACCELERATOR" if machine.environ.get("DS_ACCELERATOR") == "cpu" else hidden_by(machine.environ)
+
+
+def torch_build(machine: Machine) -> Row:
+    """A CPU build beside GPUs trains on the CPU and says nothing."""
+    found = f"{machine.packages['torch']}, built for {machine.torch_build}"
+    if machine.torch_build == "CPU" and machine.device_files and not _wants_cpu(machine):
+        advice = (
+            "install a build of torch for the CUDA of this driver (pytorch.org/get-started), or set DS_ACCELERATOR=cpu"
+        )
+        return Row("torch", f"{found}; {len(machine.device_files)} GPUs are here", BROKEN, advice)
+    return Row("torch", found)
+
+
+def driver(machine: Machine) -> Row:
+    """A driver older than what torch was built for is as good as none."""
+    found = machine.driver or ("none" if not machine.device_files else "version unknown")
+    if machine.torch_build != "CPU" and machine.device_files and machine.device_error and not _wants_cpu(machine):
+        advice = f"bring the driver to one that knows {machine.torch_build}, or install a torch built for an older one"
+        return Row("driver", f"{found}; {machine.device_error}", BROKEN, advice)
+    return Row("driver", found)
+
+
+def devices(machine: Machine) -> Row:
+    """How many of what, and whether they are all alike and free."""
+    if not machine.devices:
+        if (variable := _wants_cpu(machine)) and machine.device_files:
+            return Row("devices", f"{len(machine.device_files)} GPUs, none to be used", SLOWER, f"unset {variable}")
+        return Row("devices", "no GPU", SLOWER, "training runs on the CPU cores; a large backbone wants a GPU")
+    kinds = Counter((device.name, round(device.memory / GIB)) for device in machine.devices)
+    found = "; ".join(f"{count} x {name}, {memory} GiB" for (name, memory), count in kinds.items())
+    busy = [number for number, device in enumerate(machine.devices) if device.free < MOSTLY_FREE * device.memory]
+    if busy:
+        free = ", ".join(f"cuda:{number} has {machine.devices[number].free / GIB:.0f} GiB free" for number in busy)
+        return Row(
+            "devices", f"{found}; {free}", SLOWER, "see with nvidia-smi who else uses them; plan with what is free"
+        )
+    if len(kinds) > 1:
+        return Row("devices", found, SLOWER, "the slowest sets the pace; choose equal ones with CUDA_VISIBLE_DEVICES")
+    return Row("devices", found)
+
+
+def capability(machine: Machine) -> Row:
+    """Whether torch has programs for the devices, and they have bfloat16."""
+    if not machine.devices or machine.torch_build.startswith("ROCm"):
+        return Row("capability", "no NVIDIA device")
+    levels = sorted({device.capability for device in machine.devices})
+    found = ", ".join(f"sm_{major}{minor}" for major, minor in levels)
+    if not all(any(_runs(program, level) for program in machine.torch_architectures) for level in levels):
+        have = ", ".join(machine.torch_architectures)
+        return Row(
+            "capability", f"{found}; torch has {have}", BROKEN, "install a build of torch made for these devices"
+        )
+    if levels[0] < FIRST_CAPABILITY or not all(device.bfloat16 for device in machine.devices):
+        advice = "use a float16 DeepSpeed configuration (ds_configs/README.md); the kernels' plain versions run"
+        return Row("capability", f"{found}, without bfloat16", SLOWER, advice)
+    return Row("capability", found)
+
+
+def _runs(program: str, level: tuple[int, int]) -> bool:
+    """Binaries (sm_) run on later minor levels of their major one, PTX (compute_) on all that come after."""
+    kind, _, digits = program.partition("_")
+    digits = digits.rstrip("af")
+    made_for = (int(digits[:-1]), int(digits[-1]))
+    return made_for <= level and (kind == "compute" or made_for[0] == level[0])
+
+
+def nccl(machine: Machine) -> Row:
+    """What devices exchange through; one device needs none."""
+    if len(machine.devices) < 2 and machine.nodes < 2:
+        return Row("NCCL", machine.nccl or "none, and nothing that needs it")
+    if not machine.devices:
+        return Row("NCCL", "none: ranks on CPUs exchange through gloo")
+    if machine.nccl is None:
+        return Row("NCCL", "not in this torch", BROKEN, "install a build of torch with NCCL, or train on one device")
+    if machine.environ.get("NCCL_P2P_DISABLE") == "1":
+        return Row("NCCL", f"{machine.nccl}, NCCL_P2P_DISABLE=1", SLOWER, "unset it, unless NCCL hangs without it")
+    if not machine.peers:
+        advice = "devices exchange through host memory; a larger batch or ZeRO-0 exchanges less often"
+        return Row("NCCL", f"{machine.nccl}; some devices do not reach each other's memory", SLOWER, advice)
+    return Row("NCCL", f"{machine.nccl}; every device reaches every other's memory")
+
+
+def kernels(machine: Machine) -> Row:
+    """Triton compiles a launcher in C the first time that a kernel runs."""
+    if not machine.devices:
+        return Row("kernels", "the plain versions, as on every CPU")
+    missing = [name for name, there in (("Triton", machine.triton), ("a C compiler", machine.c_compiler)) if not there]
+    if not machine.python_h:
+        missing.append("Python.h")
+    if missing:
+        advice = "install them (apt-get install gcc python3-dev; pip install triton): until then the plain versions run"
+        return Row("kernels", f"missing: {', '.join(missing)}", SLOWER, advice)
+    return Row("kernels", f"Triton {machine.triton}, {machine.c_compiler}, Python.h")
+
+
+def compiling(machine: Machine) -> Row:
+    """model.compile makes C++ on CPUs, and Triton with its C launcher on GPUs."""
+    if machine.cxx_compiler is None:
+        return Row(
+            "model.compile", "no C++ compiler", SLOWER, "install g++ where model.compile is wanted; else leave it out"
+        )
+    return Row("model.compile", machine.cxx_compiler)
+
+
+def deepspeed(machine: Machine) -> Row:
+    """What it trains on. Of its compiled operators none is needed: the optimizer is torch's, on the host too."""
+    if machine.deepspeed_error:
+        return Row("DeepSpeed", machine.deepspeed_error, BROKEN, "`make install` again; see that its imports work")
+    built = ", ".join(machine.operators) or "none built, none needed"
+    found = f"{machine.packages['deepspeed']} on {machine.accelerator}; operators: {built}"
+    if machine.devices and machine.accelerator == "cpu" and not _wants_cpu(machine):
+        return Row("DeepSpeed", found, BROKEN, "set DS_ACCELERATOR=cuda, and it says what it misses")
+    return Row("DeepSpeed", found)
+
+
+CHECKS: tuple[Callable[[Machine], Row], ...] = (
+    *(torch_build, driver, devices, capability, nccl, kernels, compiling, deepspeed),
+)

@@ -1,0 +1,164 @@
+"""The rows about everything around the devices: cores, memory, limits, network, folders, SLURM."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+
+from diffcse_scale.doctor.machine import GIB, Machine, Volume
+from diffcse_scale.doctor.verdict import Row, Verdict
+
+OK, SLOWER, BROKEN = Verdict.OK, Verdict.SLOWER, Verdict.BROKEN
+# a rank has a thread that trains, one that makes batches, one that writes checkpoints
+CORES_A_RANK = 2
+# a checkpoint is copied to host memory before it is written
+LITTLE_MEMORY = 4 * GIB
+# containers get 64 MiB; NCCL wants some MiB for every pair of devices of a machine
+LITTLE_SHARED_MEMORY = GIB
+# a model of the base size with its optimizer's state; the least that anything is written with
+LITTLE_DISK, NO_DISK = 10 * GIB, GIB
+FEW_FILES = 1024
+# what is gone with its container, or with the machine's next start
+FLEETING = ("overlay", "tmpfs", "ramfs")
+
+
+def versions(machine: Machine) -> Row:
+    """What system, and what is trained with."""
+    known = ", ".join(f"{name} {machine.packages[name]}" for name in ("diffcse-scale", "transformers"))
+    return Row("system", f"{machine.system}, {known}")
+
+
+def cores(machine: Machine) -> Row:
+    """Those that this process may use, which under SLURM is what the task was given."""
+    # under srun every rank is a task of its own, with cores of its own
+    ranks = 1 if "SLURM_STEP_ID" in machine.environ else max(1, len(machine.devices))
+    threads = machine.environ.get("OMP_NUM_THREADS")
+    found = f"{machine.cores} for {ranks} {'rank' if ranks == 1 else 'ranks'}"
+    if threads and int(threads) > machine.cores:
+        advice = f"set OMP_NUM_THREADS to {max(1, machine.cores // ranks)} at most: threads wait for each other"
+        return Row("cores", f"{found}, OMP_NUM_THREADS={threads}", SLOWER, advice)
+    if machine.cores < CORES_A_RANK * ranks:
+        advice = f"give every rank {CORES_A_RANK} cores or more (--cpus-per-task): batches are made beside training"
+        return Row("cores", found, SLOWER, advice)
+    return Row("cores", found)
+
+
+def memory(machine: Machine) -> Row:
+    """What the system, the container or the job leaves to this process."""
+    found = f"{_gib(machine.memory)} available"
+    if machine.memory < LITTLE_MEMORY:
+        return Row("memory", found, SLOWER, "ask for more (--mem): models are loaded and checkpoints copied in it")
+    return Row("memory", found)
+
+
+def shared_memory(machine: Machine) -> Row:
+    """/dev/shm, through which processes of a machine hand each other tensors."""
+    free = machine.shared_memory.free
+    if free >= LITTLE_SHARED_MEMORY:
+        return Row("shared memory", f"{_gib(free)} free")
+    advice = "start the container with --ipc=host, or --shm-size=8g"
+    return Row("shared memory", f"{_gib(free)} free", BROKEN if len(machine.devices) > 1 else SLOWER, advice)
+
+
+def limits(machine: Machine) -> Row:
+    """Those of `ulimit`, where one of them is too low."""
+    files, locked, space = (machine.limits[name] for name in ("open files", "locked memory", "address space"))
+    if space is not None and machine.devices:
+        return Row("limits", f"{_gib(space)} of addresses", BROKEN, "ulimit -v unlimited: CUDA reserves far more")
+    if locked is not None and machine.infiniband:
+        advice = "ulimit -l unlimited (for SLURM in slurmd's service: LimitMEMLOCK=infinity): InfiniBand pins memory"
+        return Row("limits", f"{_gib(locked)} of locked memory", BROKEN, advice)
+    if files is not None and files < FEW_FILES:
+        return Row("limits", f"{files} open files", SLOWER, f"ulimit -n {FEW_FILES}, or fewer shards and workers")
+    return Row("limits", f"{'unlimited' if files is None else f'{files:,}'} open files")
+
+
+def network(machine: Machine) -> Row:
+    """The interface that gloo takes: the one asked for, else the one that reaches the other ranks."""
+    asked = machine.environ.get("GLOO_SOCKET_IFNAME")
+    there = ", ".join(machine.interfaces) or "none"
+    if asked and not set(asked.split(",")) <= set(machine.interfaces):
+        return Row("network", f"GLOO_SOCKET_IFNAME={asked}; up are {there}", BROKEN, "name one that is up, or unset it")
+    if asked:
+        return Row("network", f"{asked}, asked for by GLOO_SOCKET_IFNAME")
+    if "MASTER_ADDR" in machine.environ:
+        master = machine.environ["MASTER_ADDR"]
+        if machine.reached_by is None:
+            advice = "see whether the name resolves here and the network is up"
+            return Row("network", f"nothing reaches MASTER_ADDR={master}; up are {there}", BROKEN, advice)
+        return Row("network", f"{machine.reached_by} reaches MASTER_ADDR={master}")
+    if machine.host_address is None:
+        advice = "put this machine's name into /etc/hosts, or set GLOO_SOCKET_IFNAME"
+        return Row("network", f"the name {machine.host} resolves to nothing; up are {there}", BROKEN, advice)
+    note = ""
+    if _is_loopback(machine.host_address) and machine.nodes > 1:
+        note = ", which no other machine reaches: GLOO_SOCKET_IFNAME tells ranks the right interface"
+    return Row("network", f"this machine's name is {machine.host_address}{note}; up are {there}")
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def infiniband(machine: Machine) -> Row:
+    """What connects machines faster than Ethernet does."""
+    found = ", ".join(machine.infiniband) or "none"
+    if machine.infiniband and machine.environ.get("NCCL_IB_DISABLE") == "1":
+        return Row("InfiniBand", f"{found}, NCCL_IB_DISABLE=1", SLOWER, "unset it, unless NCCL fails without it")
+    if not machine.infiniband and machine.nodes > 1 and machine.devices:
+        advice = "see with --ranks what an all-reduce takes; in a container, mount /dev/infiniband"
+        return Row("InfiniBand", found, SLOWER, advice)
+    return Row("InfiniBand", found)
+
+
+def cache(machine: Machine) -> Row:
+    """Tokenized corpora."""
+    return _volume("cache", machine.cache, "set DIFFCSE_CACHE to a folder", machine.nodes > 1)
+
+
+def models(machine: Machine) -> Row:
+    """Models of the Hub."""
+    return _volume("models", machine.models, "set HF_HOME to a folder", machine.nodes > 1)
+
+
+def output(machine: Machine) -> Row:
+    """Runs, with their checkpoints."""
+    return _volume("runs", machine.output, "write runs (--output) to a folder", machine.nodes > 1)
+
+
+def _volume(name: str, place: Volume, remedy: str, several: bool) -> Row:
+    found = f"{place.path}: {_gib(place.free)} free, {place.system}"
+    where = "on a file system with more room" if place.writable else "that you may write to"
+    where += ", which all nodes see" if several else ""
+    if not place.writable or place.free < NO_DISK:
+        return Row(name, f"{found}{'' if place.writable else ', not writable'}", BROKEN, f"{remedy} {where}")
+    if place.free < LITTLE_DISK:
+        return Row(name, found, SLOWER, f"{remedy} {where}: a run stops when the disk is full")
+    if place.system in FLEETING:
+        return Row(name, found, SLOWER, f"{remedy} that outlives this container or machine: all is made again")
+    return Row(name, found)
+
+
+def slurm(machine: Machine) -> Row:
+    """The job that this is part of, and how much of it was looked at."""
+    job = machine.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return Row("SLURM", "no job")
+    tasks = int(machine.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    found = f"job {job}: nodes {machine.nodes}, tasks of this step {tasks}"
+    if tasks < machine.nodes:
+        return Row("SLURM", found, SLOWER, "this looks at one node: `bash slurm/doctor.sbatch` looks at each")
+    if tasks > 1 and "RANK" not in machine.environ:
+        return Row(
+            "SLURM", f"{found}, without RANK", BROKEN, "start it as slurm/doctor.sbatch does: srun slurm/rank.sh ..."
+        )
+    return Row("SLURM", found)
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size < 100 * GIB else f"{size / GIB:,.0f} GiB"
+
+
+CHECKS: tuple[Callable[[Machine], Row], ...] = (
+    *(versions, cores, memory, shared_memory, limits, network, infiniband, cache, models, output, slurm),
+)

@@ -1,0 +1,217 @@
+"""What an encoded folder is made of, and how much of it is done.
+
+    manifest.json       model, input, options and, for int8, the ranges: written before the first shard
+    shards.jsonl        a line for each finished shard, appended when it is on the disk; sorted at the end
+    embeddings-*        the shards
+
+Nothing in it depends on when the work was interrupted, or on how often.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from diffcse_scale.encoding.shard_files import PARTIAL, Floats, shard_name
+from diffcse_scale.foundation.durable import write_durably
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.ownership import WRITTEN_BY, json_of, refuse_run_folder
+
+log = logging.getLogger(__name__)
+
+COMMAND = "diffcse-scale encode"
+MANIFEST, JOURNAL, LOCK = "manifest.json", "shards.jsonl", ".lock"
+# shards, what killed processes leave of them, and the indexes of `search`
+OURS = ("embeddings-[0-9]*.parquet", "embeddings-[0-9]*.npy", f".embeddings-*{PARTIAL}", "hnsw-*", "ivf-*")
+FORMAT = 1
+MODEL_FILES = {".json", ".safetensors", ".bin", ".txt", ".model"}
+WHERE = "model_folder"  # may change: the model's content counts
+
+
+class Manifest:
+    """The record of an encoded folder.
+
+    Attributes:
+        facts: the content of `manifest.json`.
+        shards: facts of the finished shards, by number: rows, dimension, tokens, flaws, bytes, sha256.
+    """
+
+    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
+        self.folder, self.facts = folder, facts
+        self.shards = {shard["shard"]: shard for shard in self._finished()}
+
+    @property
+    def count(self) -> int:
+        """Shards of the whole."""
+        return -(-int(self.facts["rows"]) // int(self.facts["window"]))
+
+    @property
+    def pending(self) -> list[int]:
+        """Numbers of the shards that are yet to be made."""
+        return [number for number in range(self.count) if number not in self.shards]
+
+    @property
+    def ranges(self) -> Floats | None:
+        """Of int8, [2, dimension]; None where there are none."""
+        found = self.facts["ranges"]
+        return None if found is None else np.array(found, np.float32)
+
+    def file(self, number: int) -> Path:
+        """Where a shard lies."""
+        return self.folder / shard_name(number, self.facts["format"])
+
+    def rows_of(self, number: int) -> range:
+        """The rows of a shard."""
+        window = int(self.facts["window"])
+        return range(number * window, min((number + 1) * window, int(self.facts["rows"])))
+
+    def set_ranges(self, ranges: Floats) -> None:
+        """Write down what int8 is scaled to."""
+        self.facts["ranges"] = ranges.tolist()
+        self._write()
+
+    def record(self, shard: dict[str, Any]) -> None:
+        """A shard is on the disk."""
+        self.shards[shard["shard"]] = shard
+        with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps(shard, sort_keys=True) + "\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+
+    def tidy(self) -> None:
+        """Sort the journal, and remove what killed processes left behind."""
+        lines = [json.dumps(shard, sort_keys=True) + "\n" for _, shard in sorted(self.shards.items())]
+        write_durably("".join(lines), self.folder / JOURNAL)
+        for partial in self.folder.glob(f".embeddings-*{PARTIAL}"):
+            partial.unlink()
+
+    def _write(self) -> None:
+        write_durably(json.dumps(self.facts, indent=1) + "\n", self.folder / MANIFEST)
+
+    def _finished(self) -> Iterator[dict[str, Any]]:
+        """Shards that the journal names and that are there; a line cut short counts for nothing."""
+        journal = self.folder / JOURNAL
+        for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else ():
+            try:
+                shard = json.loads(line)
+                if self.file(shard["shard"]).stat().st_size == shard["bytes"]:
+                    yield shard
+            except (ValueError, FileNotFoundError):
+                continue
+
+
+@contextmanager
+def begun(
+    folder: Path, facts: dict[str, Any], overwrite: bool = False, sources: Collection[str | Path] = ()
+) -> Iterator[Manifest]:
+    """The manifest of a folder for work that `facts` describe: a new one, or that of an earlier beginning of the same.
+
+    Only one process has it.
+
+    Args:
+        facts: JSON-serialisable, without `ranges`.
+        overwrite: instead of refusing a folder that holds something else, replace the files in it that have our names.
+        sources: what is read.
+
+    Raises:
+        InputError: the folder holds something else or cannot be written, or another process is at work in it.
+    """
+    _check(folder, overwrite, sources)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / LOCK, timeout=0):
+            known = read_manifest(folder)
+            if overwrite and (known is None or _difference(known, facts)):
+                _clear(folder)
+                known = None
+            if known is None or not known.shards:  # nothing to lose: an attempt that came to nothing binds nobody
+                known = Manifest(folder, {WRITTEN_BY: COMMAND, **facts, "ranges": None})
+                known._write()
+            if about := _difference(known, facts):
+                raise InputError(
+                    f"{folder} was begun with {about}; repeat the command as it was, choose another --output, or "
+                    "--overwrite to begin anew."
+                )
+            known.tidy()
+            yield known
+    except Timeout:
+        raise InputError(f"Another process is writing to {folder}; wait for it or choose another --output.") from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(
+            f"{folder} cannot be written ({reason}); what is done is kept: mend that and repeat the command."
+        ) from error
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest in a folder, None if there is none of ours."""
+    file = folder / MANIFEST
+    return Manifest(folder, json.loads(file.read_text(encoding="utf-8"))) if _is_ours(file) else None
+
+
+def _is_ours(manifest: Path) -> bool:
+    return json_of(COMMAND, "format_version", "model", "input", "files", "rows", "window", "dtype")(manifest)
+
+
+def _check(folder: Path, overwrite: bool, sources: Collection[str | Path]) -> None:
+    """Refuse a folder that holds something else than embeddings, or what is read."""
+    refuse_run_folder(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is no folder; choose another --output.")
+    place, read = folder.resolve(), {Path(source).resolve() for source in sources}
+    inside = [source for source in read if source == place or (source.parent == place and _is_our_name(source.name))]
+    if inside or any(source in place.parents for source in read):
+        raise InputError(f"{folder} holds what is read, or is a part of it; choose another --output.")
+    if not folder.exists() or (not overwrite and _is_ours(folder / MANIFEST)):
+        return
+    found = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+    if found and not overwrite:
+        name = MANIFEST if MANIFEST in found else found[0]
+        raise InputError(
+            f"{folder} holds other files ({name}); choose another --output, or --overwrite to replace those that have "
+            "the names of ours."
+        )
+    if blocked := [name for name in found if _is_our_name(name) and (folder / name).is_dir()]:
+        raise InputError(f"{folder / blocked[0]} is a folder where a file is written; choose another --output.")
+
+
+def _is_our_name(name: str) -> bool:
+    return name in (MANIFEST, JOURNAL) or any(fnmatchcase(name, pattern) for pattern in OURS)
+
+
+def _clear(folder: Path) -> None:
+    """Remove the files that have our names, and say which others stay."""
+    names = [path.name for path in folder.iterdir() if path.name != LOCK]
+    for name in filter(_is_our_name, names):
+        (folder / name).unlink()
+    if stays := sorted(name for name in names if not _is_our_name(name)):
+        log.warning("Left as they were in %s: %s.", folder, ", ".join(stays))
+
+
+def model_fingerprint(folder: Path) -> str:
+    """16 hexadecimal digits that change with weights, tokenizer or configuration; reads all of them."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.suffix in MODEL_FILES):
+        with file.open("rb") as content:
+            part = hashlib.file_digest(content, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(folder).as_posix()} {part}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _difference(known: Manifest, facts: dict[str, Any]) -> str:
+    """In what the work that was begun is other work; empty if in nothing."""
+    before = json.loads(json.dumps(known.facts))
+    for name, value in json.loads(json.dumps(facts)).items():
+        if name != WHERE and before.get(name) != value:
+            return f"{name} {before.get(name)}, not {value}" if name not in ("model", "input") else f"another {name}"
+    return ""

@@ -1,0 +1,81 @@
+"""The files of an encoded folder: `embeddings-00000.parquet`, ..., one for each window of rows.
+
+A Parquet shard has the columns `row` (int64, in the whole input), `embedding` (a list of fixed size) and, if wanted,
+`text`. An `.npy` shard is the matrix of embeddings alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+PARTIAL = ".partial"
+ELEMENT = "embedding.list.element"  # where Parquet keeps the numbers
+Matrix = NDArray[Any]
+Floats = NDArray[np.float32]
+
+
+def shard_name(number: int, form: str) -> str:
+    """`embeddings-00000.parquet` for the first."""
+    return f"embeddings-{number:05d}.{form}"
+
+
+def write_shard(file: Path, first: int, matrix: Matrix, texts: list[str] | None) -> dict[str, Any]:
+    """Write a shard beside its place, flush it to the disk and rename it; its `bytes` and `sha256`.
+
+    Args:
+        file: its ending, .npy or .parquet, is the format.
+        first: number of its first row in the whole input.
+        matrix: [rows, stored width].
+        texts: to be stored too, Parquet only.
+    """
+    partial = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
+    with partial.open("wb+") as sink:
+        if file.suffix == ".npy":
+            np.save(sink, matrix)
+        else:
+            _write_parquet(sink, first, matrix, texts)
+        sink.flush()
+        os.fsync(sink.fileno())
+        sink.seek(0)
+        digest = hashlib.file_digest(sink, "sha256").hexdigest()
+    size = partial.stat().st_size
+    os.replace(partial, file)
+    return {"bytes": size, "sha256": digest}
+
+
+def read_shard(file: Path) -> Matrix:
+    """The matrix of a shard, [rows, stored width]; an `.npy` one is memory-mapped."""
+    if file.suffix == ".npy":
+        matrix: Matrix = np.load(file, mmap_mode="r")
+        return matrix
+    column = pyarrow.parquet.read_table(file, columns=["embedding"]).column(0).combine_chunks()
+    return column.flatten().to_numpy().reshape(len(column), -1)
+
+
+def read_texts(file: Path) -> list[str] | None:
+    """The sentences of a Parquet shard, None if it has none."""
+    if file.suffix == ".npy" or "text" not in pyarrow.parquet.read_schema(file).names:
+        return None
+    texts: list[str] = pyarrow.parquet.read_table(file, columns=["text"]).column(0).to_pylist()
+    return texts
+
+
+def _write_parquet(sink: Any, first: int, matrix: Matrix, texts: list[str] | None) -> None:
+    values = pyarrow.array(matrix.reshape(-1))
+    columns: dict[str, Any] = {"row": pyarrow.array(np.arange(first, first + len(matrix)))}
+    if texts is not None:
+        columns["text"] = pyarrow.array(texts, type=pyarrow.string())
+    columns["embedding"] = pyarrow.FixedSizeListArray.from_arrays(values, matrix.shape[1])
+    # embeddings do not compress; everything else does
+    compression = {name: "zstd" for name in columns if name != "embedding"} | {ELEMENT: "none"}
+    # Parquet has no 8-bit numbers: they would take 32 bits, unless as 8-bit places in a dictionary of 256
+    dictionary = [ELEMENT] if matrix.itemsize == 1 else False
+    pyarrow.parquet.write_table(pyarrow.table(columns), sink, compression=compression, use_dictionary=dictionary)

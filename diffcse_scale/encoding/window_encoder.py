@@ -1,0 +1,180 @@
+"""Embeddings of a window of sentences on one device: sorted by length, batches of about as many tokens.
+
+`SentenceTransformer.encode` sorts by characters and pads to the longest of 32: on Wikipedia sentences a third more
+tokens than there are. Here the sentences are tokenized first and sorted by tokens, which leaves less than 1% padding;
+the rest of the way is the model's own modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Transformer
+from torch import Tensor
+
+from diffcse_scale.encoding.shard_files import Floats
+from diffcse_scale.foundation.environment import native_bfloat16
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model.weights import cast_parameters
+
+UNPADDED = {"text": {"padding": False}, "common": {"return_tensors": None}}
+BATCH_TOKENS = {"cpu": 1024}  # a batch whose activations stay in the caches
+BATCH_TOKENS_ELSEWHERE = 32_768
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sentences of about the same length.
+
+    Attributes:
+        places: int64 [n], which of the window's distinct sentences these are.
+        features: what the model's first module takes, padded to the longest.
+        rows: of the window that have one of these sentences.
+        tokens: without padding.
+    """
+
+    places: Tensor
+    features: dict[str, Any]
+    rows: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokenized sentences.
+
+    Attributes:
+        distinct: number of different sentences; each is encoded once.
+        places: int64 [rows], which of the distinct sentences each row is.
+        batches: longest sentences first; a sentence without a token is in none.
+    """
+
+    distinct: int
+    places: NDArray[np.int64]
+    batches: list[Batch]
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """`wanted`, or what "auto" is on a device: bfloat16 where an accelerator computes in it, else float32."""
+    if wanted != "auto":
+        return wanted
+    return "bfloat16" if native_bfloat16(device) else "float32"
+
+
+def choose_batch_tokens(wanted: int | None, device: torch.device) -> int:
+    """`wanted`, or what suits a device."""
+    return wanted or BATCH_TOKENS.get(device.type, BATCH_TOKENS_ELSEWHERE)
+
+
+def check_prompt(model: SentenceTransformer, name: str | None) -> None:
+    """Raises InputError unless the model has a prompt of this name, or none is asked for."""
+    if name is not None and name not in model.prompts:
+        known = ", ".join(model.prompts) or "none"
+        raise InputError(f"The model has no prompt {name!r}; its prompts: {known}.")
+
+
+class WindowEncoder:
+    """A model on a device.
+
+    What `encode(prepare(sentences))` gives is a function of the sentences, on one kind of device with one number of
+    threads: batches depend on nothing else.
+
+    Args:
+        precision: float32, bfloat16 or float16.
+        batch_tokens: tokens of a batch, padding included; a longer sentence is a batch of its own.
+        max_length: tokens a sentence; None for the model's own limit.
+        prompt_name: one of the model's prompts; None for its default one, if any.
+
+    Raises:
+        InputError: no such prompt; a model that does not begin with a transformer that reads text.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        device: torch.device,
+        precision: str = "float32",
+        batch_tokens: int = 1024,
+        max_length: int | None = None,
+        prompt_name: str | None = None,
+    ) -> None:
+        self._transformer = model[0]
+        if not isinstance(self._transformer, Transformer) or model.tokenizer is None:
+            raise InputError("The model does not begin with a transformer that reads text; encode cannot use it.")
+        prompt_name = prompt_name or model.default_prompt_name
+        check_prompt(model, prompt_name)
+        self._prompt = model.prompts[prompt_name] if prompt_name else None
+        if max_length is not None:
+            model.max_seq_length = max_length
+        self._transformer.unpad_inputs = False  # there is next to no padding, and batches are padded here
+        dtype: torch.dtype = getattr(torch, precision)
+        # autocast is as fast on a CPU and four times as exact; elsewhere it would keep two copies of the weights
+        self._autocast = device.type == "cpu" and dtype != torch.float32
+        cast_parameters(model, torch.float32 if self._autocast else dtype)
+        self._model = model.to(device).eval()
+        self._device, self._dtype, self._batch_tokens = device, dtype, batch_tokens
+
+    def prepare(self, sentences: list[str]) -> Window:
+        """Tokenize, sort by length, cut into batches; for a thread beside that of `encode`."""
+        order = {sentence: place for place, sentence in enumerate(dict.fromkeys(sentences))}
+        places = np.fromiter((order[sentence] for sentence in sentences), np.int64, len(sentences))
+        features = self._model.preprocess(list(order), prompt=self._prompt, processing_kwargs=UNPADDED)
+        repeats = np.bincount(places, minlength=len(order))
+        lengths = np.fromiter(map(len, features["input_ids"]), np.int64, len(order))
+        by_sentence = {name: values for name, values in features.items() if isinstance(values, list)}
+        shared = {name: value for name, value in features.items() if name not in by_sentence}
+        batches = []
+        for chosen in self.cut(lengths):
+            ragged = {name: [values[place] for place in chosen] for name, values in by_sentence.items()}
+            padded = dict(self._model.tokenizer.pad(ragged, return_tensors="pt"))
+            batches.append(
+                Batch(
+                    torch.from_numpy(chosen),
+                    {**padded, **shared},
+                    int(repeats[chosen].sum()),
+                    int(lengths[chosen].sum()),
+                )
+            )
+        return Window(len(order), places, batches)
+
+    @torch.inference_mode()
+    def encode(self, window: Window, progress: Callable[[int, int], object] = lambda rows, tokens: None) -> Floats:
+        """Embeddings [rows, dimension], float32, of all rows of the window; 0 for a sentence without a token.
+
+        Args:
+            progress: called with the rows and tokens of every batch.
+        """
+        dimension = self._model.get_embedding_dimension()
+        found = torch.zeros(window.distinct, dimension, device=self._device)
+        for batch in window.batches:
+            features = {
+                name: value.to(self._device, non_blocking=True) if isinstance(value, Tensor) else value
+                for name, value in batch.features.items()
+            }
+            with self._computation():
+                embeddings = self._model(features)["sentence_embedding"]
+            found[batch.places.to(self._device, non_blocking=True)] = embeddings.float()
+            progress(batch.rows, batch.tokens)
+        rows: Floats = found.cpu().numpy()[window.places]
+        return rows
+
+    def _computation(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cpu", self._dtype) if self._autocast else nullcontext()
+
+    def cut(self, lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Sentences of each batch: longest first, as many as stay within `batch_tokens` at the longest's length."""
+        order = np.argsort(-lengths, kind="stable")
+        order = order[lengths[order] > 0]
+        batches, start = [], 0
+        while start < len(order):
+            size = max(1, self._batch_tokens // int(lengths[order[start]]))
+            batches.append(order[start : start + size])
+            start += size
+        return batches

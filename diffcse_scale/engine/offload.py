@@ -1,0 +1,70 @@
+"""The host's part where optimizer state is offloaded: which AdamW computes there, and on which cores."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from diffcse_scale.distributed import broadcast_object, gather_objects
+from diffcse_scale.engine.host_adamw import HostAdamW, is_faster
+from diffcse_scale.engine.launch import device
+from diffcse_scale.foundation.environment import host_name
+from diffcse_scale.foundation.errors import InputError
+
+DEEPSPEEDS = "zero_force_ds_cpu_optimizer"  # of the DeepSpeed configuration
+
+
+def offloads_optimizer(config: dict[str, Any]) -> bool:
+    """Whether a configuration keeps the optimizer's state in the host's memory."""
+    section = config.get("zero_optimization", {}).get("offload_optimizer") or {}
+    return section.get("device", "none") != "none"
+
+
+def check_host_optimizer(config: dict[str, Any]) -> None:
+    """Raises InputError where the configuration does not say which AdamW the host computes with."""
+    if config.get(DEEPSPEEDS, False) not in (True, False, "auto"):
+        raise InputError(
+            f'DeepSpeed configuration says {DEEPSPEEDS} = {config[DEEPSPEEDS]!r}; it is true, false or "auto".'
+        )
+
+
+def takes_deepspeeds(config: dict[str, Any], optimizer: type) -> bool:
+    """Whether the host computes with DeepSpeed's kernel in the place of `optimizer`. Called on every rank.
+
+    It does where the configuration says so: true, or "auto" and the main rank finds it faster while all ranks try.
+    Nothing is compiled unless it does.
+    """
+    asked = config.get(DEEPSPEEDS, False)
+    if not asked or not offloads_optimizer(config) or optimizer is not torch.optim.AdamW:
+        return False
+    return asked is True or bool(broadcast_object(is_faster()))
+
+
+def describe_optimizer(engine: Any) -> str:
+    """An engine's optimizer in words, for the start table."""
+    name = "AdamW" if isinstance(engine.basic_optimizer, torch.optim.AdamW) else type(engine.basic_optimizer).__name__
+    if engine.zero_offload_optimizer() is None:
+        return name
+    kernel = "DeepSpeed's kernel" if isinstance(engine.basic_optimizer, HostAdamW) else "PyTorch's kernel"
+    return f"{name} on the host, {kernel}, {torch.get_num_threads()} threads a rank"
+
+
+def share_cores(config: dict[str, Any]) -> None:
+    """Give an offloaded optimizer the cores that this process may use, divided among the ranks that may use the same.
+
+    Without it each rank would take all cores of the machine, or, under torchrun, one. OMP_NUM_THREADS decides, unless
+    it is torchrun's own 1. Called on every rank; on CPUs nothing changes.
+    """
+    if not offloads_optimizer(config) or device().type == "cpu":
+        return
+    mine = (host_name(), sorted(os.sched_getaffinity(0)))
+    ranks = gather_objects(mine).count(mine)
+    torch.set_num_threads(_threads_asked_for() or max(1, len(mine[1]) // ranks))
+
+
+def _threads_asked_for() -> int:
+    """OMP_NUM_THREADS as the user has set it; 0 if the user has not."""
+    asked = int(os.environ.get("OMP_NUM_THREADS", "0"))
+    return 0 if asked == 1 and "TORCHELASTIC_RUN_ID" in os.environ else asked

@@ -1,0 +1,105 @@
+"""The evaluations that a run keeps, one file for each suite and data.
+
+    evaluation/SUITE.json               a whole suite, on its standard data
+    evaluation/SUITE-<digits>.json      on any other data, of which the digits are a fingerprint
+
+so that an evaluation replaces an earlier one on the same data and no other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from diffcse_scale.evaluation.suites import SUITES
+from diffcse_scale.evaluation.tasks import HUB
+from diffcse_scale.foundation import run_files
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.ownership import WRITTEN_BY, Known, check_file, json_of, write_file
+from diffcse_scale.text.cache import fingerprint
+
+COMMAND = "diffcse-scale evaluate"
+
+
+def check_recordable(run: Path, suite: str, data: str, overwrite: bool = False) -> None:
+    """See to it, before the work starts, that an evaluation can be kept.
+
+    Args:
+        data: the fingerprint of the suite's data.
+
+    Raises:
+        InputError: where it goes there is something else.
+    """
+    for file in (_file(run, suite), _file(run, suite, data)):
+        check_file(file, f"a result of {COMMAND}", _known(suite), overwrite)
+
+
+def record(run: Path, report: dict[str, Any], data: str) -> Path:
+    """Keep a report in the place of an earlier one on the same data; the file."""
+    suite = report["suite"]
+    if not is_whole(report):
+        file = _file(run, suite, data)
+    else:
+        file = _file(run, suite)
+        if _known(suite)(file) and not is_whole(earlier := _read(file)):  # of a version that had one file for all data
+            os.replace(file, _file(run, suite, fingerprint(earlier["data"], earlier["tasks"])))
+    write_file(file, as_text({WRITTEN_BY: COMMAND, **report}))
+    return file
+
+
+def evaluations(run: Path) -> dict[str, dict[str, Any]]:
+    """The reports that a run keeps, by the names of their files without the ending."""
+    reports = {file.stem: _read(file) for file in sorted((run / run_files.EVALUATIONS).glob("*.json"))}
+    return {name: report for name, report in reports.items() if report.keys() >= {"suite", "tasks", "data", "date"}}
+
+
+def standard_results(run: Path, suite: str) -> Iterator[dict[str, Any]]:
+    """The reports on standard data, the largest first; a task stands in the first of them that has it."""
+    reports = [report for report in evaluations(run).values() if report.get("suite") == suite and is_standard(report)]
+    shown: set[tuple[str, str]] = set()
+    for report in sorted(reports, key=lambda report: (len(report["tasks"]), report["date"]), reverse=True):
+        tasks = [task for task in report["tasks"] if (task["name"], task["measure"]) not in shown]
+        shown |= {(task["name"], task["measure"]) for task in tasks}
+        if tasks:
+            yield {**report, "tasks": tasks, "means": report["means"] if tasks == report["tasks"] else []}
+
+
+def is_standard(report: dict[str, Any]) -> bool:
+    """Whether all tasks of a report were measured on the data that everybody means by their names."""
+    suite = SUITES.get(report["suite"])  # another version may know more
+    return suite is not None and suite.is_standard(report)
+
+
+def is_whole(report: dict[str, Any]) -> bool:
+    """Whether a report is on all the standard data of its suite; of a collection nobody measures all."""
+    return is_standard(report) and not SUITES[report["suite"]].collection and not report.get("not_measured")
+
+
+def data_name(report: dict[str, Any]) -> str:
+    """What the data of a report are called where nothing is said of folders: "on pairs.tsv"; empty if standard."""
+    return "" if is_standard(report) or report["data"] == HUB else f"on {Path(report['data']).name}"
+
+
+def as_text(content: dict[str, Any]) -> str:
+    """Strict JSON."""
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def _file(run: Path, suite: str, data: str | None = None) -> Path:
+    return run / run_files.EVALUATIONS / (f"{suite}.json" if data is None else f"{suite}-{data}.json")
+
+
+def _known(suite: str) -> Known:
+    known = json_of(COMMAND, "suite", "tasks", "means", "environment")
+    return lambda file: known(file) and _read(file)["suite"] == suite
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({error}); delete it or bring it back.") from None
+    return content

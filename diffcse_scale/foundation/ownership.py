@@ -1,0 +1,346 @@
+"""What a command may overwrite: what the same command wrote for the same purpose, and nothing else.
+
+A JSON file says under `written_by` who wrote it, a folder in `MARK`, which also lists its files. What versions before
+these marks wrote is known by its content. All else needs the user's `--overwrite`, which replaces a file, and in a
+folder the files that the command writes: others stay. What a command reads, and a folder that a run keeps for itself,
+is never overwritten, nor is a folder by a file or a file by a folder. Devices and pipes are written into.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffcse_scale.foundation import run_files
+from diffcse_scale.foundation.durable import apply_umask
+from diffcse_scale.foundation.errors import InputError
+
+WRITTEN_BY = "written_by"
+MARK = ".diffcse-scale.json"
+RUN_FILES = (run_files.RECIPE, run_files.RECORD)  # every run has both
+RUN_FOLDERS = (  # which training and `evaluate` fill
+    run_files.MODEL,
+    run_files.BEST,
+    run_files.CHECKPOINTS,
+    run_files.EVALUATIONS,
+    run_files.HANG,
+)
+STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")  # whatever they lead to, it is not replaced
+LARGEST = 2**24  # bytes: of a larger file only the size is remembered, and larger JSON is none of ours
+
+Known = Callable[[Path], bool]
+
+
+def check_file(
+    path: Path, what: str, known: Known, overwrite: bool | None = False, sources: Collection[str | Path] = ()
+) -> None:
+    """See to it, before the work starts, that `write_file` may write at `path`.
+
+    A link is followed: what it names is judged, and replaced.
+
+    Args:
+        what: the command writes there, with its article.
+        known: whether an existing file is one of these.
+        overwrite: replace it even if it is not; None where the command has no such option.
+        sources: files and folders that the command reads.
+
+    Raises:
+        InputError: there is something else and `overwrite` is False; a source, folder, block device or socket; or no
+            file can be made there.
+    """
+    place = _real(path)
+    try:
+        if _is_stream(path):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(0, "no permission")
+            return
+        if place.is_dir():
+            raise InputError(f"{path} is a folder; give the name of a file.")
+        if not place.exists():
+            return _check_parent(place, path)
+        if not place.is_file():
+            raise InputError(f"{path} is a device or a socket; give the name of a file.")
+        if not place.stat().st_size or known(place):
+            return
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({_reason(error)}); give another name.") from None
+    if any(place == _real(source) or _real(source) in place.parents for source in sources):
+        raise InputError(f"{path} belongs to what is read, and is not {what}; give another name.")
+    if not overwrite:
+        advice = "give another name" + ("" if overwrite is None else ", or --overwrite to replace it")
+        raise InputError(f"{path} exists and is not {what}, but {_seems(place)}; {advice}.")
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file in one piece, and the folder it goes into if need be; after `check_file`.
+
+    Its temporary name is this process's own (`durable.replacing` has one a file): two commands may write at one place.
+
+    Raises:
+        InputError: the disk or the system refuses it.
+    """
+    try:
+        if _is_stream(path):
+            with path.expanduser().open("a", encoding="utf-8") as stream:
+                stream.write(text)
+            return
+        place = _real(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fresh = place.with_name(f".{place.name}.{os.getpid()}.partial")
+        try:
+            fresh.write_text(text, encoding="utf-8")
+            os.replace(fresh, place)
+        finally:
+            fresh.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({_reason(error)}).") from error
+
+
+def json_of(command: str, *keys: str) -> Known:
+    """Recognises the JSON objects that `command` wrote: by their mark, or where they have none by their keys."""
+
+    def known(file: Path) -> bool:
+        content = _json(file)
+        if content is None:
+            return False
+        return content[WRITTEN_BY] == command if WRITTEN_BY in content else set(keys) <= content.keys()
+
+    return known
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder that a command may write.
+
+    Attributes:
+        folder: where it lies, links followed.
+        own: files in it that are replaced or removed, by their relative names.
+        stays: what else is in it, the topmost names.
+    """
+
+    folder: Path
+    command: str
+    own: frozenset[str] = frozenset()
+    stays: tuple[str, ...] = ()
+
+
+def check_folder(
+    path: Path,
+    command: str,
+    writes: Callable[[str], bool],
+    known: Known,
+    overwrite: bool = False,
+    sources: Collection[str | Path] = (),
+) -> Place:
+    """See to it, before the work starts, that `replaced` may write a folder.
+
+    Args:
+        command: as it stands in the mark.
+        writes: whether `command` may write a file of this relative name.
+        known: whether a folder without a mark was written by an earlier version of the command.
+        sources: what the command reads.
+
+    Raises:
+        InputError: the folder holds something else, or files of the command that somebody has changed, and `overwrite`
+            is False; it is a file, or overlaps a source; or it cannot be made.
+    """
+    folder = _real(path)
+    for source in map(_real, sources):
+        if source == folder or source in folder.parents or folder in source.parents:
+            raise InputError(f"{path} is, contains or lies in {source}, which is read; give another folder.")
+    if not os.path.lexists(folder):
+        _check_parent(folder, path)
+        return Place(folder, command)
+    if not folder.is_dir():
+        raise InputError(f"{path} is no folder; give another name.")
+    if not any(folder.iterdir()):
+        return Place(folder, command)
+    mark = _json(folder / MARK) or {}
+    ours = mark.get(WRITTEN_BY) == command
+    listed: dict[str, str] = mark.get("files", {}) if ours else {}
+    if not ours and (mark or not known(folder)) and not overwrite:
+        raise InputError(
+            f"{path} exists and was not written by {command}: {_seems_folder(folder, mark)}; give another folder, or "
+            f"--overwrite to replace those of its files that {command} writes."
+        )
+    there, folders = _content(folder)
+    if blocked := sorted(name for name in folders if writes(name) or name in listed):
+        raise InputError(f"{path}/{blocked[0]} is a folder where {command} writes a file; give another folder.")
+    touched = sorted(name for name in there if name in listed and _digest(folder / name) != listed[name])
+    touched += sorted(name for name in there if listed and writes(name) and name not in listed)
+    if touched and not overwrite:
+        raise InputError(
+            f"{path}/{touched[0]} is not as {command} wrote it; give another folder, or --overwrite to replace it."
+        )
+    own = frozenset(name for name in there if name in listed or writes(name))
+    return Place(folder, command, own, tuple(sorted(_foreign(folder, own))))
+
+
+@contextmanager
+def replaced(place: Place) -> Iterator[Path]:
+    """A folder to write to, not there yet, which takes the place of an earlier one if the block ends without an error.
+
+    What is not the command's own in the earlier one is moved over.
+
+    Raises:
+        InputError: meanwhile somebody has put a file where one was written.
+    """
+    folder = place.folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        yield fresh
+        apply_umask(fresh)
+        files, _ = _content(fresh)
+        mark = {WRITTEN_BY: place.command, "files": {name: _digest(fresh / name) for name in sorted(files)}}
+        (fresh / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
+        _swap(place, fresh)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def files_of(folder: Path) -> list[str]:
+    """The mark of a folder and the files that it lists, by their relative names."""
+    return [MARK, *(_json(folder / MARK) or {})["files"]]
+
+
+def refuse_run_folder(path: Path) -> None:
+    """Raises InputError where `path` is a run, or in a part of a run that training fills."""
+    folder = _real(path)
+    for run in (folder, *folder.parents):
+        if all((run / name).is_file() for name in RUN_FILES):
+            within = folder.relative_to(run).parts
+            if not within or within[0] in RUN_FOLDERS:
+                raise InputError(f"{path} belongs to the run in {run}, which keeps it for itself; give another folder.")
+
+
+def _swap(place: Place, fresh: Path) -> None:
+    """Put `fresh` in the place of the folder; nothing can be renamed over a full folder, so it steps aside."""
+    folder = place.folder
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    stays = list(_foreign(folder, place.own, fresh))
+    for name in stays:
+        if os.path.lexists(fresh / name) or any((fresh / parent).is_file() for parent in Path(name).parents):
+            raise InputError(
+                f"{folder}/{name} is in the way of a file that {place.command} writes; nothing was written."
+            )
+    old = fresh.with_suffix(".old")
+    folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    for name in stays:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (old / name).rename(folder / name)
+    for name in (*place.own, MARK):
+        (old / name).unlink(missing_ok=True)
+    for emptied, _, _ in os.walk(old, topdown=False):
+        with suppress(OSError):  # whatever has come into it meanwhile
+            Path(emptied).rmdir()
+
+
+def _foreign(folder: Path, own: Collection[str], fresh: Path | None = None, within: str = "") -> Iterator[str]:
+    """The topmost entries without a file of `own` in them; a folder that `fresh` has too is looked into."""
+    for entry in os.scandir(folder / within):
+        name = within + entry.name
+        if name in own or name == MARK:
+            continue
+        shared = any(one.startswith(f"{name}/") for one in own) or (fresh is not None and (fresh / name).is_dir())
+        if shared and entry.is_dir(follow_symlinks=False):
+            yield from _foreign(folder, own, fresh, f"{name}/")
+        else:
+            yield name
+
+
+def _content(folder: Path) -> tuple[set[str], set[str]]:
+    """Relative names of what is in a folder, the mark left out: everything but folders, and folders."""
+    files: set[str] = set()
+    folders: set[str] = set()
+    for place, names, others in os.walk(folder):
+        within = Path(place).relative_to(folder)
+        links = {name for name in names if (Path(place) / name).is_symlink()}
+        files |= {(within / name).as_posix() for name in (*others, *links)}
+        folders |= {(within / name).as_posix() for name in names if name not in links}
+    return files - {MARK}, folders
+
+
+def _digest(file: Path) -> str:
+    """Changes with a file's content; of a large one with its size."""
+    if not file.is_file():
+        return "no file"
+    size = file.stat().st_size
+    return f"{size} bytes" if size > LARGEST else hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _real(path: str | Path) -> Path:
+    return Path(os.path.realpath(Path(path).expanduser()))
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether `path` is a pipe or a device for characters: something to write into, and not to replace."""
+    place = os.path.abspath(path.expanduser())
+    if place.startswith(STREAMS):
+        return os.path.exists(place) and not os.path.isdir(place)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        mode = os.stat(place).st_mode
+        return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
+    return False
+
+
+def _check_parent(place: Path, path: Path) -> None:
+    """Raises InputError where `place` cannot be made."""
+    parent = next(parent for parent in place.parents if os.path.lexists(parent))
+    if not parent.is_dir():
+        raise InputError(f"{path} cannot be written: {parent} is no folder; give another name.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{path} cannot be written: no permission in {parent}; give another name.")
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, None if there is none."""
+    if not file.is_file() or file.stat().st_size > LARGEST:
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _seems(file: Path) -> str:
+    content = _json(file)
+    if content is not None:
+        return f"a file of {content[WRITTEN_BY]}" if WRITTEN_BY in content else "another JSON file"
+    try:
+        with file.open("rb") as opened:
+            opened.read(1024).decode()
+    except UnicodeDecodeError:
+        return "a binary file"
+    return "a text file"
+
+
+def _seems_folder(folder: Path, mark: dict[str, Any]) -> str:
+    if mark:
+        return f"it is of {mark.get(WRITTEN_BY)}"
+    if (folder / ".git").exists():
+        return "it is a git repository"
+    if (folder / "modules.json").is_file() or (folder / "config.json").is_file():
+        return "it is a model of another program"
+    return f"it holds {min(entry.name for entry in folder.iterdir())}"
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

@@ -1,0 +1,1 @@
+"""Making a generator, and using one ahead of training."""

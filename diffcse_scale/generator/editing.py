@@ -1,0 +1,108 @@
+"""Edits ahead of time: the generator's work on a whole corpus, done once and kept in the cache."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from torch import multiprocessing
+from tqdm import tqdm
+
+from diffcse_scale.foundation.durable import write_durably
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.randomness import derive_seed
+from diffcse_scale.model.backbone import load_tokenizers, without_weights
+from diffcse_scale.model.generator import load_generator
+from diffcse_scale.recipe import Recipe
+from diffcse_scale.text.batches import make_chunk, padding_id
+from diffcse_scale.text.cache import locked, workers
+from diffcse_scale.text.corruption import Corruption
+from diffcse_scale.text.edits import edits_folder, name_of, versions_there
+from diffcse_scale.text.tokenizers import Tokenizers
+from diffcse_scale.text.tokens import TokenizedCorpus, tokenize
+
+SENTENCES = 256  # the generator edits at once
+SORTED = 256 * SENTENCES  # sentences that are sorted by length together
+
+
+def make_edits(recipe: Recipe, tokenizers: Tokenizers) -> TokenizedCorpus:
+    """Tokenize the corpus, and make the versions that `objective.edits` asks for and are not there yet.
+
+    A process a GPU, or `data.workers` on the CPU. Every token is drawn with numbers that belong to its sentence, column
+    and version alone, so that the files do not depend on how the work is shared.
+
+    Raises:
+        InputError: as `tokenize` and `load_generator`; or the recipe has no RTD.
+    """
+    if recipe.objective.rtd_weight == 0 or recipe.model.generator is None:
+        raise InputError("There is nothing to edit: objective.rtd_weight is 0; leave --edits out.")
+    with without_weights():  # what it refuses is told before anything is done
+        load_generator(_editing(recipe), tokenizers, torch.device("meta"))
+    tokens = tokenize(recipe.data, tokenizers.streams, seed=recipe.seed)
+    folder, wanted = edits_folder(tokens, recipe), recipe.objective.edits or 0
+    with locked(folder):
+        there = versions_there(folder)
+        if there >= wanted:
+            return tokens
+        folder.mkdir(exist_ok=True)
+        for version in range(there, wanted):
+            for column in range(tokens.columns):
+                size = (tokens.size(column, _stream(tokens)),)
+                open_memmap(folder / name_of(version, column), mode="w+", dtype=np.int32, shape=size)
+        devices = torch.cuda.device_count()
+        processes = devices or workers(recipe.data)
+        multiprocessing.spawn(_work, (processes, recipe, folder, there, wanted), nprocs=processes)
+        write_durably(json.dumps({"versions": wanted}), folder / "facts.json")
+    return tokens
+
+
+def _work(worker: int, count: int, recipe: Recipe, folder: Path, first: int, stop: int) -> None:
+    """Every `count`-th run of sentences of about one length, in all versions."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    device = torch.device("cuda", worker) if torch.cuda.is_available() else torch.device("cpu")
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // count))
+    tokenizers = load_tokenizers(recipe.model)
+    tokens = tokenize(recipe.data, tokenizers.streams, seed=recipe.seed, main=False)
+    generator = load_generator(_editing(recipe), tokenizers, device)
+    assert generator is not None
+    tokenizer, stream = tokenizers.discriminator, _stream(tokens)
+    corruption = Corruption.of(tokenizer, recipe.objective.masking_ratio, derive_seed(recipe.seed, "corruption"))
+    padding = padding_id(tokenizer)
+    for column in range(tokens.columns):
+        for version in tqdm(range(first, stop), desc="editing", unit="version", disable=None if worker == 0 else True):
+            written = np.load(folder / name_of(version, column), mmap_mode="r+")
+            for run in itertools.islice(_runs(tokens, column), worker, None, count):
+                lengths = tokens.lengths(column, run, stream)
+                ids = tokens.padded(run, column, int(lengths.max()), padding, stream)[:, None]
+                rows = (version * len(tokens) + run[:, None]) * tokens.columns + column
+                chunk = make_chunk([(ids, lengths[:, None])], rows, corruption, packed=True).to(device)
+                edited = generator.edit(chunk)[:, 0].cpu().numpy()
+                for sentence, length, row in zip(run.tolist(), lengths.tolist(), edited, strict=True):
+                    written[tokens.place(sentence, column, stream)] = row[:length]
+            written.flush()
+
+
+def _runs(tokens: TokenizedCorpus, column: int) -> Iterator[NDArray[np.int64]]:
+    """All sentences, in runs of about one length; sorted a part of the corpus at a time, which alone is in memory."""
+    for start in range(0, len(tokens), SORTED):
+        part = np.arange(start, min(start + SORTED, len(tokens)))
+        order = part[np.argsort(tokens.lengths(column, part, _stream(tokens)), kind="stable")]
+        yield from np.split(order, range(SENTENCES, len(order), SENTENCES))
+
+
+def _stream(tokens: TokenizedCorpus) -> int:
+    """The tokens that generator and discriminator share: the last."""
+    return tokens.streams - 1
+
+
+def _editing(recipe: Recipe) -> Recipe:
+    """The recipe of a run that edits while it trains."""
+    objective = recipe.objective.model_copy(update={"edits": None})
+    return recipe.model_copy(update={"objective": objective})

@@ -1,0 +1,86 @@
+"""A WordPiece vocabulary learnt from the text itself."""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Iterator
+from itertools import accumulate
+
+import datasets
+from tokenizers import Tokenizer
+from tokenizers.trainers import WordPieceTrainer
+from transformers import BertTokenizer
+
+from diffcse_scale.foundation.durable import write_durably
+from diffcse_scale.recipe import DataRecipe
+from diffcse_scale.text.cache import cache_folder, fingerprint, locked
+from diffcse_scale.text.corpus import corpus_fingerprint, read_corpus
+
+# part of every cached name: raise it when the way of learning changes
+FORMAT = 1
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
+
+
+def wordpiece_of(
+    data: DataRecipe, vocab_size: int, lowercase: bool = True, character_coverage: float = 0.9995
+) -> BertTokenizer:
+    """A tokenizer of BERT's form with at most `vocab_size` entries, learnt on a corpus, or learnt before.
+
+    Every rank calls it: one learns, and all read from the cache.
+
+    Args:
+        lowercase: also removes accents, as bert-base-uncased does.
+        character_coverage: share of the text that the characters of the vocabulary spell. The rest becomes
+            [UNK]: each rare character would cost two entries, and a web corpus has thousands.
+    """
+    name = fingerprint(FORMAT, corpus_fingerprint(data), data.limit, vocab_size, lowercase, character_coverage)
+    file = cache_folder(data) / f"wordpiece-{name}.json"
+    with locked(file):
+        if not file.is_file():
+            corpus, _ = read_corpus(data)
+            columns = [corpus.select_columns(column).rename_column(column, "text") for column in corpus.column_names]
+            text = datasets.concatenate_datasets(columns)
+            write_durably(json.dumps(_learn(text, vocab_size, lowercase, character_coverage)), file)
+    return BertTokenizer(vocab=json.loads(file.read_text(encoding="utf-8")), do_lower_case=lowercase)
+
+
+def _learn(text: datasets.Dataset, vocab_size: int, lowercase: bool, character_coverage: float) -> dict[str, int]:
+    """Tokens and their numbers, in the order of these, from the column `text`."""
+    backend = BertTokenizer(do_lower_case=lowercase).backend_tokenizer
+    characters, continuing = _characters(text, backend)
+    counts = sorted(characters.values(), reverse=True)
+    wanted = character_coverage * sum(counts)
+    rarest = next(count for count, covered in zip(counts, accumulate(counts), strict=True) if covered >= wanted)
+    alphabet = {character for character, count in characters.items() if count >= rarest}
+    # The trainer numbers the characters inside words in the order of a hash table and breaks ties by number, so that
+    # each run learns another vocabulary (tokenizers issue 1794). Named beforehand, they have the same numbers always.
+    inside = [f"##{character}" for character in sorted(continuing & alphabet)]
+    trainer = WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS + inside,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_batches(text), trainer=trainer, length=len(text))
+    return dict(sorted(backend.get_vocab().items(), key=lambda entry: entry[1]))
+
+
+def _characters(text: datasets.Dataset, backend: Tokenizer) -> tuple[collections.Counter[str], set[str]]:
+    """How often each character occurs, and those that occur after the first of a word."""
+    words: collections.Counter[str] = collections.Counter()
+    for sentences in _batches(text):
+        words.update(backend.normalizer.normalize_str(" ".join(sentences)).split())
+    characters: collections.Counter[str] = collections.Counter()
+    continuing: set[str] = set()
+    for word, count in words.items():
+        for piece, _ in backend.pre_tokenizer.pre_tokenize_str(word):
+            continuing.update(piece[1:])
+            for character in piece:
+                characters[character] += count
+    return characters, continuing
+
+
+def _batches(text: datasets.Dataset) -> Iterator[list[str]]:
+    for rows in text.iter(batch_size=10_000):
+        yield rows["text"]

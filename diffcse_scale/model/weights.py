@@ -1,0 +1,153 @@
+"""What a network has is what its files have: nothing missing, nothing without a place, nothing that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from diffcse_scale.distributed import gather_objects, rank
+from diffcse_scale.foundation.errors import InputError
+
+# what models are published with for other tasks, beside the network that makes token vectors
+HEADS = ("cls", "lm_head", "head", "score", "classifier", "qa_outputs", "predictions", "mlp", "vocab_projector")
+
+
+@contextmanager
+def weights_checked() -> Iterator[None]:
+    """Inside, no transformers network is loaded with weights that its files do not have.
+
+    transformers starts missing weights at random and warns. In most commands sentence-transformers calls it, and some
+    of its modules load several networks: the check is therefore in `from_pretrained` itself. Weights that are not
+    finite are left to `check_finite`.
+
+    Raises:
+        InputError: weights are missing, have another shape, or have no place in the network.
+    """
+    method = vars(PreTrainedModel)["from_pretrained"]
+    plain = method.__func__
+
+    def from_pretrained(cls: Any, name: str, *arguments: Any, **options: Any) -> Any:
+        asked = options.get("output_loading_info", False)
+        # sizes that differ are told by us, in a sentence; no option of a model folder may ask for unpickling
+        options.update(output_loading_info=True, ignore_mismatched_sizes=True, weights_only=True)
+        added = (options.get("adapter_kwargs") or {}).get("_adapter_model_path", name)
+        model, report = plain(cls, name, *arguments, **options)
+        if adapters := getattr(model, "peft_config", None):
+            # the report is that of the adapters; their base, whose report is lost, is looked at without its data
+            _check(model, report, str(added), tolerated=())
+            if not Path(name, "config.json").is_file():
+                (name,) = {adapter.base_model_name_or_path for adapter in adapters.values()}
+            options.update(config=model.config, device_map={"": "meta"}, adapter_kwargs={"subfolder": "no adapters"})
+            _, report = plain(cls, name, *arguments, **options)
+        _check(model, report, str(name), tolerated=_heads(model, report["unexpected_keys"]))
+        if any("pooler" in key.split(".") for key in report["missing_keys"]):
+            without_pooler(model)
+        return (model, report) if asked else model
+
+    PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+    try:
+        yield
+    finally:
+        PreTrainedModel.from_pretrained = method
+
+
+def without_pooler(backbone: PreTrainedModel) -> PreTrainedModel:
+    """The same backbone, less the pooler that some families make."""
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None
+    return backbone
+
+
+def check_finite(network: nn.Module, name: str) -> None:
+    """Refuse weights that are not finite.
+
+    Raises:
+        InputError: names the first of them.
+    """
+    state = network.state_dict(keep_vars=True)
+    found = [key for key, tensor in state.items() if not _finite(_own_part(tensor))]
+    if any(hasattr(tensor, "ds_tensor") for tensor in state.values()):
+        # only one rank may have seen it, and the others would wait for that one
+        found = sorted(set().union(*gather_objects(found)))
+    if found:
+        raise InputError(
+            f"Model {name} has weights that are not finite numbers: {found[0]} ({len(found)} such in all); give an "
+            "undamaged copy of it."
+        )
+
+
+def why_unreadable(error: Exception) -> str:
+    """The reason that a library gives for not loading a model, as the end of a sentence."""
+    if isinstance(error, UnpicklingError):
+        return "its .bin file holds Python objects beside weights, which are not unpickled; give it as safetensors"
+    return (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".")
+
+
+def _check(model: PreTrainedModel, report: dict[str, Any], name: str, tolerated: Collection[str]) -> None:
+    """Refuse what `report` says of loading; the pooler is one that we never use."""
+    needs = type(model).__name__
+    if missing := _without_poolers(report["missing_keys"]):
+        raise InputError(
+            f"Model {name} has no trained weights for {missing[0]} ({len(missing)} such in all), which {needs} needs; "
+            "choose a model that was trained as one."
+        )
+    if mismatched := _without_poolers({key: sizes for key, *sizes in report["mismatched_keys"]}):
+        stored, expected = next(sizes for key, *sizes in report["mismatched_keys"] if key == mismatched[0])
+        raise InputError(
+            f"Model {name} has weights of another shape than its configuration: {mismatched[0]} is {list(stored)}, not "
+            f"{list(expected)} ({len(mismatched)} such in all); give it the config.json that belongs to them."
+        )
+    if unexpected := _without_poolers(set(report["unexpected_keys"]) - set(tolerated)):
+        raise InputError(
+            f"Model {name} has weights that {needs} has no place for: {unexpected[0]} ({len(unexpected)} such in "
+            "all); give it the config.json that belongs to them."
+        )
+
+
+def _without_poolers(keys: Collection[str]) -> list[str]:
+    return sorted(key for key in keys if "pooler" not in key.split("."))
+
+
+def _heads(model: PreTrainedModel, keys: Collection[str]) -> list[str]:
+    """Those of `keys` that belong to a head, which other tasks put on top of this network."""
+    body = model.base_model
+    inside = {model.base_model_prefix, *(name for name, _ in body.named_children())}
+    of_this_class = body is model and type(model).__name__ in (model.config.architectures or [])
+    heads = [key for key in keys if key.split(".")[0] not in inside]
+    return [key for key in heads if not of_this_class or key.split(".")[0] in HEADS]
+
+
+def _own_part(tensor: Tensor) -> Tensor:
+    """The values that this rank holds: all, or those of its part under ZeRO-3, less what fills up the last part."""
+    part = getattr(tensor, "ds_tensor", None)
+    if part is None:
+        return tensor
+    if part.numel() != part.ds_numel:  # on a disk
+        return part[:0]
+    return part[: max(0, tensor.ds_numel - rank() * part.numel())]  # type: ignore[attr-defined]
+
+
+def _finite(tensor: Tensor) -> bool:
+    """In one read and without a copy: extremes are NaN where any value is."""
+    if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
+        return True
+    values = tensor.float() if tensor.element_size() == 1 else tensor
+    return bool(torch.isfinite(torch.stack(values.aminmax())).all())
+
+
+def cast_parameters(network: nn.Module, dtype: torch.dtype) -> None:
+    """Hold the floating-point parameters in `dtype`.
+
+    Buffers keep theirs: frequencies of rotary positions that are rounded to bfloat16 are off by whole turns at late
+    positions, and running statistics lose what a step adds.
+    """
+    for parameter in network.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)

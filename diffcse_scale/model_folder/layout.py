@@ -1,0 +1,67 @@
+"""What lies in the folder of a model, and where the model of a run lies. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import get_args
+
+from diffcse_scale.foundation import run_files
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.run_files import CURVES
+from diffcse_scale.recipe import Pooling
+
+MODULES_FILE, TRANSFORMER_FILE, CARD = "modules.json", "sentence_bert_config.json", "README.md"
+ABOUT_FILE = "config_sentence_transformers.json"
+FILES = (
+    *("config.json", "generation_config.json", MODULES_FILE, TRANSFORMER_FILE, ABOUT_FILE, CARD, CURVES),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("adapter_config.json", "adapter_model.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.txt", "vocab.json", "merges.txt", "*.model"),
+    *("[0-9]*_*/config.json", "[0-9]*_*/model.safetensors", "onnx/model*.onnx", "onnx/model*.onnx_data"),
+)
+"""Names of the files of a model, as `fnmatch` reads them: what an export may write, and replaces."""
+
+
+def model_folder(path: str | Path) -> Path:
+    """The folder of a model: `path` itself, or the `model` of the run that `path` is.
+
+    Raises:
+        InputError: there is no such folder, no model in it, or the run has not finished.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"Model folder {path} does not exist; none is downloaded.")
+    if (folder / run_files.RECIPE).is_file():
+        if not (folder / run_files.MODEL / MODULES_FILE).is_file():
+            raise InputError(f"The run in {path} has no model yet; `diffcse-scale status {path}` tells how far it is.")
+        return folder / run_files.MODEL
+    if not (folder / MODULES_FILE).is_file() and not (folder / "config.json").is_file():
+        raise InputError(f"{path} holds no model: neither {MODULES_FILE} nor config.json is there.")
+    return folder
+
+
+def run_of(model: str | Path) -> Path | None:
+    """The run whose result the model folder is, or None."""
+    folder = Path(model).expanduser().absolute()
+    candidates = [folder, *([folder.parent] if folder.name == run_files.MODEL else [])]
+    return next((run for run in candidates if (run / run_files.RECIPE).is_file()), None)
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a file of this relative name is one of `FILES`."""
+    return any(name.count("/") == pattern.count("/") and fnmatchcase(name, pattern) for pattern in FILES)
+
+
+def module_names(folder: Path) -> list[str]:
+    """The classes of an exported folder's modules, in order: Transformer, Pooling, ..."""
+    modules = json.loads((folder / MODULES_FILE).read_text(encoding="utf-8"))
+    return [module["type"].rpartition(".")[2] for module in modules]
+
+
+def check_pooling(name: str | None) -> None:
+    """Raises InputError unless there is a pooling of this name, or none is asked for."""
+    if name is not None and name not in (known := get_args(Pooling)):
+        raise InputError(f"There is no pooling {name!r}; there are {', '.join(known)}.")

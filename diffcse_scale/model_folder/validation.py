@@ -1,0 +1,67 @@
+"""An export is read again before it gets its name: its weights are whole, and its vectors are those of its source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+from diffcse_scale.embedded.grammar import training_sentences
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model_folder.load import load_model
+
+Vectors = NDArray[np.float32]
+TOLERANCE = 1e-5
+
+
+@torch.inference_mode()
+def expected_vectors(source: Path, max_length: int | None, projection: nn.Module | None, normalize: bool) -> Vectors:
+    """What an export is to give for the probe sentences, computed with the source itself and plain PyTorch.
+
+    Raises:
+        InputError: the source cannot be loaded, or the projection is of another width.
+    """
+    model, _ = load_model(source)
+    if max_length is not None:
+        model.max_seq_length = max_length
+    vectors = torch.from_numpy(_probe(model))
+    if projection is not None:
+        try:
+            vectors = projection(vectors)
+        except RuntimeError as error:
+            raise InputError(f"The projection of the run does not fit the model in {source}: {error}.") from error
+    return (nn.functional.normalize(vectors) if normalize else vectors).numpy()
+
+
+def check_export(fresh: Path, source: Path, expected: Vectors) -> SentenceTransformer:
+    """Load what was written, and compare the vectors of the probe sentences.
+
+    Raises:
+        InputError: a component differs by more than `TOLERANCE`, relative to the largest where that is more than 1.
+    """
+    model, _ = load_model(fresh)
+    found = _probe(model)
+    same = found.shape == expected.shape
+    difference = largest_difference(found, expected) if same else float("inf")
+    if not difference <= TOLERANCE:
+        raise InputError(
+            f"The export gives other vectors than the model in {source} (they differ by {difference:.1e}, allowed is "
+            f"{TOLERANCE:.0e}); nothing was written."
+        )
+    return model
+
+
+def largest_difference(found: Vectors, expected: Vectors) -> float:
+    """Of any component; relative to the largest component where that is more than 1."""
+    return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
+
+
+def _probe(model: SentenceTransformer) -> Vectors:
+    """[n, dimension] in float32 on the CPU, of texts of one and of many sentences."""
+    texts = training_sentences(40, seed=0)
+    vectors: Vectors = model.to("cpu").float().encode([*texts[:7], " ".join(texts)], show_progress_bar=False)
+    return vectors

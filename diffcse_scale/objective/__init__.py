@@ -1,0 +1,1 @@
+"""The objective, a term a file. Nothing here knows of DeepSpeed."""

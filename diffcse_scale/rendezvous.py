@@ -1,0 +1,141 @@
+"""How ranks meet: the store that they find each other in, and the process group they form there."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from diffcse_scale.distributed import CONTROL_PATIENCE, world_size
+from diffcse_scale.foundation.environment import host_name
+from diffcse_scale.foundation.errors import InputError, first_line
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now, for a rendezvous."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+_store: dist.Store | None = None
+
+
+def join(backend: str, seconds: float, device: torch.device | None = None) -> None:
+    """Meet the other ranks that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT speak of, and form the process group.
+
+    Args:
+        seconds: how long to wait for them; twice that long a collective on devices waits.
+        device: bound to this rank, where the backend wants to know it.
+
+    Raises:
+        InputError: not all have come (names those that are missing), or one has come twice.
+        DistNetworkError: this is rank 0 and cannot listen.
+    """
+    global _store
+    if dist.is_initialized():
+        return
+    number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    # torchrun's agent listens itself, and goes on to do so when it starts the ranks again
+    listens = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    address, port, patience = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=seconds)
+    try:
+        shared = dist.TCPStore(address, port, is_master=listens, timeout=patience, wait_for_workers=False)
+    except dist.DistError as error:
+        if listens:
+            raise
+        raise InputError(
+            f"Rank {number} on {host_name()} found nobody at {place} within {seconds:.0f} seconds "
+            f"({first_line(error)}); see whether rank 0 started there, and whether this machine reaches it."
+        ) from None
+    store = dist.PrefixStore(f"attempt {attempt}", shared)
+    names = [f"host of rank {other}" for other in range(count)]
+    if store.add(f"arrivals of rank {number}", 1) > 1:
+        raise InputError(
+            f"Rank {number} has come twice to {place}, now from {host_name()}; RANK must be another on every process, "
+            "and MASTER_PORT on every run."
+        )
+    store.set(names[number], host_name())
+    try:
+        store.wait(names, patience)
+    except dist.DistError:
+        missing = ", ".join(str(other) for other, name in enumerate(names) if not store.check([name]))
+        raise InputError(
+            f"Only some of the {count} ranks came within {seconds:.0f} seconds: missing is {missing}; see whether "
+            "their nodes started them, or ask for fewer."
+        ) from None
+    group = dist.PrefixStore("group", store)
+    bind_to_the_masters_network()
+    # whoever watches over hung ranks names the silent one after `seconds`; a collective's own patience comes after
+    timeout = CONTROL_PATIENCE if backend == "gloo" else 2 * patience
+    bound = device if count > 1 else None
+    dist.init_process_group(backend, timeout=timeout, store=group, rank=number, world_size=count, device_id=bound)
+    _store = store
+
+
+# each is set to the number of nodes by somebody who starts ranks on several: SLURM, DeepSpeed, torchrun
+NODES = ("SLURM_JOB_NUM_NODES", "CROSS_SIZE", "GROUP_WORLD_SIZE")
+NETWORK = "GLOO_SOCKET_IFNAME"
+
+
+def bind_to_the_masters_network() -> None:
+    """Have gloo listen on the interface that reaches MASTER_ADDR, unless the user has named one.
+
+    Left alone it listens where the host's own name points to, which on many machines is 127.0.1.1.
+    """
+    if NETWORK in os.environ or all(int(os.environ.get(name) or 1) == 1 for name in NODES):
+        return
+    # on the master's own node its name may point to the loopback: then the interface of all else
+    for address in (os.environ["MASTER_ADDR"], ANYWHERE):
+        if (name := interface_to(address)) not in (None, "lo"):
+            os.environ[NETWORK] = str(name)
+            return
+
+
+ANYWHERE = "192.0.2.1"  # an address of nobody (RFC 5737)
+
+
+def interface_to(host: str) -> str | None:
+    """The interface by which packets to `host` would leave; nothing is sent. None if it is not reached."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)
+            mine = probe.getsockname()[0]
+    except OSError:
+        return None
+    # an address of the loopback's network is the loopback's, whichever of them it is
+    wanted = "127.0.0.1" if mine.startswith("127.") else mine
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, addresses in interfaces if any(a.address == wanted for a in addresses)), None)
+
+
+# what asking the store of a rank that has left may raise
+STORE_ERRORS = (dist.DistError, RuntimeError)
+Store = dist.Store
+
+
+def leave(alone: bool = False) -> None:
+    """Leave the process group while Python is whole.
+
+    gloo's threads hold the tensors of its last operation for a moment longer. One that lets go of them while Python
+    ends aborts the process, and a run that has finished exits with -6.
+
+    Args:
+        alone: the other ranks may not be leaving: NCCL would wait for them.
+    """
+    global _store
+    if dist.is_initialized() and not (alone and dist.get_backend() == "nccl"):
+        dist.destroy_process_group()
+        _store = None
+
+
+def control_store() -> dist.Store | None:
+    """A connection of its own to what all ranks can read and write, for a thread; None for a single process."""
+    return None if _store is None or world_size() == 1 else _store.clone()  # type: ignore[attr-defined]

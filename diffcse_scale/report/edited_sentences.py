@@ -1,0 +1,129 @@
+"""What a run's trained discriminator thinks of a few edited sentences, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from diffcse_scale.checkpoints.manifest import checkpoint_name, checkpoint_steps
+from diffcse_scale.checkpoints.resharding import load_weights
+from diffcse_scale.foundation import run_files
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model.backbone import load_tokenizers
+from diffcse_scale.model.build import build_model
+from diffcse_scale.model.generator import Generator, load_generator
+from diffcse_scale.model.networks import DiffCSENetworks
+from diffcse_scale.recipe import Recipe
+from diffcse_scale.runs.read import Run
+from diffcse_scale.text.batches import collate
+from diffcse_scale.text.tokenizers import Tokenizers
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of an edited sentence.
+
+    Attributes:
+        original: what stood there; None if the token was kept.
+        probability: of having been replaced, by the discriminator.
+    """
+
+    text: str
+    original: str | None
+    probability: float
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the generator wrote something else than what stood there."""
+        return self.original is not None
+
+    @property
+    def right(self) -> bool:
+        """Whether the discriminator takes it for what it is."""
+        return (self.probability > 0.5) == self.replaced
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A run's discriminator on some sentences.
+
+    Attributes:
+        step: of the checkpoint that it was read from.
+        sentences: the tokens of each, special ones left out.
+        problem: why there is none; empty if there is.
+    """
+
+    run: int
+    step: int
+    sentences: list[list[Token]]
+    problem: str = ""
+
+    def count(self, replaced: bool, right: bool) -> int:
+        """Tokens of all sentences."""
+        tokens = [token for sentence in self.sentences for token in sentence]
+        return sum(token.replaced == replaced and token.right == right for token in tokens)
+
+
+def judgements(runs: Sequence[Run], sentences: Sequence[Sequence[str]]) -> list[Judgement]:
+    """Of every run on the sentences that are given for it; runs with one generator judge the same edits."""
+    return [_judgement(number, run, own) for number, (run, own) in enumerate(zip(runs, sentences, strict=True))]
+
+
+def _judgement(number: int, run: Run, sentences: Sequence[str]) -> Judgement:
+    def without(problem: str) -> Judgement:
+        return Judgement(number, 0, [], problem)
+
+    if run.recipe.objective.rtd_weight == 0:
+        return without("This run has no discriminator: objective.rtd_weight is 0.")
+    steps = checkpoint_steps(run.path / run_files.CHECKPOINTS)
+    if not steps:
+        return without(
+            "The discriminator is in checkpoints only, and this run has none "
+            f"(checkpoint_every is {run.recipe.checkpoint_every}, and there is none of the last step)."
+        )
+    if not sentences:
+        return without("There are no sentences to edit; --sentences or --data names some.")
+    folder = run.path / run_files.CHECKPOINTS / checkpoint_name(steps[-1])
+    try:
+        tokenizers = load_tokenizers(run.recipe.model)
+        # a seed of its own, so that runs of several seeds judge the same edits
+        generator = load_generator(run.recipe.model_copy(update={"seed": 0}), tokenizers, torch.device("cpu"))
+        model = build_model(run.recipe, tokenizers).eval()
+        load_weights(model, folder)
+    except InputError as error:
+        return without(f"The discriminator cannot be read: {error}")
+    assert generator is not None, "rtd_weight is not 0"
+    return Judgement(number, steps[-1], judge(sentences, model, generator, tokenizers, run.recipe))
+
+
+@torch.no_grad()
+def judge(
+    sentences: Sequence[str], model: DiffCSENetworks, generator: Generator, tokenizers: Tokenizers, recipe: Recipe
+) -> list[list[Token]]:
+    """Edit sentences as in training, and ask the discriminator; `model` is in eval mode."""
+    limit = {"truncation": True, "max_length": recipe.data.max_length}
+    streams = [[tokenizer(list(sentences), **limit)["input_ids"]] for tokenizer in tokenizers.streams]
+    chunk = replace(collate(streams, tokenizers, recipe.objective.masking_ratio, seed=0), seed=0)
+    edited, originals, mask = generator.edit(chunk)[:, 0], chunk.original_ids[:, 0], chunk.original_mask[:, 0]
+    hidden = model.discriminator(edited, mask, model.project(model.encode(chunk)))
+    rows = zip(originals, edited, model.rtd_head.probability(hidden), mask.bool(), strict=True)
+    return [_tokens(tokenizers.discriminator, *(values[real].tolist() for values in row)) for *row, real in rows]
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, originals: list[int], edited: list[int], probabilities: list[float]
+) -> list[Token]:
+    special = set(tokenizer.all_special_ids)
+    return [
+        Token(_text(tokenizer, now), None if now == before else _text(tokenizer, before), probability)
+        for before, now, probability in zip(originals, edited, probabilities, strict=True)
+        if before not in special
+    ]
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """A token for people: bytes and marks of word beginnings decoded."""
+    return tokenizer.decode([token]).strip() or tokenizer.convert_ids_to_tokens(token)

@@ -1,0 +1,292 @@
+"""The folder of one run: who may write there, and what is said of it. `foundation/run_files.py` names what is in it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import yaml
+from filelock import FileLock, Timeout
+
+from diffcse_scale.checkpoints.manifest import newest_step
+from diffcse_scale.distributed import barrier, broadcast_object, is_main
+from diffcse_scale.foundation.durable import write_durably
+from diffcse_scale.foundation.environment import environment
+from diffcse_scale.foundation.errors import InputError, RunEnded, exit_code_of
+from diffcse_scale.foundation.exit_codes import ExitCode
+from diffcse_scale.foundation.run_files import (
+    BEST,
+    CHECKPOINTS,
+    CURVES,
+    HANG,
+    INCARNATIONS,
+    LOCK,
+    METRICS,
+    MODEL,
+    RECIPE,
+    RECORD,
+    RESULT,
+    STATUS,
+    STOP,
+)
+from diffcse_scale.recipe import Recipe
+from diffcse_scale.runs.incarnation import Incarnation, Ownership, incarnations, makes_no_progress
+from diffcse_scale.runs.metrics_file import MetricsFile
+from diffcse_scale.runs.status import ENDED, StatusFile
+
+# fields that may change when a run is resumed: they do not touch the result
+FREE_TO_CHANGE = (
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "checkpoint_background",
+    "max_skipped_steps",
+    "data.workers",
+    "data.cache_dir",
+)
+
+# what a start leaves behind that has not got as far as writing recipe.yaml; status.tmp, one of an earlier version
+TRACES = (
+    *(LOCK, INCARNATIONS, STATUS, f"{STATUS}.tmp", "status.tmp", STOP, HANG),
+    *(RECORD, f"{RECORD}.tmp", f"{RECIPE}.tmp"),
+)
+# seconds after its last heartbeat for which a run on another machine counts as alive
+ALIVE = 60.0
+
+# a new run; the one that is there; whichever of the two it takes; the one that is there, without going on with it
+Start = Literal["new", "resume", "auto", "replay"]
+
+
+class FolderInUse(InputError):
+    """Another process writes there."""
+
+
+class RunDirectory:
+    """Paths of a run; opening one refuses to touch another run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / CHECKPOINTS
+        self.model = path / MODEL
+        self.hang = path / HANG
+        self.curves = path / CURVES
+        self.stop_file = path / STOP
+        self.metrics = MetricsFile(path / METRICS)
+        self.status = StatusFile(None)
+        self.begun = False  # whether there is something to resume
+        self.replays = False  # whether nothing is to be written but what a replay finds
+        self.ownership: Ownership | None = None  # this process's, on the main rank
+        self.lock: FileLock | None = None  # held by the main rank as long as this object lives
+
+    def best(self, step: int) -> Path:
+        """Where the encoder lies that was the best after `step`."""
+        return self.path / BEST / f"step-{step:08d}"
+
+    @classmethod
+    def open(cls, path: str | None, recipe: Recipe, start: Start) -> RunDirectory:
+        """Create the folder of a new run, or find that of a run to resume. Called on every rank.
+
+        Args:
+            path: None means `runs/<recipe name>`, numbered if that is taken by another run.
+
+        Raises:
+            InputError: the folder holds a run and `start` is "new", holds none and it is "resume", or holds another
+                recipe's run (names what differs); another process writes there.
+            RunEnded: the run has finished and `start` is "auto", or its job was requeued twice from the same step.
+        """
+        answer: Any = None
+        run: RunDirectory | None = None
+        if is_main():
+            try:
+                run = _open(path, recipe, start)
+                answer = str(run.path), run.begun, run.replays
+            except (InputError, RunEnded) as error:
+                answer = error
+            except OSError as error:
+                folder = path or f"runs/{recipe.name}"
+                answer = InputError(f"Output folder {folder} cannot be read or written: {error.strerror or error}.")
+        answer = broadcast_object(answer)  # one rank looks, all leave together
+        if isinstance(answer, InputError | RunEnded):
+            raise answer
+        if run is None:
+            run = cls(Path(answer[0]))
+            run.begun, run.replays = answer[1:]
+        return run
+
+    def owned(self) -> bool:
+        """Whether no later incarnation has taken the run over. On the main rank alone."""
+        return self.replays or (self.ownership is not None and self.ownership.lasts())
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        """The last word of `status.json`: how a run ended early, and why."""
+        if error is None:
+            return
+        code, message = exit_code_of(error), str(error) or type(error).__name__
+        if code.state == "failed":
+            self.failed(message, code)
+        elif code.state == "stopped" and is_main():  # every rank leaves so
+            self.status.update(now=True, state=code.state, message=message, exit_code=code)
+
+    def failed(self, message: str, exit_code: ExitCode) -> None:
+        """Say in `status.json` that the run has failed, from any rank: the main one may be what has failed."""
+        if self.replays:
+            return
+        status = self.status if is_main() else StatusFile.found(self.path / STATUS)
+        status.update(now=True, state=exit_code.state, message=message.splitlines()[0], exit_code=exit_code)
+
+    def describe(self, recipe: Recipe, **facts: Any) -> None:
+        """Write `recipe.yaml` and `run.json`: from now on the folder holds a run. Called on every rank.
+
+        A resumed run may have another shape: its facts are appended to those that it began with.
+
+        Raises:
+            InputError: on resume, the corpus or the precision is not that of the run.
+            RunEnded: a later incarnation has taken the run over.
+        """
+        record = self.path / RECORD
+        written = {"command": " ".join(sys.argv), **facts, "environment": environment()}
+        if self.replays:
+            return
+        if not broadcast_object(self.owned() if is_main() else None):
+            raise RunEnded(f"A later incarnation has taken over {self.path}.", ExitCode.SUPERSEDED)
+        if self.begun:
+            begun = json.loads(record.read_text(encoding="utf-8"))
+            for name in ("data_fingerprint", "precision"):
+                if begun[name] != facts[name]:
+                    raise InputError(
+                        f"{self.path} cannot be resumed: its {name.replace('_', ' ')} was {begun[name]}, now it is "
+                        f"{facts[name]}; restore it or give another --output."
+                    )
+            written = {**begun, "resumed": [*begun.get("resumed", []), written]}
+        if is_main():
+            write_durably(json.dumps(written, indent=1), record)
+            if not self.begun:
+                text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+                write_durably(text, self.path / RECIPE)
+        barrier()
+
+    def finish(self, **result: Any) -> None:
+        """Write `result.json`, the mark of a finished run."""
+        write_durably(json.dumps(result, indent=1), self.path / RESULT)
+        self.status.update(now=True, state=ExitCode.FINISHED.state, seconds_left=0, exit_code=ExitCode.FINISHED)
+
+
+def _open(path: str | None, recipe: Recipe, start: Start) -> RunDirectory:
+    if path is not None or start != "new":
+        return _claim(Path(path or f"runs/{recipe.name}"), recipe, start)
+    for number in itertools.count(1):
+        folder = Path(f"runs/{recipe.name}" if number == 1 else f"runs/{recipe.name}-{number}")
+        if not _occupied(folder):
+            try:
+                return _claim(folder, recipe, start)
+            except FolderInUse:
+                continue
+    raise AssertionError("unreachable")
+
+
+def _claim(folder: Path, recipe: Recipe, start: Start) -> RunDirectory:
+    saved = folder / RECIPE
+    begun = saved.is_file()
+    if start in ("resume", "replay") and not begun:
+        raise InputError(f"There is no run to {start} in {folder}; give its folder with --output.")
+    if start == "replay":
+        run = RunDirectory(folder)
+        run.begun = run.replays = True
+        return run
+    if begun:
+        _same_recipe(recipe, saved)
+        if start == "new":
+            raise InputError(
+                f"{folder} holds a run of this recipe; continue it with --resume or give another --output."
+            )
+        if (folder / RESULT).is_file():
+            message = f"The run in {folder} has finished; its model lies in {folder / MODEL}."
+            raise InputError(message) if start == "resume" else RunEnded(message, ExitCode.FINISHED)
+    elif _occupied(folder):
+        raise InputError(f"{folder} exists and is no run of this program; give another --output.")
+    now = Incarnation(step=newest_step(folder / CHECKPOINTS))
+    history = incarnations(folder / INCARNATIONS)
+    if makes_no_progress(history, now):
+        raise RunEnded(
+            f"Job {now.job} was requeued twice and stands at step {now.step} of {folder} again; make its time limit "
+            "longer, checkpoint_every smaller, or prepare the corpus before with slurm/prepare.sbatch.",
+            ExitCode.NO_PROGRESS,
+        )
+    run = RunDirectory(folder)
+    run.begun = begun
+    folder.mkdir(parents=True, exist_ok=True)
+    run.lock = _lock(folder, history[-1] if history else None, now)
+    run.ownership = Ownership(folder / INCARNATIONS, now)
+    run.metrics = MetricsFile(run.metrics.path, run.ownership.lasts)
+    if run.stop_file.exists() and run.stop_file.stat().st_mtime < psutil.Process().create_time():
+        run.stop_file.unlink()  # meant for the run before
+    restarts = len(history) if begun else 0
+    run.status = StatusFile(
+        folder / STATUS, run.ownership.lasts, state="preparing", job=now.job, restarts=restarts, step=now.step
+    )
+    run.status.update(now=True)
+    return run
+
+
+def _lock(folder: Path, owner: Incarnation | None, now: Incarnation) -> FileLock | None:
+    """One run, one writer: the lock, or None where a requeued job takes the run over from its older incarnation."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if owner is not None and now.succeeds(owner):
+            return None  # it may live on behind a dead node or network; it stops by itself
+        raise FolderInUse(
+            f"{folder} is being written by {owner or 'another process'}; wait for it or give another --output."
+        ) from None
+    # not every network file system takes locks across machines
+    if owner is not None and owner.host != now.host and not now.succeeds(owner):
+        seconds = _since_last_sign(folder)
+        if seconds is not None and seconds < ALIVE:
+            lock.release()
+            raise FolderInUse(
+                f"{folder} was being written by {owner} {seconds:.0f} seconds ago; stop it, or wait "
+                f"{ALIVE - seconds:.0f} seconds if it is dead, or give another --output."
+            )
+    return lock
+
+
+def _since_last_sign(folder: Path) -> float | None:
+    """Seconds since the owner's last heartbeat, by the file system's clock; None if it has ended or never wrote."""
+    try:
+        status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        if status["state"] in ENDED:
+            return None
+        (folder / LOCK).touch()
+        return max(0.0, (folder / LOCK).stat().st_mtime - (folder / STATUS).stat().st_mtime)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _occupied(folder: Path) -> bool:
+    """Whether something is there. A start that a mistake has stopped leaves traces, which are free."""
+    if not folder.is_dir():
+        return folder.exists()
+    # the first that a start writes are its incarnations: without them a run.json is another program's
+    free = TRACES if incarnations(folder / INCARNATIONS) else (LOCK, STOP, INCARNATIONS)
+    return any(entry.name not in free for entry in folder.iterdir())
+
+
+def _same_recipe(recipe: Recipe, saved: Path) -> None:
+    differences = [
+        line
+        for line in recipe.differences(yaml.safe_load(saved.read_text(encoding="utf-8")))
+        if line.split(":")[0] not in FREE_TO_CHANGE
+    ]
+    if differences:
+        raise InputError(
+            f"{saved.parent} holds a run of another recipe, which stays as it is; give another --output "
+            f"(this recipe has {'; '.join(differences)})."
+        )

@@ -1,0 +1,49 @@
+"""Every number of metrics.jsonl, those of the objective's terms included, in the order in which they are shown."""
+
+from __future__ import annotations
+
+from diffcse_scale.objective.metric import Metric
+from diffcse_scale.objective.objective import TERMS
+from diffcse_scale.recipe import ObjectiveRecipe
+
+# seconds of a log line's window by what they went to; those of an evaluation are in its own row
+TRAINING, WAITING, CHECKPOINTS, EVALUATION = (
+    "training_seconds",  # steps, the waiting for their batches included
+    "waiting_seconds",
+    "checkpoint_seconds",  # as far as training waited for them
+    "evaluation_seconds",
+)
+DEVELOPMENT = "dev_spearman"
+OF_EVALUATIONS = "dev_"  # begins the names of what an evaluation found
+
+_SPEED = "all devices; without evaluations"
+_ALL = (
+    Metric(DEVELOPMENT, "Development Spearman x 100", "evaluations", panel="development Spearman x 100"),
+    Metric("dev_spearman_cls"),
+    Metric("dev_spearman_mean"),
+    Metric("loss", "Loss", "InfoNCE + lambda x RTD", "loss", "{:.4f}", is_logarithmic=True),
+    *(term.metrics[0] for term in TERMS),
+    *(metric for term in TERMS for metric in term.metrics[1:]),
+    Metric("gradient_norm", "Gradient norm", "before clipping", "|g|", "{:.3f}", is_logarithmic=True),
+    Metric("learning_rate", "Learning rate", "", "lr", "{:.2e}"),
+    Metric("sentences_per_second", "Sentences per second", _SPEED, pattern="{:,.0f} sentences/s"),
+    Metric("real_tokens_per_second", "Real tokens per second", _SPEED, pattern="{:,.0f} tokens/s"),
+    Metric("padding_share", "Padding", "share of positions", "padding", "{:.1%}"),
+    Metric("peak_memory_gb", "Peak memory, GB", "largest of all ranks, since the start", "peak", "{:.2f} GB"),
+    # of accelerators only
+    Metric("peak_reserved_gb", "Reserved memory, GB", "peak of what the allocator held", "reserved", "{:.2f} GB"),
+    # drawn together, as the timing breakdown
+    *(Metric(name) for name in (TRAINING, WAITING, CHECKPOINTS, EVALUATION)),
+)
+METRICS = {metric.name: metric for metric in _ALL}
+
+
+def of_steps(statistics: set[str]) -> list[Metric]:
+    """Those that come from a step's statistics, where these are the ones that there are."""
+    terms = {metric for term in TERMS if term.name in statistics for metric in term.metrics}
+    return [metric for metric in METRICS.values() if metric.name == "loss" or metric in terms]
+
+
+def is_measured(name: str, recipe: ObjectiveRecipe) -> bool:
+    """Whether a number means anything in a run with this recipe: those of a term of weight 0 do not."""
+    return all(term.is_computed(recipe) for term in TERMS if name in {metric.name for metric in term.metrics})

@@ -1,0 +1,218 @@
+"""What a run reports: sums kept on the device, read once a log line."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import psutil
+import torch
+from torch import Tensor
+
+from diffcse_scale.distributed import all_max, all_mean, all_sum, gather_objects, rank, world_size
+from diffcse_scale.objective.metric import Metric
+from diffcse_scale.objective.objective import StepOutput
+from diffcse_scale.runs.metric_table import CHECKPOINTS, METRICS, TRAINING, WAITING, of_steps
+
+T = TypeVar("T")
+
+# the sums of a window in checkpoints of earlier commits, by position
+_EARLIER = (
+    "loss",
+    "contrastive",
+    "rtd",
+    "positive_cosine",
+    "negative_cosine",
+    ("rtd_real", "rtd_replaced", "rtd_right_on_replaced", "rtd_right_on_kept"),
+)
+_COUNTS = ("_steps", "_sentences", "_real_tokens", "_positions")
+
+
+class Window:
+    """Means over the steps since the last log line. Adding a step does not wait for the device."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._sums: dict[str, Tensor] = {}  # by the names of a step's statistics
+        self._steps = 0
+        self._sentences = self._real_tokens = self._positions = 0
+        self._since = time.perf_counter()
+        self._waited = self._checkpoints = 0.0
+
+    def add(self, output: StepOutput, sentences: int, real_tokens: int, positions: int) -> None:
+        """sentences: of the global batch; real_tokens and positions (padding included): of this rank."""
+        values = {"loss": output.loss, **output.statistics}
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._steps += 1
+        self._sentences += sentences
+        self._real_tokens += real_tokens
+        self._positions += positions
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that is not training: evaluations and checkpoints do not count in the rates."""
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
+
+    @contextmanager
+    def checkpointing(self) -> Iterator[None]:
+        """Within `paused`: time that a checkpoint takes."""
+        start = time.perf_counter()
+        yield
+        self._checkpoints += time.perf_counter() - start
+
+    def waiting(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; the time until each is there is counted."""
+        start = time.perf_counter()
+        for batch in batches:
+            self._waited += time.perf_counter() - start
+            yield batch
+            start = time.perf_counter()
+
+    def state(self) -> list[dict[str, Any]]:
+        """What a checkpoint keeps of a window that is not full, a rank an entry. Called on every rank.
+
+        Without it the rows of a resumed run would be means over fewer steps.
+        """
+        sums = {name: float(value) for name, value in self._sums.items()}
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        return gather_objects({"sums": sums, **counts})
+
+    def restore(self, state: Sequence[dict[str, Any]], device: torch.device) -> None:
+        """Go on from `state`; a run with another number of ranks gives each the mean of all."""
+        self._start()
+        if not state or not state[0]["sums"]:
+            return
+        same = len(state) == world_size()
+        sums = [_by_name(entry["sums"]) for entry in state]
+        for name in sums[0]:
+            values = torch.tensor([own[name] for own in sums])
+            self._sums[name] = (values[rank()] if same else values.mean(0)).to(device)
+        for name in _COUNTS:
+            counts = [entry[name] for entry in state]
+            setattr(self, name, counts[rank()] if same else sum(counts) // len(counts))
+
+    def begin_timing(self) -> None:
+        """Training begins now: what was done before does not count in the rates."""
+        self._since = time.perf_counter()
+
+    @property
+    def steps(self) -> int:
+        """How many it holds."""
+        return self._steps
+
+    def finite(self) -> bool:
+        """Whether every loss of the window was finite on every rank (waits for the device)."""
+        return not self._sums or bool(torch.isfinite(all_sum(self._sums["loss"])))
+
+    def read(self) -> dict[str, float | None]:
+        """The window's means over steps and ranks; starts a new window. Called on every rank.
+
+        Shares and recalls are ratios of sums; None where there was nothing to count.
+        """
+        means = all_mean(torch.stack(list(self._sums.values()))) / self._steps
+        device = means.device
+        tokens = all_sum(torch.tensor([self._real_tokens, self._positions], dtype=torch.float64, device=device))
+        memory = memory_peaks(device)
+        peaks = all_max(torch.tensor(list(memory.values()), device=device)).tolist()
+        known = dict(zip(self._sums, means.tolist(), strict=True))
+        real_tokens, positions = tokens.tolist()
+        seconds = time.perf_counter() - self._since
+        row = {
+            **{metric.name: _value(metric, known) for metric in of_steps(set(known))},
+            "sentences_per_second": self._sentences / seconds,
+            "real_tokens_per_second": real_tokens / seconds,
+            "padding_share": 1 - real_tokens / positions,
+            **dict(zip(memory, peaks, strict=True)),
+            TRAINING: seconds,
+            WAITING: self._waited,
+            CHECKPOINTS: self._checkpoints,
+        }
+        self._start()
+        return row
+
+
+def _value(metric: Metric, known: dict[str, float]) -> float | None:
+    """The mean of a statistic, or a ratio of some; None where there was nothing to count."""
+    if metric.ratio is None:
+        return known[metric.name]
+    part, whole, without = metric.ratio
+    count = known[whole] - (known[without] if without else 0)
+    return known[part] / count if count > 0 else None
+
+
+def _by_name(sums: dict[str, float] | list[Any]) -> dict[str, float]:
+    """What a checkpoint has kept, whether by name or, as earlier commits did, by position."""
+    if isinstance(sums, dict):
+        return sums
+    *others, counts = sums
+    *names, of_counts = _EARLIER
+    return dict(zip([*names, *of_counts], [*others, *counts], strict=True))
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory of this process in GB (1e9 bytes): the device's allocator, or resident memory on a CPU."""
+    if device.type == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return float(torch.get_device_module(device).max_memory_allocated(device)) / 1e9
+
+
+def memory_peaks(device: torch.device) -> dict[str, float]:
+    """`peak_memory_gb` and, for an accelerator, what its allocator held at most, gaps that it cannot use included."""
+    peaks = {"peak_memory_gb": peak_memory_gb(device)}
+    if device.type != "cpu":
+        peaks["peak_reserved_gb"] = torch.get_device_module(device).max_memory_reserved(device) / 1e9
+    return peaks
+
+
+class Idleness:
+    """Notices from log lines that a run learns nothing.
+
+    Args:
+        contrastive: whether the run contrasts views: the cosine of positives says nothing otherwise.
+    """
+
+    LINES = 3  # in a row: one may be chance
+
+    def __init__(self, contrastive: bool) -> None:
+        self._contrastive, self._told = contrastive, False
+        self._in_a_row = {"the gradient norm was 0": 0, "the cosine of positives was 1.000": 0}
+
+    def warning(self, row: dict[str, Any]) -> str | None:
+        """What is to be told after the log line `row`; a run is told once."""
+        equal = self._contrastive and row["positive_cosine"] >= 0.9995  # 1.000 on the console
+        for (sign, lines), now in zip(self._in_a_row.items(), (row["gradient_norm"] == 0, equal), strict=True):
+            self._in_a_row[sign] = lines + 1 if now else 0
+        found = next((sign for sign, lines in self._in_a_row.items() if lines >= self.LINES), None)
+        if self._told or found is None:
+            return None
+        self._told = True
+        return (
+            f"In the last {self.LINES} log lines {found}: there is nothing to learn from two views that are equal; set "
+            "model.dropout=0.1, or give pairs of sentences that differ."
+        )
+
+
+def memory_gb(device: torch.device) -> float:
+    """Memory of this process now in GB: what the device's allocator holds, or resident memory on a CPU."""
+    if device.type == "cpu":
+        return psutil.Process().memory_info().rss / 1e9
+    return float(torch.get_device_module(device).memory_reserved(device)) / 1e9
+
+
+def console_line(step: int, steps: int, row: dict[str, Any]) -> str:
+    """One aligned line with units."""
+    cells = [
+        f"{metric.label} {metric.pattern.format(row[name])}".strip()
+        for name, metric in METRICS.items()
+        if metric.pattern and row.get(name) is not None
+    ]
+    return f"step {step:>{len(str(steps))}}/{steps}  " + "  ".join(cells)

@@ -1,0 +1,93 @@
+"""metrics.jsonl: a row a log line and a row an evaluation, written and read without holding them all."""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffcse_scale.foundation.durable import replacing
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, each with its `step`.
+
+    The file is kept open: when a later incarnation of the run replaces it, the rows of one that does not know yet go
+    nowhere.
+
+    Args:
+        owned: whether the run is still this process's: else nothing is written.
+    """
+
+    def __init__(self, path: Path, owned: Callable[[], bool] = lambda: True) -> None:
+        self.path, self._owned = path, owned
+        self._file: TextIO | None = None
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row; numbers that are not finite become null, as JSON has no others."""
+        if not self._owned():
+            return
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        if self._file is None:
+            self._file = self.path.open("a", encoding="utf-8")
+        self._file.write(json.dumps(clean) + "\n")
+        self._file.flush()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All rows, oldest first, one in memory at a time; a last line cut short by a killed process is left out."""
+        if not self.path.is_file():
+            return
+        with self.path.open(encoding="utf-8") as lines:
+            for line in lines:
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    return
+                yield row
+
+    def series(self) -> dict[str, Series]:
+        """All rows by the names of their numbers, in the order in which the names first occur; 16 bytes a number."""
+        found: dict[str, tuple[array[int], array[float]]] = {}
+        for row in self.rows():
+            for name, value in row.items():
+                if name not in found:
+                    found[name] = array("q"), array("d")
+                steps, values = found[name]
+                steps.append(row["step"])
+                values.append(math.nan if value is None else value)
+        return {name: Series(np.frombuffer(s, np.int64), np.frombuffer(v)) for name, (s, v) in found.items()}
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the rows that a resumed run is going to write again."""
+        if not self._owned():
+            return
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        with replacing(self.path) as file:
+            file.writelines(json.dumps(row) + "\n" for row in self.rows() if wanted(row))
+
+
+class Series(NamedTuple):
+    """One number of metrics.jsonl: the steps of the rows that have it, int64 [n], and its values, float64 [n].
+
+    A value is NaN where the row has null: the number was not finite, or there was nothing to count.
+    """
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+    @property
+    def known(self) -> Series:
+        """Without the NaN."""
+        there = ~np.isnan(self.values)
+        return Series(self.steps[there], self.values[there])
+
+
+NOTHING = Series(np.empty(0, np.int64), np.empty(0))

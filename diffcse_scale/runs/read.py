@@ -1,0 +1,133 @@
+"""What a run folder says about itself, whether the run has finished or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from diffcse_scale.evaluation.recorded import evaluations
+from diffcse_scale.foundation import run_files
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model_folder.layout import MODULES_FILE
+from diffcse_scale.recipe import Recipe
+from diffcse_scale.recipe_file import load_recipe
+from diffcse_scale.runs.incarnation import Incarnation, incarnations
+from diffcse_scale.runs.metrics_file import NOTHING, MetricsFile, Series
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that is read and never written.
+
+    Attributes:
+        label: what the page calls it: as much of the end of its path as tells it from the others.
+        facts: `run.json`.
+        metrics: the numbers of `metrics.jsonl` by name.
+        result: `result.json`, empty if the run has not finished.
+        status: `status.json`, empty if there is none.
+        evaluations: what the files of `evaluation/` hold, by their names without the ending.
+    """
+
+    path: Path
+    label: str
+    recipe: Recipe
+    facts: dict[str, Any]
+    metrics: dict[str, Series]
+    result: dict[str, Any]
+    status: dict[str, Any]
+    evaluations: dict[str, dict[str, Any]]
+    incarnations: list[Incarnation]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has a result."""
+        return bool(self.result)
+
+    def series(self, name: str) -> Series:
+        """One number of `metrics.jsonl`; without values where no row has it."""
+        return self.metrics.get(name, NOTHING)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.series("step").steps.max(initial=0))
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """`step` and `dev_spearman` of the encoder that is kept, or of the best so far; empty before the first."""
+        if self.result:
+            return dict(self.result.get("best", {}))
+        steps, scores = self.series("dev_spearman").known
+        steps, scores = steps[steps > 0], scores[steps > 0]
+        if not len(scores):
+            return {}
+        best = scores.argmax()
+        return {"step": int(steps[best]), "dev_spearman": float(scores[best])}
+
+    @property
+    def before(self) -> dict[str, float]:
+        """Development scores of the untrained encoder by pooling, this recipe's first."""
+        poolings = {"dev_spearman": self.recipe.model.pooling}
+        return {
+            poolings.get(name, name.rsplit("_")[-1]): float(series.known.values[0])
+            for name, series in self.metrics.items()
+            if name.startswith("dev_spearman") and 0 in series.known.steps[:1]
+        }
+
+    @cached_property
+    def model(self) -> Path | None:
+        """The trained encoder, or the best so far; None before there is one."""
+        best = sorted((self.path / run_files.BEST).glob("step-*"))
+        folders = [self.path / run_files.MODEL, *reversed(best)]
+        return next((folder for folder in folders if (folder / MODULES_FILE).is_file()), None)
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """Read runs, each once, in the order given.
+
+    Raises:
+        InputError: a folder holds no run, or a file in it is not what a run writes.
+    """
+    paths = list(dict.fromkeys(Path(folder).expanduser().resolve() for folder in folders))
+    if not paths:
+        raise InputError("No run to report on; give the folder of at least one.")
+    return [_read(path, label) for path, label in zip(paths, _labels(paths), strict=True)]
+
+
+def _read(path: Path, label: str) -> Run:
+    if not (path / run_files.RECIPE).is_file():
+        raise InputError(f"{path} holds no run: recipe.yaml is not there; give the folder that training wrote.")
+    return Run(
+        path=path,
+        label=label,
+        recipe=load_recipe(str(path / run_files.RECIPE)),
+        facts=_json(path / run_files.RECORD),
+        metrics=MetricsFile(path / run_files.METRICS).series(),
+        result=_json(path / run_files.RESULT),
+        status=_json(path / run_files.STATUS),
+        evaluations=evaluations(path),
+        incarnations=incarnations(path / run_files.INCARNATIONS),
+    )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({error}); delete it or bring it back.") from None
+    return content
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that are all different."""
+    for length in range(1, max(len(path.parts) for path in paths) + 1):
+        ends = ["/".join(path.parts[-length:]) for path in paths]
+        if len(set(ends)) == len(paths):
+            return ends
+    raise AssertionError("the paths are different")

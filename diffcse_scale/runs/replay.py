@@ -1,0 +1,36 @@
+"""What a run that stopped at numbers that are not finite has left, to compute that step again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diffcse_scale.engine.config_file import RECIPE_KEYS
+from diffcse_scale.foundation import run_files
+from diffcse_scale.foundation.durable import write_durably
+from diffcse_scale.foundation.errors import InputError
+
+
+def newest_dump(run: Path) -> dict[str, Any]:
+    """What the newest stop of a run at numbers that are not finite has left.
+
+    Raises:
+        InputError: there is none.
+    """
+    files = sorted((run / run_files.NONFINITE).glob("step-*.json"))
+    if not files:
+        raise InputError(f"{run} has nothing to replay: it did not stop at numbers that are not finite.")
+    found: dict[str, Any] = json.loads(files[-1].read_text(encoding="utf-8"))
+    return found
+
+
+def replay_arguments(run: Path) -> list[str]:
+    """What train.py is to be called with to compute the step again, on as many ranks as the run had."""
+    record = json.loads((run / run_files.RECORD).read_text(encoding="utf-8"))
+    config = (record.get("resumed") or [record])[-1]["deepspeed_config"]
+    file = run / run_files.NONFINITE / "deepspeed.json"
+    # what the recipe fills in is refused from a file
+    write_durably(json.dumps({key: value for key, value in config.items() if key not in RECIPE_KEYS}), file)
+    recipe, output = str(run / run_files.RECIPE), str(run)
+    return ["--deepspeed_config", str(file), "--recipe", recipe, "--output", output, "--replay"]

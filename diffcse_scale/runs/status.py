@@ -1,0 +1,97 @@
+"""`status.json`: where a run is, for people and for programs, as of its last sign of life."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diffcse_scale.foundation.durable import replacing
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.run_files import STATUS
+
+# seconds between two writings: often enough to see a run live, rarely enough for a network file system
+HEARTBEAT = 1.0
+# a run that is at work and has not written for so long (seconds) may be dead
+OLD = 120.0
+ENDED = ("finished", "stopped", "failed")
+
+
+class StatusFile:
+    """Written by the main rank; replaced as a whole, so that a reader never sees half of it.
+
+    Args:
+        path: None writes nothing, as on all ranks but the main one.
+        owned: whether the run is still this process's: else nothing is written either.
+        facts: what is known from the start: `job`, `restarts`, `steps`, ...
+    """
+
+    def __init__(self, path: Path | None, owned: Callable[[], bool] = lambda: True, **facts: Any) -> None:
+        self._path, self._owned, self._facts, self._last = path, owned, dict(facts), 0.0
+
+    @classmethod
+    def found(cls, path: Path) -> StatusFile:
+        """To add to what another process has written."""
+        try:
+            return cls(path, **json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return cls(path)
+
+    def update(self, *, now: bool = False, **facts: Any) -> None:
+        """Merge `facts` into what is known, and write it unless that was done less than `HEARTBEAT` ago.
+
+        A heartbeat that cannot be written does not stop a run: what matters more will say so.
+        """
+        if self._path is None:
+            return
+        changed = facts.get("state", self._facts.get("state")) != self._facts.get("state")
+        self._facts.update(facts)
+        if not (now or changed or time.monotonic() - self._last >= HEARTBEAT) or not self._owned():
+            return
+        self._last = time.monotonic()
+        with contextlib.suppress(OSError), replacing(self._path, durably=False) as file:
+            file.write(json.dumps({**self._facts, "updated": time.time()}) + "\n")
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """What `status.json` of a run says, with `seconds_since` its last sign of life.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    try:
+        status: dict[str, Any] = json.loads((run / STATUS).read_text(encoding="utf-8"))
+        status["seconds_since"] = max(0.0, time.time() - status["updated"])
+    except OSError:
+        raise InputError(f"{run} has no {STATUS}; give the folder of a run.") from None
+    except (ValueError, KeyError):
+        raise InputError(f"{run / STATUS} is not what a run writes; give the folder of a run.") from None
+    return status
+
+
+def status_line(status: dict[str, Any]) -> str:
+    """One line for people."""
+    parts = [str(status["state"]), f"step {status.get('step', 0)} of {status.get('steps', '?')}"]
+    if rate := status.get("sentences_per_second"):
+        parts.append(f"{rate:,.0f} sentences/s")
+    if (left := status.get("seconds_left")) is not None and status["state"] not in ENDED:
+        parts.append(f"{_duration(left)} left")
+    parts.append(f"last checkpoint: {status.get('last_checkpoint') or 'none'}")
+    if restarts := status.get("restarts"):
+        parts.append(f"restarts: {restarts}")
+    if status.get("job"):
+        parts.append(f"job {status['job']}")
+    if status["state"] not in ENDED and status["seconds_since"] > OLD:
+        parts.append(f"NO SIGN OF LIFE for {_duration(status['seconds_since'])}")
+    if status.get("message"):
+        parts.append(str(status["message"]))
+    return "; ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

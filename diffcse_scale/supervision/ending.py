@@ -1,0 +1,36 @@
+"""The last words of a training process: what it prints about its end, and the exit code."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+from diffcse_scale.distributed import is_main, local_rank, rank
+from diffcse_scale.foundation.errors import InputError, RunEnded, disk_is_full, exit_code_of
+from diffcse_scale.rendezvous import leave
+
+
+def run_to_its_end(main: Callable[[], object]) -> None:
+    """Call `main`, and leave as the table of exit codes says; only an error of the program has a traceback."""
+    try:
+        main()
+        leave()
+    except RunEnded as end:
+        if is_main():
+            print(end, file=sys.stderr)
+        leave()
+        sys.exit(exit_code_of(end))
+    except InputError as error:
+        if local_rank() > 0:
+            # most mistakes are seen by all ranks, and the launcher ends the others when the first leaves; a mistake
+            # that only this rank can see is told all the same
+            time.sleep(3)
+        print(f"error: {error}" if local_rank() == 0 else f"error on rank {rank()}: {error}", file=sys.stderr)
+        leave(alone=True)
+        sys.exit(exit_code_of(error))
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        print(f"error: {error}; the newest whole checkpoint stays; free some and go on with --resume.", file=sys.stderr)
+        sys.exit(exit_code_of(error))

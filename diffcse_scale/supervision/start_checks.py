@@ -1,0 +1,69 @@
+"""What is held against a cluster before anything expensive begins: the ranks that were asked for, all alike."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+
+import torch
+
+from diffcse_scale.distributed import all_reduce_rate, gather_objects, world_size
+from diffcse_scale.foundation.environment import host_name
+from diffcse_scale.foundation.errors import InputError
+
+log = logging.getLogger(__name__)
+
+# set by whoever asked a scheduler for nodes x tasks
+ASKED_FOR = "DIFFCSE_WORLD_SIZE"
+
+
+def check_world() -> None:
+    """Whether as many ranks came up as were asked for; before any of them is waited for.
+
+    Raises:
+        InputError: another number.
+    """
+    asked, came = os.environ.get(ASKED_FOR), os.environ.get("WORLD_SIZE", "1")
+    if asked is not None and int(asked) != int(came):
+        raise InputError(
+            f"{asked} ranks were asked for ({ASKED_FOR}), but rank {os.environ.get('RANK', '0')} on {host_name()} is "
+            f"one of {came} (WORLD_SIZE); start one task a rank, or correct the request."
+        )
+
+
+def check_same_everywhere(**facts: str) -> None:
+    """Whether every rank has the same of each of `facts` (short texts). Called on every rank.
+
+    Raises:
+        InputError: some rank has another (names it, its machine, and what the most have).
+    """
+    everywhere = gather_objects((host_name(), facts))
+    for name in facts:
+        label = name.replace("_", " ")
+        ((usual, _),) = Counter(found[name] for _, found in everywhere).most_common(1)
+        odd = [
+            f"rank {number} on {host} has {found[name]}"
+            for number, (host, found) in enumerate(everywhere)
+            if found[name] != usual
+        ]
+        if odd:
+            raise InputError(f"The {label} must be the same on every rank: {', '.join(odd)}, the others {usual}.")
+
+
+def check_interconnect(device: torch.device) -> dict[str, float]:
+    """Latency and bandwidth of an all-reduce, logged; nothing for one process. Called on every rank.
+
+    Raises:
+        InputError: a sum is wrong.
+    """
+    if world_size() == 1:
+        return {}
+    rate = all_reduce_rate(device)
+    log.info(
+        "All-reduce over %d ranks: %.2f ms for 4 bytes, %.2f GB/s.",
+        world_size(),
+        rate["latency_ms"],
+        rate["gigabytes_per_second"],
+    )
+    return rate

@@ -1,0 +1,197 @@
+"""What may end a run from outside: signals, the stop file, a launcher that died, a later incarnation.
+
+A signal may reach one rank alone, and at any moment; so it only sets a flag, and at every `tick` (each step, each batch
+of an evaluation) all ranks agree on the flags of all; in training on those of the step before, so that no step waits
+for other hosts. Launchers that pass no signal on to their ranks, as DeepSpeed's, are served by the file `stop` in the
+run directory; files are looked at once a second. Before training begins a main thread may wait for a lock or for its
+workers for long; there a thread looks for the flags, and passes them on through the store that all ranks share.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from diffcse_scale.checkpoints.checkpoint import Checkpoints
+from diffcse_scale.distributed import Agreement, agree, is_main
+from diffcse_scale.foundation.errors import RunEnded
+from diffcse_scale.foundation.exit_codes import Reason
+from diffcse_scale.rendezvous import STORE_ERRORS, Store, control_store
+from diffcse_scale.runs.directory import RunDirectory
+from diffcse_scale.supervision.launchers import LAUNCHERS, alive
+from diffcse_scale.supervision.watchdog import Watchdog
+
+SIGNALS = {signal.SIGUSR1: Reason.USR1, signal.SIGTERM: Reason.TERM}
+# in a stop file: as USR1, which asks to be started again
+REQUEUE = "requeue"
+# seconds between two looks at what does not come by itself
+LOOK = 1.0
+# seconds after which a main thread that is to leave, but waits for a rank that has left, is not waited for
+GRACE = 10.0
+STOP_KEY = "stop"
+
+
+def _leave_workers_alone() -> None:
+    """In a forked worker: whoever ends it means it. A Python handler would wait for as long as the worker's C code."""
+    for number in SIGNALS:
+        if getattr(signal.getsignal(number), "__func__", None) is Supervision._receive:
+            signal.signal(number, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_leave_workers_alone)
+
+
+class StopRequested(Exception):
+    """All ranks have agreed to stop here."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.words)
+        self.reason = reason
+
+
+class Supervision:
+    """Listens to the outside from its creation on; every rank has one.
+
+    Args:
+        run: what is to be stopped.
+        watchdog: told that the main thread goes on.
+    """
+
+    def __init__(self, run: RunDirectory, watchdog: Watchdog) -> None:
+        self._run, self._watchdog = run, watchdog
+        self._received = Reason.NONE
+        self._leave_now: Reason | None = None
+        self._looked = -LOOK
+        self._asked: tuple[Agreement, int | None] | None = None
+        for number in SIGNALS:
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._leave_now is not None:
+            reason, self._leave_now = self._leave_now, None
+            raise self.ended(reason, None, 0, None)
+        self._received = max(self._received, SIGNALS[signal.Signals(number)])
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Inside, before training, there is nothing to save: all ranks leave within seconds of a request to one.
+
+        Raises:
+            RunEnded: a request has come.
+        """
+        over = threading.Event()
+        looking = threading.Thread(target=self._look_while_preparing, args=(over,), name="requests", daemon=True)
+        looking.start()
+        try:
+            yield
+        finally:
+            over.set()
+            looking.join(2 * LOOK)
+        # it may have come too late for the thread, or for some ranks' threads
+        (reason,) = agree(max(self._leave_now or Reason.NONE, self._request()))
+        self._leave_now = None
+        if reason:
+            raise self.ended(Reason(reason), None, 0, None)
+
+    def _look_while_preparing(self, over: threading.Event) -> None:
+        store = control_store()
+        while not over.wait(LOOK / 4):
+            reason = _published(store) or self._request()
+            if not reason:
+                continue
+            if store is not None:
+                store.set(STOP_KEY, str(int(reason)))
+                over.wait(2 * LOOK if is_main() else 0)  # it serves the store: the others are to read it first
+            self._leave_now = reason
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            if not over.wait(GRACE):
+                os._exit(reason.exit_code)
+            return
+
+    def _request(self, at_once: bool = False) -> Reason:
+        reason = self._received
+        if at_once or time.monotonic() - self._looked >= LOOK:
+            self._looked = time.monotonic()
+            if not all(map(alive, LAUNCHERS)):
+                self._received = reason = max(reason, Reason.LAUNCHER)
+            if is_main():
+                if not self._run.owned():
+                    return Reason.SUPERSEDED
+                reason = max(reason, self._stop_file())
+        return reason
+
+    def _stop_file(self) -> Reason:
+        try:
+            text = self._run.stop_file.read_text(encoding="utf-8")
+        except OSError:
+            return Reason.NONE
+        return Reason.USR1 if text.strip() == REQUEUE else Reason.STOP_FILE
+
+    def tick(self, doing: str, checkpoints: Checkpoints | None = None) -> None:
+        """Called by the main thread of every rank, alike, where it can be stopped.
+
+        Args:
+            doing: for the watchdog and the status: "training", "evaluating", "exporting".
+            checkpoints: a pending one is made whole when all ranks have written it.
+
+        Raises:
+            StopRequested: some rank was asked to stop.
+        """
+        self._watchdog.beat(doing)
+        self._run.status.update(state=doing)
+        pending = None if checkpoints is None else checkpoints.pending
+        self._settle(checkpoints)
+        writing = checkpoints is not None and checkpoints.writing()
+        # nothing is exported over what another has written meanwhile
+        self._asked = Agreement(self._request(at_once=doing == "exporting"), writing), pending
+        if doing != "training":
+            self._settle(checkpoints)
+
+    def _settle(self, checkpoints: Checkpoints | None) -> None:
+        """Act upon what all ranks said at the tick before, if there was one."""
+        if self._asked is None:
+            return
+        (agreement, pending), self._asked = self._asked, None
+        reason, writing_somewhere = agreement.answer()
+        if reason:
+            raise StopRequested(Reason(reason))
+        # another checkpoint may have been begun since
+        if checkpoints is not None and pending is not None and pending == checkpoints.pending:
+            checkpoints.commit_if_written(bool(writing_somewhere))
+
+    @contextmanager
+    def slowly(self, doing: str) -> Iterator[None]:
+        """Inside, all ranks do what may take long, and are not taken for hung."""
+        self._watchdog.beat(doing)
+        yield
+        self._watchdog.beat("training")
+
+    def ended(self, reason: Reason, checkpoint: str | None, step: int, steps: int | None) -> RunEnded:
+        """What every rank leaves with after `reason`, when all that is to be saved is saved.
+
+        Args:
+            steps: None before training.
+        """
+        where = "before training began" if steps is None else f"after step {step} of {steps}"
+        if reason is Reason.SUPERSEDED:
+            message = (
+                f"A later incarnation has taken over {self._run.path}; this one stopped {where} and wrote no more."
+            )
+            return RunEnded(message, reason.exit_code)
+        if is_main():
+            self._run.stop_file.unlink(missing_ok=True)
+        saved = f"{checkpoint} is whole; " if checkpoint else ""
+        message = f"Stopped by {reason.words} {where}; {saved}continue with --auto-resume."
+        return RunEnded(message, reason.exit_code)
+
+
+def _published(store: Store | None) -> Reason:
+    try:
+        return Reason(int(store.get(STOP_KEY))) if store is not None and store.check([STOP_KEY]) else Reason.NONE
+    except STORE_ERRORS:
+        return Reason.NONE  # rank 0 has left: the launcher, or the next collective, ends this one

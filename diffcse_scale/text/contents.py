@@ -1,0 +1,70 @@
+"""What a file holds by its first bytes, whatever its name says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import fsspec
+
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.text.formats import COMPRESSIONS, FORMATS, Format
+from diffcse_scale.text.remote import origin
+
+FIRST_BYTES = 4096
+BEGINNINGS = {
+    **{one.title: one.first_bytes for one in FORMATS.values() if one.first_bytes},
+    **{one.name: one.first_bytes for one in COMPRESSIONS.values()},
+    # what is not read, and is therefore called by its name
+    "zip": re.compile(rb"PK(\x03\x04|\x05\x06)"),
+    "7z": re.compile(rb"7z\xbc\xaf\x27\x1c"),
+    "SQLite": re.compile(rb"SQLite format 3\x00"),
+    "Arrow": re.compile(rb"ARROW1\x00"),
+    "PDF": re.compile(rb"%PDF-\d"),
+    "UTF-16": re.compile(rb"(\xff\xfe|\xfe\xff)"),
+}
+
+
+def seems_to_be(first_bytes: bytes) -> str | None:
+    """The format that a file begins like, None for what may be text."""
+    for name, beginning in BEGINNINGS.items():
+        if beginning.match(first_bytes):
+            return name
+    # a few NULs further on are damaged lines, which cleaning drops and counts
+    if b"\0" in first_bytes[:16] or first_bytes.count(b"\0") > len(first_bytes) // 10:
+        return "binary data"
+    return None
+
+
+def check_content(name: str, named: Format) -> None:
+    """Refuse a file whose first bytes are not those of the format that its name says, or of its compression.
+
+    Raises:
+        InputError: names the file, and what it seems to be.
+    """
+    compression = COMPRESSIONS.get(Path(name.lower()).suffix)
+    is_text = named.first_bytes is None
+    expected = compression.name if compression else None if is_text else named.title
+    first = _first_bytes(name, None)
+    if not first and expected is None:
+        return
+    found = seems_to_be(first)
+    if found != expected:
+        found = found or ("text or damaged" if first else "empty")
+        raise InputError(
+            f"Corpus file {origin(name)} is named like {expected or 'text'} and seems to be {found}; "
+            "give the file the ending of what it is."
+        )
+    if compression and is_text:
+        found = seems_to_be(_first_bytes(name, "infer"))
+        if found:
+            raise InputError(f"Corpus file {origin(name)} is named like compressed text and seems to hold {found}.")
+
+
+def _first_bytes(name: str, compression: str | None) -> bytes:
+    try:
+        with fsspec.open(name, "rb", compression=compression).open() as file:
+            return file.read(FIRST_BYTES)
+    except Exception as error:  # the decompressors raise exceptions of several libraries
+        reason = " ".join(str(error).split())
+        raise InputError(f"Corpus file {origin(name)} cannot be read as what its name says: {reason}.") from None

@@ -1,0 +1,183 @@
+"""Files that lie elsewhere (hf://, https://, s3://, gs://, any file system of fsspec), copied once into the cache.
+
+The rest of the program sees local files. A copy lies in `CACHE/remote/KEY/NAME`: KEY is a function of the address and
+of what the file system says of the content, and NAME keeps the endings, which tell the format.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import fsspec
+
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.text.cache import fingerprint, locked
+
+log = logging.getLogger(__name__)
+
+REMOTE = "remote"
+ORIGIN = ".address"  # beside each copy
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+# of the description of a file: what changes when its content does
+STATE = (
+    *("size", "ETag", "etag", "LastModified", "last_modified", "Last-Modified", "mtime", "created", "generation"),
+    *("md5Hash", "blob_id", "xet_hash", "Content-MD5", "Digest"),
+)
+
+
+def is_remote(entry: str | Path) -> bool:
+    """Whether it is an address and not a path."""
+    return "://" in str(entry)
+
+
+def copy_files(address: str, cache: Path, check: Callable[[str], object] = str) -> list[str]:
+    """Local copies of the file, or of the files in the order of their names, that an address or a glob names.
+
+    Without a network, the copies of the last time are taken.
+
+    Args:
+        address: of any file system that fsspec knows.
+        cache: the folder for copies.
+        check: called with every file's address before anything is copied.
+
+    Raises:
+        InputError: no such file, an empty glob, a folder, no network, a package that is not installed.
+    """
+
+    def find(system: Any, path: str) -> list[str]:
+        if not _is_glob(system, path):
+            if system.info(path)["type"] == "directory":
+                raise InputError(f"{address} is a folder; name its files, for example {address.rstrip('/')}/*.txt.")
+            return [path]
+        matches = system.glob(path, detail=True)
+        return sorted(name for name, state in matches.items() if state["type"] != "directory")
+
+    return [str(copy) for copy in _copies(address, cache, find, check).values()]
+
+
+def copy_folder(address: str, cache: Path) -> Path:
+    """A local copy of a remote folder's .tsv files, at all depths; or of the one file that the address names.
+
+    Raises:
+        InputError: as `copy_files`; no .tsv file in the folder.
+    """
+
+    def find(system: Any, path: str) -> list[str]:
+        # a web server's folder looks like a file, so the ending decides
+        if PurePosixPath(urlsplit(path).path).suffix and system.info(path)["type"] == "file":
+            return [path]
+        tables = (name for name in system.find(path) if name.endswith(".tsv"))
+        return sorted(name for name in tables if ".." not in PurePosixPath(name).parts)
+
+    copies = _copies(address, cache, find)
+    if list(copies) == [""]:
+        return copies[""]
+    folder = cache / REMOTE / fingerprint(address, [str(copy.parent.name) for copy in copies.values()])
+    with locked(folder):
+        for name, copy in copies.items():
+            link = folder / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(copy.resolve())
+    return folder
+
+
+def origin(name: str) -> str:
+    """The address that a copy was made from; the name itself for any other file."""
+    note = Path(name).parent / ORIGIN
+    return note.read_text(encoding="utf-8") if note.parent.parent.name == REMOTE and note.is_file() else name
+
+
+def identity(name: str) -> list[Any] | None:
+    """What changes when the remote content does, wherever the cache lies; None for a file that is no copy."""
+    return None if origin(name) == name else [origin(name), Path(name).parent.name]
+
+
+def _copies(
+    address: str, cache: Path, find: Callable[[Any, str], list[str]], check: Callable[[str], object] = str
+) -> dict[str, Path]:
+    """Copies of the files found, by their place below the address ('' is the address itself)."""
+    folder = cache / REMOTE
+    folder.mkdir(parents=True, exist_ok=True)
+    listing = folder / f"{fingerprint(address)}.json"
+    try:
+        system, path = fsspec.url_to_fs(address)
+        files = find(system, path)
+        addresses = {name: system.unstrip_protocol(name) for name in files}
+        for name in addresses.values():
+            check(_without_query(name))
+        copies = {_below(path, name): _copy(system, name, addresses[name], folder) for name in files}
+    except InputError:
+        raise
+    except Exception as error:  # the file systems raise exceptions of many libraries
+        copies = _last_copies(listing, error)
+        if not copies:
+            raise InputError(_reason(address, error)) from None
+        log.warning("%s cannot be reached; its copy in %s is used.", address, folder)
+        return copies
+    if not copies:
+        raise InputError(f"{address}: no file matches.")
+    unfinished = listing.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(json.dumps({name: str(copy.relative_to(folder)) for name, copy in copies.items()}))
+    unfinished.replace(listing)
+    return copies
+
+
+def _copy(system: Any, path: str, address: str, folder: Path) -> Path:
+    """The local copy of one file; ranks and programs that need it at the same time wait for the one that copies."""
+    state = system.info(path)
+    known = {key: str(state[key]) for key in STATE if state.get(key) is not None}
+    name = unquote(PurePosixPath(_without_query(path)).name) or "file"
+    place = folder / fingerprint(address, known)
+    copy = place / name
+    with locked(place):
+        if not copy.exists():
+            place.mkdir(exist_ok=True)
+            log.info("Copying %s to %s.", address, place)
+            unfinished = place / ".unfinished"
+            system.get_file(path, str(unfinished))
+            (place / ORIGIN).write_text(address, encoding="utf-8")
+            unfinished.replace(copy)
+    return copy
+
+
+def _is_glob(system: Any, path: str) -> bool:
+    """A question mark in a web address begins its query."""
+    return any(sign in path for sign in ("*[" if "http" in system.protocol else "*[?"))
+
+
+def _without_query(path: str) -> str:
+    return path.partition("?")[0] if path.startswith("http") else path
+
+
+def _below(folder: str, path: str) -> str:
+    return "" if path == folder else path.removeprefix(folder.rstrip("/")).lstrip("/")
+
+
+def _last_copies(listing: Path, error: Exception) -> dict[str, Path]:
+    """The copies of the last time, if they are whole and `error` does not say that the file is gone."""
+    # fsspec's web client says "not found" of an unreachable server too
+    gone = isinstance(error, FileNotFoundError) and not isinstance(error.__cause__, OSError)
+    if gone or isinstance(error, PermissionError) or not listing.is_file():
+        return {}
+    names = json.loads(listing.read_text())
+    copies = {name: listing.parent / copy for name, copy in names.items()}
+    return copies if all(copy.exists() for copy in copies.values()) else {}
+
+
+def _reason(address: str, error: Exception) -> str:
+    """One sentence."""
+    scheme = address.partition("://")[0]
+    if isinstance(error, ImportError) and scheme in EXTRAS:
+        return f"{address} needs a package: pip install 'diffcse-scale[{EXTRAS[scheme]}]'."
+    if isinstance(error, FileNotFoundError) and not isinstance(error.__cause__, OSError):
+        return f"{address}: no such file."
+    cause = error.__cause__ or error
+    text = " ".join(str(cause).split())[:300].rstrip(".") or type(cause).__name__
+    return f"{address} cannot be read: {text}."

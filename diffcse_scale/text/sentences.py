@@ -1,0 +1,81 @@
+"""The sentences of masked-LM training: those of a tokenized corpus, split and put into an order without being read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, Sampler
+from transformers import PreTrainedTokenizerBase
+
+from diffcse_scale.text.tokens import TokenizedCorpus
+
+MOST_BATCHES = 50  # that are sorted by length together
+
+
+class Sentences(Dataset[dict[str, list[int]]]):
+    """Some of a corpus's sentences; the second column of pairs follows the first, and the third the second.
+
+    Args:
+        numbers: which, int64 [n]: row + column x rows.
+    """
+
+    def __init__(
+        self, tokens: TokenizedCorpus, tokenizer: PreTrainedTokenizerBase, numbers: NDArray[np.int64] | None = None
+    ) -> None:
+        self.tokens, self.tokenizer = tokens, tokenizer
+        self.numbers = np.arange(len(tokens) * tokens.columns) if numbers is None else numbers
+        mask = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+        inside = [place for place, special in enumerate(mask) if not special]
+        self._head, self._tail = inside[0], len(mask) - 1 - inside[-1]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        """`input_ids`, and `special_tokens_mask` with a 1 for each token that the tokenizer has put around the text."""
+        column, row = divmod(int(self.numbers[index]), len(self.tokens))
+        ids = self.tokens.rows(np.array([row]), column)[0].tolist()
+        inside = len(ids) - self._head - self._tail
+        return {"input_ids": ids, "special_tokens_mask": [1] * self._head + [0] * inside + [1] * self._tail}
+
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each."""
+        found = np.empty(len(self), np.int32)
+        for column in range(self.tokens.columns):
+            here = self.numbers // len(self.tokens) == column
+            found[here] = self.tokens.lengths(column, self.numbers[here] - column * len(self.tokens))
+        return found
+
+    def split(self, held_out: int, seed: int) -> tuple[Sentences, Sentences]:
+        """All but `held_out` that the seed chooses, and those."""
+        chosen = self.numbers[np.random.default_rng(seed).permutation(len(self))]
+        parts = chosen[held_out:], chosen[:held_out]
+        train, test = (Sentences(self.tokens, self.tokenizer, numbers) for numbers in parts)
+        return train, test
+
+
+class GroupedByLength(Sampler[int]):
+    """A random order in which batches have sentences of about one length, the longest first of all.
+
+    The order of transformers' `LengthGroupedSampler`, which holds it in lists; here it is 12 bytes a sentence.
+    """
+
+    def __init__(self, batch_size: int, lengths: NDArray[np.int32]) -> None:
+        self.batch_size, self.lengths = batch_size, lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(len(self)).numpy()
+        batches = max(1, min(len(self) // (4 * self.batch_size), MOST_BATCHES))
+        firsts = range(0, len(self), batches * self.batch_size)
+        for first in firsts:
+            part = order[first : first + batches * self.batch_size]
+            part[:] = part[np.argsort(-self.lengths[part], kind="stable")]
+        longest = firsts[int(self.lengths[order[firsts]].argmax())]
+        order[[0, longest]] = order[[longest, 0]]
+        yield from map(int, order)

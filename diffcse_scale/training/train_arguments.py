@@ -1,0 +1,62 @@
+"""The command line of train.py."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from diffcse_scale.engine.config_file import load_deepspeed_config
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.exit_codes import ExitCode
+from diffcse_scale.recipe_file import load_recipe
+
+
+def parse_arguments(description: str | None, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What was asked for, by default of this process; a mistake in it ends the process.
+
+    Returns:
+        `recipe` and `deepspeed_config` read, `start` a `runs.directory.Start`, `hook` the list of names.
+    """
+    found = _parser(description).parse_intermixed_args(arguments)
+    try:
+        found.recipe = load_recipe(found.recipe, found.overrides)
+        found.deepspeed_config = load_deepspeed_config(found.deepspeed_config)
+    except InputError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            time.sleep(3)  # every process sees it, and the launcher ends the others when the first leaves
+        sys.exit(ExitCode.MISTAKE)
+    return found
+
+
+def _parser(description: str | None) -> argparse.ArgumentParser:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="train.py", description=description, formatter_class=layout)
+    parser.add_argument("--recipe", default="quickstart", help="a shipped recipe or a .yaml file (default: quickstart)")
+    parser.add_argument("--deepspeed_config", default=None, help="DeepSpeed JSON (default: the shipped zero2.json)")
+    parser.add_argument("--output", default=None, help="run folder (default: runs/<recipe name>)")
+    start = parser.add_mutually_exclusive_group()
+    start.set_defaults(start="new")
+    for option, value, text in (
+        ("--resume", "resume", "continue the run in the output folder"),
+        ("--auto-resume", "auto", "begin the run in the output folder, or continue it if it is there"),
+        ("--replay", "replay", "compute the step again at which the run stopped for numbers that are not finite"),
+    ):
+        start.add_argument(option, dest="start", action="store_const", const=value, help=text)
+    parser.add_argument(
+        "--hook",
+        action="append",
+        default=[],
+        metavar="package.module:Class",
+        help="a subclass of diffcse_scale.training.Hook that is called while the run trains; several: repeat it",
+    )
+    parser.add_argument(
+        "--hang-timeout", type=float, default=600.0, help="seconds after which a silent rank is lost (default: 600)"
+    )
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher passes it
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="changes to the recipe")
+    return parser

@@ -1,0 +1,258 @@
+"""A checkpoint is whole or is not used, and says what was when it was taken. On two ranks, at ZeRO-2, in one launch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffcse_scale.checkpoints import shards
+from diffcse_scale.checkpoints.checkpoint import Checkpoints
+from diffcse_scale.checkpoints.manifest import checkpoint_steps
+from diffcse_scale.distributed import barrier, gather_objects, rank
+from diffcse_scale.foundation.errors import InputError
+from tests.support.ranks import run_ranks
+from tests.support.small_disk import small_disk
+from tests.support.small_engine import small_engine, train_step, whole_state
+
+
+class Cases:
+    """Each method but the first is a case, run on all ranks alike; what it returns is asserted by its test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.engine = small_engine("2")
+        self.warnings: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: self.warnings.append(record.getMessage())  # type: ignore[method-assign]
+        logging.getLogger("diffcse_scale.checkpoints.checkpoint").addHandler(handler)
+
+    def _saved(self, name: str, steps: tuple[int, ...] = (1, 2), **options: Any) -> Checkpoints:
+        """A folder with a checkpoint after each of `steps`, with one training step before each."""
+        checkpoints = Checkpoints(self.engine, self.folder / name, **{"keep": 9, "background": False, **options})
+        checkpoints.begin()
+        for step in steps:
+            train_step(self.engine, step)
+            checkpoints.save(step, {"best": {}})
+        return checkpoints
+
+    def _after(self, name: str, damage: Any) -> tuple[Any, list[str]]:
+        """What loading `name` gives after the main rank has done `damage` to its folder, and what is said."""
+        if rank() == 0:
+            damage(self.folder / name)
+        barrier()
+        self.warnings.clear()
+        try:
+            state = Checkpoints(self.engine, self.folder / name).load()
+        except InputError as error:
+            return str(error), []
+        return state and state["step"], list(self.warnings)
+
+    def in_the_background(self) -> Any:
+        write = shards._write
+
+        def slowly(content: Any, path: Path) -> Any:
+            time.sleep(0.5)  # training goes on meanwhile, and changes every tensor
+            return write(content, path)
+
+        shards._write = slowly
+        checkpoints = Checkpoints(self.engine, self.folder / "background")
+        checkpoints.begin()
+        train_step(self.engine, 0)
+        truth = whole_state(self.engine)
+        start = time.perf_counter()
+        checkpoints.save(1, {"best": {}})
+        waited = time.perf_counter() - start
+        was_writing = checkpoints.writing()
+        losses = [train_step(self.engine, step) for step in (1, 2)]
+        checkpoints.finish()
+        shards._write = write
+        Checkpoints(self.engine, self.folder / "background").load()
+        found = whole_state(self.engine)
+        same = all(torch.equal(truth[name], found[name]) for name in truth)
+        return same, was_writing, waited, losses == [train_step(self.engine, step) for step in (1, 2)]
+
+    def what_stays(self) -> Any:
+        checkpoints = Checkpoints(self.engine, self.folder / "stay", keep=2, background=False)
+        kept = []
+        for step, score in enumerate((None, 9.0, float("nan"), 4.0, None, 12.0), start=1):
+            checkpoints.save(step, {"best": {}, "score": score})
+            kept.append(checkpoint_steps(self.folder / "stay"))
+        return kept
+
+    def going_back(self) -> Any:
+        """A checkpoint of an earlier step than the newest, as after skipped steps."""
+        checkpoints = self._saved("back", (4, 6), keep=1)
+        checkpoints.save(5, {"best": {}})
+        return self._after("back", lambda folder: None), checkpoint_steps(self.folder / "back")
+
+    def damaged(self) -> Any:
+        """The newest of two is damaged, in one of several ways; then all are."""
+        shard = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+
+        def flip(file: Path) -> None:
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+
+        ways = {
+            "flipped": lambda folder: flip(folder / "step-00000002" / shard),
+            "truncated": lambda folder: (folder / "step-00000002" / shard).write_bytes(b"short"),
+            "json": lambda folder: (folder / "step-00000002" / "training_state.json").write_text('{"step'),
+            "manifest": lambda folder: (folder / "step-00000002" / "manifest.json").unlink(),
+            "dangling": lambda folder: (folder / "latest").write_text("step-00000007\n"),
+            "missing": lambda folder: (folder / "latest").unlink(),
+        }
+        found = {}
+        for name, damage in ways.items():
+            self._saved(name)
+            found[name] = self._after(name, damage)
+        found["all"] = self._after("flipped", lambda folder: flip(folder / "step-00000001" / shard))
+        return found
+
+    def half_written(self) -> Any:
+        self._saved("half", (1,))
+        loaded = self._after("half", lambda folder: (folder / "step-00000009.partial-1f2e3d4c").mkdir())
+        return loaded, sorted(entry.name for entry in (self.folder / "half").glob("step-*"))
+
+    def none_yet(self) -> Any:
+        Checkpoints(self.engine, self.folder / "none").begin()
+        return self._after("none", lambda folder: None)
+
+    def superseded(self) -> Any:
+        """A later incarnation takes the run over while this one is writing."""
+        owner = [True]
+        checkpoints = self._saved("superseded", (1,), owned=lambda: owner[0])
+        owner[0] = False
+        checkpoints.save(2, {"best": {}})
+        # what the later one is writing is not this one's to delete
+        later = self.folder / "superseded" / "step-00000009.partial-1f2e3d4c"
+        if rank() == 0:
+            later.mkdir()
+        barrier()
+        checkpoints.load()
+        assert later.is_dir()
+        barrier()
+        if rank() == 0:
+            later.rmdir()
+        return sorted(entry.name for entry in (self.folder / "superseded").iterdir() if entry.is_dir())
+
+    def latest(self) -> Any:
+        """What `latest` names while a checkpoint is about to get its name."""
+        named: list[str] = []
+        file = self.folder / "latest" / "latest"
+
+        def owned() -> bool:
+            named.extend([file.read_text().strip()] if file.exists() else [])
+            return True
+
+        self._saved("latest", (1, 2), owned=owned)
+        return [*named, file.read_text().strip()] if rank() == 0 else None
+
+    def disk_full(self) -> Any:
+        with small_disk(self.folder / "full") if rank() == 0 else nullcontext(False) as mounted:
+            if not gather_objects(mounted)[0]:
+                return None
+            checkpoints = self._saved("full", (1,))
+            barrier()
+            if rank() == 0:
+                size = 2**20 - sum(file.stat().st_size for file in (self.folder / "full").rglob("*") if file.is_file())
+                (self.folder / "full" / "filler").write_bytes(bytes(max(0, size - 80_000)))
+            barrier()
+            said = ""
+            try:
+                for step in range(2, 40):
+                    checkpoints.save(step, {"best": {}})
+            except InputError as error:
+                said = str(error)
+            barrier()
+            last = checkpoint_steps(self.folder / "full")[-1]
+            loaded = self._after("full", lambda folder: (folder / "filler").unlink())
+            leftovers = list((self.folder / "full").glob("*.partial*"))
+            barrier()
+            return said, last, loaded, leftovers
+
+
+CASES = [name for name in vars(Cases) if not name.startswith("_")]
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    cases = Cases(folder)
+    return {name: getattr(cases, name)() for name in CASES}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What each rank's cases returned."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return run_ranks(_run, 2, folder, folder)
+
+
+def test_a_checkpoint_written_while_training_goes_on_is_of_the_step_it_was_taken_at(found):
+    for same, was_writing, waited, repeats in (one["in_the_background"] for one in found):
+        assert same and repeats
+        assert was_writing and waited < 0.4  # the writing alone takes a second
+
+
+def test_the_newest_stay_and_the_best_beside_them(found):
+    assert found[0]["what_stays"] == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [5, 6]]
+
+
+def test_a_checkpoint_of_an_earlier_step_takes_the_place_of_later_ones(found):
+    assert found[0]["going_back"] == ((5, []), [5])
+
+
+@pytest.mark.parametrize("way", ["flipped", "truncated", "json", "manifest"])
+def test_damage_in_the_newest_makes_all_ranks_fall_back_to_the_one_before_and_say_so(found, way):
+    assert [one["damaged"][way][0] for one in found] == [1, 1]
+    (said,) = found[0]["damaged"][way][1]
+    assert "step-00000002 is damaged and not used: " in said
+    words = {"flipped": "another content", "truncated": "has 5 bytes instead of", "json": "training_state.json"}
+    assert words.get(way, "manifest.json is missing") in said
+
+
+def test_when_none_is_whole_it_is_an_error(found):
+    assert all("is whole, and latest names step-00000002; bring one back" in one["damaged"]["all"][0] for one in found)
+
+
+def test_a_missing_latest_is_an_error_and_never_a_fresh_start(found):
+    for one in found:
+        assert "has checkpoints, but " in one["damaged"]["missing"][0]
+        assert "write step-00000002 into it" in one["damaged"]["missing"][0]
+
+
+def test_a_latest_that_names_what_is_not_there_falls_back_and_says_so(found):
+    step, said = found[0]["damaged"]["dangling"]
+    assert step == 2 and "step-00000007, which latest names, is not there" in said[0]
+
+
+def test_a_half_written_checkpoint_is_deleted_and_the_whole_one_used(found):
+    (step, said), left = found[0]["half_written"]
+    assert step == 1 and left == ["step-00000001"]
+    assert "step-00000009.partial-1f2e3d4c is half-written" in said[0]
+
+
+def test_without_a_checkpoint_there_is_nothing_to_load(found):
+    assert [one["none_yet"] for one in found] == [(None, [])] * 2
+
+
+def test_an_incarnation_that_was_superseded_while_writing_leaves_nothing(found):
+    assert found[0]["superseded"] == ["step-00000001"]
+
+
+def test_latest_names_a_checkpoint_only_when_that_has_its_name(found):
+    assert found[0]["latest"] == ["none", "step-00000001", "step-00000002"]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoint_before_whole(found):
+    if found[0]["disk_full"] is None:
+        pytest.skip("this user may not mount a small file system")
+    for said, last, loaded, leftovers in (one["disk_full"] for one in found):
+        assert f"step-{last + 1:08d}" in said and "(no space left on device)" in said
+        assert f"step-{last:08d} is whole" in said and said.endswith("continue with --resume.")
+        assert loaded[0] == last and not leftovers

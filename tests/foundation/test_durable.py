@@ -1,0 +1,68 @@
+"""Who may read a file is for the umask to say, whichever library writes it."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from diffcse_scale.export.command import ExportOptions, export_model
+from diffcse_scale.foundation.durable import apply_umask, save_weights, write_durably
+from tests.support.hand_made_run import write_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(params=[0o022, 0o002, 0o077], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {path.relative_to(folder).as_posix(): stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*")}
+
+
+def test_what_is_written_has_the_modes_that_the_umask_leaves(umask: int, tmp_path: Path) -> None:
+    save_weights({"x": torch.ones(2)}, tmp_path / "weights.safetensors")
+    write_durably("text", tmp_path / "text.json")
+    (tmp_path / "below").mkdir()
+    save_file({"x": torch.ones(2)}, tmp_path / "below" / "private.safetensors")
+    apply_umask(tmp_path / "below")
+    assert modes(tmp_path) == {
+        "below": 0o777 & ~umask,
+        **dict.fromkeys(["below/private.safetensors", "text.json", "weights.safetensors"], 0o666 & ~umask),
+    }
+
+
+def test_a_link_in_a_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch(0o600)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to(tmp_path / "mine")
+    apply_umask(tmp_path / "folder")
+    assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o600
+
+
+def test_an_export_can_be_read_by_those_whom_the_umask_lets(umask: int, tmp_path: Path) -> None:
+    """Also that of a run whose own model is private, as earlier versions left it."""
+    run = write_run(tmp_path / "mine", pooling="first_last_mean")
+    found = modes(run / "model")
+    (run / "model" / "model.safetensors").chmod(0o600)
+    export_model(run, tmp_path / "out", ExportOptions(projection=True, normalize=True))
+    for name, mode in {**found, **modes(tmp_path / "out")}.items():
+        assert mode == (0o666 if "." in name.rpartition("/")[2] else 0o777) & ~umask, name
+
+
+def test_only_one_module_writes_safetensors() -> None:
+    """All others write through it, or tell it of what libraries have written."""
+    for file in (ROOT / "diffcse_scale").rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        if file.name != "durable.py":
+            assert not re.search(r"\bsave_file\b|mkstemp|NamedTemporaryFile|mkdtemp", text), file

@@ -1,0 +1,282 @@
+"""An output folder is never written over."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+from diffcse_scale.foundation.errors import InputError, RunEnded
+from diffcse_scale.foundation.exit_codes import ExitCode
+from diffcse_scale.recipe_file import load_recipe
+from diffcse_scale.runs.directory import FolderInUse, RunDirectory
+from diffcse_scale.runs.metrics_file import MetricsFile
+
+RECIPE = load_recipe("quickstart")
+FACTS = {"data_fingerprint": "abc", "precision": "float32"}
+
+
+def started(path, recipe=RECIPE):
+    """A run that has got past its checks."""
+    run = RunDirectory.open(path, recipe, start="new")
+    run.describe(recipe, **FACTS)
+    return run
+
+
+def test_without_a_name_runs_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [started(None) for _ in range(3)]
+    names = [run.path.as_posix() for run in runs]
+    assert names == ["runs/quickstart", "runs/quickstart-2", "runs/quickstart-3"]
+
+
+def test_a_folder_with_a_run_is_refused_unless_it_is_resumed(tmp_path):
+    folder = str(tmp_path / "run")
+    started(folder)
+    with pytest.raises(InputError, match="continue it with --resume"):
+        RunDirectory.open(folder, RECIPE, start="new")
+    assert str(RunDirectory.open(folder, RECIPE, start="resume").path) == folder
+
+
+@pytest.mark.parametrize("start", ["new", "resume", "auto"])
+def test_another_recipes_run_is_refused_and_the_difference_shown(tmp_path, start):
+    folder = str(tmp_path / "run")
+    started(folder)
+    other = load_recipe("quickstart", ["optimizer.clip=2.0", "log_every=7"])
+    with pytest.raises(InputError, match=r"holds a run of another recipe.*optimizer.clip: 2.0, not 1.0\)"):
+        RunDirectory.open(folder, other, start)
+
+
+def test_what_does_not_touch_the_result_may_change_on_resume(tmp_path):
+    folder = str(tmp_path / "run")
+    started(folder)
+    RunDirectory.open(folder, load_recipe("quickstart", ["log_every=7", "data.workers=1"]), start="resume")
+
+
+def test_a_start_that_a_mistake_stopped_leaves_the_folder_free(tmp_path):
+    folder = str(tmp_path / "run")
+    RunDirectory.open(folder, RECIPE, start="new")
+    assert str(RunDirectory.open(folder, load_recipe("quickstart", ["seed=7"]), start="new").path) == folder
+
+
+@pytest.mark.parametrize("name", ["run.json", "status.json", "hang", "recipe.yaml.tmp"])
+def test_files_of_another_program_that_have_our_names_are_not_written_over(tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(InputError, match="exists and is no run of this program"):
+        RunDirectory.open(str(tmp_path), RECIPE, start="new")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "precious")]
+
+
+def test_a_folder_in_use_names_its_user(tmp_path):
+    folder = str(tmp_path / "run")
+    run = RunDirectory.open(folder, RECIPE, start="new")
+    with pytest.raises(InputError, match=r"is being written by process \d+ on "):
+        RunDirectory.open(folder, RECIPE, start="new")
+    del run
+    RunDirectory.open(folder, RECIPE, start="new")
+
+
+@pytest.mark.parametrize("changed", [{"data_fingerprint": "xyz"}, {"precision": "bfloat16"}])
+def test_another_corpus_or_precision_is_not_resumed(tmp_path, changed):
+    folder = str(tmp_path / "run")
+    started(folder)
+    run = RunDirectory.open(folder, RECIPE, start="resume")
+    with pytest.raises(InputError, match=next(iter(changed)).replace("_", " ")):
+        run.describe(RECIPE, **{**FACTS, **changed})
+
+
+def test_each_resume_is_recorded_beside_what_the_run_began_with(tmp_path):
+    folder = str(tmp_path / "run")
+    started(folder)
+    for world_size in (4, 1):
+        run = RunDirectory.open(folder, RECIPE, start="resume")
+        run.describe(RECIPE, **FACTS, plan={"world_size": world_size})
+        del run
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "plan" not in record
+    assert [entry["plan"]["world_size"] for entry in record["resumed"]] == [4, 1]
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="is no run of this program"):
+        RunDirectory.open(str(tmp_path), RECIPE, start="new")
+
+
+def test_resuming_nothing_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="no run to resume"):
+        RunDirectory.open(str(tmp_path / "absent"), RECIPE, start="resume")
+
+
+def test_a_finished_run_is_not_resumed(tmp_path):
+    run = started(str(tmp_path / "run"))
+    run.finish(steps=1)
+    with pytest.raises(InputError, match="has finished"):
+        RunDirectory.open(str(tmp_path / "run"), RECIPE, start="resume")
+
+
+def test_rows_of_steps_that_are_repeated_are_forgotten(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    for step in (0, 2, 4, 6):
+        file.write({"step": step})
+    with file.path.open("a") as raw:
+        raw.write('{"step": 8, "lo')  # cut short by a killed process
+    file.keep(lambda row: row["step"] <= 4)
+    assert [row["step"] for row in file.rows()] == [0, 2, 4]
+
+
+def test_the_numbers_of_all_rows_are_columns(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    assert file.series() == {}
+    for row in (
+        {"step": 0, "score": 7},
+        {"step": 1, "loss": 0.1},
+        {"step": 2, "loss": math.nan},
+        {"step": 3, "loss": 4},
+    ):
+        file.write(row)
+    found = file.series()
+    assert list(found) == ["step", "score", "loss"]
+    assert found["step"].steps.tolist() == found["step"].values.tolist() == [0, 1, 2, 3]
+    assert found["loss"].steps.tolist() == [1, 2, 3] and math.isnan(found["loss"].values[1])
+    assert found["loss"].known.steps.tolist() == [1, 3] and found["loss"].known.values.tolist() == [0.1, 4]
+
+
+def test_rows_of_an_incarnation_that_does_not_know_yet_go_nowhere(tmp_path):
+    older, newer = MetricsFile(tmp_path / "metrics.jsonl"), MetricsFile(tmp_path / "metrics.jsonl")
+    older.write({"step": 1})
+    newer.keep(lambda row: True)
+    newer.write({"step": 2})
+    older.write({"step": 2, "mine": True})
+    assert list(newer.rows()) == [{"step": 1}, {"step": 2}]
+
+
+def test_auto_begins_continues_and_sees_that_a_run_is_done(tmp_path):
+    folder = str(tmp_path / "run")
+    run = RunDirectory.open(folder, RECIPE, start="auto")
+    assert not run.begun
+    run.describe(RECIPE, **FACTS)
+    del run
+    run = RunDirectory.open(folder, RECIPE, start="auto")
+    assert run.begun
+    run.finish(steps=1)
+    del run
+    with pytest.raises(RunEnded, match="has finished") as end:
+        RunDirectory.open(folder, RECIPE, start="auto")
+    assert end.value.exit_code == ExitCode.FINISHED
+
+
+def _slurm(monkeypatch, restart, job="7"):
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+
+
+def test_a_requeued_job_takes_the_run_over_from_its_older_incarnation_that_lives_on(tmp_path, monkeypatch):
+    folder = str(tmp_path / "run")
+    _slurm(monkeypatch, 0)
+    older = started(folder)
+    assert older.owned()
+    _slurm(monkeypatch, 1)
+    newer = RunDirectory.open(folder, RECIPE, start="auto")
+    assert newer.owned() and not older.owned()
+    assert json.loads((newer.path / "status.json").read_text())["restarts"] == 1
+
+
+def test_another_job_does_not(tmp_path, monkeypatch):
+    folder = str(tmp_path / "run")
+    _slurm(monkeypatch, 0)
+    older = started(folder)
+    _slurm(monkeypatch, 1, job="8")
+    with pytest.raises(FolderInUse, match=r"is being written by job 7 \(restart 0\), process \d+ on "):
+        RunDirectory.open(folder, RECIPE, start="auto")
+    assert older.owned()
+
+
+def test_without_locks_across_machines_a_heartbeat_tells_that_a_run_is_alive(tmp_path, monkeypatch):
+    folder = str(tmp_path / "run")
+    _slurm(monkeypatch, 0)
+    monkeypatch.setenv("SLURMD_NODENAME", "far-away")
+    older = started(folder)
+    older.lock.release()  # as seen from another machine on a file system without locks
+    _slurm(monkeypatch, 0, job="8")
+    monkeypatch.setenv("SLURMD_NODENAME", "here")
+    with pytest.raises(FolderInUse, match=r"job 7 .* on far-away \d+ seconds ago; stop it, or wait"):
+        RunDirectory.open(folder, RECIPE, start="auto")
+    older.status.update(now=True, state="stopped")
+    assert RunDirectory.open(folder, RECIPE, start="auto").owned()
+
+
+def test_a_job_that_makes_no_progress_between_two_requeues_is_ended(tmp_path, monkeypatch):
+    folder = str(tmp_path / "run")
+    _slurm(monkeypatch, 0)
+    started(folder)
+    _slurm(monkeypatch, 1)
+    RunDirectory.open(folder, RECIPE, start="auto")
+    _slurm(monkeypatch, 2)
+    with pytest.raises(RunEnded, match=r"Job 7 was requeued twice and stands at step 0 .* again") as end:
+        RunDirectory.open(folder, RECIPE, start="auto")
+    assert end.value.exit_code == ExitCode.NO_PROGRESS
+
+
+def test_an_incarnation_that_was_superseded_before_it_began_writes_nothing(tmp_path, monkeypatch):
+    folder = str(tmp_path / "run")
+    _slurm(monkeypatch, 0)
+    older = RunDirectory.open(folder, RECIPE, start="auto")
+    _slurm(monkeypatch, 1)
+    newer = RunDirectory.open(folder, RECIPE, start="auto")
+    newer.describe(RECIPE, **FACTS)
+    record = (newer.path / "run.json").read_bytes()
+    newer.metrics.write({"step": 1})
+    older.metrics.keep(lambda row: False)
+    older.metrics.write({"step": 1, "mine": True})
+    assert list(newer.metrics.rows()) == [{"step": 1}]
+    with pytest.raises(RunEnded, match="A later incarnation has taken over") as end:
+        older.describe(RECIPE, **FACTS, plan="mine")
+    assert end.value.exit_code == ExitCode.SUPERSEDED and (newer.path / "run.json").read_bytes() == record
+
+
+def test_a_stop_file_that_was_meant_for_the_run_before_is_taken_away(tmp_path):
+    run = started(str(tmp_path / "run"))
+    run.stop_file.touch()
+    os.utime(run.stop_file, (0, 0))
+    del run
+    assert not RunDirectory.open(str(tmp_path / "run"), RECIPE, start="resume").stop_file.exists()
+
+
+def test_how_a_run_ended_early_and_why_is_the_last_word_of_the_status(tmp_path):
+    folder = str(tmp_path / "run")
+    for error, state, code in (
+        (ValueError("out of luck\nsecond line"), "failed", 1),
+        (RunEnded("enough", ExitCode.STOPPED), "stopped", 74),
+        (RunEnded("not finite", ExitCode.NOT_FINITE), "failed", 79),
+        (InputError("a mistake"), "failed", 2),
+    ):
+        with pytest.raises(type(error)), RunDirectory.open(folder, RECIPE, start="auto") as run:
+            run.status.update(now=True, state="training")
+            raise error
+        status = json.loads((run.path / "status.json").read_text())
+        assert (status["state"], status["exit_code"]) == (state, code)
+        assert status["message"] == str(error).splitlines()[0]
+        run.lock.release()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become an ordinary user, whom permissions bind")
+@pytest.mark.parametrize("mode", [0o555, 0o700], ids=["read-only", "closed"])
+def test_a_folder_that_cannot_be_written_is_one_sentence(mode):
+    program = (
+        "import os, sys\n"
+        "from diffcse_scale.recipe_file import load_recipe\n"
+        "from diffcse_scale.runs.directory import RunDirectory\n"
+        "os.setuid(65534)\n"
+        "RunDirectory.open(sys.argv[1], load_recipe('quickstart'), start='new')\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, mode)
+        run = f"{folder}/run"
+        result = subprocess.run([sys.executable, "-c", program, run], capture_output=True, text=True, check=False)
+    assert f"InputError: Output folder {run} cannot be read or written: Permission denied." in result.stderr

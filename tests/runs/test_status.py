@@ -1,0 +1,76 @@
+"""`status.json`: a reader never sees half of it, and a line for people tells what matters."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.runs.status import StatusFile, read_status, status_line
+
+
+def _status(**facts):
+    known = {"state": "training", "step": 120, "steps": 312, "seconds_since": 0.5, "restarts": 0, "job": None}
+    return {**known, **facts}
+
+
+def test_a_change_of_state_is_written_at_once_and_progress_once_a_heartbeat(tmp_path):
+    status = StatusFile(tmp_path / "status.json", state="preparing", job="7")
+    status.update(state="training", step=0)
+    status.update(state="training", step=1)
+    assert read_status(tmp_path)["step"] == 0
+    status.update(state="evaluating")
+    found = read_status(tmp_path)
+    assert (found["state"], found["step"], found["job"]) == ("evaluating", 1, "7")
+    assert 0 <= found["seconds_since"] < 5 and abs(found["updated"] - time.time()) < 5
+    assert "\n" not in (tmp_path / "status.json").read_text().rstrip("\n")
+
+
+def test_other_ranks_write_nothing(tmp_path):
+    StatusFile(None).update(now=True, state="training")
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_process_can_add_the_last_word(tmp_path):
+    StatusFile(tmp_path / "status.json", step=9).update(now=True, state="training")
+    StatusFile.found(tmp_path / "status.json").update(now=True, state="failed", message="rank 0 fell silent")
+    found = read_status(tmp_path)
+    assert (found["step"], found["state"], found["message"]) == (9, "failed", "rank 0 fell silent")
+
+
+def test_a_status_that_cannot_be_written_does_not_stop_a_run(tmp_path):
+    StatusFile(tmp_path / "gone" / "status.json").update(now=True, state="training")
+
+
+@pytest.mark.parametrize(("text", "problem"), [(None, "has no status.json"), ('{"state', "is not what a run writes")])
+def test_what_is_no_run_is_one_sentence(tmp_path, text, problem):
+    if text is not None:
+        (tmp_path / "status.json").write_text(text)
+    with pytest.raises(InputError, match=problem):
+        read_status(tmp_path)
+
+
+def test_the_line_has_step_rate_time_left_checkpoint_and_restarts():
+    status = _status(
+        sentences_per_second=1234.5, seconds_left=3725, last_checkpoint="step-00000100", restarts=2, job="7"
+    )
+    assert status_line(status) == (
+        "training; step 120 of 312; 1,234 sentences/s; 1 h 02 min left; last checkpoint: step-00000100; "
+        "restarts: 2; job 7"
+    )
+
+
+def test_the_line_says_when_there_is_no_sign_of_life_but_not_of_a_run_that_has_ended():
+    assert status_line(_status(seconds_since=600)).endswith("NO SIGN OF LIFE for 10 min 00 s")
+    assert "NO SIGN" not in status_line(_status(state="finished", seconds_since=600, seconds_left=0))
+
+
+def test_a_failure_is_told_with_its_message():
+    assert status_line(_status(state="failed", message="Rank 3 is silent")).endswith("Rank 3 is silent")
+
+
+def test_the_file_is_json_for_programs(tmp_path):
+    StatusFile(tmp_path / "status.json", steps=12).update(now=True, step=3, last_checkpoint=None)
+    assert json.loads((tmp_path / "status.json").read_text())["last_checkpoint"] is None

@@ -1,0 +1,27 @@
+"""Every shipped configuration of every Triton kernel."""
+
+from __future__ import annotations
+
+from diffcse_kernels.triton import trial
+
+from tests.support.kernels import (
+    compile_cases_info_nce,
+    compile_cases_replaced_token_bce,
+    compile_cases_sample_tokens,
+)
+from tests.support.kernels.compile_offline import Case
+
+TRIAL = Case(
+    name="trial",
+    kernel=trial.product_kernel,
+    types={"left": "*bf16", "right": "*bf16", "out": "*fp32"},
+    constants={"SIZE": trial.SIZE},
+    divisible=("left", "right", "out"),
+    options={},
+)
+
+
+def all_cases(target: str) -> list[Case]:
+    """`target` is a key of `compile_offline.TARGETS`."""
+    modules = (compile_cases_info_nce, compile_cases_replaced_token_bce, compile_cases_sample_tokens)
+    return [TRIAL, *(case for module in modules for case in module.cases(target))]

@@ -1,0 +1,48 @@
+"""The shipped configurations of the InfoNCE kernels, for offline compilation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffcse_kernels.triton import row_gradients, similarity
+
+from tests.support.kernels.compile_offline import Case
+
+TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+VECTORS = ("q_inverse", "k_inverse", "scale_pointer", "maxima", "sums", "positives", "shifts", "unit_pointer")
+SIZES = ("num_rows", "num_columns", "width", "columns_a_split", "num_partners")
+POSITIONS = ("positive", "hard_negative", "first_partner")
+
+
+def cases(target: str) -> list[Case]:
+    """Both similarity kernels for every dtype at a width of 768, and the row kernel for narrow and wide rows."""
+    found = []
+    for dtype, pointer in TYPES.items():
+        constants = similarity.constants(similarity.tiles(dtype, hopper=target != "sm_80"), 768)
+        options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+        types = {"queries": pointer, "columns": pointer, "weights": pointer, "bonus": "fp32"}
+        types |= dict.fromkeys(VECTORS, "*fp32") | dict.fromkeys(SIZES + POSITIONS, "i32")
+        for kernel, own in (
+            (similarity.row_maxima_kernel, {"LARGEST": 80.0, "WITH_SUMS": False}),
+            (similarity.row_maxima_kernel, {"LARGEST": 0.0, "WITH_SUMS": True}),
+            (similarity.exponentials_kernel, {}),
+        ):
+            found.append(_case(f"{kernel.__name__} {pointer} {own}", kernel, types, constants | own, options))
+        for width in (768, 4096):
+            shape = row_gradients.constants(width)
+            constants_of_rows = {"PROJECT": True} | shape
+            options_of_rows = {"num_warps": constants_of_rows.pop("num_warps")}
+            rows = {"totals": "*fp32", "rows": pointer, "partners": pointer}
+            rows |= dict.fromkeys(("inverse_norms", "factors", "partner_factors", "radials"), "*fp32")
+            rows |= dict.fromkeys(SIZES + POSITIONS, "i32")
+            name = f"row_gradients_kernel {pointer} width {width}"
+            found.append(_case(name, row_gradients.row_gradients_kernel, rows, constants_of_rows, options_of_rows))
+    return found
+
+
+def _case(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], options: dict[str, int]) -> Case:
+    """Pointers and the width are multiples of 16, as a launch would find."""
+    own = {argument: types[argument] for argument in kernel.arg_names if argument in types}
+    divisible = tuple(argument for argument, kind in own.items() if kind.startswith("*") or argument == "width")
+    return Case(name, kernel, own, constants, divisible, options)

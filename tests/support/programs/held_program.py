@@ -1,0 +1,48 @@
+"""train.py that waits at one place, so that a test can do something to it just there.
+
+$HOLD is the place: what it does and after which step (`training:5`, `evaluating:8`, `exporting:8`), or `preparing`.
+The main rank makes the file $HELD there, once, and goes on when a test has removed it.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import time
+from pathlib import Path
+from typing import Any
+
+from diffcse_scale.distributed import is_main
+from diffcse_scale.supervision import supervision
+from diffcse_scale.text import tokens
+from diffcse_scale.training.trainer import Trainer
+
+place, held = os.environ.get("HOLD", ""), Path(os.environ.get("HELD", "/nonexistent"))
+tick, write = Trainer.tick, tokens._write
+
+
+def hold(here: str) -> None:
+    global place
+    if here == place:
+        place = ""
+        held.touch()
+        deadline = time.monotonic() + 60
+        while held.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def held_tick(self: Trainer, doing: str) -> None:
+    if is_main():
+        hold(f"{doing}:{self.step}")
+    tick(self, doing)
+
+
+def held_write(*arguments: Any) -> None:
+    hold("preparing")
+    write(*arguments)
+
+
+supervision.LOOK = 0.01  # what a test does while the main rank is held is seen when it goes on
+Trainer.tick = held_tick  # type: ignore[method-assign]
+tokens._write = held_write
+runpy.run_path(str(Path(__file__).parents[3] / "train.py"), run_name="__main__")

@@ -1,0 +1,91 @@
+"""How long ranks wait, and on which network they listen."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+
+from diffcse_scale import distributed, rendezvous
+from diffcse_scale.distributed import CONTROL_PATIENCE, barrier, is_main
+from diffcse_scale.rendezvous import bind_to_the_masters_network, interface_to, join
+from tests.support.ranks import places, run_ranks
+
+
+@pytest.mark.parametrize(
+    ("backend", "timeout"), [("nccl", timedelta(seconds=240)), ("gloo", CONTROL_PATIENCE)], ids=str
+)
+def test_a_collectives_patience_ends_after_that_of_whoever_names_the_silent_rank(monkeypatch, backend, timeout):
+    asked = {}
+    monkeypatch.setattr(dist, "init_process_group", lambda name, **options: asked.update(options, backend=name))
+    monkeypatch.setattr(rendezvous, "_store", None)
+    for name, value in places(1)[0].items():
+        monkeypatch.setenv(name, value)
+    join(backend, 120)
+    assert (asked["backend"], asked["timeout"]) == (backend, timeout)
+
+
+def test_ranks_wait_for_a_slow_disk_on_the_control_group(monkeypatch):
+    """NCCL's patience would end with the job, as the last of it, while rank 0 exports."""
+    waited, made = [], []
+    monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(dist, "new_group", lambda **options: made.append(options) or "control")
+    monkeypatch.setattr(dist, "barrier", lambda group=None: waited.append(group))
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    distributed._control.cache_clear()
+    try:
+        barrier()
+    finally:
+        distributed._control.cache_clear()
+    assert waited == ["control"]
+    assert made == [{"backend": "gloo", "timeout": CONTROL_PATIENCE}]
+
+
+def _late() -> float:
+    start = time.monotonic()
+    if is_main():
+        time.sleep(1)
+    barrier()
+    return time.monotonic() - start
+
+
+def test_a_barrier_waits_for_the_last(tmp_path):
+    assert all(seconds >= 1 for seconds in run_ranks(_late, 2, tmp_path))
+
+
+@pytest.fixture
+def networks(monkeypatch):
+    """A host that reaches node0 by ib0 and all else by eth0."""
+    for name in (rendezvous.NETWORK, *rendezvous.NODES):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    reached = {"node0": "ib0", "localhost": "lo", rendezvous.ANYWHERE: "eth0"}
+    monkeypatch.setattr(rendezvous, "interface_to", reached.get)
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    return monkeypatch
+
+
+@pytest.mark.parametrize(("master", "name"), [("node0", "ib0"), ("localhost", "eth0"), ("unknown", "eth0")])
+def test_of_several_nodes_gloo_listens_where_the_master_is_reached(networks, master, name):
+    """On the master's own node, whose name points to 127.0.1.1, where all else is reached."""
+    networks.setenv("MASTER_ADDR", master)
+    bind_to_the_masters_network()
+    assert rendezvous.os.environ[rendezvous.NETWORK] == name
+
+
+def test_the_users_network_stays_and_one_node_needs_none(networks):
+    networks.setenv("MASTER_ADDR", "node0")
+    networks.setenv(rendezvous.NETWORK, "bond0")
+    bind_to_the_masters_network()
+    assert rendezvous.os.environ[rendezvous.NETWORK] == "bond0"
+    networks.delenv(rendezvous.NETWORK)
+    networks.setenv("SLURM_JOB_NUM_NODES", "1")
+    bind_to_the_masters_network()
+    assert rendezvous.NETWORK not in rendezvous.os.environ
+
+
+def test_an_interface_is_found_without_sending_anything():
+    assert interface_to("127.0.0.1") == interface_to("127.0.1.1") == "lo"
+    assert interface_to("no such host.invalid") is None
