@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import subprocess
 import sys
@@ -77,9 +78,10 @@ class Launch:
         """What `rank` has recorded of the steps that it has begun."""
         return read_lines(self.records / f"rank{rank}.jsonl")
 
-    def begun(self) -> int | None:
-        """Steps begun, counted from the start of the run; None before the first of this launch."""
-        steps = [line["step"] + 1 for rank in range(RANKS) for line in self.steps(rank)]
+    def begun(self, until: float = math.inf) -> int | None:
+        """Steps begun `until` then, counted from the start of the run; None before the first of this launch."""
+        lines = [line for rank in range(RANKS) for line in self.steps(rank)]
+        steps = [line["step"] + 1 for line in lines if line["began"] <= until]
         return max(steps, default=None)
 
     def processes(self) -> list[psutil.Process]:

@@ -120,7 +120,9 @@ def take_over(freeze: bool, bench: Bench, row: Row) -> None:
     newer.signal(signal.SIGKILL)
     row.violations += checks.nothing_left(newer, 30)
     row.violations += checks.steps_continue(older, before, bench.truth)
-    row.violations += checks.work_is_kept(older.begun(), before, row.resumed, half_written, graceful=False)
+    # what the older one did later was not its to keep
+    begun = older.begun(until=taken_over)
+    row.violations += checks.work_is_kept(begun, before, row.resumed, half_written, graceful=False)
     _compare(bench, row, newer, row.resumed, graceful=False)
 
 
