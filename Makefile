@@ -1,9 +1,9 @@
-# make install | quickstart | test | test-slow | test-all | test-gpu | gpu-check | test-newest-triton | rehearse-cuda | lint | docs
+# make install | quickstart | test | test-slow | test-all | test-gpu | gpu-check | test-newest-triton | rehearse-cuda | fuzz | lint | docs
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install quickstart test test-slow test-all test-gpu gpu-check test-newest-triton rehearse-cuda lint docs clean
+.PHONY: install quickstart test test-slow test-all test-gpu gpu-check test-newest-triton rehearse-cuda fuzz lint docs clean
 
 install: .venv/installed
 
@@ -53,6 +53,11 @@ test-newest-triton: install
 # On a machine without a GPU: the training step on an imagined one, with a CUDA build of torch (4.5 GB) in .venv-cuda.
 rehearse-cuda: install
 	tests/support/rehearse_cuda.sh -n 2
+
+# Thousands of inputs for everything that reads what users have: recipes, corpora, models, folders of embeddings, runs.
+FUZZ := --inputs 2000 --seed 0
+fuzz: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(FUZZ)
 
 lint: install
 	$(BIN)/ruff check .

@@ -131,7 +131,7 @@ def nothing_left(launch: Launch, seconds: float) -> Iterator[str]:
 
 
 def stopped_at_once(older: Launch, since: float) -> Iterator[str]:
-    """An incarnation that was taken over begins two more steps at most: it looks after the first, and acts after the next."""
+    """An incarnation that was taken over begins two more steps at most: it looks after one, acts after the next."""
     for rank in range(RANKS):
         if (more := sum(line["began"] > since for line in older.steps(rank))) > 2:
             yield f"rank {rank} of the older incarnation has begun {more} steps since the newer has the run"
