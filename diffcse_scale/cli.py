@@ -22,7 +22,7 @@ from diffcse_scale.foundation.errors import InputError, either
 from diffcse_scale.generator.pretrain_options import PretrainOptions
 from diffcse_scale.model_folder.layout import check_pooling, model_folder
 from diffcse_scale.recipe import Pooling
-from diffcse_scale.recipe_file import annotated, explain, load_recipe
+from diffcse_scale.recipe_file import annotated, explained, load_recipe
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.splitlines()[0]
@@ -264,7 +264,7 @@ def _options(context: typer.Context, schema: type[Options]) -> Options:
     try:
         return schema(**given)
     except ValidationError as error:
-        raise InputError("; ".join(explain(problem, schema) for problem in error.errors()) + ".") from None
+        raise InputError(f"{explained(error, schema)}.") from None
 
 
 def _with_options_of(command: Callable[..., None], options: type[BaseModel]) -> Callable[..., None]:

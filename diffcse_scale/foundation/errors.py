@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import reprlib
 from collections.abc import Iterable, Sequence
 
 from diffcse_scale.foundation.exit_codes import ExitCode
@@ -49,9 +50,31 @@ def exit_code_of(error: BaseException) -> ExitCode:
     return ExitCode.MISTAKE if mistake else ExitCode.FAILED
 
 
+LONGEST = 80  # characters of a value in a message
+
+_repr = reprlib.Repr()
+_repr.maxlevel = 3
+_repr.maxdict = _repr.maxlist = _repr.maxtuple = _repr.maxset = 10
+_repr.maxstring = _repr.maxlong = _repr.maxother = LONGEST
+
+
+def quoted(value: object) -> str:
+    """`repr(value)` for a message: one line, cut to 80 characters. What is nested is not written out whole."""
+    try:
+        return brief(repr(value[:LONGEST]) if isinstance(value, str | bytes) else _repr.repr(value))
+    except Exception:  # an integer of too many digits; a class whose repr fails
+        return f"a value of type {type(value).__name__}"
+
+
+def brief(text: str, length: int = LONGEST) -> str:
+    """`text` for a message: one line without control characters, cut to `length`."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text[: length + 1])
+    return line if len(line) <= length else line[: length - 3] + "..."
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """` (did you mean X?)` for the word of `known` that is most like `word`, or nothing."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(word[:LONGEST], list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]}?)" if match else ""
 
 
