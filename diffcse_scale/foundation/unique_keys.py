@@ -50,7 +50,7 @@ _Loader.add_implicit_resolver(
     ),
     list("-+.0123456789"),
 )
-_Loader.add_constructor(_INT, lambda loader, node: int(loader.construct_scalar(node)))
+_Loader.add_constructor(_INT, lambda _, node: int(node.value))
 
 
 def load_yaml(text: str) -> Any:
