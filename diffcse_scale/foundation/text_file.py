@@ -22,7 +22,7 @@ def read_text(path: str | Path, called: str, otherwise: str) -> str:
     """
     try:
         if not Path(path).is_file():  # a folder, or a pipe that nobody writes to
-            raise InputError(f"{called}: no such file; {otherwise}.")
+            raise InputError(f"{called} cannot be read: no such file; {otherwise}.")
         if Path(path).stat().st_size > LARGEST:
             raise InputError(f"{called} is larger than {LARGEST >> 20} MiB, which this is not for.")
         return Path(path).read_text(encoding="utf-8-sig")

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from diffcse_scale.engine.config_file import load_deepspeed_config
+from diffcse_scale.engine.config_file import load_deepspeed_config, named
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.recipe_file import load_recipe
@@ -18,11 +18,13 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
     """What was asked for, by default of this process; a mistake in it ends the process.
 
     Returns:
-        `recipe` and `deepspeed_config` read, `start` a `runs.directory.Start`, `hook` the list of names.
+        `recipe` and `deepspeed_config` read, `called` what messages call the latter, `start` a `runs.directory.Start`,
+        `hook` the list of names.
     """
     found = _parser(description).parse_intermixed_args(arguments)
     try:
         found.recipe = load_recipe(found.recipe, found.overrides)
+        found.called = named(found.deepspeed_config)
         found.deepspeed_config = load_deepspeed_config(found.deepspeed_config)
     except InputError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":

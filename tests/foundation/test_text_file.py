@@ -26,9 +26,9 @@ def test_what_is_no_text_file_is_told(tmp_path: Path) -> None:
     for name, words in {
         "latin1": "mine is not UTF-8 at byte 10",
         "long": "mine is larger than 16 MiB",
-        "": "mine: no such file; look",
-        "pipe": "mine: no such file; look",
-        "loop": "mine: no such file; look",
+        "": "mine cannot be read: no such file; look",
+        "pipe": "mine cannot be read: no such file; look",
+        "loop": "mine cannot be read: no such file; look",
         "x" * 300: "mine cannot be read: File name too long",
         "a\0b": "mine",
     }.items():
