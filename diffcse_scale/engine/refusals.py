@@ -58,9 +58,7 @@ def _read(sections: Mapping[str, Any]) -> int:
     """Have DeepSpeed read them; the ZeRO stage."""
     for section in ("data_types", "torch_autocast"):
         for name, kind in sections.get(section, {}).items():
-            if (
-                name.endswith("dtype") and kind is not None and kind not in KINDS
-            ):  # seen only in use
+            if name.endswith("dtype") and kind is not None and kind not in KINDS:  # seen only in use
                 raise ValueError(f"{section}.{name} must be fp32, fp16 or bf16, not {quoted(kind)}")
     return int(DeepSpeedConfig({**sections, "train_micro_batch_size_per_gpu": 1}).zero_config.stage)
 

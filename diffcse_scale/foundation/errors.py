@@ -42,12 +42,29 @@ def disk_is_full(error: BaseException) -> bool:
     return os.strerror(errno.ENOSPC) in str(error)
 
 
+def told(error: BaseException) -> str | None:
+    """One sentence for what the user or the machine is to blame for; None for an error of the program.
+
+    A file that cannot be read or written, a full disk and too little memory are the machine's.
+    """
+    if isinstance(error, InputError | RunEnded):
+        return str(error)
+    if not isinstance(error, Exception):
+        return None
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return f"There is not enough memory ({brief(first_line(error), 200)}); give it more, or ask for less at a time."
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{brief(os.fsdecode(error.filename), 300)}: {error.strerror or first_line(error)}."
+    if disk_is_full(error):
+        return f"{brief(first_line(error), 300)}; free some space."
+    return None
+
+
 def exit_code_of(error: BaseException) -> ExitCode:
     """What a process leaves with that ends by `error`."""
     if isinstance(error, RunEnded):
         return error.exit_code
-    mistake = isinstance(error, InputError) or (isinstance(error, Exception) and disk_is_full(error))
-    return ExitCode.MISTAKE if mistake else ExitCode.FAILED
+    return ExitCode.FAILED if told(error) is None else ExitCode.MISTAKE
 
 
 LONGEST = 80  # characters of a value in a message
