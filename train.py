@@ -54,7 +54,7 @@ def main(arguments: Namespace) -> None:
     check_world()
     start_process_group(arguments.hang_timeout)
     setup_logging()
-    config = complete_config(config, recipe, world_size())
+    config = complete_config(config, recipe, world_size(), arguments.called)
     check_same_everywhere(
         code_version=code_version(),
         recipe=fingerprint(recipe.model_dump(mode="json")),

@@ -18,11 +18,12 @@ from pydantic import BaseModel, ValidationError
 from diffcse_scale.doctor.doctor_options import DoctorOptions
 from diffcse_scale.encoding.encode_options import EncodeOptions
 from diffcse_scale.engine.config_file import load_deepspeed_config
+from diffcse_scale.foundation.command_ending import run_command
 from diffcse_scale.foundation.errors import InputError, either
 from diffcse_scale.generator.pretrain_options import PretrainOptions
 from diffcse_scale.model_folder.layout import check_pooling, model_folder
 from diffcse_scale.recipe import Pooling
-from diffcse_scale.recipe_file import annotated, explain, load_recipe
+from diffcse_scale.recipe_file import annotated, explained, load_recipe
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.splitlines()[0]
@@ -32,7 +33,7 @@ app = typer.Typer(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(
     context: typer.Context,
-    processes: Annotated[int | None, typer.Option(help="ranks on this machine; all devices if absent")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="ranks on this machine; all devices if absent")] = None,
 ) -> None:
     """Launch train.py with DeepSpeed; all other arguments are train.py's."""
     from diffcse_scale.training.launcher import launch
@@ -62,7 +63,7 @@ def status(
 def replay(
     run: Annotated[Path, typer.Argument(help="a run folder")],
     processes: Annotated[
-        int | None, typer.Option(help="ranks on this machine; as many as the run had if absent")
+        int | None, typer.Option(min=1, help="ranks on this machine; as many as the run had if absent")
     ] = None,
 ) -> None:
     """Compute the step again at which a run stopped because its numbers were not finite, and say where they arise."""
@@ -172,7 +173,7 @@ def plan(
     ] = None,
     nodes: Annotated[int, typer.Option(min=1, help="machines")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="devices of a machine")] = 1,
-    gpu_memory: Annotated[float, typer.Option(min=0.1, help="GiB of a device")] = 80.0,
+    gpu_memory: Annotated[float, typer.Option(min=0.1, max=1e6, help="GiB of a device")] = 80.0,
     cpu: Annotated[bool, typer.Option("--cpu", help="the devices are ranks on CPUs")] = False,
     json: Annotated[Path | None, typer.Option(help="also write the plan here, in bytes")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file of --json whatever it is")] = False,
@@ -264,7 +265,7 @@ def _options(context: typer.Context, schema: type[Options]) -> Options:
     try:
         return schema(**given)
     except ValidationError as error:
-        raise InputError("; ".join(explain(problem, schema) for problem in error.errors()) + ".") from None
+        raise InputError(f"{explained(error, schema)}.") from None
 
 
 def _with_options_of(command: Callable[..., None], options: type[BaseModel]) -> Callable[..., None]:
@@ -387,8 +388,4 @@ def step(
 
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit code 2."""
-    try:
-        app()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(app))

@@ -11,7 +11,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 EMBEDDED = "embedded"
 
@@ -20,31 +29,54 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _a_folders_name(name: str) -> str:
+    if not name.strip() or name in (".", "..") or "/" in name or not name.isprintable():
+        raise ValueError("must be the name of a folder, without / and control characters; --output takes a path")
+    if len(name.encode(errors="replace")) > 200:
+        raise ValueError("must have at most 200 bytes, as it names a folder")
+    return name
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Pooling = Literal["cls", "mean", "last", "first_last_mean"]  # the rows of model/pooling.py
 OptimizerName = Literal["adamw"]  # the rows of engine/optimizer.py
 Schedule = Literal["linear", "cosine", "constant"]  # the rows of training/schedule.py
 FILE_FORMATS = "text, .gz/.xz/.zst text, .jsonl, .csv, .tsv, .parquet"  # in help texts; the table is text/formats.py
 OneOrMore = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+FolderName = Annotated[str, AfterValidator(_a_folders_name)]
+
+
+LARGEST = 2**63 - 1  # of whole numbers: tensors, seeds and files hold 64 bits
 
 
 class Section(BaseModel):
-    """Unknown keys are refused; a recipe never changes once it is read."""
+    """Unknown keys are refused, and what no program could work with; a recipe never changes once it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _usable(cls, value: Any) -> Any:
+        for part in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(part, int) and abs(part) > LARGEST:
+                raise ValueError(f"must be at most {LARGEST}")
+            if isinstance(part, str) and any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in part):
+                raise ValueError("holds a NUL or half of a surrogate pair, which is no text")
+        return value
 
 
 class LoraRecipe(Section):
     """Low-rank adapters on a frozen encoder (arXiv 2106.09685), through `peft`."""
 
-    rank: int = Field(16, ge=1, description="rank of the two matrices that each adapted layer gets")
+    rank: int = Field(16, ge=1, le=2**16, description="rank of the two matrices that each adapted layer gets")
     alpha: float = Field(32.0, gt=0, description="an adapter's output is multiplied by alpha / rank")
     dropout: Share = Field(
         0.1,
         description="dropout before each adapter; it cannot tell two views apart, as adapters begin as nothing: "
         "model.dropout must, in a backbone that has none",
     )
-    target_modules: list[str] | None = Field(
+    target_modules: Annotated[list[str] | None, BeforeValidator(_as_list)] = Field(
         None, min_length=1, description="names of the linear layers that get adapters; all of them if absent"
     )
     base: Literal["float32", "bfloat16", "nf4"] = Field(
@@ -106,7 +138,7 @@ class DataRecipe(Section):
     files: OneOrMore = Field(
         description=f"{FILE_FORMATS}; paths, addresses (hf://...), globs, a Hub dataset, or 'embedded'"
     )
-    columns: list[str] | None = Field(
+    columns: Annotated[list[str] | None, BeforeValidator(_as_list)] = Field(
         None,
         min_length=1,
         max_length=3,
@@ -115,7 +147,9 @@ class DataRecipe(Section):
     max_length: int = Field(32, ge=3, description="tokens a sentence, special ones included; longer are truncated")
     limit: int | None = Field(None, ge=1, description="use only the first so many sentences that remain after cleaning")
     strict: bool = Field(False, description="an undecodable or empty line stops the run instead of being skipped")
-    workers: int | None = Field(None, ge=1, description="processes that tokenize; the number of cores if absent")
+    workers: int | None = Field(
+        None, ge=1, le=4096, description="processes that tokenize; the number of cores if absent"
+    )
     cache_dir: str | None = Field(None, description="where tokenized text is kept; ~/.cache/diffcse-scale if absent")
 
 
@@ -188,7 +222,7 @@ class OptimizerRecipe(Section):
     name: OptimizerName = Field("adamw", description="the optimizer")
     learning_rate: float = Field(gt=0, description="at its largest")
     weight_decay: float = Field(0.0, ge=0, description="decoupled; not applied to biases and normalisation weights")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of AdamW's two moments")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of AdamW's two moments")
     eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
     schedule: Schedule = Field("linear", description="decay to 0 after the warm-up")
     warmup: Share = Field(0.0, description="share of all steps over which the learning rate rises from 0")
@@ -209,9 +243,9 @@ class EvaluationRecipe(Section):
 class Recipe(Section):
     """Everything that a result is a function of, together with the seed."""
 
-    name: str = Field(description="of the run; its folder is runs/NAME unless --output says otherwise")
+    name: FolderName = Field(description="of the run; its folder is runs/NAME unless --output says otherwise")
     seed: int = Field(42, ge=0, description="of everything that is drawn: order, dropout, corruption, sampling")
-    epochs: float = Field(1.0, gt=0, description="passes over the corpus; a fraction is allowed")
+    epochs: float = Field(1.0, gt=0, le=1e9, description="passes over the corpus; a fraction is allowed")
     max_steps: int | None = Field(None, ge=1, description="stop after so many steps, whatever the epochs say")
     log_every: int = Field(10, ge=1, description="steps between log lines")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from diffcse_scale.foundation.errors import InputError, nearest
+from diffcse_scale.foundation.errors import InputError, brief, nearest, quoted
 from diffcse_scale.foundation.shipped import shipped
+from diffcse_scale.foundation.text_file import read_text
 from diffcse_scale.foundation.unique_keys import DuplicateKey, load_yaml
 from diffcse_scale.recipe import Recipe, Section
 
@@ -37,67 +37,69 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(explain(problem, Recipe) for problem in error.errors())
-        raise InputError(f"Recipe {name_or_path}: {problems}.") from None
+        raise InputError(f"Recipe {brief(name_or_path, 200)}: {explained(error, Recipe)}.") from None
 
 
 def _read_yaml(name_or_path: str) -> dict[str, Any]:
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise InputError(f"Recipe {path}: no such file; shipped recipes are {', '.join(shipped_recipes())}.")
-        text = path.read_text(encoding="utf-8")
+    called = brief(name_or_path, 200)
+    if name_or_path.endswith((".yaml", ".yml")):
+        text = read_text(name_or_path, f"Recipe {called}", f"shipped recipes are {', '.join(shipped_recipes())}")
     else:
         recipes = shipped_recipes()
         if name_or_path not in recipes:
             raise InputError(
-                f"Recipe {name_or_path!r} is not shipped{nearest(name_or_path, recipes)}; "
+                f"Recipe {quoted(name_or_path)} is not shipped{nearest(name_or_path, recipes)}; "
                 f"there are {', '.join(recipes)}, or give the path of a .yaml file."
             )
         text = recipes[name_or_path]
     try:
         values = load_yaml(text)
     except DuplicateKey as error:
-        raise InputError(f"Recipe {name_or_path}: {error}.") from None
+        raise InputError(f"Recipe {called}: {error}.") from None
     except yaml.YAMLError as error:
-        raise InputError(f"Recipe {name_or_path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise InputError(f"Recipe {called} is not valid YAML: {brief(' '.join(str(error).split()), 300)}.") from None
     if not isinstance(values, dict):
-        raise InputError(f"Recipe {name_or_path} must be a mapping of sections, not {type(values).__name__}.")
+        raise InputError(f"Recipe {called} must be a mapping of sections, not {type(values).__name__}.")
+    if odd := [key for key in values if not isinstance(key, str)]:
+        raise InputError(f"Recipe {called}: {quoted(odd[0])} is not the name of a section or field.")
     return values
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"Override {override!r} must have the form section.field=value.")
+    *sections, field = key.split(".")
+    if not equals or not all((*sections, field)):
+        raise InputError(f"Override {quoted(override)} must have the form section.field=value.")
     try:
         value = load_yaml(text)
     except DuplicateKey as error:
-        raise InputError(f"Override {override!r}: {error}.") from None
-    except yaml.YAMLError:
-        raise InputError(f"Override {override!r}: {text!r} is not a YAML value; quote it.") from None
-    if isinstance(value, str):
-        value = _number(value)
-    *sections, field = key.split(".")
+        raise InputError(f"Override {quoted(override)}: {error}.") from None
+    except yaml.YAMLError as error:
+        reason = " ".join(str(getattr(error, "problem", error)).split())
+        raise InputError(
+            f"Override {quoted(override)} has no YAML value ({brief(reason, 120)}); put quotes around what is text."
+        ) from None
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise InputError(f"Override {override!r}: {section} is a field, not a section.")
+            raise InputError(f"Override {quoted(override)}: {brief(section)} is a field, not a section.")
     values[field] = value
 
 
-def _number(text: str) -> str | float:
-    """YAML 1.1 reads 1e-4 as a string; people who write it mean the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+MOST_PROBLEMS = 5  # that one sentence names
+
+
+def explained(error: ValidationError, schema: type[BaseModel]) -> str:
+    """What pydantic found with values for `schema`, in a user's words."""
+    problems = error.errors()
+    more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+    return "; ".join(explain(problem, schema) for problem in problems[:MOST_PROBLEMS]) + more
 
 
 def explain(problem: Any, schema: type[BaseModel]) -> str:
     """One of the problems that pydantic found with values for `schema`, in a user's words."""
     location = problem["loc"]
-    key = ".".join(str(part) for part in location)
+    key = brief(".".join(str(part) for part in location))
     if problem["type"] == "extra_forbidden":
         fields = _fields_of(location, schema)
         return f"unknown key {key}{nearest(str(location[-1]), fields)}, allowed here are {', '.join(fields)}"
@@ -107,7 +109,9 @@ def explain(problem: Any, schema: type[BaseModel]) -> str:
     if not key:
         return message
     given = problem.get("input")
-    shown = "" if isinstance(given, dict) else f" (given: {given!r})"
+    shown = "" if isinstance(given, dict) else f" (given: {quoted(given)})"
+    if problem["type"] == "string_type" and isinstance(given, int | float):
+        shown += f"; put quotes around what is text ({key}=\"'...'\" on a command line)"
     return f"{key}: {message[0].lower()}{message[1:]}{shown}"
 
 

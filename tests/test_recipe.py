@@ -91,6 +91,37 @@ def test_a_shipped_recipe_sets_dropout_where_the_family_is_published_without(nam
         assert load_recipe(name).model.dropout
 
 
+FINITE = {
+    *("epochs", "objective.temperature", "objective.contrastive_weight", "objective.rtd_weight"),
+    *("objective.masking_ratio", "objective.hard_negative_weight", "optimizer.learning_rate", "optimizer.eps"),
+    *("optimizer.weight_decay", "optimizer.warmup", "optimizer.clip", "model.dropout", "model.lora.alpha"),
+}
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "inf", "nan", "1e999", "9" * 400])
+def test_every_number_is_finite(value):
+    for field in sorted(FINITE):
+        with pytest.raises(InputError, match=rf"{field}: ") as error:
+            load_recipe("quickstart", [f"{field}={value}"])
+        assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["2024-02-30", "'64'", "12:30", "caf\u00e9", "a b", "1e"])
+def test_a_name_is_text(name):
+    assert load_recipe("quickstart", [f"name={name}"]).name == name.strip("'")
+
+
+@pytest.mark.parametrize("name", ["''", "' '", "a/b", "../a", "/etc", ".", "..", '"a\\nb"', '"\\x1b[2J"', "x" * 300])
+def test_a_name_that_is_no_folders_is_refused(name):
+    with pytest.raises(InputError, match="name: must ") as error:
+        load_recipe("quickstart", [f"name={name}"])
+    assert str(error.value).isprintable()
+
+
+def test_one_column_need_not_be_a_list():
+    assert load_recipe("quickstart", ["data.columns=text"]).data.columns == ["text"]
+
+
 def test_overrides_are_read_as_yaml():
     recipe = load_recipe(
         "quickstart",
@@ -120,6 +151,17 @@ def test_overrides_are_read_as_yaml():
         (["model.lora={export: adapter}", "model.checkpoint=x"], ["must be merged", "model.checkpoint changes"]),
         (["seed"], ["'seed'", "section.field=value"]),
         (["seed.x=1"], ["seed is a field"]),
+        ([".=1"], ["'.=1'", "section.field=value"]),
+        (["name=64"], ["name", "given: 64", "put quotes around what is text"]),
+        (["seed=" + "9" * 5000], ["4300 digits"]),
+        (["seed=" + "9" * 30], ["seed: must be at most 9223372036854775807"]),
+        (["optimizer.betas=[1, 2]"], ["optimizer.betas.0: input should be less than 1", "betas.1"]),
+        (["epochs=1e300"], ["epochs", "less than or equal to 1000000000"]),
+        (["data.files=[" + "[" * 500], ["nested too deeply"]),
+        (["model.encoder='" + "x" * 5000 + "'", "seed=x"], ["given: 'x'"]),
+        (["model={1: 2}"], ["model.1: keys should be strings"]),
+        ([f"{'k' * 5000}=1"], ["unknown key kkk"]),
+        ([f"k{number}=1" for number in range(50)], ["unknown key k0", "and 45 more"]),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_it(overrides, words):
@@ -127,7 +169,7 @@ def test_a_mistake_is_one_sentence_that_names_it(overrides, words):
         load_recipe("quickstart", overrides)
     for word in words:
         assert word in str(error.value)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1500
 
 
 def test_an_unknown_recipe_names_the_nearest(tmp_path):
@@ -149,6 +191,26 @@ def test_yaml_cannot_construct_objects(tmp_path):
     file.write_text("name: !!python/object/apply:os.getcwd []")
     with pytest.raises(InputError, match="not valid YAML"):
         load_recipe(str(file))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"name: caf\xe9", "is not UTF-8 at byte 10"),
+        (b"- 1", "must be a mapping of sections, not list"),
+        (b"", "must be a mapping of sections, not NoneType"),
+        (b"1: 2", "1 is not the name of a section"),
+        (b"a: " + b"[" * 500, "nested too deeply"),
+        (b"a: &a [*a]", "or for themselves"),
+        (b"\x00", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_named(tmp_path, content, words):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=rf"mine\.yaml.* {words}") as error:
+        load_recipe(str(file))
+    assert "\n" not in str(error.value)
 
 
 def test_differences_name_the_fields_that_differ():

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from deepspeed.accelerator import get_accelerator
-from pydantic import ValidationError
+from deepspeed.runtime.config import DtypeEnum
 
 from diffcse_scale.engine.launch import device
 from diffcse_scale.engine.offload import check_host_optimizer
 from diffcse_scale.engine.optimizer import check_optimizer
+from diffcse_scale.engine.refusals import CALLED, checked_by_deepspeed
 from diffcse_scale.foundation.environment import native_bfloat16
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.compiled import check_compile
@@ -19,12 +18,18 @@ from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import share_of
 
 
-def complete_config(config: dict[str, Any], recipe: Recipe, devices: int) -> dict[str, Any]:
+def complete_config(config: dict[str, Any], recipe: Recipe, devices: int, called: str = CALLED) -> dict[str, Any]:
     """Fill in batch sizes, clipping and precisions that say "auto".
 
+    Args:
+        config: as `load_deepspeed_config` returns it.
+        recipe: decides the batch sizes.
+        devices: among which a batch is shared.
+        called: names it in what DeepSpeed refuses.
+
     Raises:
-        InputError: batch sizes in the JSON contradict the recipe (spells out the arithmetic), or the device lacks the
-            precision or the machine the compiler asked for.
+        InputError: batch sizes in the JSON contradict the recipe (spells out the arithmetic), DeepSpeed refuses a
+            section, or the device lacks the precision or the machine the compiler asked for.
     """
     sentences = recipe.batch.sentences
     share = share_of(sentences, devices, recipe.batch.length_groups)
@@ -37,17 +42,10 @@ def complete_config(config: dict[str, Any], recipe: Recipe, devices: int) -> dic
         theirs = config.get(key, "auto")
         if theirs not in ("auto", ours):
             raise InputError(
-                f"DeepSpeed configuration says {key} = {theirs}, but the recipe's batch.sentences = "
+                f"{called} says {key} = {theirs}, but the recipe's batch.sentences = "
                 f"{sentences} = {share} sentences per device x {devices} devices x 1 "
                 f"accumulation step; remove the key or set it to {ours}."
             )
-    lora, stage = recipe.model.lora, config.get("zero_optimization", {}).get("stage", 0)
-    if lora is not None and lora.base == "nf4" and stage == 3:
-        raise InputError("ZeRO-3 cannot partition the 4-bit weights of model.lora.base nf4; use a stage below 3.")
-    if recipe.model.compile:
-        check_compile(stage)
-    check_optimizer(recipe, stage)
-    check_host_optimizer(config)
     # ours is torch's also where optimizer state is offloaded: DeepSpeed's own for CPUs needs a compiler
     # and its timer waits for the device in every forward pass
     defaults = {
@@ -59,16 +57,24 @@ def complete_config(config: dict[str, Any], recipe: Recipe, devices: int) -> dic
     for section in ("bf16", "torch_autocast"):
         if completed.get(section, {}).get("enabled") == "auto":
             completed[section] = {**completed[section], "enabled": native_bfloat16(device())}
+    completed = checked_by_deepspeed(completed, called)
+    lora, stage = recipe.model.lora, completed.get("zero_optimization", {}).get("stage", 0)
+    if lora is not None and lora.base == "nf4" and stage == 3:
+        raise InputError("ZeRO-3 cannot partition the 4-bit weights of model.lora.base nf4; use a stage below 3.")
+    if recipe.model.compile:
+        check_compile(stage)
+    check_optimizer(recipe, stage)
+    check_host_optimizer(completed)
     if completed.get("fp16", {}).get("enabled") and not get_accelerator().is_fp16_supported():
         raise InputError(
-            f"DeepSpeed configuration asks for fp16, which {get_accelerator().device_name()} devices do not have here; "
+            f"{called} asks for fp16, which {get_accelerator().device_name()} devices do not have here; "
             "use torch_autocast with bfloat16, or no reduced precision."
         )
-    _check_float16(completed)
+    _check_float16(completed, called)
     return completed
 
 
-def _check_float16(config: dict[str, Any]) -> None:
+def _check_float16(config: dict[str, Any], called: str) -> None:
     """Refuse the combinations in which DeepSpeed 0.19.8 scales the loss and its gradients differently, in silence.
 
     Raises:
@@ -77,25 +83,15 @@ def _check_float16(config: dict[str, Any]) -> None:
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if config.get("fp16", {}).get("enabled") and stage == 0:
         raise InputError(
-            "DeepSpeed configuration asks for fp16 at ZeRO stage 0, where DeepSpeed divides gradients by a loss scale "
+            f"{called} asks for fp16 at ZeRO stage 0, where DeepSpeed divides gradients by a loss scale "
             "that the loss never had; use stage 1, 2 or 3, or torch_autocast with bfloat16."
         )
     autocast = config.get("torch_autocast", {})
-    if autocast.get("enabled") and autocast.get("dtype") in ("float16", "half", "fp16") and stage > 0:
+    if autocast.get("enabled") and DtypeEnum(autocast.get("dtype", "bfloat16")) is DtypeEnum.fp16 and stage > 0:
         raise InputError(
-            f"DeepSpeed configuration asks for torch_autocast with float16 at ZeRO stage {stage}, where DeepSpeed "
+            f"{called} asks for torch_autocast with float16 at ZeRO stage {stage}, where DeepSpeed "
             'clips gradients that still carry the loss scale; use "dtype": "bfloat16", or stage 0.'
         )
-
-
-@contextmanager
-def refusals_explained(what: str = "the configuration") -> Iterator[None]:
-    """Inside, what DeepSpeed says against a configuration becomes an InputError in a user's words."""
-    try:
-        yield
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
-        raise InputError(f"DeepSpeed refuses {what}: {problems}.") from None
 
 
 def precision(config: dict[str, Any]) -> str:

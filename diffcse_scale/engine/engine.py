@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from diffcse_scale.distributed import is_main, world_size
-from diffcse_scale.engine.configuration import refusals_explained
 from diffcse_scale.engine.host_adamw import HostAdamW
 from diffcse_scale.engine.offload import DEEPSPEEDS, share_cores, takes_deepspeeds
 from diffcse_scale.engine.optimizer import OPTIMIZERS, make_optimizer
+from diffcse_scale.engine.refusals import refusals_explained
 from diffcse_scale.foundation.host_memory import freed_blocks_returned
 from diffcse_scale.recipe import Recipe
 
@@ -30,15 +30,10 @@ def partitioned_loading(config: dict[str, Any], recipe: Recipe) -> Iterator[None
 
     Args:
         config: complete.
-
-    Raises:
-        InputError: DeepSpeed refuses the configuration.
     """
     if config.get("zero_optimization", {}).get("stage") != 3 or recipe.model.checkpoint is not None:
         yield
         return
-    with refusals_explained():
-        deepspeed.DeepSpeedConfig(config)
     handle = HfDeepSpeedConfig(config)  # transformers holds it weakly
     try:
         with freed_blocks_returned():

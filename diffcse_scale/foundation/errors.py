@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import reprlib
 from collections.abc import Iterable, Sequence
 
 from diffcse_scale.foundation.exit_codes import ExitCode
@@ -41,17 +42,56 @@ def disk_is_full(error: BaseException) -> bool:
     return os.strerror(errno.ENOSPC) in str(error)
 
 
+def told(error: BaseException) -> str | None:
+    """One sentence for what the user or the machine is to blame for; None for an error of the program.
+
+    A file that cannot be read or written, a full disk and too little memory are the machine's.
+    """
+    if isinstance(error, InputError | RunEnded):
+        return str(error)
+    if not isinstance(error, Exception):
+        return None
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return f"There is not enough memory ({brief(first_line(error), 200)}); give it more, or ask for less at a time."
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{brief(os.fsdecode(error.filename), 300)}: {error.strerror or first_line(error)}."
+    if disk_is_full(error):
+        return f"{brief(first_line(error), 300)}; free some space."
+    return None
+
+
 def exit_code_of(error: BaseException) -> ExitCode:
     """What a process leaves with that ends by `error`."""
     if isinstance(error, RunEnded):
         return error.exit_code
-    mistake = isinstance(error, InputError) or (isinstance(error, Exception) and disk_is_full(error))
-    return ExitCode.MISTAKE if mistake else ExitCode.FAILED
+    return ExitCode.FAILED if told(error) is None else ExitCode.MISTAKE
+
+
+LONGEST = 80  # characters of a value in a message
+
+_repr = reprlib.Repr()
+_repr.maxlevel = 3
+_repr.maxdict = _repr.maxlist = _repr.maxtuple = _repr.maxset = 10
+_repr.maxstring = _repr.maxlong = _repr.maxother = LONGEST
+
+
+def quoted(value: object) -> str:
+    """`repr(value)` for a message: one line, cut to 80 characters. What is nested is not written out whole."""
+    try:
+        return brief(repr(value[:LONGEST]) if isinstance(value, str | bytes) else _repr.repr(value))
+    except Exception:  # an integer of too many digits; a class whose repr fails
+        return f"a value of type {type(value).__name__}"
+
+
+def brief(text: str, length: int = LONGEST) -> str:
+    """`text` for a message: one line without control characters, cut to `length`."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text[: length + 1])
+    return line if len(line) <= length else line[: length - 3] + "..."
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """` (did you mean X?)` for the word of `known` that is most like `word`, or nothing."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(word[:LONGEST], list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]}?)" if match else ""
 
 

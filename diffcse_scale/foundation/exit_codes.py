@@ -25,7 +25,7 @@ class ExitCode(IntEnum):
 
     FINISHED = 0, "finished"
     FAILED = 1, "failed"  # an error of the program, with its traceback
-    MISTAKE = 2, "failed"  # the user's, in one sentence (`InputError`); or the disk is full
+    MISTAKE = 2, "failed"  # the user's or the machine's, in one sentence (`errors.told`)
     STOPPED = 74, "stopped"  # on request, after a whole checkpoint; it stays stopped
     PREEMPTED = 75, "stopped"  # the same: whoever started it is to start it again; EX_TEMPFAIL says just that
     SUPERSEDED = 76, None  # a later incarnation of the job has the run; nothing more was written

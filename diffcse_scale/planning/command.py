@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from diffcse_scale.engine.config_file import load_deepspeed_config
+from diffcse_scale.engine.config_file import load_deepspeed_config, named
 from diffcse_scale.foundation.ownership import WRITTEN_BY, check_file, json_of, write_file
 from diffcse_scale.planning.fit import RESERVE, Planner, as_json
 from diffcse_scale.planning.sharding import read_sharding
@@ -47,7 +47,8 @@ def plan(
         known = json_of(COMMAND, "recipe", "nodes", "stage", "memory", "stages", "largest_chunk")
         check_file(json_file, f"a plan of {COMMAND}", known, overwrite, [recipe_name, deepspeed_config or recipe_name])
     recipe = load_recipe(recipe_name, overrides)
-    sharding = read_sharding(load_deepspeed_config(deepspeed_config), recipe, nodes * devices_per_node, on_cpu)
+    config, devices = load_deepspeed_config(deepspeed_config), nodes * devices_per_node
+    sharding = read_sharding(config, recipe, devices, on_cpu, named(deepspeed_config))
     budget = device_memory * GIB
     planner = Planner(recipe, sharding, budget if on_cpu else budget * (1 - RESERVE))
     report = {"recipe": recipe.name, "nodes": nodes, "stage": sharding.stage, **as_json(planner, budget)}

@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from deepspeed.runtime.config import DtypeEnum
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-from diffcse_scale.engine.configuration import complete_config, refusals_explained
+from diffcse_scale.engine.configuration import complete_config
 from diffcse_scale.engine.optimizer import OPTIMIZERS
+from diffcse_scale.engine.refusals import CALLED, checked_by_deepspeed
 from diffcse_scale.recipe import Recipe
 
 
@@ -40,13 +42,15 @@ class Sharding:
         return replace(self, stage=stage, offload_weights=self.offload_weights and stage == 3)
 
 
-def read_sharding(config: dict[str, Any], recipe: Recipe, world_size: int, on_cpu: bool) -> Sharding:
+def read_sharding(
+    config: dict[str, Any], recipe: Recipe, world_size: int, on_cpu: bool, called: str = CALLED
+) -> Sharding:
     """Read a configuration as `load_deepspeed_config` returns it, for devices that need not be here.
 
     Raises:
         InputError: it contradicts the recipe, or DeepSpeed refuses it.
     """
-    config = dict(config)
+    config = checked_by_deepspeed(config, called)
     for section in ("bf16", "torch_autocast"):
         if config.get(section, {}).get("enabled") == "auto":
             config[section] = {**config[section], "enabled": not on_cpu}
@@ -54,8 +58,7 @@ def read_sharding(config: dict[str, Any], recipe: Recipe, world_size: int, on_cp
     complete_config({key: value for key, value in config.items() if key != "fp16"}, recipe, world_size)
     if config.get("bf16", {}).get("enabled"):
         half = torch.bfloat16
-    with refusals_explained("the configuration's zero_optimization"):
-        zero = DeepSpeedZeroConfig(**config.get("zero_optimization", {}))
+    zero = DeepSpeedZeroConfig(**config.get("zero_optimization", {}))
     autocast = config.get("torch_autocast", {})
     stage = int(zero.stage)
     return Sharding(
@@ -64,7 +67,7 @@ def read_sharding(config: dict[str, Any], recipe: Recipe, world_size: int, on_cp
         on_cpu=on_cpu,
         weight_dtype=half or torch.float32,
         autocast=bool(autocast.get("enabled")),
-        autocast_dtype=getattr(torch, autocast.get("dtype", "bfloat16")),
+        autocast_dtype=DtypeEnum(autocast.get("dtype", "bfloat16")).value,
         reduce_bucket=int(zero.reduce_bucket_size),
         overlap=bool(zero.overlap_comm) and not on_cpu if zero.overlap_comm is not None else False,
         max_live=int(zero.max_live_parameters),

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from diffcse_scale.distributed import is_main, local_rank, rank
-from diffcse_scale.foundation.errors import InputError, RunEnded, disk_is_full, exit_code_of
+from diffcse_scale.foundation.errors import InputError, RunEnded, exit_code_of, told
 from diffcse_scale.rendezvous import leave
 
 
@@ -30,7 +30,10 @@ def run_to_its_end(main: Callable[[], object]) -> None:
         leave(alone=True)
         sys.exit(exit_code_of(error))
     except Exception as error:
-        if not disk_is_full(error):
+        if (said := told(error)) is None:
             raise
-        print(f"error: {error}; the newest whole checkpoint stays; free some and go on with --resume.", file=sys.stderr)
+        print(
+            f"error: {said.rstrip('.')}; the newest whole checkpoint stays: mend it and go on with --resume.",
+            file=sys.stderr,
+        )
         sys.exit(exit_code_of(error))

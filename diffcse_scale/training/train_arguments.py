@@ -7,22 +7,31 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
-from diffcse_scale.engine.config_file import load_deepspeed_config
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.engine.config_file import load_deepspeed_config, named
+from diffcse_scale.foundation.command_ending import refuse_empty
+from diffcse_scale.foundation.errors import InputError, brief
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.recipe_file import load_recipe
+
+LONGEST = 1e7  # seconds that a rank may be silent: four months; timers hold no more than some years
 
 
 def parse_arguments(description: str | None, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """What was asked for, by default of this process; a mistake in it ends the process.
 
     Returns:
-        `recipe` and `deepspeed_config` read, `start` a `runs.directory.Start`, `hook` the list of names.
+        `recipe` and `deepspeed_config` read, `called` what messages call the latter, `start` a `runs.directory.Start`,
+        `hook` the list of names.
     """
-    found = _parser(description).parse_intermixed_args(arguments)
     try:
+        refuse_empty(sys.argv[1:] if arguments is None else arguments)
+        found = _parser(description).parse_intermixed_args(arguments)
+        if not 0 < found.hang_timeout <= LONGEST:
+            raise InputError(f"--hang-timeout is {found.hang_timeout}; give seconds, at most {LONGEST:.0f}.")
         found.recipe = load_recipe(found.recipe, found.overrides)
+        found.called = named(found.deepspeed_config)
         found.deepspeed_config = load_deepspeed_config(found.deepspeed_config)
     except InputError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -33,9 +42,14 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
     return found
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{brief(message, 300)}; see --help.")
+
+
 def _parser(description: str | None) -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="train.py", description=description, formatter_class=layout)
+    parser = _Parser(prog="train.py", description=description, formatter_class=layout)
     parser.add_argument("--recipe", default="quickstart", help="a shipped recipe or a .yaml file (default: quickstart)")
     parser.add_argument("--deepspeed_config", default=None, help="DeepSpeed JSON (default: the shipped zero2.json)")
     parser.add_argument("--output", default=None, help="run folder (default: runs/<recipe name>)")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diffcse_scale.foundation.errors import InputError, RunEnded, exit_code_of
+from diffcse_scale.foundation.errors import InputError, RunEnded, exit_code_of, quoted
 from diffcse_scale.foundation.exit_codes import ExitCode, Reason
 
 
@@ -48,3 +48,19 @@ def test_every_exit_code_is_in_the_table_that_users_read():
 def test_a_request_leaves_with_a_code_that_is_no_failure():
     assert {reason.exit_code.state for reason in Reason if reason} == {"stopped", None}
     assert max(Reason) is Reason.SUPERSEDED  # nothing may be written then, whatever else was asked
+
+
+def test_a_value_in_a_message_is_short_and_on_one_line():
+    class Broken:
+        def __repr__(self):
+            raise RuntimeError
+
+    level = ["x"] * 9
+    for _ in range(9):
+        level = [level] * 9  # 9 ** 10 values, written out
+    cycle = []
+    cycle.append(cycle)
+    for value in ("x" * 10**6, b"x" * 10**6, 16**5000, level, cycle, "a\nb\x1b[2J", "\ud800", Broken(), [Broken()]):
+        assert len(quoted(value)) <= 80 and quoted(value).isprintable()
+    assert quoted("caf\u00e9") == repr("caf\u00e9") and quoted([1, 2.5, None]) == "[1, 2.5, None]"
+    assert quoted("x" * 100) == "'" + "x" * 76 + "..."

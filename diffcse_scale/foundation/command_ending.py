@@ -1,0 +1,77 @@
+"""How a command of `diffcse-scale` ends, whatever happens in it: in one sentence, or with a traceback to report."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from diffcse_scale.foundation.errors import InputError, exit_code_of, told
+from diffcse_scale.foundation.exit_codes import ExitCode
+
+# what a command line that cannot be read raises; typer has it from click, by one name or another
+(UsageError,) = typer.BadParameter.__bases__
+INTERRUPTED, PIPE_CLOSED = 128 + signal.SIGINT, 128 + signal.SIGPIPE
+
+
+def run_command(app: typer.Typer) -> int:
+    """Run the command that `sys.argv` asks for, and print how it ended if it did not end well.
+
+    Returns:
+        the exit code: that of `exit_code_of`; 130 after Ctrl-C, 141 where the reader of what it prints has gone.
+    """
+    try:
+        try:
+            refuse_empty(sys.argv[1:])
+            code = app(standalone_mode=False)
+        except UsageError as error:  # type: ignore[misc]
+            if not error.format_message():  # type: ignore[attr-defined]
+                return ExitCode.MISTAKE  # nothing was asked for, and the help is printed
+            raise InputError(_usage(error)) from None
+        finally:
+            sys.stdout.flush()
+        if code == INTERRUPTED:  # as typer says it
+            print("Interrupted.", file=sys.stderr)
+        return code if isinstance(code, int) else 0
+    except (SystemExit, BrokenPipeError) as end:
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
+            raise
+        # nobody reads on, as `head` does; Python would complain once more when it closes the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except Exception as error:
+        if (said := told(error)) is not None:
+            print(f"error: {said}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+            print(
+                "This is an error of diffcse-scale: please report it, with these lines and `diffcse-scale doctor`'s.",
+                file=sys.stderr,
+            )
+        return exit_code_of(error)
+
+
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """See to it that no option is given nothing, as `--output "$UNSET"` does; it would be the working directory.
+
+    Raises:
+        InputError: one is.
+    """
+    for option, value in itertools.pairwise([*arguments, "-"]):
+        if option == "--":
+            return
+        if option.startswith("--") and (value == "" or option.endswith("=")):
+            raise InputError(f"{option.rstrip('=')} is empty; give it a value, or leave it out.")
+
+
+def _usage(error: Exception) -> str:
+    """What is wrong with a command line, and where its help is."""
+    context = getattr(error, "ctx", None)
+    path = "diffcse-scale" if context is None else context.command_path
+    message = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+    return f"{message}; see `{path} --help`."
