@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,7 +36,10 @@ SCALARS = [
     "../../etc/passwd", "a/b", "CON", "\x00", "\x85", "\u2028", "\U0001f600", "", " ", "text", "mean", "cls",
     "embedded", "true", "false",
 ]  # fmt: skip
-SCALAR = st.sampled_from(SCALARS) | TEXT | st.integers(-3, 200).map(str) | st.floats().map(str)
+USUAL = sorted(
+    {str(value) for text in shipped_recipes().values() for value in re.findall(r": (.+)$", text, re.MULTILINE)}
+)
+SCALAR = st.sampled_from(SCALARS) | st.sampled_from(USUAL) | TEXT | st.integers(-3, 200).map(str) | st.floats().map(str)
 
 
 def _fields(schema: type[BaseModel], before: str = "") -> Iterator[str]:
@@ -47,6 +51,20 @@ def _fields(schema: type[BaseModel], before: str = "") -> Iterator[str]:
 
 
 FIELDS = sorted(_fields(Recipe))
+
+
+def _said(recipe: Recipe) -> Iterator[str]:
+    """Overrides that change nothing of a recipe."""
+    for name in FIELDS:
+        value: Any = recipe
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if not isinstance(value, BaseModel):
+            yield f"{name}={json.dumps(value)}"
+
+
+# most of them fit together
+CHANGE = st.sampled_from(sorted({change for name in shipped_recipes() for change in _said(load_recipe(name))}))
 
 
 @st.composite
@@ -95,9 +113,11 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _read_config(case: Case) -> Answer:
-    """What every command does with DeepSpeed's JSON before anything takes long."""
+    """What training and `plan` do with DeepSpeed's JSON before anything takes long."""
+    from diffcse_scale.engine.configuration import complete_config
+
     try:
-        return Answer(0, json.dumps(load_deepspeed_config(CONFIG)), "")
+        return Answer(0, json.dumps(complete_config(load_deepspeed_config(CONFIG), load_recipe("quickstart"), 1)), "")
     except InputError as error:
         return Answer(2, "", f"error: {error}\n")
 
@@ -105,11 +125,8 @@ def _read_config(case: Case) -> Answer:
 def _deepspeed_takes_it(case: Case, answer: Answer) -> str:
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    config = json.loads(answer.out)
-    for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
-        config.pop(key, None)
     try:
-        DeepSpeedConfig({**config, "train_batch_size": 8})
+        DeepSpeedConfig(json.loads(answer.out))
     except Exception as error:
         return f"DeepSpeed refuses it later: {type(error).__name__}: {str(error)[:200]}"
     return ""
@@ -153,15 +170,13 @@ RECIPE = Surface(
     ),
     _recipe_reads_back,
 )
+NO_OPTION = TEXT.filter(lambda text: not text.startswith("-"))
 OVERRIDES = Surface(
     "overrides",
     st.builds(
         lambda changes: Case(("recipe", "quickstart", *changes)),
         st.lists(
-            st.builds(
-                "{}={}".format, st.sampled_from(FIELDS) | TEXT.filter(lambda text: not text.startswith("-")), SCALAR
-            )
-            | TEXT.filter(lambda text: not text.startswith("-")),
+            CHANGE | st.builds("{}={}".format, st.sampled_from(FIELDS) | NO_OPTION, SCALAR) | NO_OPTION,
             min_size=1,
             max_size=2,
         ).map(lambda changes: [change.replace("\0", "") for change in changes]),
