@@ -47,15 +47,15 @@ class DiffCSE:
         from diffcse_scale.recipe_file import load_recipe
         from diffcse_scale.text.cache import cache_folder
 
-        for name, given in (("recipe", (recipe,)), ("overrides", overrides), ("hooks", hooks)):
+        if not isinstance(recipe, str | os.PathLike):
+            raise InputError(f"recipe is {quoted(recipe)}; give a name, or the path of a .yaml file.")
+        for name, given in (("overrides", overrides), ("hooks", hooks)):
             words = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
-            if words == [given] or not all(isinstance(word, str | os.PathLike) for word in words):
+            if words == [given] or not all(isinstance(word, str) for word in words):
                 raise InputError(f'{name} is {quoted(given)}; DiffCSE("quickstart", "seed=1", hooks=["mine:Tell"]).')
         for override in overrides:
             if override.partition("=")[0] in ("data.files", "data.columns"):
-                raise InputError(
-                    f"{brief(override)} contradicts what `fit` is given, which is the corpus; take it out."
-                )
+                raise InputError(f"{brief(override)} contradicts the corpus that `fit` is given; take it out.")
         recipe = os.fspath(recipe)
         self._texts = cache_folder(load_recipe(recipe, overrides).data) / "from_python"
         self.recipe, self.overrides, self.hooks = recipe, overrides, hooks

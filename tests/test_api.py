@@ -163,7 +163,7 @@ def test_a_column_of_a_table_is_a_corpus(arguments: list[list[str]], tmp_path: P
 
 @pytest.mark.parametrize("override", ["data.files=mine.txt", "data.columns=[text]"])
 def test_a_corpus_beside_the_one_that_is_given_is_refused(override: str):
-    with pytest.raises(InputError, match="contradicts what `fit` is given"):
+    with pytest.raises(InputError, match="contradicts the corpus that `fit` is given"):
         DiffCSE("quickstart", override)
 
 
@@ -181,6 +181,8 @@ def test_that_a_call_goes_on_is_said_only_where_there_is_a_checkpoint(tmp_path: 
 def test_overrides_are_words(overrides: Any):
     with pytest.raises(InputError, match="overrides is "):
         DiffCSE("quickstart", *overrides)
+    with pytest.raises(InputError, match="recipe is None; give a name"):
+        DiffCSE(None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="hooks is None"):
         DiffCSE("quickstart", hooks=None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="hooks is 'mine:Tell'"):
