@@ -8,14 +8,15 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, brief, quoted
 from diffcse_scale.foundation.exit_codes import ExitCode
+from diffcse_scale.foundation.run_files import CHECKPOINTS
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -46,9 +47,15 @@ class DiffCSE:
         from diffcse_scale.recipe_file import load_recipe
         from diffcse_scale.text.cache import cache_folder
 
-        for name, given in (("recipe", (recipe,)), ("overrides", overrides), ("hooks", hooks)):
-            if isinstance(given, str) or not all(isinstance(word, str | os.PathLike) for word in given):
-                raise InputError(f'{name} is {given!r:.80}; DiffCSE("quickstart", "seed=1", hooks=["mine:Tell"]).')
+        if not isinstance(recipe, str | os.PathLike):
+            raise InputError(f"recipe is {quoted(recipe)}; give a name, or the path of a .yaml file.")
+        for name, given in (("overrides", overrides), ("hooks", hooks)):
+            words = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+            if words == [given] or not all(isinstance(word, str) for word in words):
+                raise InputError(f'{name} is {quoted(given)}; DiffCSE("quickstart", "seed=1", hooks=["mine:Tell"]).')
+        for override in overrides:
+            if override.partition("=")[0] in ("data.files", "data.columns"):
+                raise InputError(f"{brief(override)} contradicts the corpus that `fit` is given; take it out.")
         recipe = os.fspath(recipe)
         self._texts = cache_folder(load_recipe(recipe, overrides).data) / "from_python"
         self.recipe, self.overrides, self.hooks = recipe, overrides, hooks
@@ -79,8 +86,11 @@ class DiffCSE:
         """
         from diffcse_scale.model_folder.load import load_model
 
-        if processes is not None and (not isinstance(processes, int) or processes < 1):
-            raise InputError(f"processes is {processes!r:.80}; give how many ranks this machine is to have, or None.")
+        if processes is not None and (not isinstance(processes, int) or isinstance(processes, bool) or processes < 1):
+            raise InputError(f"processes is {quoted(processes)}; give how many ranks this machine is to have, or None.")
+        for name, path in (("output", output), ("deepspeed_config", deepspeed_config or "zero2.json")):
+            if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+                raise InputError(f"{name} is {quoted(path)}; give a path.")
         rows = _as_rows(sentences)
         first = next(rows)
         corpus = self._kept(chain([first], rows))
@@ -117,16 +127,16 @@ class DiffCSE:
 
 def _as_rows(sentences: Iterable[str | Sequence[str]]) -> Iterator[dict[str, str]]:
     """One after another; at least one."""
-    if isinstance(sentences, str | bytes | Mapping) or not isinstance(sentences, Iterable):
-        raise InputError(f"The corpus is {sentences!r:.80}; give a list of sentences (of a file: its lines).")
+    _check_rows(sentences, "The corpus", "a list of sentences (of a file: its lines)")
     columns = 0
     for number, row in enumerate(sentences):
         texts = [row] if isinstance(row, str) else row
         good = isinstance(texts, Sequence) and 1 <= len(texts) <= 3 and all(isinstance(text, str) for text in texts)
         if not good or len(texts) != (columns or len(texts)):
             raise InputError(
-                f"Row {number} of the corpus is {texts!r:.100}; give a sentence in every row, or a pair, or a triple."
+                f"Row {number} of the corpus is {quoted(row)}; give a sentence in every row, or a pair, or a triple."
             )
+        _check_text(f"Row {number} of the corpus", texts)
         columns = len(texts)
         yield dict(zip(COLUMNS, texts, strict=False))
     if not columns:
@@ -135,18 +145,33 @@ def _as_rows(sentences: Iterable[str | Sequence[str]]) -> Iterator[dict[str, str
 
 def _as_pairs(development: Iterable[tuple[float, str, str]]) -> Iterator[dict[str, object]]:
     """One after another; at least two."""
-    if isinstance(development, str | bytes | Mapping) or not isinstance(development, Iterable):
-        raise InputError(f"development is {development!r:.80}; give triples (score, sentence, sentence).")
+    _check_rows(development, "development", "triples (score, sentence, sentence)")
     number = -1
     for number, row in enumerate(development):
         score, *texts = row if isinstance(row, Sequence) and len(row) == 3 else (None,)
         if not isinstance(score, Real) or not math.isfinite(score) or not all(isinstance(t, str) for t in texts):
-            raise InputError(f"Row {number} of development is {row!r:.80}; give (score, sentence, sentence).")
+            raise InputError(f"Row {number} of development is {quoted(row)}; give (score, sentence, sentence).")
+        _check_text(f"Row {number} of development", texts)
         # numpy's numbers are none that JSON has
         plain = score if isinstance(score, int | float) else float(score)
         yield {"score": plain, "first": texts[0], "second": texts[1]}
     if number < 1:
         raise InputError(f"development has {number + 1} pairs; a correlation needs two or more.")
+
+
+def _check_rows(given: object, called: str, wanted: str) -> None:
+    """Raises InputError where iterating over `given` would give something else than its rows in their order."""
+    if hasattr(given, "columns") or hasattr(given, "column_names"):  # of pandas, polars, datasets, pyarrow
+        raise InputError(f"{called} is a table, {type(given).__name__}; give a column of it, or {wanted}.")
+    if isinstance(given, str | bytes | bytearray | Mapping | Set) or not isinstance(given, Iterable):
+        raise InputError(f"{called} is {quoted(given)}; give {wanted}.")
+
+
+def _check_text(called: str, texts: Sequence[str]) -> None:
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{called} is {quoted(texts)}, with half of a surrogate pair, which is no text.") from None
 
 
 def _on_one_line(value: object) -> str:
@@ -182,7 +207,6 @@ def _train(arguments: list[str]) -> None:
     said = [line.partition("error: ")[2] for line in printed.splitlines() if line.startswith("error: ")]
     if said:
         raise InputError(said[-1])
-    raise RuntimeError(
-        f"Training ended with exit code {process.returncode}; what it printed says why, and the same call goes on from "
-        "its last checkpoint, if it has one."
-    )
+    checkpoints = Path(arguments[arguments.index("--output") + 1]) / CHECKPOINTS
+    more = "; the same call goes on from its last checkpoint" if any(checkpoints.glob("*")) else ""
+    raise RuntimeError(f"Training ended with exit code {process.returncode}; what it printed says why{more}.")

@@ -144,7 +144,9 @@ class DataRecipe(Section):
         max_length=3,
         description="one column of sentences, two of pairs, or three with a hard negative; found by itself if absent",
     )
-    max_length: int = Field(32, ge=3, description="tokens a sentence, special ones included; longer are truncated")
+    max_length: int = Field(
+        32, ge=3, le=2**20, description="tokens a sentence, special ones included; longer are truncated"
+    )
     limit: int | None = Field(None, ge=1, description="use only the first so many sentences that remain after cleaning")
     strict: bool = Field(False, description="an undecodable or empty line stops the run instead of being skipped")
     workers: int | None = Field(
@@ -156,7 +158,9 @@ class DataRecipe(Section):
 class BatchRecipe(Section):
     """Sizes of a training step."""
 
-    sentences: int = Field(64, ge=2, description="the global batch: sentences whose embeddings compete in one InfoNCE")
+    sentences: int = Field(
+        64, ge=2, le=2**30, description="the global batch: sentences whose embeddings compete in one InfoNCE"
+    )
     chunk: int | None = Field(
         None,
         ge=1,
@@ -237,7 +241,9 @@ class EvaluationRecipe(Section):
         description="folder with STSB/dev.tsv, file of score TAB sentence TAB sentence, 'hub', 'embedded'; or none",
     )
     every: int = Field(125, ge=1, description="steps between evaluations")
-    max_length: int = Field(128, ge=3, description="tokens a sentence in evaluation and in the exported model")
+    max_length: int = Field(
+        128, ge=3, le=2**20, description="tokens a sentence in evaluation and in the exported model"
+    )
 
 
 class Recipe(Section):

@@ -6,10 +6,13 @@ That it trains is shown in test_examples.py; here no training begins.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pandas as pd
 import pytest
 
 from diffcse_scale import DiffCSE, api
@@ -117,6 +120,22 @@ def test_hooks_are_handed_to_the_process_that_trains(arguments: list[list[str]],
         ({"sentences": {"a": "b"}}, "The corpus is {'a': 'b'}"),
         ({"sentences": None}, "The corpus is None"),
         ({"sentences": ["a", 7]}, "Row 1 of the corpus is"),
+        ({"sentences": {"a", "b"}}, "The corpus is {"),
+        ({"sentences": bytearray(b"ab")}, "The corpus is bytearray"),
+        ({"sentences": ["a", None]}, "Row 1 of the corpus is None"),
+        ({"sentences": ["a", float("nan")]}, "Row 1 of the corpus is nan"),
+        ({"sentences": ["a", b"b"]}, "Row 1 of the corpus is b'b'"),
+        ({"sentences": ["a", "\ud800"]}, "Row 1 of the corpus is ['\\ud800'], with half of a surrogate pair"),
+        ({"sentences": iter([])}, "The corpus is an empty list"),
+        ({"sentences": [["x" * 10_000] * 4]}, "Row 0 of the corpus is ['xxx"),
+        ({"sentences": pd.DataFrame({"text": ["a", "b"]})}, "The corpus is a table, DataFrame; give a column of it"),
+        ({"sentences": datasets.Dataset.from_dict({"text": ["a"]})}, "The corpus is a table, Dataset"),
+        ({"development": pd.DataFrame({"a": [1.0], "b": ["x"], "c": ["y"]})}, "development is a table, DataFrame"),
+        ({"development": [(1.0, "a", "\ud800"), (2.0, "b", "c")]}, "Row 0 of development is"),
+        ({"output": ""}, "output is ''; give a path"),
+        ({"output": None}, "output is None; give a path"),
+        ({"deepspeed_config": {"zero_optimization": {}}}, "deepspeed_config is {'zero_optimization': {}}; give a path"),
+        ({"processes": True}, "processes is True"),
         ({"processes": 0}, "processes is 0"),
         ({"processes": "two"}, "processes is 'two'"),
         ({"development": "pairs.tsv"}, "development is 'pairs.tsv'; give triples"),
@@ -132,11 +151,39 @@ def test_what_is_no_corpus_is_refused_before_anything_trains(
     with pytest.raises(InputError) as error:
         DiffCSE("quickstart").fit(**{"sentences": ["a", "b"], "output": tmp_path / "run", **options})
     assert words in str(error.value) and arguments == []
+    assert len(str(error.value)) < 250 and not list((tmp_path / "cache").rglob("*.partial"))
+
+
+def test_a_column_of_a_table_is_a_corpus(arguments: list[list[str]], tmp_path: Path):
+    table = {"text": ["a dog", "a cat"]}
+    for column in (pd.Series(table["text"]), np.array(table["text"]), datasets.Dataset.from_dict(table)["text"]):
+        DiffCSE("quickstart").fit(column, tmp_path / "run")
+    assert arguments[0] == arguments[1] == arguments[2]
+
+
+@pytest.mark.parametrize("override", ["data.files=mine.txt", "data.columns=[text]"])
+def test_a_corpus_beside_the_one_that_is_given_is_refused(override: str):
+    with pytest.raises(InputError, match="contradicts the corpus that `fit` is given"):
+        DiffCSE("quickstart", override)
+
+
+def test_that_a_call_goes_on_is_said_only_where_there_is_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The program that trains is one that fails: what is said of its end is `_train`'s."""
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match=r"exit code 1; what it printed says why\.$"):
+        api._train(["--output", str(tmp_path)])
+    (tmp_path / "checkpoints" / "step-10").mkdir(parents=True)
+    with pytest.raises(RuntimeError, match="the same call goes on from its last checkpoint"):
+        api._train(["--output", str(tmp_path)])
 
 
 @pytest.mark.parametrize("overrides", [(["seed=1"],), ({"seed": 1},)], ids=str)
 def test_overrides_are_words(overrides: Any):
     with pytest.raises(InputError, match="overrides is "):
         DiffCSE("quickstart", *overrides)
+    with pytest.raises(InputError, match="recipe is None; give a name"):
+        DiffCSE(None)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="hooks is None"):
+        DiffCSE("quickstart", hooks=None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="hooks is 'mine:Tell'"):
         DiffCSE("quickstart", hooks="mine:Tell")

@@ -88,9 +88,11 @@ def _take_device() -> None:
     """
     number = local_rank()
     count = number + 1 if get_accelerator().device_name() == "cpu" else get_accelerator().device_count()
-    if number >= count > 1:
+    # of several devices that a launcher has named, torch sees those that there are
+    named = len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","))
+    if number >= count and max(count, named) > 1:
         raise InputError(
-            f"Rank {os.environ['RANK']} is number {number} on {host_name()}, where {count} devices are visible; start "
+            f"Rank {os.environ['RANK']} is number {number} on {host_name()}, where devices are visible: {count}; start "
             "as many processes as there are devices, or give each one of its own (srun --gpus-per-task=1)."
         )
     if number >= count:

@@ -15,7 +15,7 @@ from diffcse_scale.foundation.errors import InputError, exit_code_of, told
 from diffcse_scale.foundation.exit_codes import ExitCode
 
 # what a command line that cannot be read raises; typer has it from click, by one name or another
-(UsageError,) = typer.BadParameter.__bases__
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 INTERRUPTED, PIPE_CLOSED = 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
 
@@ -29,7 +29,7 @@ def run_command(app: typer.Typer) -> int:
         try:
             refuse_empty(sys.argv[1:])
             code = app(standalone_mode=False)
-        except UsageError as error:  # type: ignore[misc]
+        except UsageError as error:
             if not error.format_message():  # type: ignore[attr-defined]
                 return ExitCode.MISTAKE  # nothing was asked for, and the help is printed
             raise InputError(_usage(error)) from None

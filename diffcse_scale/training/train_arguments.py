@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from diffcse_scale.engine.config_file import load_deepspeed_config, named
 from diffcse_scale.foundation.command_ending import refuse_empty
 from diffcse_scale.foundation.errors import InputError, brief
 from diffcse_scale.foundation.exit_codes import ExitCode
+from diffcse_scale.foundation.launched import check_launched, speaks
 from diffcse_scale.recipe_file import load_recipe
 
 LONGEST = 1e7  # seconds that a rank may be silent: four months; timers hold no more than some years
@@ -26,6 +26,7 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
         `hook` the list of names.
     """
     try:
+        check_launched()
         refuse_empty(sys.argv[1:] if arguments is None else arguments)
         found = _parser(description).parse_intermixed_args(arguments)
         if not 0 < found.hang_timeout <= LONGEST:
@@ -34,7 +35,7 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
         found.called = named(found.deepspeed_config)
         found.deepspeed_config = load_deepspeed_config(found.deepspeed_config)
     except InputError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if speaks():
             print(f"error: {error}", file=sys.stderr)
         else:
             time.sleep(3)  # every process sees it, and the launcher ends the others when the first leaves

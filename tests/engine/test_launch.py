@@ -59,7 +59,16 @@ def test_where_each_task_sees_one_device_every_rank_takes_the_first(devices, mon
 def test_more_ranks_than_devices_are_refused(devices, monkeypatch):
     devices(4)
     as_rank(monkeypatch, 5)
-    with pytest.raises(InputError, match=r"number 5 on .*, where 4 devices are visible; start as many"):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(InputError, match=r"number 5 on .*, where devices are visible: 4; start as many"):
+        launch.start_process_group()
+
+
+def test_more_ranks_than_the_one_device_are_refused_where_a_launcher_has_named_more(devices, monkeypatch):
+    """deepspeed --num_gpus 2 on a machine with one GPU: both ranks would take it."""
+    devices(1)
+    as_rank(monkeypatch, 1, CUDA_VISIBLE_DEVICES="0,1")
+    with pytest.raises(InputError, match=r"number 1 on .*, where devices are visible: 1; start as many"):
         launch.start_process_group()
 
 

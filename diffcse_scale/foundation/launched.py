@@ -1,0 +1,40 @@
+"""The variables by which a launcher tells a process which of how many it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from diffcse_scale.foundation.errors import InputError, quoted
+
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT", "DIFFCSE_WORLD_SIZE")
+SET_TOGETHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def check_launched(environ: Mapping[str, str] = os.environ) -> None:
+    """See to it that what a launcher has set can be read. A process that none has started has none of it.
+
+    Raises:
+        InputError: a number that is none, one that is out of range, or one without the others.
+    """
+    for name in NUMBERS:
+        if name in environ and not (environ[name].isascii() and environ[name].isdigit()):
+            raise InputError(
+                f"{name} is {quoted(environ[name])}, which is no whole number; unset it, or let a launcher set it."
+            )
+    if "RANK" not in environ:
+        return
+    count = int(environ.get("WORLD_SIZE", "2"))
+    missing = [name for name in SET_TOGETHER if name not in environ and not (count == 1 and name == "MASTER_PORT")]
+    if missing:
+        raise InputError(f"RANK is set and {', '.join(missing)} is not; unset it, or let a launcher set all of them.")
+    if int(environ["RANK"]) >= count:
+        raise InputError(f"RANK is {environ['RANK']} of WORLD_SIZE {count}; ranks count from 0 to {count - 1}.")
+    if count > 1 and not 0 < int(environ["MASTER_PORT"]) < 2**16:
+        raise InputError(f"MASTER_PORT is {quoted(environ['MASTER_PORT'])}; give one between 1 and 65535.")
+
+
+def speaks(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is the process of its machine that tells what all of them see."""
+    number = environ.get("LOCAL_RANK", "0")
+    return not number.isdigit() or int(number) == 0
