@@ -60,7 +60,7 @@ class Embeddings:
 
     def _texts_of_input(self, rows: list[int]) -> list[str] | None:
         try:
-            source = open_rows(self.facts["files"], self.facts["column"])
+            source = open_rows(self.facts["files"], self.facts["column"], *map(self.facts.get, ("separator", "header")))
         except InputError:
             return None
         if source.identity != self.facts["input"]:

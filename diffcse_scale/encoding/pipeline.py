@@ -41,7 +41,7 @@ def encode(options: EncodeOptions, progress: bool = True) -> str:
         InputError: unusable model, input or output; an output that was begun from something else.
     """
     folder = model_folder(options.model)
-    rows = open_rows(options.input, options.column)
+    rows = open_rows(options.input, options.column, options.separator, options.header)
     if not len(rows):
         raise InputError(f"{', '.join(options.input)}: no row to encode.")
     devices = choose_devices(options.devices, -(-len(rows) // options.window))
@@ -53,6 +53,8 @@ def encode(options: EncodeOptions, progress: bool = True) -> str:
         "input": rows.identity,
         "files": rows.names,
         "column": options.column,
+        "separator": options.separator,
+        "header": options.header,
         "rows": len(rows),
         **{name: getattr(options, name) for name in STORAGE},
         "pooling": options.pooling,

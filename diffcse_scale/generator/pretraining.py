@@ -38,7 +38,6 @@ from diffcse_scale.generator.pretrain_options import PretrainOptions
 from diffcse_scale.generator.wordpiece import wordpiece_of
 from diffcse_scale.model.attention import choose_attention_kernels
 from diffcse_scale.model.backbone import load_masked_lm, load_tokenizer
-from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.sentences import GroupedByLength, Sentences
 from diffcse_scale.text.tokens import tokenize
 
@@ -166,15 +165,10 @@ def _masked_logits(
         hook.remove()
 
 
-def _data(options: PretrainOptions) -> DataRecipe:
-    files = [os.path.expandvars(name) for name in options.files]
-    return DataRecipe(files=files, limit=options.limit, max_length=options.max_length, workers=options.workers)
-
-
 def _tokenizer(options: PretrainOptions) -> PreTrainedTokenizerBase:
     source = options.base or options.tokenizer
     if source is None:
-        return wordpiece_of(_data(options), options.vocab_size, options.lowercase, options.character_coverage)
+        return wordpiece_of(options.data(), options.vocab_size, options.lowercase, options.character_coverage)
     tokenizer = load_tokenizer(source)
     if tokenizer.mask_token is None:
         raise InputError(f"Tokenizer of {source} has no mask token; choose that of a masked language model.")
@@ -184,7 +178,7 @@ def _tokenizer(options: PretrainOptions) -> PreTrainedTokenizerBase:
 def _sentences(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) -> Sentences:
     """The corpus as training reads it: one process makes it, and all map it."""
     main = int(os.environ.get("RANK", "0")) == 0
-    sentences = Sentences(tokenize(_data(options), [tokenizer], main=main), tokenizer)
+    sentences = Sentences(tokenize(options.data(), [tokenizer], main=main), tokenizer)
     needed = options.held_out + options.batch_size
     if len(sentences) < needed:
         raise InputError(

@@ -78,7 +78,7 @@ def load_corpus(data: DataRecipe, *, seed: int = 0) -> datasets.Dataset:
 
 def read_corpus(data: DataRecipe, *, seed: int = 0) -> tuple[datasets.Dataset, CorpusReport]:
     """`load_corpus` with its report and without the log line. `seed` is that of the embedded grammar."""
-    sources = find_sources(data.files, data.limit, seed, cache_folder(data))
+    sources = find_sources(data, seed)
     folder = cache_folder(data) / f"corpus-{corpus_fingerprint(data, seed=seed)}"
     for source in sources:
         source.check()
@@ -109,7 +109,7 @@ def read_corpus(data: DataRecipe, *, seed: int = 0) -> tuple[datasets.Dataset, C
 
 def corpus_fingerprint(data: DataRecipe, *, seed: int = 0) -> str:
     """Changes when a file (path, size or time), the columns or the way of cleaning do."""
-    sources = find_sources(data.files, data.limit, seed, cache_folder(data))
+    sources = find_sources(data, seed)
     return fingerprint(CLEANING, data.columns, [source.identity() for source in sources])
 
 
