@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 # part of every cached name: raise it when cleaning changes
 CLEANING = 2
 DEDUPLICATION_BUCKETS = 16
+FIRST, LONGEST_SHOWN = 3, 80  # rows that are shown, and characters of each
 
 
 class Flaw(IntEnum):
@@ -105,6 +106,15 @@ def read_corpus(data: DataRecipe, *, seed: int = 0) -> tuple[datasets.Dataset, C
         raise InputError(f"Corpus {', '.join(data.files)} has no usable sentence: {report}.")
     corpus = rows if len(kept) == len(rows) else rows.select(kept)
     return corpus.remove_columns(["flaw", "hash"]), report
+
+
+def first_rows(corpus: datasets.Dataset) -> list[str]:
+    """The first rows as they were understood, a line each: for a person, who sees at once what is no sentence."""
+    rows = [
+        "   |   ".join(" ".join(text.split()) for text in row.values())
+        for row in corpus.select(range(min(len(corpus), FIRST)))
+    ]
+    return [row if len(row) <= LONGEST_SHOWN else row[:LONGEST_SHOWN] + "..." for row in rows]
 
 
 def corpus_fingerprint(data: DataRecipe, *, seed: int = 0) -> str:

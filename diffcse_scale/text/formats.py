@@ -27,7 +27,13 @@ from diffcse_scale.text.table_layout import NOTHING_KNOWN, SAMPLE, Layout, open_
 TEXT = datasets.Value("string")
 LINE = "text"  # the column of a format whose rows are lines
 TABLE_ROWS, TABLE_CHARACTERS = 10_000, 2**24  # the most that is in memory at once, but for a longer row
-KINDS = {"int": "number", "float": "number", "dict": "object"}  # in messages; others are called as in Python
+KINDS = {
+    "int": "numbers",
+    "float": "numbers",
+    "bool": "true or false",
+    "list": "lists",
+    "dict": "objects",
+}  # in messages; others are called as in Python
 
 Parse = Callable[[str, Sequence[str]], Sequence[str | None]]
 """A line and the names of columns to their texts, None where there is none; ValueError for a malformed line."""

@@ -41,8 +41,7 @@ def batches(name: str, columns: Sequence[str]) -> Iterator[list[pyarrow.Array]]:
 
 def _kind(kind: pyarrow.DataType) -> str:
     if types.is_dictionary(kind):
-        inner = _kind(kind.value_type)
-        return inner if inner in ("string", "null") else f"categories of {inner}"
+        return _kind(kind.value_type)
     text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
     return "string" if text else str(kind)
 

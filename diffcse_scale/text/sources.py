@@ -193,7 +193,9 @@ def choose_columns(where: str, types: dict[str, str], wanted: list[str] | None) 
     nothing = [name for name, kind in types.items() if kind == "null"]
     strings = [name for name, kind in types.items() if kind == "string"] or nothing
     listed = [name if name in (*strings, *nothing) else f"{name} ({kind})" for name, kind in types.items()]
-    there = f"its columns are {', '.join(listed) or 'none'}"
+    there = f"its columns are {', '.join(listed)}"
+    if not types:
+        raise InputError(f"Corpus {where} is empty.")
     if not strings:
         raise InputError(f"Corpus {where} has no column of text; {there}.")
     there += ": set data.columns"

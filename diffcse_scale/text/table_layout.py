@@ -84,8 +84,8 @@ def layout_of(name: str, usual: str, asked: Layout) -> Layout:
         header = named or _stands_over_numbers(first, rest)
         if not header:
             raise InputError(
-                f"Corpus file {origin(name)}: its first row, {_shown(first, separator)}, may be a header or text; name "
-                "its columns in data.columns, or set data.header=false (as options: --column, --no-header)."
+                f"Corpus file {origin(name)}: its first row, {_shown(first, separator)!r}, may be a header or text; "
+                "name its columns in data.columns, or set data.header=false (as options: --column, --no-header)."
             )
     return replace(asked, separator=separator, header=header)
 
@@ -130,7 +130,7 @@ def _first_rows(name: str, separator: str, usual: str) -> list[list[str]] | None
 
 
 def _shown(first: Sequence[str], separator: str) -> str:
-    text = f"{separator} ".join(first)
+    text = " ".join(f"{separator} ".join(first).split())
     return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
 
 

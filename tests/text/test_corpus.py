@@ -150,7 +150,7 @@ REFUSALS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "no text column": (
         {"a.csv": b"id,label\n1,2\n"},
         {"files": "a.csv"},
-        r"no column of text; its columns are id \(number\), label \(number\)\.",
+        r"no column of text; its columns are id \(numbers\), label \(numbers\)\.",
     ),
     "two text columns": (
         {"a.jsonl": b'{"left": "x", "right": "y"}\n'},
