@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from diffcse_scale.foundation.errors import InputError, nearest
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.shipped import shipped
 from diffcse_scale.foundation.unique_keys import DuplicateKey, load_yaml
 from diffcse_scale.recipe import Recipe, Section
@@ -42,7 +42,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _read_yaml(name_or_path: str) -> dict[str, Any]:
-    path = Path(name_or_path)
+    path = given_path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise InputError(f"Recipe {path}: no such file; shipped recipes are {', '.join(shipped_recipes())}.")

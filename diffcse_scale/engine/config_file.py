@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcse_scale.foundation.errors import InputError, nearest
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.shipped import shipped
 from diffcse_scale.foundation.unique_keys import DuplicateKey, load_json
 
@@ -34,7 +35,7 @@ def load_deepspeed_config(path: str | Path | None) -> dict[str, Any]:
     """
     path = shipped("ds_configs") / "zero2.json" if path is None else path
     try:
-        config = load_json(Path(path).read_text(encoding="utf-8"))
+        config = load_json(given_path(path).read_text(encoding="utf-8"))
     except OSError:
         raise InputError(f"DeepSpeed configuration {path} cannot be read; ds_configs/ has one a stage.") from None
     except DuplicateKey as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from diffcse_scale.evaluation.tasks import read_lines
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
 
 SMALLEST_CLASS = 20  # so that every fold of a fold has rows of it
 
@@ -67,7 +68,7 @@ def load_transfer(folder: str | Path, names: Sequence[str] | None = None) -> lis
     Raises:
         InputError: no such folder, an unknown task, a named task or every task missing, a malformed row.
     """
-    folder = Path(folder)
+    folder = given_path(folder)
     known = {task.name: task for task in TRANSFER_TASKS}
     for name in names or ():
         if name not in known:

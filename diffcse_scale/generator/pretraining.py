@@ -33,6 +33,7 @@ from transformers import (
 from diffcse_scale.foundation.durable import apply_umask, save_weights
 from diffcse_scale.foundation.environment import environment
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.randomness import seed_everything, seed_initial_numbers
 from diffcse_scale.generator.pretrain_options import PretrainOptions
 from diffcse_scale.generator.wordpiece import wordpiece_of
@@ -55,7 +56,7 @@ def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
     Raises:
         InputError: the output holds something, the base is not a masked LM, or the corpus cannot be used.
     """
-    output = Path(options.output)
+    output = given_path(options.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"Output {output} already exists; choose another folder or remove it.")
     if options.seconds is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -261,7 +262,7 @@ def _trainer(
 
 
 def _partial(options: PretrainOptions) -> Path:
-    output = Path(os.path.realpath(options.output))
+    output = Path(os.path.realpath(given_path(options.output)))
     return output.with_name(f".{output.name}.partial")
 
 
@@ -281,4 +282,4 @@ def _save(
     tokenizer.save_pretrained(partial)
     (partial / "training_record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     apply_umask(partial)
-    os.replace(partial, os.path.realpath(options.output))  # of a link, what it names
+    os.replace(partial, os.path.realpath(given_path(options.output)))  # of a link, what it names

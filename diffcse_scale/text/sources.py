@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.recipe import EMBEDDED, DataRecipe
 from diffcse_scale.text import remote
 from diffcse_scale.text.cache import cache_folder, fingerprint, num_proc
@@ -222,7 +223,7 @@ def _files(entry: str, data: DataRecipe) -> list[str]:
     """
     if remote.is_remote(entry):
         return remote.copy_files(entry, cache_folder(data), check=format_of)
-    path = Path(entry).expanduser()
+    path = given_path(entry)
     if path.is_file():
         return [str(path.absolute())]
     if path.is_dir():
