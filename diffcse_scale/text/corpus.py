@@ -136,6 +136,7 @@ def _clean(source: Source, data: DataRecipe, folder: Path) -> datasets.Dataset:
     rows = raw.map(
         _clean_batch,
         batched=True,
+        batch_size=rows_at_once(raw),
         fn_kwargs={"names": names, "parse": source.parse},
         remove_columns=raw.column_names,
         features=datasets.Features(
@@ -156,6 +157,11 @@ def _clean(source: Source, data: DataRecipe, folder: Path) -> datasets.Dataset:
             raise InputError(f"Corpus file {where}: {source.of_files.malformed.format(' and '.join(names))}.")
         raise InputError(f"Corpus file {where}: {flaw.name.lower()}; mend it, or set data.strict=false to skip it.")
     return rows
+
+
+def rows_at_once(rows: datasets.Dataset) -> int:
+    """Of a dataset whose rows may be whole books: as many as are 16 MiB on the average, and 1,000 at most."""
+    return max(1, min(1_000, 2**24 * len(rows) // max(1, rows.data.nbytes)))
 
 
 def _clean_batch(batch: dict[str, list[Any]], names: Sequence[str], parse: Parse | None) -> dict[str, list[Any]]:

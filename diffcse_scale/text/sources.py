@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 
 import datasets
 
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, nearest
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.recipe import EMBEDDED, DataRecipe
-from diffcse_scale.text import remote
+from diffcse_scale.text import hub_dataset, remote
 from diffcse_scale.text.cache import cache_folder, fingerprint, num_proc
 from diffcse_scale.text.contents import check_content
 from diffcse_scale.text.formats import (
@@ -114,15 +115,13 @@ class Source:
         return f"{where}, {self.of_files.place(name, row) if self.of_files else f'row {row + 1}'}"
 
     def _from_hub(self) -> datasets.Dataset:
-        name, *rest = self.names[0].split(":")
-        split = rest[-1] if rest else "train"
-        config = rest[0] if len(rest) == 2 else None
+        entry = self.names[0]
         try:
-            return datasets.load_dataset(name, config, split=split)
+            return hub_dataset.load(entry)
         except Exception as error:  # the Hub's client raises exceptions of several libraries
             raise InputError(
-                f"Corpus {self.names[0]!r} is no file here, and as a Hub dataset (name, name:split or "
-                f"name:config:split) it cannot be loaded: {_one_line(error)}"
+                f"Corpus {entry!r} is no file here{nearest(Path(entry).name, _beside(entry))}, and as a Hub dataset "
+                f"(name, name:split or name:config:split) it cannot be loaded: {_one_line(error)}"
             ) from None
 
     def _from_files(self, columns: tuple[str, ...], cache: Path, workers: int) -> datasets.Dataset:
@@ -230,14 +229,51 @@ def _files(entry: str, data: DataRecipe) -> list[str]:
         example = entry.rstrip("/") + "/*.txt"
         raise InputError(f"Corpus {entry} is a folder; name its files, for example {example}.")
     if glob.has_magic(entry):
-        files = sorted(str(Path(match).absolute()) for match in glob.iglob(str(path), recursive=True))
-        files = [name for name in files if Path(name).is_file()]
+        _check_links(path)
+        matches = sorted(str(Path(match).absolute()) for match in glob.iglob(str(path), recursive=True))
+        nowhere = next((name for name in matches if not Path(name).exists()), None)
+        if nowhere:
+            raise InputError(f"Corpus {entry}: {nowhere} is a link that leads to no file; mend it, or take it away.")
+        files = [name for name in matches if Path(name).is_file()]
         if not files:
             raise InputError(f"Corpus {entry}: no file matches.")
         return files
+    if path.is_symlink():
+        raise InputError(f"Corpus {entry} is a link that leads to no file; mend it.")
     if not HUB_NAME.fullmatch(entry) or path.suffix.lower() in (*ENDINGS, *COMPRESSIONS):
-        raise InputError(f"Corpus {entry}: no such file.")
+        raise InputError(f"Corpus {entry}: no such file{nearest(path.name, _beside(entry))}.")
+    meant = next((name for name in _beside(entry) if name.partition(".")[0] == path.name), None)
+    if meant:
+        raise InputError(
+            f"Corpus {entry}: no such file (did you mean {path.with_name(meant)}?); the Hub's data set of this name is "
+            f"{entry}:train."
+        )
     return [entry]
+
+
+def _check_links(pattern: Path) -> None:
+    """Refuse a link below `**` that leads back to a folder above it: `glob` would go round and round.
+
+    Raises:
+        InputError: names the link.
+    """
+    if "**" not in pattern.parts:
+        return
+    start = Path(*pattern.parts[: pattern.parts.index("**")]).absolute()
+    for folder, names, _ in os.walk(start, followlinks=True):
+        for link in (Path(folder, name) for name in names):
+            if link.is_symlink() and os.path.realpath(link) in map(os.path.realpath, link.parents):
+                raise InputError(
+                    f"Corpus {pattern}: {link} is a link that leads back to a folder above it; take it away."
+                )
+
+
+def _beside(entry: str) -> list[str]:
+    """The names of the files in the folder that a path would be in."""
+    try:
+        return sorted(file.name for file in given_path(entry).parent.iterdir() if file.is_file())
+    except OSError:
+        return []
 
 
 def _kind(feature: Any) -> str:
