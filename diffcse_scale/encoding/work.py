@@ -163,12 +163,13 @@ def _process(job: Job, device: str, threads: int, taken: Any, sender: Connection
 
 
 def _portable(error: Exception) -> Exception:
-    """What another process can raise: an error whose class cannot be sent there says its traceback."""
+    """What another process can raise of an error of this one: with its traceback, unless it is a user's mistake."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # whatever the class does when it is made anew
         return RuntimeError("".join(traceback.format_exception(error)))
-    error.add_note("".join(traceback.format_exception(error)))
+    if not isinstance(error, InputError | OSError):
+        error.add_note("".join(traceback.format_exception(error)))
     return error
 
 

@@ -113,10 +113,11 @@ def _separator(name: str, usual: str, asked: Layout) -> str:
     if len(possible) == 1 and (possible[0] in fitting or not titled):
         return possible[0]
     words = {separator: word for word, separator in SEPARATORS.items()}
+    reason = "each makes a table of its rows" if len(possible) > 1 else "not every row has as many of them"
     doubt = either([words[separator] for separator in possible])
     raise InputError(
-        f"Corpus file {origin(name)}: its fields may be separated by {doubt}, and not every row has the same number of "
-        "fields by one of them alone; set data.separator (as an option: --separator)."
+        f"Corpus file {origin(name)}: its fields may be separated by {doubt}, but {reason}; set data.separator (as an "
+        "option: --separator)."
     )
 
 
