@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from diffcse_scale.foundation.errors import InputError, brief, quoted
 from diffcse_scale.foundation.exit_codes import ExitCode
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.run_files import CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class DiffCSE:
         if development is not None:
             pairs = _as_pairs(development)
             texts[-1] = f"evaluation.data={self._kept(pairs, '.tsv')}"
-        arguments = ["--recipe", self.recipe, "--output", str(Path(output).expanduser().absolute()), "--auto-resume"]
+        arguments = ["--recipe", self.recipe, "--output", str(given_path(output).absolute()), "--auto-resume"]
         arguments += [] if processes is None else ["--processes", str(processes)]
         arguments += [] if deepspeed_config is None else ["--deepspeed_config", str(deepspeed_config)]
         arguments += [word for name in self.hooks for word in ("--hook", name)]

@@ -6,7 +6,6 @@ A command looks at the names that it was given before it imports torch, which ta
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from diffcse_scale.foundation.command_ending import run_command
 from diffcse_scale.foundation.errors import InputError, either
 from diffcse_scale.generator.pretrain_options import PretrainOptions
 from diffcse_scale.model_folder.layout import check_pooling, model_folder
-from diffcse_scale.recipe import Pooling
+from diffcse_scale.recipe import DataRecipe, Pooling
 from diffcse_scale.recipe_file import annotated, explained, load_recipe
 
 app = typer.Typer(
@@ -97,7 +96,7 @@ def prepare(
 
     changes = [*(overrides or ()), *([] if edits is None else [f"objective.edits={edits}"])]
     chosen = load_recipe(recipe, changes)
-    check_names(chosen.data.files)
+    check_names(chosen.data)
 
     from diffcse_scale.generator.prepare import prepare_corpus
 
@@ -238,7 +237,7 @@ def pretrain_generator(context: typer.Context, **_: Any) -> None:
     from diffcse_scale.text.sources import check_names
 
     options = _options(context, PretrainOptions)
-    check_names([os.path.expandvars(name) for name in options.files])
+    check_names(options.data())
 
     from diffcse_scale.generator.pretraining import pretrain_generator
 
@@ -290,7 +289,7 @@ def encode(context: typer.Context, **_: Any) -> None:
     options = _options(context, EncodeOptions)
     model_folder(options.model)
     check_pooling(options.pooling)
-    check_names(options.input)
+    check_names(DataRecipe(files=options.input, separator=options.separator, header=options.header))
 
     from diffcse_scale.encoding.pipeline import encode
     from diffcse_scale.encoding.prompt import answer

@@ -25,8 +25,22 @@ from pydantic import (
 EMBEDDED = "embedded"
 
 
+SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}  # of the fields of a table that is text
+
+
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    """One name without a list; a number is the name of a column that has no other."""
+    names = value if isinstance(value, list) else [value]
+    numbers = all(isinstance(name, str | int) and not isinstance(name, bool) for name in names)
+    return list(map(str, names)) if numbers else value
+
+
+def _as_separator(value: Any) -> Any:
+    """The character that a word of `SEPARATORS` means, or a character itself."""
+    value = {**SEPARATORS, "\\t": "\t"}.get(value, value) if isinstance(value, str) else value
+    if value is not None and not (isinstance(value, str) and len(value) == 1 and value not in '"\r\n'):
+        raise ValueError(f"give {', '.join(SEPARATORS)}, or one other character")
+    return value
 
 
 def _a_folders_name(name: str) -> str:
@@ -43,7 +57,17 @@ Pooling = Literal["cls", "mean", "last", "first_last_mean"]  # the rows of model
 OptimizerName = Literal["adamw"]  # the rows of engine/optimizer.py
 Schedule = Literal["linear", "cosine", "constant"]  # the rows of training/schedule.py
 FILE_FORMATS = "text, .gz/.xz/.zst text, .jsonl, .csv, .tsv, .parquet"  # in help texts; the table is text/formats.py
+SEPARATOR = (
+    f"of the fields of .csv and .tsv files: {', '.join(SEPARATORS)}, or a character; what a file leaves no doubt of, "
+    "if absent"
+)
+HEADER = (
+    "the first row of .csv and .tsv files names the columns; without a header they are called 1, 2, 3; what a file "
+    "leaves no doubt of, if absent"
+)
+Separator = Annotated[str | None, BeforeValidator(_as_separator)]
 OneOrMore = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+Columns = Annotated[Annotated[list[str], Field(min_length=1, max_length=3)] | None, BeforeValidator(_as_list)]
 FolderName = Annotated[str, AfterValidator(_a_folders_name)]
 
 
@@ -138,15 +162,15 @@ class DataRecipe(Section):
     files: OneOrMore = Field(
         description=f"{FILE_FORMATS}; paths, addresses (hf://...), globs, a Hub dataset, or 'embedded'"
     )
-    columns: Annotated[list[str] | None, BeforeValidator(_as_list)] = Field(
+    columns: Columns = Field(
         None,
-        min_length=1,
-        max_length=3,
         description="one column of sentences, two of pairs, or three with a hard negative; found by itself if absent",
     )
     max_length: int = Field(
         32, ge=3, le=2**20, description="tokens a sentence, special ones included; longer are truncated"
     )
+    separator: Separator = Field(None, description=SEPARATOR)
+    header: bool | None = Field(None, description=HEADER)
     limit: int | None = Field(None, ge=1, description="use only the first so many sentences that remain after cleaning")
     strict: bool = Field(False, description="an undecodable or empty line stops the run instead of being skipped")
     workers: int | None = Field(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text import remote
 from diffcse_scale.text.sources import check_names
 from tests.support.hand_made_run import write_run
@@ -132,6 +133,6 @@ def test_names_on_this_machine_are_looked_at_and_remote_files_are_left_where_the
 ) -> None:
     """Looked at early, they would be copied into the default cache, and once more into the recipe's own."""
     monkeypatch.setattr(remote, "copy_files", lambda *_: pytest.fail("a remote file was copied"))
-    check_names(["memory://corpus/a.txt", "embedded"])
+    check_names(DataRecipe(files=["memory://corpus/a.txt", "embedded"]))
     with pytest.raises(InputError, match=r"nowhere\.txt: no such file"):
-        check_names(["memory://corpus/a.txt", str(tmp_path / "nowhere.txt")])
+        check_names(DataRecipe(files=["memory://corpus/a.txt", str(tmp_path / "nowhere.txt")]))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from diffcse_scale.engine.config_file import load_deepspeed_config
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.shipped import shipped
 from diffcse_scale.recipe import EMBEDDED, Recipe
 
@@ -146,7 +146,7 @@ def check_implementation(name: str) -> None:
 
 def check_text(text: str | None, tokenizer: str | None) -> None:
     """Raises InputError unless `text` is a file with a tokenizer, or none is asked for."""
-    if text is not None and not Path(text).is_file():
+    if text is not None and not given_path(text).is_file():
         raise InputError(f"Text {text} is no file; give one sentence a line, or leave --text out.")
     if text is not None and tokenizer is None:
         raise InputError("--text needs --tokenizer: the tokenizer's folder or Hub name.")

@@ -18,6 +18,7 @@ import torch
 
 from diffcse_scale.foundation.devices import device_error, device_files
 from diffcse_scale.foundation.environment import PACKAGES, host_name, native_bfloat16, version
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.rendezvous import interface_to
 
 GIB = 2**30
@@ -230,7 +231,7 @@ def _resolved(name: str) -> str | None:
 
 def volume(folder: Path) -> Volume:
     """What `folder` lies on, or will lie on once it is made."""
-    path = folder.expanduser().absolute()
+    path = given_path(folder).absolute()
     there = next(parent for parent in (path, *path.parents) if parent.is_dir())
     mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
     real = there.resolve()

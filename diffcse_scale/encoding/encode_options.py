@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from pydantic import Field, model_validator
 
 from diffcse_scale.foundation.errors import either
-from diffcse_scale.recipe import FILE_FORMATS, OneOrMore, Pooling, Section
+from diffcse_scale.recipe import FILE_FORMATS, HEADER, SEPARATOR, OneOrMore, Pooling, Section, Separator
 
 
 class EncodeOptions(Section):
@@ -19,6 +19,8 @@ class EncodeOptions(Section):
     )
     output: str = Field(description="folder to write; if it holds a part of the same work, the rest is done")
     column: str | None = Field(None, description="column of the sentences; found by itself if absent")
+    separator: Separator = Field(None, description=SEPARATOR)
+    header: bool | None = Field(None, description=HEADER)
     format: Literal["parquet", "npy"] = Field("parquet", description="of the shards")
     dtype: Literal["float32", "float16", "int8", "binary"] = Field(
         "float32",

@@ -13,6 +13,7 @@ from diffcse_scale.encoding.rows import open_rows
 from diffcse_scale.encoding.shard_files import Floats, Matrix, read_shard, read_texts
 from diffcse_scale.encoding.stored import restore
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
 
 
 class Embeddings:
@@ -60,7 +61,7 @@ class Embeddings:
 
     def _texts_of_input(self, rows: list[int]) -> list[str] | None:
         try:
-            source = open_rows(self.facts["files"], self.facts["column"])
+            source = open_rows(self.facts["files"], self.facts["column"], *map(self.facts.get, ("separator", "header")))
         except InputError:
             return None
         if source.identity != self.facts["input"]:
@@ -74,7 +75,7 @@ def load(folder: str | Path) -> Embeddings:
     Raises:
         InputError: no such folder, or its work is not finished.
     """
-    manifest = read_manifest(Path(folder).expanduser())
+    manifest = read_manifest(given_path(folder))
     if manifest is None:
         raise InputError(f"{folder} holds no embeddings; `diffcse-scale encode` makes them.")
     if manifest.pending:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from diffcse_scale.encoding.stored import ranges_of
 from diffcse_scale.encoding.window_encoder import choose_batch_tokens, choose_precision
 from diffcse_scale.encoding.work import Job, choose_devices, run, threads_of
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model_folder.layout import model_folder
 
 STORAGE = ("window", "format", "dtype", "keep_text")
@@ -41,7 +41,7 @@ def encode(options: EncodeOptions, progress: bool = True) -> str:
         InputError: unusable model, input or output; an output that was begun from something else.
     """
     folder = model_folder(options.model)
-    rows = open_rows(options.input, options.column)
+    rows = open_rows(options.input, options.column, options.separator, options.header)
     if not len(rows):
         raise InputError(f"{', '.join(options.input)}: no row to encode.")
     devices = choose_devices(options.devices, -(-len(rows) // options.window))
@@ -53,12 +53,14 @@ def encode(options: EncodeOptions, progress: bool = True) -> str:
         "input": rows.identity,
         "files": rows.names,
         "column": options.column,
+        "separator": options.separator,
+        "header": options.header,
         "rows": len(rows),
         **{name: getattr(options, name) for name in STORAGE},
         "pooling": options.pooling,
         **computation,
     }
-    with begun(Path(options.output), facts, options.overwrite, [folder, *rows.names]) as manifest:
+    with begun(given_path(options.output), facts, options.overwrite, [folder, *rows.names]) as manifest:
         if not manifest.pending:
             return f"Nothing to do: {_summary(manifest)}"
         job = Job(

@@ -15,6 +15,7 @@ from diffcse_scale.encoding.search import make_search
 from diffcse_scale.encoding.shard_files import Floats
 from diffcse_scale.encoding.window_encoder import check_prompt
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model_folder.layout import model_folder
 from diffcse_scale.model_folder.load import load_model, quiet_transformers
 
@@ -41,7 +42,7 @@ def answer(
     embeddings = load(folder)
     network = _same_model(embeddings, model)
     check_prompt(network, prompt_name)
-    search = make_search(embeddings, index, Path(folder).expanduser())
+    search = make_search(embeddings, index, given_path(folder))
     for number, query in enumerate(queries or _lines()):
         if queries:
             print(f"{query}" if not number else f"\n{query}")

@@ -70,18 +70,20 @@ class Rows:
         return texts, flaws
 
 
-def open_rows(entries: list[str], column: str | None = None) -> Rows:
+def open_rows(
+    entries: list[str], column: str | None = None, separator: str | None = None, header: bool | None = None
+) -> Rows:
     """The rows of `entries` in the order given; the first time they are copied to the cache, as Arrow files.
 
     Args:
-        entries: as `data.files` of a recipe.
+        entries: as `data.files` of a recipe, as `separator` and `header` are.
         column: of the sentences; None for `text`, `sentence` or the only column of text.
 
     Raises:
         InputError: missing, unknown or malformed file; no such column.
     """
-    data = DataRecipe(files=entries, columns=[column] if column else None)
-    sources = find_sources(data.files)
+    data = DataRecipe(files=entries, columns=[column] if column else None, separator=separator, header=header)
+    sources = find_sources(data)
     folder = cache_folder(data) / f"rows-{corpus_fingerprint(data)}"
     parts = []
     for source in sources:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -96,6 +98,7 @@ def run(job: Job, devices: list[str], report: Report) -> None:
 
     Raises:
         InputError: as `load_model`, `WindowEncoder`; a shard that cannot be written; too little memory.
+        Exception: what a process raises, as if it were this one.
     """
     if len(devices) == 1:
         numbers = iter(range(len(job.pending)))
@@ -130,10 +133,11 @@ def _listen(processes: dict[Connection, Any], devices: list[str], shards: int, r
                 open_ends.remove(receiver)
                 processes[receiver].join()
                 if code := processes[receiver].exitcode:
-                    ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+                    # what it raises it sends; a signal is mostly the system's, which has no memory left
+                    ended = f"signal {-code}, perhaps for want of memory" if code < 0 else f"exit code {code}"
                     raise InputError(
-                        f"The process on {names[receiver]} ended with {ended}, perhaps for want of memory; what is "
-                        "done is kept: repeat the command, with fewer --devices if need be."
+                        f"The process on {names[receiver]} ended with {ended}; what is done is kept: repeat the "
+                        "command, with fewer --devices if need be."
                     ) from None
                 continue
             if isinstance(message, Exception):
@@ -154,8 +158,19 @@ def _process(job: Job, device: str, threads: int, taken: Any, sender: Connection
 
     try:
         _work(job, device, threads, take, lambda *message: sender.send(message))
-    except (InputError, OSError) as error:
-        sender.send(error)
+    except Exception as error:
+        sender.send(_portable(error))
+
+
+def _portable(error: Exception) -> Exception:
+    """What another process can raise of an error of this one: with its traceback, unless it is a user's mistake."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever the class does when it is made anew
+        return RuntimeError("".join(traceback.format_exception(error)))
+    if not isinstance(error, InputError | OSError):
+        error.add_note("".join(traceback.format_exception(error)))
+    return error
 
 
 def _end_with_parent() -> None:

@@ -15,6 +15,7 @@ from diffcse_scale.evaluation.scores import Results
 from diffcse_scale.evaluation.sentence_encoder import Once, on_devices, parse_devices
 from diffcse_scale.evaluation.suites import LoadedSuite, Subject, load_suites
 from diffcse_scale.foundation.ownership import WRITTEN_BY, check_file, json_of, write_file
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model_folder.layout import check_pooling, model_folder, run_of
 
 LOG_WIDTH = 200  # columns where the output is no terminal: a table is not broken to fit 80
@@ -55,10 +56,10 @@ def evaluate_models(
     console = Console()
     if not console.is_terminal:
         console.width = LOG_WIDTH
-    sources = [*map(model_folder, models), *([data] if data is not None and Path(data).exists() else [])]
+    sources = [*map(model_folder, models), *([data] if data is not None and given_path(data).exists() else [])]
     if json_file is not None:
         known = json_of(COMMAND, "reports", "comparisons")
-        check_file(Path(json_file), f"a report of {COMMAND}", known, overwrite, sources)
+        check_file(given_path(json_file), f"a report of {COMMAND}", known, overwrite, sources)
     check_pooling(pooling)
     loaded = load_suites(suites, data)
     used = parse_devices(devices)
@@ -90,7 +91,7 @@ def evaluate_models(
             for suite in loaded
         ]
         content = {WRITTEN_BY: COMMAND, "reports": reports, "comparisons": comparisons}
-        write_file(Path(json_file), as_text(content))
+        write_file(given_path(json_file), as_text(content))
         console.print(escape(f"Written: {json_file}"), soft_wrap=True)
     return results
 

@@ -20,6 +20,7 @@ from diffcse_scale.evaluation.tasks import HUB, STS_TASKS, TaskPairs, load_sts
 from diffcse_scale.evaluation.transfer import evaluate_transfer, require_sklearn
 from diffcse_scale.evaluation.transfer_tasks import TRANSFER_TASKS, load_transfer
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.text.cache import cache_folder, fingerprint
 from diffcse_scale.text.remote import copy_folder, is_remote
 
@@ -103,7 +104,7 @@ def _load_mteb(data: str | Path | None, tasks: list[str] | None) -> tuple[Measur
     """The fingerprint is of the tasks' names: mteb knows its own data."""
     if tasks is None:
         raise InputError("Suite mteb needs the names of tasks: --suite mteb:STSBenchmark,Banking77Classification.")
-    loaded = load_mteb(tasks, None if data is None else Path(data) / "mteb")
+    loaded = load_mteb(tasks, None if data is None else given_path(data) / "mteb")
     return lambda subject: evaluate_mteb(subject.model, loaded, **subject.arguments), fingerprint(sorted(tasks))
 
 
@@ -230,5 +231,5 @@ def _identity(tasks: Sequence[TaskPairs]) -> str:
 def _subfolder(data: str | Path | None, name: str) -> Path:
     """The suite's part of a folder that has parts for several; else the folder itself."""
     assert data is not None
-    folder = Path(data)
+    folder = given_path(data)
     return folder / name if (folder / name).is_dir() else folder

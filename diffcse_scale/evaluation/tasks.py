@@ -19,6 +19,7 @@ from datasets import load_dataset
 from datasets.exceptions import DatasetsError
 
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.text.cache import cache_folder
 from diffcse_scale.text.contents import FIRST_BYTES, seems_to_be
 from diffcse_scale.text.remote import copy_folder, is_remote
@@ -98,7 +99,7 @@ def load_sts(source: str | Path, names: Sequence[str] | None = None) -> list[Tas
     """
     if str(source) == HUB:
         return [TaskPairs(task.name, task.split, _from_hub(task), task.standard_pairs) for task in _select(names)]
-    path = copy_folder(str(source), cache_folder()) if is_remote(source) else Path(source)
+    path = copy_folder(str(source), cache_folder()) if is_remote(source) else given_path(source)
     if path.is_file():
         return [TaskPairs(path.stem, "own", read_pairs(path))]
     if not path.is_dir():

@@ -18,7 +18,9 @@ from pathlib import Path
 
 from diffcse_scale.evaluation.tasks import read_lines
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
 
+HEADER = {"label", "sentence", "text", "class"}  # names that a first row has and no label
 SMALLEST_CLASS = 20  # so that every fold of a fold has rows of it
 
 
@@ -67,7 +69,7 @@ def load_transfer(folder: str | Path, names: Sequence[str] | None = None) -> lis
     Raises:
         InputError: no such folder, an unknown task, a named task or every task missing, a malformed row.
     """
-    folder = Path(folder)
+    folder = given_path(folder)
     known = {task.name: task for task in TRANSFER_TASKS}
     for name in names or ():
         if name not in known:
@@ -96,6 +98,11 @@ def _files(folder: Path, task: TransferTask) -> dict[str, Labelled]:
                 f"{folder / stem}.tsv has {rows} rows of the class {label!r}; cross-validation in ten folds needs "
                 f"{SMALLEST_CLASS} of each."
             )
+    for stem in files.keys() - {"all", "train"}:
+        unknown = sorted({*files[stem].labels} - {*files["train"].labels})
+        if unknown:
+            number = files[stem].labels.index(unknown[0]) + 1
+            raise InputError(f"{folder / stem}.tsv, line {number}: no row of train.tsv has the label {unknown[0]!r}.")
     return files
 
 
@@ -107,6 +114,8 @@ def read_labelled(file: Path, texts: int) -> Labelled:
     """
     form = ["label", *["sentence"] * texts]
     rows = read_lines(file, form)
+    if HEADER & {field.strip().lower() for field in rows[0]}:
+        raise InputError(f"{file}, line 1 is a header, and would be a row of a class of its own; take it away.")
     for number, (_, *sentences) in enumerate(rows, start=1):
         if not all(sentence.strip() for sentence in sentences):
             raise InputError(f"{file}, line {number}: a sentence is empty.")

@@ -12,6 +12,7 @@ from diffcse_scale.export.onnx import OnnxComparison, check_onnx_installed, expo
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.ownership import Place, refuse_run_folder, replaced
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model.backbone import check_lengths, load_backbone, load_tokenizer, without_weights
 from diffcse_scale.model_folder.appended_projection import append_projection, open_projection
 from diffcse_scale.model_folder.copying import copy_files, own_files
@@ -63,7 +64,7 @@ def export_model(source: str | Path, output: str | Path, options: ExportOptions)
             that ONNX cannot take, an export whose vectors are not its source's, or the Hub.
     """
     quiet_transformers()
-    folder, output = model_folder(source), Path(output).expanduser().absolute()
+    folder, output = model_folder(source), given_path(output).absolute()
     run = run_of(folder)
     recipe = _recipe(run)
     files = own_files(folder, NOT_COPIED)

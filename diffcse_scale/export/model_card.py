@@ -22,6 +22,7 @@ from diffcse_scale.evaluation.recorded import standard_results
 from diffcse_scale.evaluation.suites import SUITES
 from diffcse_scale.export.footprint import energy, hardware, run_seconds
 from diffcse_scale.foundation import run_files
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model.pooling import POOLINGS
 from diffcse_scale.model_folder.copying import own_file
 from diffcse_scale.model_folder.layout import CARD, TRANSFORMER_FILE, module_names
@@ -140,7 +141,7 @@ def backbone_of(recipe: Recipe, run: Path) -> Backbone:
     if card.is_file():
         data = ModelCard.load(card, ignore_metadata_errors=True).data
         return Backbone(_shown(encoder), data.get("base_model"), data.get("license"))
-    folder = Path(encoder).expanduser()
+    folder = given_path(encoder)
     return Backbone(_shown(encoder), None if _is_place(encoder) else encoder, license_in(folder))
 
 

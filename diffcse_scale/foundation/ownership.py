@@ -22,6 +22,7 @@ from typing import Any
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.durable import apply_umask
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
 
 WRITTEN_BY = "written_by"
 MARK = ".diffcse-scale.json"
@@ -89,7 +90,7 @@ def write_file(path: Path, text: str) -> None:
     """
     try:
         if _is_stream(path):
-            with path.expanduser().open("a", encoding="utf-8") as stream:
+            with given_path(path).open("a", encoding="utf-8") as stream:
                 stream.write(text)
             return
         place = _real(path)
@@ -286,12 +287,12 @@ def _digest(file: Path) -> str:
 
 
 def _real(path: str | Path) -> Path:
-    return Path(os.path.realpath(Path(path).expanduser()))
+    return Path(os.path.realpath(given_path(path)))
 
 
 def _is_stream(path: Path) -> bool:
     """Whether `path` is a pipe or a device for characters: something to write into, and not to replace."""
-    place = os.path.abspath(path.expanduser())
+    place = os.path.abspath(given_path(path))
     if place.startswith(STREAMS):
         return os.path.exists(place) and not os.path.isdir(place)
     with suppress(FileNotFoundError, NotADirectoryError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
 
 LARGEST = 16 * 2**20  # bytes; nobody writes more by hand
 
@@ -21,14 +22,13 @@ def read_text(path: str | Path, called: str, otherwise: str) -> str:
         InputError: it cannot be read, is too large, or is not UTF-8.
     """
     try:
-        if not Path(path).is_file():  # a folder, or a pipe that nobody writes to
+        file = given_path(path)
+        if not file.is_file():  # a folder, or a pipe that nobody writes to
             raise InputError(f"{called} cannot be read: no such file; {otherwise}.")
-        if Path(path).stat().st_size > LARGEST:
+        if file.stat().st_size > LARGEST:
             raise InputError(f"{called} is larger than {LARGEST >> 20} MiB, which this is not for.")
-        return Path(path).read_text(encoding="utf-8-sig")
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{called} is not UTF-8 at byte {error.start + 1}; save it as UTF-8.") from None
     except OSError as error:
         raise InputError(f"{called} cannot be read: {error.strerror or error}; {otherwise}.") from None
-    except ValueError:
-        raise InputError(f"{called} is no name of a file; {otherwise}.") from None

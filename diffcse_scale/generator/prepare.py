@@ -16,6 +16,8 @@ def prepare_corpus(recipe: Recipe) -> None:
         tokens = tokenize(recipe.data, tokenizers.streams, seed=recipe.seed)
     else:
         tokens = make_edits(recipe, tokenizers)
-    print(f"{len(tokens):,} sentences are ready in {cache_folder(recipe.data)}; {tokens}")
+    print(f"{len(tokens):,} sentences are ready in {cache_folder(recipe.data)}; {tokens}. The first as they were read:")
+    for row in tokens.first:
+        print(f"  {row}")
     if recipe.objective.edits is not None:
         print(f"Train with objective.edits={recipe.objective.edits}: no generator is needed.")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 
 from pydantic import Field, model_validator
 
-from diffcse_scale.recipe import OneOrMore, Section, Share
+from diffcse_scale.recipe import HEADER, SEPARATOR, Columns, DataRecipe, OneOrMore, Section, Separator, Share
 
 
 class PretrainOptions(Section):
@@ -15,6 +16,9 @@ class PretrainOptions(Section):
     files: OneOrMore = Field(
         description="the corpus, as data.files of a recipe; $VARIABLES are expanded, and kept in the record"
     )
+    columns: Columns = Field(None, description="those that hold text; found by itself if absent")
+    separator: Separator = Field(None, description=SEPARATOR)
+    header: bool | None = Field(None, description=HEADER)
     output: str = Field(description="folder to write; must not exist, or be empty")
     base: str | None = Field(None, description="continue from this masked LM (folder, Hub name, 'embedded')")
     layers: int = Field(4, ge=1, description="from scratch: layers of the BERT")
@@ -60,6 +64,12 @@ class PretrainOptions(Section):
         if self.base is not None and (unused := sorted(scratch & self.model_fields_set)):
             raise ValueError(f"base brings its own size and tokenizer; remove {', '.join(unused)}")
         return self
+
+    def data(self) -> DataRecipe:
+        """The corpus, as a recipe has it."""
+        same = ("columns", "separator", "header", "limit", "max_length", "workers")
+        files = [os.path.expandvars(name) for name in self.files]
+        return DataRecipe(files=files, **{name: getattr(self, name) for name in same})
 
     def command(self) -> str:
         """The command line that has these options, for a shell."""

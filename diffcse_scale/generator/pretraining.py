@@ -33,12 +33,12 @@ from transformers import (
 from diffcse_scale.foundation.durable import apply_umask, save_weights
 from diffcse_scale.foundation.environment import environment
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.randomness import seed_everything, seed_initial_numbers
 from diffcse_scale.generator.pretrain_options import PretrainOptions
 from diffcse_scale.generator.wordpiece import wordpiece_of
 from diffcse_scale.model.attention import choose_attention_kernels
 from diffcse_scale.model.backbone import load_masked_lm, load_tokenizer
-from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.sentences import GroupedByLength, Sentences
 from diffcse_scale.text.tokens import tokenize
 
@@ -56,7 +56,7 @@ def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
     Raises:
         InputError: the output holds something, the base is not a masked LM, or the corpus cannot be used.
     """
-    output = Path(options.output)
+    output = given_path(options.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"Output {output} already exists; choose another folder or remove it.")
     if options.seconds is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -166,15 +166,10 @@ def _masked_logits(
         hook.remove()
 
 
-def _data(options: PretrainOptions) -> DataRecipe:
-    files = [os.path.expandvars(name) for name in options.files]
-    return DataRecipe(files=files, limit=options.limit, max_length=options.max_length, workers=options.workers)
-
-
 def _tokenizer(options: PretrainOptions) -> PreTrainedTokenizerBase:
     source = options.base or options.tokenizer
     if source is None:
-        return wordpiece_of(_data(options), options.vocab_size, options.lowercase, options.character_coverage)
+        return wordpiece_of(options.data(), options.vocab_size, options.lowercase, options.character_coverage)
     tokenizer = load_tokenizer(source)
     if tokenizer.mask_token is None:
         raise InputError(f"Tokenizer of {source} has no mask token; choose that of a masked language model.")
@@ -184,7 +179,7 @@ def _tokenizer(options: PretrainOptions) -> PreTrainedTokenizerBase:
 def _sentences(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) -> Sentences:
     """The corpus as training reads it: one process makes it, and all map it."""
     main = int(os.environ.get("RANK", "0")) == 0
-    sentences = Sentences(tokenize(_data(options), [tokenizer], main=main), tokenizer)
+    sentences = Sentences(tokenize(options.data(), [tokenizer], main=main), tokenizer)
     needed = options.held_out + options.batch_size
     if len(sentences) < needed:
         raise InputError(
@@ -267,7 +262,7 @@ def _trainer(
 
 
 def _partial(options: PretrainOptions) -> Path:
-    output = Path(os.path.realpath(options.output))
+    output = Path(os.path.realpath(given_path(options.output)))
     return output.with_name(f".{output.name}.partial")
 
 
@@ -287,4 +282,4 @@ def _save(
     tokenizer.save_pretrained(partial)
     (partial / "training_record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     apply_umask(partial)
-    os.replace(partial, os.path.realpath(options.output))  # of a link, what it names
+    os.replace(partial, os.path.realpath(given_path(options.output)))  # of a link, what it names

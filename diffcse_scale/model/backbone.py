@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -26,6 +25,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from diffcse_scale.embedded import backbone_path
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model.pooling import POOLINGS
 from diffcse_scale.model.weights import check_finite, weights_checked, why_unreadable, without_pooler
 from diffcse_scale.recipe import EMBEDDED, ModelRecipe
@@ -40,7 +40,7 @@ def resolve(name: str) -> str:
     """
     if name == EMBEDDED:
         return str(backbone_path())
-    path = Path(name).expanduser()
+    path = given_path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"Model folder {name} has no config.json; give the folder that save_pretrained wrote.")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from transformers import PreTrainedModel
 
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.randomness import seed_initial_numbers
 from diffcse_scale.model.attention import attend_both_ways, check_attention, choose_attention_kernels
 from diffcse_scale.model.backbone import check_lengths, checkpoint_activations, load_backbone, load_config
@@ -48,7 +47,7 @@ def build_model(recipe: Recipe, tokenizers: Tokenizers, device: torch.device | s
         seed=recipe.seed,
     )
     if settings.checkpoint is not None:
-        load_official_checkpoint(model, Path(settings.checkpoint))
+        load_official_checkpoint(model, given_path(settings.checkpoint))
     if settings.lora is not None:
         seed_initial_numbers(recipe.seed, "adapters")
         add_adapters(model.encoder.backbone, settings.lora)

@@ -9,6 +9,7 @@ from typing import get_args
 
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.run_files import CURVES
 from diffcse_scale.recipe import Pooling
 
@@ -31,7 +32,7 @@ def model_folder(path: str | Path) -> Path:
     Raises:
         InputError: there is no such folder, no model in it, or the run has not finished.
     """
-    folder = Path(path).expanduser()
+    folder = given_path(path)
     if not folder.is_dir():
         raise InputError(f"Model folder {path} does not exist; none is downloaded.")
     if (folder / run_files.RECIPE).is_file():
@@ -45,7 +46,7 @@ def model_folder(path: str | Path) -> Path:
 
 def run_of(model: str | Path) -> Path | None:
     """The run whose result the model folder is, or None."""
-    folder = Path(model).expanduser().absolute()
+    folder = given_path(model).absolute()
     candidates = [folder, *([folder.parent] if folder.name == run_files.MODEL else [])]
     return next((run for run in candidates if (run / run_files.RECIPE).is_file()), None)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffcse_scale.foundation.ownership import check_file, write_file
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.report.edited_sentences import judgements
 from diffcse_scale.report.encodings import encode_runs, read_samples, spread
 from diffcse_scale.report.page import MARK, Looks, render
@@ -39,7 +40,7 @@ def report(
     Raises:
         InputError: a folder holds no run, `output` is something else than a report, unusable data or sentences.
     """
-    page = Path(output).expanduser()
+    page = given_path(output)
     runs = read_runs(folders)
     sources = [*folders, *(source for source in (data, sentences) if source is not None)]
     check_file(page, "a page of diffcse-scale report", _is_page, overwrite, sources)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from diffcse_scale.evaluation import Encode, GradedPair
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model.backbone import load_tokenizers
 from diffcse_scale.model.build import build_model
 from diffcse_scale.model.encoder import encode_sentences
@@ -162,7 +163,7 @@ def read_samples(file: Path | None) -> list[str]:
     if file is None:
         return []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = given_path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise InputError(f"Sentences {file} cannot be read: {reason}; give a text file with one a line.") from None

@@ -18,6 +18,7 @@ from diffcse_scale.foundation.durable import write_durably
 from diffcse_scale.foundation.environment import environment
 from diffcse_scale.foundation.errors import InputError, RunEnded, exit_code_of
 from diffcse_scale.foundation.exit_codes import ExitCode
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.run_files import (
     BEST,
     CHECKPOINTS,
@@ -180,7 +181,7 @@ class RunDirectory:
 
 def _open(path: str | None, recipe: Recipe, start: Start) -> RunDirectory:
     if path is not None or start != "new":
-        return _claim(Path(path or f"runs/{recipe.name}"), recipe, start)
+        return _claim(given_path(path or f"runs/{recipe.name}"), recipe, start)
     for number in itertools.count(1):
         folder = Path(f"runs/{recipe.name}" if number == 1 else f"runs/{recipe.name}-{number}")
         if not _occupied(folder):

@@ -12,6 +12,7 @@ from typing import Any
 from diffcse_scale.evaluation.recorded import evaluations
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model_folder.layout import MODULES_FILE
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.recipe_file import load_recipe
@@ -92,7 +93,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     Raises:
         InputError: a folder holds no run, or a file in it is not what a run writes.
     """
-    paths = list(dict.fromkeys(Path(folder).expanduser().resolve() for folder in folders))
+    paths = list(dict.fromkeys(given_path(folder).resolve() for folder in folders))
     if not paths:
         raise InputError("No run to report on; give the folder of at least one.")
     return [_read(path, label) for path, label in zip(paths, _labels(paths), strict=True)]

@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.recipe import DataRecipe
 
 ENVIRONMENT_VARIABLE = "DIFFCSE_CACHE"
@@ -20,7 +21,7 @@ ENVIRONMENT_VARIABLE = "DIFFCSE_CACHE"
 def chosen_folder(data: DataRecipe | None = None) -> Path:
     """`data.cache_dir`, else $DIFFCSE_CACHE, else ~/.cache/diffcse-scale."""
     chosen = (data and data.cache_dir) or os.environ.get(ENVIRONMENT_VARIABLE) or "~/.cache/diffcse-scale"
-    return Path(chosen).expanduser()
+    return given_path(chosen)
 
 
 def cache_folder(data: DataRecipe | None = None) -> Path:

@@ -16,7 +16,10 @@ BEGINNINGS = {
     **{one.title: one.first_bytes for one in FORMATS.values() if one.first_bytes},
     **{one.name: one.first_bytes for one in COMPRESSIONS.values()},
     # what is not read, and is therefore called by its name
-    "zip": re.compile(rb"PK(\x03\x04|\x05\x06)"),
+    "zip": re.compile(rb"PK(\x03\x04|\x05\x06|\x07\x08)"),
+    "lz4": re.compile(rb"\x04\x22\x4d\x18"),
+    "rar": re.compile(rb"Rar!\x1a\x07"),
+    "NumPy": re.compile(rb"\x93NUMPY"),
     "7z": re.compile(rb"7z\xbc\xaf\x27\x1c"),
     "SQLite": re.compile(rb"SQLite format 3\x00"),
     "Arrow": re.compile(rb"ARROW1\x00"),

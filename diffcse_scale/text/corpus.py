@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 # part of every cached name: raise it when cleaning changes
 CLEANING = 2
 DEDUPLICATION_BUCKETS = 16
+FIRST, LONGEST_SHOWN = 3, 80  # rows that are shown, and characters of each
 
 
 class Flaw(IntEnum):
@@ -78,7 +79,7 @@ def load_corpus(data: DataRecipe, *, seed: int = 0) -> datasets.Dataset:
 
 def read_corpus(data: DataRecipe, *, seed: int = 0) -> tuple[datasets.Dataset, CorpusReport]:
     """`load_corpus` with its report and without the log line. `seed` is that of the embedded grammar."""
-    sources = find_sources(data.files, data.limit, seed, cache_folder(data))
+    sources = find_sources(data, seed)
     folder = cache_folder(data) / f"corpus-{corpus_fingerprint(data, seed=seed)}"
     for source in sources:
         source.check()
@@ -107,9 +108,18 @@ def read_corpus(data: DataRecipe, *, seed: int = 0) -> tuple[datasets.Dataset, C
     return corpus.remove_columns(["flaw", "hash"]), report
 
 
+def first_rows(corpus: datasets.Dataset) -> list[str]:
+    """The first rows as they were understood, a line each: for a person, who sees at once what is no sentence."""
+    rows = [
+        "   |   ".join(" ".join(text.split()) for text in row.values())
+        for row in corpus.select(range(min(len(corpus), FIRST)))
+    ]
+    return [row if len(row) <= LONGEST_SHOWN else row[:LONGEST_SHOWN] + "..." for row in rows]
+
+
 def corpus_fingerprint(data: DataRecipe, *, seed: int = 0) -> str:
     """Changes when a file (path, size or time), the columns or the way of cleaning do."""
-    sources = find_sources(data.files, data.limit, seed, cache_folder(data))
+    sources = find_sources(data, seed)
     return fingerprint(CLEANING, data.columns, [source.identity() for source in sources])
 
 
@@ -126,6 +136,7 @@ def _clean(source: Source, data: DataRecipe, folder: Path) -> datasets.Dataset:
     rows = raw.map(
         _clean_batch,
         batched=True,
+        batch_size=rows_at_once(raw),
         fn_kwargs={"names": names, "parse": source.parse},
         remove_columns=raw.column_names,
         features=datasets.Features(
@@ -146,6 +157,11 @@ def _clean(source: Source, data: DataRecipe, folder: Path) -> datasets.Dataset:
             raise InputError(f"Corpus file {where}: {source.of_files.malformed.format(' and '.join(names))}.")
         raise InputError(f"Corpus file {where}: {flaw.name.lower()}; mend it, or set data.strict=false to skip it.")
     return rows
+
+
+def rows_at_once(rows: datasets.Dataset) -> int:
+    """Of a dataset whose rows may be whole books: as many as are 16 MiB on the average, and 1,000 at most."""
+    return max(1, min(1_000, 2**24 * len(rows) // max(1, rows.data.nbytes)))
 
 
 def _clean_batch(batch: dict[str, list[Any]], names: Sequence[str], parse: Parse | None) -> dict[str, list[Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.cache import cache_folder, fingerprint
 from diffcse_scale.text.tokens import TokenizedCorpus
@@ -50,7 +51,7 @@ def edits_folder(tokens: TokenizedCorpus, recipe: Recipe) -> Path:
 
 def _identity(model: str) -> Any:
     """Changes with the name of a model, and with the files of a folder; its weights are not read."""
-    folder = Path(model).expanduser()
+    folder = given_path(model)
     if not folder.is_dir():
         return model
     files = sorted(file for file in folder.iterdir() if file.is_file())

@@ -6,33 +6,59 @@ in a memory-mapped dataset; what is lost on the way each format says itself.
 
 from __future__ import annotations
 
-import glob
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
 import pyarrow
-import pyarrow.parquet
 
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.unique_keys import load_json
-from diffcse_scale.text import delimited
+from diffcse_scale.text import delimited, json_objects, parquet_rows
 from diffcse_scale.text.remote import origin
+from diffcse_scale.text.table_layout import NOTHING_KNOWN, SAMPLE, Layout, open_text
 
 TEXT = datasets.Value("string")
 LINE = "text"  # the column of a format whose rows are lines
-ROWS_A_TABLE = 10_000
-# rows of each file by which the columns are chosen
-SAMPLE = 1_000
+TABLE_ROWS, TABLE_CHARACTERS = 10_000, 2**24  # the most that is in memory at once, but for a longer row
+KINDS = {
+    "int": "numbers",
+    "float": "numbers",
+    "bool": "true or false",
+    "list": "lists",
+    "dict": "objects",
+}  # in messages; others are called as in Python
 
 Parse = Callable[[str, Sequence[str]], Sequence[str | None]]
 """A line and the names of columns to their texts, None where there is none; ValueError for a malformed line."""
+
+
+class Unreadable(InputError, datasets.exceptions.DatasetGenerationError):
+    """An `InputError` that `datasets` passes on as it is, from another process too."""
+
+
+@contextmanager
+def reading(name: str, kind: str) -> Iterator[None]:
+    """Inside, what goes wrong goes wrong with this file.
+
+    Raises:
+        Unreadable: for whatever the libraries raise; names the file.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise Unreadable(*error.args) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # the decompressors raise exceptions of several libraries
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise Unreadable(f"Corpus file {origin(name)} cannot be read as {kind}: {said.rstrip('.')}.") from None
 
 
 @dataclass(frozen=True)
@@ -57,17 +83,37 @@ class Format(ABC):
         """Where the rows are kept as lines: what finds the columns in one."""
         return None
 
-    @abstractmethod
+    def laid_out(self, asked: Layout) -> Format:
+        """This format with what is known of its files' layout, which only tables of text have."""
+        return self
+
+    def identity(self) -> list[Any]:
+        """What says, beside the bytes of the files, which rows are read."""
+        return [self.name]
+
     def column_types(self, files: Sequence[str]) -> dict[str, str]:
-        """Column to type; what holds text is 'string', what holds nothing 'null'.
+        """Column to type; what holds text in one of the files is 'string', what holds nothing 'null'.
 
         Raises:
-            InputError: malformed file; besides, whatever the libraries raise that read it.
+            InputError: malformed file; names it.
         """
+        types: dict[str, set[str]] = {}
+        for name in files:
+            with reading(name, self.name):
+                for column, kinds in self.kinds(name).items():
+                    types.setdefault(column, set()).update(kinds - {"null"})
+        return {
+            column: "string" if "string" in kinds else " or ".join(sorted(kinds)) or "null"
+            for column, kinds in types.items()
+        }
 
     @abstractmethod
-    def builder(self, files: Sequence[str], columns: Sequence[str], cache: Path) -> datasets.DatasetBuilder:
-        """What makes a dataset with these columns, or with `LINE` where rows are lines, of all rows of the files."""
+    def kinds(self, name: str) -> dict[str, set[str]]:
+        """Column to the types of its values in a file, named as in `column_types`."""
+
+    @abstractmethod
+    def tables(self, name: str, columns: Sequence[str]) -> Iterator[list[Any]]:
+        """All rows of a file, some at a time: the texts of each column; of `LINE` alone where rows are lines."""
 
     def place(self, file: str, row: int) -> str:
         """Where row `row` (from 0) stands in its file."""
@@ -77,22 +123,28 @@ class Format(ABC):
 class TextFormat(Format):
     """Text, which may be compressed, row by row; bytes that are not UTF-8 become U+FFFD, a byte order mark is lost."""
 
-    def column_types(self, files: Sequence[str]) -> dict[str, str]:
-        """From the first rows of every file: a column that holds text in one of them holds text."""
+    def kinds(self, name: str) -> dict[str, set[str]]:
+        """From the first rows."""
         types: dict[str, set[str]] = {}
-        for name in files:
-            for record in self.sample(name):
-                for column, value in record.items():
-                    types.setdefault(column, set()).update(() if value is None else (type(value).__name__,))
-        return {
-            column: "string" if "str" in kinds else " or ".join(sorted(kinds)) or "null"
-            for column, kinds in types.items()
-        }
+        for record in self.sample(name):
+            for column, value in record.items():
+                kind = type(value).__name__
+                kind = "string" if isinstance(value, str) else KINDS.get(kind, kind)
+                types.setdefault(column, set()).update(() if value is None else (kind,))
+        return types
 
-    def builder(self, files: Sequence[str], columns: Sequence[str], cache: Path) -> datasets.DatasetBuilder:
-        """`Rows` of this format."""
-        kept = (LINE,) if self.parse else tuple(columns)
-        return Rows(cache_dir=str(cache), files=tuple(files), columns=kept, format=self.name)
+    def tables(self, name: str, columns: Sequence[str]) -> Iterator[list[Any]]:
+        """As many rows as make a table that is neither too long nor too large."""
+        batch: list[tuple[str, ...]] = []
+        size = 0
+        for row in self.rows(name, columns):
+            batch.append(row)
+            size += sum(map(len, row))
+            if len(batch) == TABLE_ROWS or size >= TABLE_CHARACTERS:
+                yield list(zip(*batch, strict=True))
+                batch, size = [], 0
+        if batch:
+            yield list(zip(*batch, strict=True))
 
     @abstractmethod
     def sample(self, name: str) -> Iterator[dict[str, Any]]:
@@ -112,7 +164,7 @@ class Lines(TextFormat):
 
     def rows(self, name: str, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
         """The lines without their ends."""
-        with delimited.open_text(name, newline=None) as lines:
+        with open_text(name, newline=None) as lines:
             for line in lines:
                 yield (line.removesuffix("\n"),)
 
@@ -127,7 +179,10 @@ def parse_object(line: str, names: Sequence[str]) -> list[str | None]:
     Raises:
         ValueError: no JSON, no object, a key twice, or a value that is not text.
     """
-    record = load_json(line) if line.strip() else {}
+    try:
+        record = load_json(line) if line.strip() else {}
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(record, dict):
         raise ValueError("no JSON object")
     values = [record.get(name) for name in names]
@@ -136,8 +191,8 @@ def parse_object(line: str, names: Sequence[str]) -> list[str | None]:
     return values
 
 
-class JsonLines(Lines):
-    """A JSON object a line, kept as it is; values that are not in a chosen column are lost."""
+class JsonObjects(TextFormat):
+    """JSON objects, one a line or in one array, kept as they are; values that are not in a chosen column are lost."""
 
     malformed = "not a JSON object with text in {}, or a key is there twice"
 
@@ -147,34 +202,49 @@ class JsonLines(Lines):
         return parse_object
 
     def sample(self, name: str) -> Iterator[dict[str, Any]]:
-        """The objects of the first lines; of malformed ones cleaning and `encode` say what becomes of them."""
-        with delimited.open_text(name, newline=None) as lines:
-            first = [line for line in islice(lines, SAMPLE) if line.strip()]
-        found = [record for record in map(_object, first) if record is not None]
+        """The first objects; of malformed ones cleaning and `encode` say what becomes of them."""
+        first = [line for line in islice(json_objects.lines_of(name), SAMPLE) if line.strip()]
+        found = [record for record in map(json_objects.object_of, first) if record is not None]
         if first and not found:
             raise InputError(
-                f"Corpus file {origin(name)} is not valid json: no JSON object in line 1, nor in those after it."
+                f"Corpus file {origin(name)} is not valid json: no JSON object in {self.place(name, 0)}, nor in those "
+                "after it; write one object a line, or one array of objects."
             )
         yield from found
 
+    def rows(self, name: str, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+        """The objects as they are written."""
+        for line in json_objects.lines_of(name):
+            yield (line,)
 
-def _object(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
+    def place(self, file: str, row: int) -> str:
+        """A row is a line, or an element of the array."""
+        return f"object {row + 1}" if json_objects.is_array(file) else f"line {row + 1}"
 
 
 @dataclass(frozen=True)
 class Delimited(TextFormat):
-    """A table with a header, its fields between separators; missing fields at the end of a row are empty."""
+    """A table, its fields between separators; missing fields at the end of a row are empty.
+
+    Attributes:
+        separator: the usual one of such files.
+        asked: what is known of their layout.
+    """
 
     separator: str
+    asked: Layout = NOTHING_KNOWN
+
+    def laid_out(self, asked: Layout) -> Format:
+        """With all of it."""
+        return replace(self, asked=asked)
+
+    def identity(self) -> list[Any]:
+        """With the layout that is asked for, since a file says the rest itself."""
+        return [self.name, self.asked.separator, self.asked.header]
 
     def sample(self, name: str) -> Iterator[dict[str, Any]]:
         """What reads as a number is one."""
-        return delimited.sample(name, self.separator, SAMPLE)
+        return delimited.sample(name, self.separator, self.asked)
 
     def rows(self, name: str, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
         """The fields of the columns.
@@ -182,7 +252,7 @@ class Delimited(TextFormat):
         Raises:
             InputError: as `records`, or the file has no such column.
         """
-        rows = delimited.records(name, self.separator)
+        rows = delimited.records(name, self.separator, self.asked)
         header = next(rows)
         for column in columns:
             if column not in header:
@@ -193,31 +263,30 @@ class Delimited(TextFormat):
 
     def place(self, file: str, row: int) -> str:
         """The line on which the row ends."""
-        return f"line {delimited.line_number(file, self.separator, row)}"
+        return f"line {delimited.line_number(file, self.separator, self.asked, row)}"
 
 
 class Parquet(Format):
-    """A table with types, read by `datasets`; nothing of a chosen column is lost."""
+    """A table with types; nothing of a chosen column is lost."""
 
     title = "Parquet"
     # a sentence may begin with "PAR1": here a byte follows that is in no text
     first_bytes = re.compile(rb"PAR1([\x00-\x08\x0e-\x1f]|$)")
 
-    def column_types(self, files: Sequence[str]) -> dict[str, str]:
-        """From the first file."""
-        return {field.name: str(field.type) for field in pyarrow.parquet.read_schema(files[0])}
+    def kinds(self, name: str) -> dict[str, set[str]]:
+        """As the file's schema has them."""
+        return {column: {kind} for column, kind in parquet_rows.column_kinds(name).items()}
 
-    def builder(self, files: Sequence[str], columns: Sequence[str], cache: Path) -> datasets.DatasetBuilder:
-        """The library's own."""
-        paths = [glob.escape(name) for name in files]
-        return datasets.load_dataset_builder("parquet", data_files=paths, cache_dir=str(cache), columns=list(columns))
+    def tables(self, name: str, columns: Sequence[str]) -> Iterator[list[Any]]:
+        """As the file has them, or fewer rows at a time."""
+        return parquet_rows.batches(name, columns)
 
 
 FORMATS: dict[str, Format] = {
     one.name: one
     for one in (
         Lines("text", (".txt",)),
-        JsonLines("json", (".jsonl", ".ndjson", ".json")),
+        JsonObjects("json", (".jsonl", ".ndjson", ".json")),
         Delimited("csv", (".csv",), separator=","),
         Delimited("tsv", (".tsv",), separator="\t"),
         Parquet("parquet", (".parquet",)),
@@ -259,11 +328,11 @@ def format_of(name: str) -> Format:
 
 @dataclass
 class RowsConfig(datasets.BuilderConfig):
-    """Files of a `TextFormat`, by its name, and the columns wanted."""
+    """Files of a format, and the columns wanted."""
 
     files: tuple[str, ...] = ()
     columns: tuple[str, ...] = (LINE,)
-    format: str = "text"
+    format: Format = FORMATS["text"]
 
 
 class Rows(datasets.ArrowBasedBuilder):
@@ -278,11 +347,14 @@ class Rows(datasets.ArrowBasedBuilder):
         return [datasets.SplitGenerator(name="train", gen_kwargs={"files": list(self.config.files)})]
 
     def _generate_tables(self, files: list[str]) -> Iterator[tuple[str, pyarrow.Table]]:
-        schema, kind = self.info.features.arrow_schema, FORMATS[self.config.format]
-        assert isinstance(kind, TextFormat)
+        schema = self.info.features.arrow_schema
         for shard, name in enumerate(files):
-            rows = kind.rows(name, self.config.columns)
-            index = 0
-            while batch := list(islice(rows, ROWS_A_TABLE)):
-                yield f"{shard}-{index}", pyarrow.table(list(zip(*batch, strict=True)), schema=schema)
-                index += 1
+            with reading(name, self.config.format.name):
+                for index, columns in enumerate(self.config.format.tables(name, self.config.columns)):
+                    yield f"{shard}-{index}", pyarrow.table(columns, schema=schema)
+
+
+def rows_builder(kind: Format, files: Sequence[str], columns: Sequence[str], cache: Path) -> Rows:
+    """What makes a dataset with these columns, or with `LINE` where rows are lines, of all rows of the files."""
+    kept = (LINE,) if kind.parse else tuple(columns)
+    return Rows(cache_dir=str(cache), files=tuple(files), columns=kept, format=kind)

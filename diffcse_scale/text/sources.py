@@ -4,35 +4,53 @@ from __future__ import annotations
 
 import functools
 import glob
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from diffcse_scale.foundation.errors import InputError
-from diffcse_scale.recipe import EMBEDDED
-from diffcse_scale.text import remote
+from diffcse_scale.foundation.errors import InputError, nearest
+from diffcse_scale.foundation.paths import given_path
+from diffcse_scale.recipe import EMBEDDED, DataRecipe
+from diffcse_scale.text import hub_dataset, remote
 from diffcse_scale.text.cache import cache_folder, fingerprint, num_proc
 from diffcse_scale.text.contents import check_content
-from diffcse_scale.text.formats import COMPRESSIONS, ENDINGS, FORMATS, LINE, Format, Parse, format_of
+from diffcse_scale.text.formats import (
+    COMPRESSIONS,
+    ENDINGS,
+    FORMATS,
+    LINE,
+    Delimited,
+    Format,
+    Parse,
+    format_of,
+    rows_builder,
+)
+from diffcse_scale.text.table_layout import NOTHING_KNOWN, USUAL_COLUMNS, Layout
 
 HUB = "hub"
 # name, name:split or name:config:split
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.+-]+){0,2}")
-USUAL_COLUMNS = ("text", "sentence")
 EMBEDDED_SENTENCES = 20_000
 
 
 @dataclass(frozen=True)
 class Source:
-    """Files of one format of `FORMATS`, or one Hub dataset, or `size` sentences of the embedded grammar."""
+    """Files of one format, or one Hub dataset, or `size` sentences of the embedded grammar.
+
+    Attributes:
+        format: a name of `FORMATS`, `HUB` or `EMBEDDED`.
+        layout: what is known of tables that are text.
+    """
 
     format: str
     names: tuple[str, ...]
     size: int = 0
     seed: int = 0
+    layout: Layout = NOTHING_KNOWN
 
     def __str__(self) -> str:
         more = f" and {len(self.names) - 3} more" if len(self.names) > 3 else ""
@@ -41,7 +59,8 @@ class Source:
     @property
     def of_files(self) -> Format | None:
         """The format; None of what is in no file."""
-        return FORMATS.get(self.format)
+        kind = FORMATS.get(self.format)
+        return kind and kind.laid_out(self.layout)
 
     @property
     def parse(self) -> Parse | None:
@@ -54,7 +73,8 @@ class Source:
             return [HUB, *self.names]
         if self.format == EMBEDDED:  # the sentences, because the grammar may change
             return [EMBEDDED, fingerprint(_embedded(self.size, self.seed))]
-        return [self.format, *(remote.identity(name) or _state(name) for name in self.names)]
+        assert self.of_files is not None
+        return [*self.of_files.identity(), *(remote.identity(name) or _state(name) for name in self.names)]
 
     def check(self) -> None:
         """Raises InputError where the first bytes of a file are not those of its format."""
@@ -72,20 +92,20 @@ class Source:
         """
         if self.format == EMBEDDED:
             return datasets.Dataset.from_dict({"text": _embedded(self.size, self.seed)}), ("text",)
-        if self.format == HUB:
+        if self.of_files is None:
             rows = self._from_hub()
-            types = {name: str(getattr(feature, "dtype", feature)) for name, feature in rows.features.items()}
+            types = {name: _kind(feature) for name, feature in rows.features.items()}
         else:
-            types = self._column_types()
+            types = self.of_files.column_types(self.names)
         names = choose_columns(remote.origin(self.names[0]), types, columns)
-        if self.format == HUB:
+        if self.of_files is None:
             return rows.select_columns(list(names)), names
         return self._from_files(names, cache, workers), names
 
     def place(self, row: int, columns: tuple[str, ...], cache: Path) -> str:
         """`file, line n` of row `row` (from 0). Reads several files again one by one: for error messages."""
         for name in self.names[:-1]:
-            rows_here = len(Source(self.format, (name,))._from_files(columns, cache, 1))
+            rows_here = len(replace(self, names=(name,))._from_files(columns, cache, 1))
             if row < rows_here:
                 break
             row -= rows_here
@@ -95,74 +115,71 @@ class Source:
         return f"{where}, {self.of_files.place(name, row) if self.of_files else f'row {row + 1}'}"
 
     def _from_hub(self) -> datasets.Dataset:
-        name, *rest = self.names[0].split(":")
-        split = rest[-1] if rest else "train"
-        config = rest[0] if len(rest) == 2 else None
+        entry = self.names[0]
         try:
-            return datasets.load_dataset(name, config, split=split)
+            return hub_dataset.load(entry)
         except Exception as error:  # the Hub's client raises exceptions of several libraries
             raise InputError(
-                f"Corpus {self.names[0]!r} is no file here, and as a Hub dataset (name, name:split or "
-                f"name:config:split) it cannot be loaded: {_one_line(error)}"
+                f"Corpus {entry!r} is no file here{nearest(Path(entry).name, _beside(entry))}, and as a Hub dataset "
+                f"(name, name:split or name:config:split) it cannot be loaded: {_one_line(error)}"
             ) from None
 
-    def _column_types(self) -> dict[str, str]:
-        try:
-            return FORMATS[self.format].column_types(self.names)
-        except InputError:
-            raise
-        except Exception as error:  # the decompressors raise exceptions of several libraries
-            raise InputError(f"Corpus {self} is not valid {self.format}: {_one_line(error)}") from None
-
     def _from_files(self, columns: tuple[str, ...], cache: Path, workers: int) -> datasets.Dataset:
-        processes = num_proc(workers, len(self.names), rows_per_worker=1)
+        assert self.of_files is not None
+        prepared = rows_builder(self.of_files, self.names, columns, cache)
         try:
-            prepared = FORMATS[self.format].builder(self.names, columns, cache)
-            prepared.download_and_prepare(num_proc=processes)
-        except (OSError, EOFError, ValueError, datasets.exceptions.DatasetsError) as error:
-            if processes:  # what another process raises comes without its cause
-                return self._from_files(columns, cache, 1)
-            if isinstance(error.__cause__, InputError):
-                raise error.__cause__ from None
-            raise InputError(f"Corpus {self} cannot be read as {self.format}: {_one_line(error)}") from None
+            prepared.download_and_prepare(num_proc=num_proc(workers, len(self.names), rows_per_worker=1))
+        except InputError as error:
+            raise InputError(*error.args) from None  # without the traceback of another process
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            # not of the files: a full disk, a process that was killed
+            raise InputError(f"Corpus {self} cannot be copied to {cache}: {_one_line(error)}.") from None
         if not prepared.info.splits["train"].num_examples:
             return datasets.Dataset.from_dict({name: [] for name in (*columns, LINE)})
         return prepared.as_dataset(split="train")
 
 
-def find_sources(entries: list[str], size: int | None = None, seed: int = 0, cache: Path | None = None) -> list[Source]:
-    """Turn paths, globs, addresses, Hub names and 'embedded' into sources, in the order given.
+def find_sources(data: DataRecipe, seed: int = 0) -> list[Source]:
+    """Turn the paths, globs, addresses, Hub names and 'embedded' of `data.files` into sources, in the order given.
 
     Args:
-        entries: `data.files` of a recipe.
-        size: number of sentences for 'embedded', EMBEDDED_SENTENCES if None.
-        seed: that of 'embedded'.
-        cache: where remote files are copied to; the default cache if None.
+        seed: that of 'embedded', which has `data.limit` sentences, or EMBEDDED_SENTENCES.
 
     Raises:
-        InputError: missing file, glob without a match, folder, unknown format.
+        InputError: missing file, glob without a match, folder, unknown format, a layout where there is no table.
     """
+    layout = Layout(data.separator, data.header, tuple(data.columns or ()))
     sources: list[Source] = []
-    for entry in entries:
+    for entry in data.files:
         if entry == EMBEDDED:
-            sources.append(Source(EMBEDDED, (entry,), size or EMBEDDED_SENTENCES, seed))
+            sources.append(Source(EMBEDDED, (entry,), data.limit or EMBEDDED_SENTENCES, seed))
             continue
-        for name in _files(entry, cache):
+        for name in _files(entry, data):
             kind = format_of(name).name if Path(name).exists() else HUB
             if kind != HUB and sources and sources[-1].format == kind:
-                sources[-1] = Source(kind, (*sources[-1].names, name))
+                sources[-1] = replace(sources[-1], names=(*sources[-1].names, name))
             else:
-                sources.append(Source(kind, (name,)))
+                sources.append(Source(kind, (name,), layout=layout))
+    for key in ("separator", "header"):
+        if getattr(data, key) is not None and not any(isinstance(source.of_files, Delimited) for source in sources):
+            raise InputError(
+                f"data.{key} is for files that are named .csv or .tsv, and {', '.join(data.files)} is none; rename the "
+                f"file, or remove data.{key}."
+            )
     return sources
 
 
-def check_names(entries: list[str]) -> None:
+def check_names(data: DataRecipe) -> None:
     """Look for misspelt names among `data.files`, before anything takes long; remote ones are met when they are read.
 
     Raises:
         InputError: as `find_sources`, for what lies on this machine.
     """
-    find_sources([entry for entry in entries if not remote.is_remote(entry)])
+    local = [entry for entry in data.files if not remote.is_remote(entry)]
+    if len(local) == len(data.files):
+        find_sources(data)
+    elif local:
+        find_sources(DataRecipe(files=local))
 
 
 def choose_columns(where: str, types: dict[str, str], wanted: list[str] | None) -> tuple[str, ...]:
@@ -173,10 +190,15 @@ def choose_columns(where: str, types: dict[str, str], wanted: list[str] | None) 
     Raises:
         InputError: a wanted column is missing or holds no strings; or the choice is not clear.
     """
-    strings = [name for name, kind in types.items() if kind in ("string", "large_string", "string_view")]
     nothing = [name for name, kind in types.items() if kind == "null"]
-    strings = strings or nothing
-    there = f"its columns are {', '.join(types) or 'none'}: set data.columns"
+    strings = [name for name, kind in types.items() if kind == "string"] or nothing
+    listed = [name if name in (*strings, *nothing) else f"{name} ({kind})" for name, kind in types.items()]
+    there = f"its columns are {', '.join(listed)}"
+    if not types:
+        raise InputError(f"Corpus {where} is empty.")
+    if not strings:
+        raise InputError(f"Corpus {where} has no column of text; {there}.")
+    there += ": set data.columns"
     for name in wanted or ():
         if name not in types:
             raise InputError(f"Corpus {where} has no column {name!r}; {there}.")
@@ -187,34 +209,77 @@ def choose_columns(where: str, types: dict[str, str], wanted: list[str] | None) 
     candidates = [name for name in USUAL_COLUMNS if name in strings] or strings
     if len(candidates) == 1:
         return tuple(candidates)
-    if candidates[:2] == list(USUAL_COLUMNS):
-        raise InputError(f"Corpus {where} has a column called text and one called sentence; {there}.")
-    count = f"{len(strings)} columns" if strings else "no column"
-    raise InputError(f"Corpus {where} has {count} of text and none called text or sentence; {there}.")
+    both = candidates[:2] == list(USUAL_COLUMNS)
+    what = "a column called text and one called sentence" if both else f"{len(strings)} columns of text"
+    unclear = what if both else f"{what} and none called text or sentence"
+    raise InputError(f"Corpus {where} has {unclear}; {there}.")
 
 
-def _files(entry: str, cache: Path | None) -> list[str]:
+def _files(entry: str, data: DataRecipe) -> list[str]:
     """Absolute paths of the files that a path or glob names; what can only be a Hub name as it is.
 
     Links keep their names, which say the format: in the Hub's cache what they point to has no ending.
     """
     if remote.is_remote(entry):
-        return remote.copy_files(entry, cache or cache_folder(), check=format_of)
-    path = Path(entry).expanduser()
+        return remote.copy_files(entry, cache_folder(data), check=format_of)
+    path = given_path(entry)
     if path.is_file():
         return [str(path.absolute())]
     if path.is_dir():
         example = entry.rstrip("/") + "/*.txt"
         raise InputError(f"Corpus {entry} is a folder; name its files, for example {example}.")
     if glob.has_magic(entry):
-        files = sorted(str(Path(match).absolute()) for match in glob.iglob(str(path), recursive=True))
-        files = [name for name in files if Path(name).is_file()]
+        _check_links(path)
+        matches = sorted(str(Path(match).absolute()) for match in glob.iglob(str(path), recursive=True))
+        nowhere = next((name for name in matches if not Path(name).exists()), None)
+        if nowhere:
+            raise InputError(f"Corpus {entry}: {nowhere} is a link that leads to no file; mend it, or take it away.")
+        files = [name for name in matches if Path(name).is_file()]
         if not files:
             raise InputError(f"Corpus {entry}: no file matches.")
         return files
+    if path.is_symlink():
+        raise InputError(f"Corpus {entry} is a link that leads to no file; mend it.")
     if not HUB_NAME.fullmatch(entry) or path.suffix.lower() in (*ENDINGS, *COMPRESSIONS):
-        raise InputError(f"Corpus {entry}: no such file.")
+        raise InputError(f"Corpus {entry}: no such file{nearest(path.name, _beside(entry))}.")
+    meant = next((name for name in _beside(entry) if name.partition(".")[0] == path.name), None)
+    if meant:
+        raise InputError(
+            f"Corpus {entry}: no such file (did you mean {path.with_name(meant)}?); the Hub's data set of this name is "
+            f"{entry}:train."
+        )
     return [entry]
+
+
+def _check_links(pattern: Path) -> None:
+    """Refuse a link below `**` that leads back to a folder above it: `glob` would go round and round.
+
+    Raises:
+        InputError: names the link.
+    """
+    if "**" not in pattern.parts:
+        return
+    start = Path(*pattern.parts[: pattern.parts.index("**")]).absolute()
+    for folder, names, _ in os.walk(start, followlinks=True):
+        for link in (Path(folder, name) for name in names):
+            if link.is_symlink() and os.path.realpath(link) in map(os.path.realpath, link.parents):
+                raise InputError(
+                    f"Corpus {pattern}: {link} is a link that leads back to a folder above it; take it away."
+                )
+
+
+def _beside(entry: str) -> list[str]:
+    """The names of the files in the folder that a path would be in."""
+    try:
+        return sorted(file.name for file in given_path(entry).parent.iterdir() if file.is_file())
+    except OSError:
+        return []
+
+
+def _kind(feature: Any) -> str:
+    """Of a Hub dataset's column, as `Format.column_types` has it."""
+    kind = str(getattr(feature, "dtype", feature))
+    return "string" if kind in ("large_string", "string_view") else kind
 
 
 def _state(name: str) -> list[Any]:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.cache import cache_folder, fingerprint, locked, num_proc, workers
-from diffcse_scale.text.corpus import CorpusReport, corpus_fingerprint, read_corpus
+from diffcse_scale.text.corpus import CorpusReport, corpus_fingerprint, first_rows, read_corpus
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class TokenizedCorpus:
         streams: tokenizers that have read the text: 1, or 2 where discriminator and encoder have one each.
         views: rows of a sentence in a batch: 2 for one column (the same tokens twice) or two, 3 for three.
         report: what cleaning dropped.
+        first: rows as `first_rows` shows them; none in what was written before there was such a thing.
         truncated: sentences that were longer than `max_length`, in all columns together.
         without_tokens: rows left out because the tokenizer found nothing in them.
     """
@@ -54,6 +55,7 @@ class TokenizedCorpus:
         self.truncated: int = facts["truncated"]
         self.without_tokens: int = facts["without_tokens"]
         self.report = CorpusReport(**facts["report"])
+        self.first: list[str] = facts.get("first", [])
         self.views = max(2, self.columns)
         self._ids = [_mapped(folder / f"ids_{column}.npy") for column in files]
         self._offsets = [_mapped(folder / f"offsets_{column}.npy") for column in files]
@@ -177,6 +179,7 @@ def _write(folder: Path, name: str, data: DataRecipe, tokenizers: Sequence[PreTr
         "truncated": truncated,
         "without_tokens": len(corpus) - len(encoded),
         "report": asdict(report),
+        "first": first_rows(corpus),
     }
     (unfinished / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     for path in unfinished.glob("encoded*.arrow"):

@@ -10,6 +10,7 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from diffcse_scale.distributed import is_main
 from diffcse_scale.engine.offload import describe_optimizer
@@ -47,11 +48,12 @@ def setup_logging() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
-def print_start(recipe: Recipe, plan: Plan, precision: str, engine: Any) -> None:
-    """The batch table, on the main rank."""
+def print_start(recipe: Recipe, first: list[str], plan: Plan, precision: str, engine: Any) -> None:
+    """The batch table, with the first rows of the corpus, on the main rank."""
     if not is_main():
         return
     table = Table(title=f"recipe {recipe.name}", title_justify="left", show_header=False)
+    table.add_row("first rows", Text("\n".join(first)))
     for name, value in plan.table():
         table.add_row(name, value)
     table.add_row("objective", in_words(recipe.objective))

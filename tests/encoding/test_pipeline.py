@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -199,7 +200,7 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(
     for chosen, complaint in [
         (options(text_file, model="nowhere"), "Model folder nowhere does not exist"),
         (options(tmp_path / "nowhere.txt"), "no such file"),
-        (options(table), "2 columns of text and none called text or sentence"),
+        (options(table), "its first row, 'left, right', may be a header or text"),
         (options(table, column="middle"), "has no column 'middle'"),
         (options(empty), "no row to encode"),
         (options(text_file, output=str(foreign)), r"foreign holds other files \(thesis.tex\); choose another --output"),
@@ -302,6 +303,26 @@ def test_two_processes_give_the_files_of_one(options: Options, text_file: Path, 
 def test_a_mistake_in_one_of_two_processes_is_one_sentence(options: Options, text_file: Path) -> None:
     with pytest.raises(InputError, match="has no prompt 'weather'"):
         encode(options(text_file, devices="cpu,cpu", prompt_name="weather"), progress=False)
+
+
+class Odd(Exception):
+    """Cannot be made from what it says."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), UnicodeDecodeError, "invalid start byte"),
+        (InputError("Corpus file a.txt cannot be read."), InputError, "^Corpus file a.txt cannot be read.$"),
+        (Odd(1, 2), RuntimeError, "Odd: 1 and 2"),
+    ],
+)
+def test_what_a_process_raises_is_raised_as_it_was(error: Exception, kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        raise pickle.loads(pickle.dumps(work._portable(error)))
 
 
 def test_empty_and_undecodable_rows_keep_their_place_and_are_counted(

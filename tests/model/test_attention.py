@@ -148,10 +148,11 @@ def test_the_start_table_names_the_attention_kernels(capsys):
         basic_optimizer=torch.optim.AdamW([torch.zeros(1)]),
     )
     choose_attention_kernels(True)
-    print_start(recipe, make_plan(recipe, 64, 2, 1), "float32", engine)
+    print_start(recipe, ["A first [row]."], make_plan(recipe, 64, 2, 1), "float32", engine)
     choose_attention_kernels()
-    print_start(recipe, make_plan(recipe, 64, 2, 1), "float32", engine)
+    print_start(recipe, ["A first [row]."], make_plan(recipe, 64, 2, 1), "float32", engine)
     first, second = capsys.readouterr().out.split("recipe quickstart")[1:]
+    assert "A first [row]." in first
     assert "attention kernel" in first and "cuDNN" in first
     assert "the CPU, 1 threads a rank" in second and "AdamW" in second
     assert "attention kernel" in second and "cuDNN" not in second

@@ -150,7 +150,7 @@ REFUSALS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "no text column": (
         {"a.csv": b"id,label\n1,2\n"},
         {"files": "a.csv"},
-        "no column of text .* its columns are id, label: set data.columns",
+        r"no column of text; its columns are id \(numbers\), label \(numbers\)\.",
     ),
     "two text columns": (
         {"a.jsonl": b'{"left": "x", "right": "y"}\n'},
@@ -160,7 +160,7 @@ REFUSALS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "missing column": (
         {"a.parquet": parquet(["x"])},
         {"files": "a.parquet", "columns": ["sentence"]},
-        "no column 'sentence'; its columns are id, text",
+        "no column 'sentence'; its columns are id .int64., text: set",
     ),
     "column of numbers": (
         {"a.parquet": parquet(["x"])},
@@ -172,7 +172,7 @@ REFUSALS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
         {"files": "a.txt.gz"},
         r"a\.txt\.gz cannot be read as",
     ),
-    "damaged parquet": ({"a.parquet": b"PAR1"}, {"files": "a.parquet"}, "not valid parquet"),
+    "damaged parquet": ({"a.parquet": b"PAR1"}, {"files": "a.parquet"}, "a.parquet cannot be read as parquet"),
     "unquoted comma": (
         {"a.csv": b"id,text\n1,Well, yes\n"},
         {"files": "a.csv"},

@@ -1,0 +1,29 @@
+"""Paths as users write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffcse_scale.foundation.errors import InputError, brief
+
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes: of Linux and its file systems
+
+
+def given_path(path: str | Path) -> Path:
+    """A path that was given, its `~` or `~user` replaced: a shell does that only where a word begins.
+
+    Raises:
+        InputError: no such user, or a path that no file can have.
+    """
+    text = str(path)
+    shown = brief(text)
+    try:
+        place = Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{shown}: there is no user of that name, or no home folder; give the whole path.") from None
+    if "\0" in text:
+        raise InputError(f"{shown} has a NUL in it, which is in no path; give another name.")
+    for name, most in (*((part, LONGEST_NAME) for part in place.parts), (str(place), LONGEST_PATH)):
+        if (size := len(name.encode(errors="surrogateescape"))) > most:
+            raise InputError(f"{shown} is too long: {size:,} bytes where {most:,} are allowed; give a shorter name.")
+    return place

@@ -1,0 +1,98 @@
+"""Objects of JSON files as they are written there: one a line, or the elements of one array."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.text.remote import origin
+from diffcse_scale.text.table_layout import open_text
+
+CHUNK = 2**20  # characters that are read of an array at once
+NOT_THE_END = 16  # characters: an error so far from the end of what was read is no want of more
+BETWEEN = re.compile(r"[\s,]*")
+
+
+def is_array(name: str) -> bool:
+    """Whether the file begins with a bracket, as what `json.dump` makes of a list."""
+    with open_text(name, newline=None) as file:
+        while chunk := file.read(CHUNK):
+            if chunk := chunk.lstrip():
+                return bool(chunk.startswith("["))
+    return False
+
+
+def lines_of(name: str) -> Iterator[str]:
+    """The lines without their ends, or the elements of the one array, each as it is written.
+
+    Raises:
+        InputError: an array that is cut off, malformed or followed by something; names the file and the element.
+    """
+    if is_array(name):
+        yield from _elements(name)
+        return
+    with open_text(name, newline=None) as file:
+        for line in file:
+            yield line.removesuffix("\n")
+
+
+def _elements(name: str) -> Iterator[str]:
+    """Only the element at hand is in memory."""
+    decoder, number = json.JSONDecoder(), 0
+    with open_text(name, newline=None) as file:
+        text = ""
+        while not text.strip():
+            text = file.read(CHUNK)
+        text, place = text.lstrip(), 1
+        while True:
+            place = _match_end(text, place)
+            if text.startswith("]", place):
+                if (text[place + 1 :] + file.read(CHUNK)).strip():
+                    raise InputError(
+                        f"Corpus file {origin(name)}: there is more after its JSON array; leave one array."
+                    )
+                return
+            end, reason = _end_of_value(decoder, text, place)
+            if end is None or end == len(text):
+                more = file.read(max(CHUNK, len(text) - place)) if not reason else ""
+                if not more:
+                    reason = reason or "the file ends before the array does"
+                    raise InputError(
+                        f"Corpus file {origin(name)}, object {number + 1} of its array: {reason}; mend it, or write "
+                        "one object a line."
+                    )
+                text, place = text[place:] + more, 0
+                continue
+            number += 1
+            yield text[place:end]
+            place = end
+
+
+def _match_end(text: str, place: int) -> int:
+    found = BETWEEN.match(text, place)
+    assert found is not None
+    return found.end()
+
+
+def _end_of_value(decoder: json.JSONDecoder, text: str, place: int) -> tuple[int | None, str]:
+    """Where the value ends that begins at `place`; None where it does not, and why if more text would not help."""
+    try:
+        _, end = decoder.raw_decode(text, place)
+        return end, ""
+    except RecursionError:
+        return None, "nested too deeply"
+    except json.JSONDecodeError as error:
+        cut = error.pos > len(text) - NOT_THE_END or error.msg.startswith("Unterminated string")
+        return None, "" if cut else error.msg[0].lower() + error.msg[1:]
+
+
+def object_of(line: str) -> dict[str, Any] | None:
+    """The object that a line is; None for all else."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None

@@ -1,0 +1,159 @@
+"""How a table that is text is laid out: what separates its fields, and whether its first row is a header.
+
+What a recipe says is taken. Of the rest, what the first rows of a file leave no doubt of is taken too, and what they do
+leave in doubt is asked for: a wrong guess would train on `7;Hello` or lose a sentence, and nobody would see it.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import fsspec
+
+from diffcse_scale.foundation.errors import InputError, either
+from diffcse_scale.recipe import SEPARATORS
+from diffcse_scale.text.remote import origin
+
+USUAL_COLUMNS = ("text", "sentence")
+SAMPLE = 1_000  # rows of each file that are looked at
+LONGEST_SHOWN = 80  # characters of a row in a message
+TITLE = re.compile(r"\w[\w .:()/-]{0,63}")
+NO_TITLE = {"na", "n/a", "nan", "none", "null", "missing", "unknown"}  # stand for a missing number
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is known of tables: None is what a file has to say itself.
+
+    Attributes:
+        separator: between fields, one character.
+        header: whether the first row names the columns; without one they are called 1, 2, 3 and so on.
+        columns: those that are wanted, by which a header is known.
+    """
+
+    separator: str | None = None
+    header: bool | None = None
+    columns: tuple[str, ...] = ()
+
+
+NOTHING_KNOWN = Layout()
+
+
+def open_text(name: str, newline: str | None = "") -> Any:
+    """A file that may be compressed (.gz, .xz, .zst, .bz2); without `newline`, all line ends are LF.
+
+    A byte order mark is dropped. Bytes that are not UTF-8 become U+FFFD, by which cleaning finds them.
+    """
+    decoding = {"encoding": "utf-8-sig", "errors": "replace", "newline": newline}
+    return fsspec.open(name, "rt", compression="infer", **decoding).open()
+
+
+def dialect(separator: str, usual: str) -> dict[str, Any]:
+    """How the csv module reads fields between `separator`, in a file whose name promises `usual`."""
+    # text/tab-separated-values (IANA) knows no quoting: there a sentence may begin with a quotation mark
+    if separator == usual == "\t":
+        return {"delimiter": separator, "quoting": csv.QUOTE_NONE}
+    return {"delimiter": separator, "strict": True}
+
+
+def layout_of(name: str, usual: str, asked: Layout) -> Layout:
+    """What is `asked`, completed by what the first rows say.
+
+    Args:
+        name: of the file.
+        usual: the separator that its ending promises.
+
+    Raises:
+        InputError: the rows leave something in doubt; names the key that says it.
+    """
+    separator = asked.separator or _separator(name, usual, asked)
+    first, *rest = _first_rows(name, separator, usual) or [[]]
+    header = asked.header
+    if header is None:
+        named = not first or _names_columns(first, asked)
+        if asked.columns and not named:
+            raise InputError(
+                f"Corpus file {origin(name)} has no column {asked.columns[0]!r}, only {_shown(first, separator)}; name "
+                "one of these, or set data.header=false if that is text (as an option: --no-header)."
+            )
+        header = named or _stands_over_numbers(first, rest)
+        if not header:
+            raise InputError(
+                f"Corpus file {origin(name)}: its first row, {_shown(first, separator)!r}, may be a header or text; "
+                "name its columns in data.columns, or set data.header=false (as options: --column, --no-header)."
+            )
+    return replace(asked, separator=separator, header=header)
+
+
+def number_or_text(field: str) -> str | float | None:
+    """A field as what it reads as; None for nothing."""
+    if field in ("True", "False", "true", "false"):
+        return field[0] in "Tt"
+    try:
+        return float(field) if field else None
+    except ValueError:
+        return field
+
+
+def _separator(name: str, usual: str, asked: Layout) -> str:
+    """`usual`, unless the rows are in doubt about it or only another one makes a table of them."""
+    rows = {usual: _first_rows(name, usual, usual)}
+    if _is_header(rows[usual], asked):
+        return usual
+    others = [separator for separator in SEPARATORS.values() if separator != usual]
+    rows.update((separator, _first_rows(name, separator, usual)) for separator in others)
+    fitting = [separator for separator in rows if _is_table(rows[separator])]
+    titled = [separator for separator in others if _is_header(rows[separator], asked)]
+    possible = titled or fitting or [usual]
+    if len(possible) == 1 and (possible[0] in fitting or not titled):
+        return possible[0]
+    words = {separator: word for word, separator in SEPARATORS.items()}
+    reason = "each makes a table of its rows" if len(possible) > 1 else "not every row has as many of them"
+    doubt = either([words[separator] for separator in possible])
+    raise InputError(
+        f"Corpus file {origin(name)}: its fields may be separated by {doubt}, but {reason}; set data.separator (as an "
+        "option: --separator)."
+    )
+
+
+def _first_rows(name: str, separator: str, usual: str) -> list[list[str]] | None:
+    """Those that are not empty; None where this separator finds a quotation mark in the wrong place."""
+    with open_text(name) as lines:
+        try:
+            return [row for row in islice(csv.reader(lines, **dialect(separator, usual)), SAMPLE + 1) if row]
+        except csv.Error:
+            return None
+
+
+def _shown(first: Sequence[str], separator: str) -> str:
+    text = " ".join(f"{separator} ".join(first).split())
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
+
+
+def _is_table(rows: list[list[str]] | None) -> bool:
+    return rows is not None and len(rows) > 0 and len(rows[0]) > 1 and len({len(row) for row in rows}) == 1
+
+
+def _is_header(rows: list[list[str]] | None, asked: Layout) -> bool:
+    return rows is not None and len(rows) > 0 and len(rows[0]) > 1 and _names_columns(rows[0], asked)
+
+
+def _names_columns(first: Sequence[str], asked: Layout) -> bool:
+    names = {field.strip().lower() for field in first}
+    return any(column.lower() in names for column in (asked.columns or USUAL_COLUMNS))
+
+
+def _stands_over_numbers(first: Sequence[str], rest: Sequence[Sequence[str]]) -> bool:
+    """Whether all its fields could be titles, and one of them is over a column of numbers."""
+    if not rest or not all(TITLE.fullmatch(field) and isinstance(number_or_text(field), str) for field in first):
+        return False
+    for column, title in enumerate(first):
+        below = [number_or_text(row[column]) if column < len(row) else None for row in rest]
+        if title.lower() not in NO_TITLE and all(isinstance(value, float | bool) for value in below):
+            return True
+    return False
