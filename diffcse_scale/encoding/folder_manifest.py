@@ -43,7 +43,7 @@ class Manifest:
 
     Attributes:
         facts: the content of `manifest.json`.
-        shards: facts of the finished shards, by number: rows, dimension, tokens, flaws, bytes, sha256.
+        shards: facts of the finished shards, by number: rows, dimension, flaws, tokens, unknown, bytes, sha256.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from diffcse_scale.encoding.window_encoder import choose_batch_tokens, choose_pr
 from diffcse_scale.encoding.work import Job, choose_devices, run, threads_of
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model_folder.layout import model_folder
+from diffcse_scale.text.unknown import percent
 
 STORAGE = ("window", "format", "dtype", "keep_text")
 COMPUTATION = ("max_length", "prompt_name")
@@ -82,7 +83,10 @@ def _summary(manifest: Manifest) -> str:
         flaws.update(shard["flaws"])
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(flaws.items()))
     remark = f"; encoded as they are, though {kinds}" if flaws else ""
-    return f"{manifest.folder}: {manifest.facts['rows']:,} rows in {manifest.count:,} shards{remark}."
+    # shards of earlier versions do not know
+    tokens, unknown = (sum(shard.get(name, 0) for shard in manifest.shards.values()) for name in ("tokens", "unknown"))
+    lost = f"; {percent(unknown / tokens)} of the tokens unknown to the model" if unknown else ""
+    return f"{manifest.folder}: {manifest.facts['rows']:,} rows in {manifest.count:,} shards{remark}{lost}."
 
 
 def _computation(options: EncodeOptions, device: torch.device) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from diffcse_scale.model.generator import Generator
 from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.recipe import EMBEDDED, Recipe
 from diffcse_scale.text.batches import collate
+from diffcse_scale.text.shortening import truncated_ids
 from diffcse_scale.text.tokenizers import Tokenizers
 
 EMBEDDED_PAIRS = 1500
@@ -76,8 +77,7 @@ class DevelopmentSet:
         """
         sentences = sorted({sentence for pair in self.pairs for sentence in pair[1:]})
         mine = sentences[: len(sentences) // world_size() * world_size()][rank() :: world_size()]
-        limit = {"truncation": True, "max_length": recipe.data.max_length}
-        streams = [tokenizer(mine, **limit)["input_ids"] for tokenizer in self.tokenizers.streams]
+        streams = [truncated_ids(tokenizer, mine, recipe.data.max_length) for tokenizer in self.tokenizers.streams]
         was_training = model.training
         model.eval()
         total = torch.zeros(4, dtype=torch.float64, device=device)
