@@ -9,7 +9,6 @@ Nothing in it depends on when the work was interrupted, or on how often.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -34,8 +33,8 @@ MANIFEST, JOURNAL, LOCK = "manifest.json", "shards.jsonl", ".lock"
 # shards, what killed processes leave of them, and the indexes of `search`
 OURS = ("embeddings-[0-9]*.parquet", "embeddings-[0-9]*.npy", f".embeddings-*{PARTIAL}", "hnsw-*", "ivf-*")
 FORMAT = 1
-MODEL_FILES = {".json", ".safetensors", ".bin", ".txt", ".model"}
-WHERE = "model_folder"  # may change: the model's content counts
+WHERE = "model_folder"
+PLACES = (WHERE, "files")  # may change: the content of model and input counts
 
 
 class Manifest:
@@ -79,6 +78,12 @@ class Manifest:
         """Write down what int8 is scaled to."""
         self.facts["ranges"] = ranges.tolist()
         self._write()
+
+    def move(self, places: dict[str, Any]) -> None:
+        """Write down where model and input lie now, if that has changed."""
+        if {**self.facts, **places} != self.facts:
+            self.facts.update(places)
+            self._write()
 
     def record(self, shard: dict[str, Any]) -> None:
         """A shard is on the disk."""
@@ -142,6 +147,7 @@ def begun(
                     f"{folder} was begun with {about}; repeat the command as it was, choose another --output, or "
                     "--overwrite to begin anew."
                 )
+            known.move({name: facts[name] for name in PLACES})
             known.tidy()
             yield known
     except Timeout:
@@ -198,20 +204,10 @@ def _clear(folder: Path) -> None:
         log.warning("Left as they were in %s: %s.", folder, ", ".join(stays))
 
 
-def model_fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits that change with weights, tokenizer or configuration; reads all of them."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.suffix in MODEL_FILES):
-        with file.open("rb") as content:
-            part = hashlib.file_digest(content, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(folder).as_posix()} {part}\n".encode())
-    return digest.hexdigest()[:16]
-
-
 def _difference(known: Manifest, facts: dict[str, Any]) -> str:
     """In what the work that was begun is other work; empty if in nothing."""
     before = json.loads(json.dumps(known.facts))
     for name, value in json.loads(json.dumps(facts)).items():
-        if name != WHERE and before.get(name) != value:
+        if name not in PLACES and before.get(name) != value:
             return f"{name} {before.get(name)}, not {value}" if name not in ("model", "input") else f"another {name}"
     return ""

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from diffcse_scale.encoding.encode_options import EncodeOptions
-from diffcse_scale.encoding.folder_manifest import FORMAT, WHERE, Manifest, begun, model_fingerprint
+from diffcse_scale.encoding.folder_manifest import FORMAT, WHERE, Manifest, begun, read_manifest
 from diffcse_scale.encoding.rows import open_rows
 from diffcse_scale.encoding.shard_files import Floats
 from diffcse_scale.encoding.stored import ranges_of
@@ -20,6 +20,8 @@ from diffcse_scale.encoding.window_encoder import choose_batch_tokens, choose_pr
 from diffcse_scale.encoding.work import Job, choose_devices, run, threads_of
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model_folder.layout import model_folder
+from diffcse_scale.text.cache import chosen_folder
+from diffcse_scale.text.digests import model_digest
 from diffcse_scale.text.unknown import percent
 
 STORAGE = ("window", "format", "dtype", "keep_text")
@@ -50,7 +52,7 @@ def encode(options: EncodeOptions, progress: bool = True) -> str:
     facts = {
         "format_version": FORMAT,
         WHERE: str(folder.resolve()),
-        "model": model_fingerprint(folder),
+        "model": model_digest(str(folder), chosen_folder()),
         "input": rows.identity,
         "files": rows.names,
         "column": options.column,
@@ -59,6 +61,9 @@ def encode(options: EncodeOptions, progress: bool = True) -> str:
         "pooling": options.pooling,
         **computation,
     }
+    known = read_manifest(Path(options.output))
+    if known is not None and rows.are(known.facts["input"]):  # perhaps in the form of an earlier version
+        facts["input"] = known.facts["input"]
     with begun(Path(options.output), facts, options.overwrite, [folder, *rows.names]) as manifest:
         if not manifest.pending:
             return f"Nothing to do: {_summary(manifest)}"

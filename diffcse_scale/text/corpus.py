@@ -107,9 +107,9 @@ def read_corpus(data: DataRecipe, *, seed: int = 0) -> tuple[datasets.Dataset, C
 
 
 def corpus_fingerprint(data: DataRecipe, *, seed: int = 0) -> str:
-    """Changes when a file (path, size or time), the columns or the way of cleaning do."""
+    """Changes when the content of a file, the columns or the way of cleaning do."""
     sources = find_sources(data.files, data.limit, seed, cache_folder(data))
-    return fingerprint(CLEANING, data.columns, [source.identity() for source in sources])
+    return fingerprint(CLEANING, data.columns, [source.identity(cache_folder(data)) for source in sources])
 
 
 def _clean(source: Source, data: DataRecipe, folder: Path) -> datasets.Dataset:

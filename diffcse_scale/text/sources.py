@@ -16,6 +16,7 @@ from diffcse_scale.recipe import EMBEDDED
 from diffcse_scale.text import remote
 from diffcse_scale.text.cache import cache_folder, fingerprint, num_proc
 from diffcse_scale.text.contents import check_content
+from diffcse_scale.text.digests import digest
 from diffcse_scale.text.formats import COMPRESSIONS, ENDINGS, FORMATS, LINE, Format, Parse, format_of
 
 HUB = "hub"
@@ -48,12 +49,22 @@ class Source:
         """What finds the columns in a row, where rows are lines."""
         return self.of_files.parse if self.of_files else None
 
-    def identity(self) -> list[Any]:
-        """What changes when the content does. A Hub dataset is taken to stay as it is."""
+    def identity(self, cache: Path) -> list[Any]:
+        """What changes when the content does, and only then. A Hub dataset is taken to stay as it is.
+
+        Args:
+            cache: what is known of files is kept there.
+        """
         if self.format == HUB:
             return [HUB, *self.names]
         if self.format == EMBEDDED:  # the sentences, because the grammar may change
             return [EMBEDDED, fingerprint(_embedded(self.size, self.seed))]
+        return [self.format, *(digest(Path(name), cache) for name in self.names)]
+
+    def earlier_identity(self) -> list[Any]:
+        """`identity` as earlier versions had it, for what they began: of files, path, size and time."""
+        if self.format in (HUB, EMBEDDED):
+            return self.identity(Path())
         return [self.format, *(remote.identity(name) or _state(name) for name in self.names)]
 
     def check(self) -> None:

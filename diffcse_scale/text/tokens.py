@@ -117,20 +117,29 @@ class TokenizedCorpus:
     def _column(self, view: int, stream: int) -> int:
         return stream * self.columns + (view if self.columns > 1 else 0)
 
+    def facts(self) -> dict[str, Any]:
+        """What became of the text, for the record of a run."""
+        lost = {"equal": self.equal, "without_tokens": self.without_tokens, "truncated": self.truncated}
+        return {"sentences": len(self), **lost, "unknown": self.unknown, "cleaning": asdict(self.report)}
+
     @property
     def level(self) -> int:
         """A warning if anything was dropped, or much is unknown."""
         lost = self.equal or self.without_tokens or max(self.unknown) > DOUBTFUL
         return logging.WARNING if lost else self.report.level
 
-    def __str__(self) -> str:
-        """One line: what was dropped, truncated, and not in the vocabulary."""
-        nothing = f"; {self.without_tokens:,} without a token left out" if self.without_tokens else ""
-        equal = f"; {self.equal:,} with the tokens of an earlier one left out" if self.equal else ""
+    @property
+    def losses(self) -> str:
+        """What was truncated, and what is not in the vocabulary."""
         share = f" ({percent(self.truncated / (len(self) * self.columns * self.streams))})" if self.truncated else ""
         truncated = f"{self.truncated:,} sentences{share} truncated to {self.max_length} tokens"
-        unknown = f"{' and '.join(map(percent, self.unknown))} of the tokens unknown"
-        return f"{self.report}{nothing}{equal}; {truncated}; {unknown}"
+        return f"{truncated}; {' and '.join(map(percent, self.unknown))} of the tokens unknown"
+
+    def __str__(self) -> str:
+        """One line: what was dropped and what was lost."""
+        nothing = f"; {self.without_tokens:,} without a token left out" if self.without_tokens else ""
+        equal = f"; {self.equal:,} with the tokens of an earlier one left out" if self.equal else ""
+        return f"{self.report}{nothing}{equal}; {self.losses}"
 
 
 def tokenize(

@@ -17,6 +17,8 @@ from diffcse_scale.model.attention import attention_kernels
 from diffcse_scale.objective.objective import in_words
 from diffcse_scale.recipe import EMBEDDED, Recipe
 from diffcse_scale.runs.directory import RunDirectory
+from diffcse_scale.text.tokens import TokenizedCorpus
+from diffcse_scale.training.development import DevelopmentSet
 from diffcse_scale.training.schedule import Plan
 
 NEXT_COMMANDS = """\
@@ -47,13 +49,23 @@ def setup_logging() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
-def print_start(recipe: Recipe, plan: Plan, precision: str, engine: Any) -> None:
+def print_start(
+    recipe: Recipe,
+    plan: Plan,
+    precision: str,
+    engine: Any,
+    tokens: TokenizedCorpus,
+    development: DevelopmentSet | None = None,
+) -> None:
     """The batch table, on the main rank."""
     if not is_main():
         return
     table = Table(title=f"recipe {recipe.name}", title_justify="left", show_header=False)
     for name, value in plan.table():
         table.add_row(name, value)
+    table.add_row("corpus", f"{len(tokens):,} sentences; {tokens.losses}")
+    if development is not None:
+        table.add_row("development", str(development))
     table.add_row("objective", in_words(recipe.objective))
     table.add_row("sharding", f"ZeRO-{engine.zero_optimization_stage()}, {precision}")
     table.add_row("device", _in_words(engine.device))
