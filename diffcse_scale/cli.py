@@ -96,7 +96,7 @@ def prepare(
 
     changes = [*(overrides or ()), *([] if edits is None else [f"objective.edits={edits}"])]
     chosen = load_recipe(recipe, changes)
-    check_names(chosen.data.files)
+    check_names(chosen.data.files, chosen.data)
 
     from diffcse_scale.generator.prepare import prepare_corpus
 

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 
 from diffcse_scale.foundation.errors import InputError
-from diffcse_scale.recipe import EMBEDDED
+from diffcse_scale.recipe import EMBEDDED, DataRecipe
 from diffcse_scale.text import remote
 from diffcse_scale.text.cache import cache_folder, fingerprint, num_proc
 from diffcse_scale.text.contents import check_content
@@ -167,12 +167,16 @@ def find_sources(entries: list[str], size: int | None = None, seed: int = 0, cac
     return sources
 
 
-def check_names(entries: list[str]) -> None:
+def check_names(entries: list[str], data: DataRecipe | None = None) -> None:
     """Look for misspelt names among `data.files`, before anything takes long; remote ones are met when they are read.
 
+    Args:
+        data: says where the cache is, which is looked at, too.
+
     Raises:
-        InputError: as `find_sources`, for what lies on this machine.
+        InputError: as `find_sources`, for what lies on this machine; as `cache_folder`.
     """
+    cache_folder(data)
     find_sources([entry for entry in entries if not remote.is_remote(entry)])
 
 

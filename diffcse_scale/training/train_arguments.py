@@ -12,6 +12,7 @@ from diffcse_scale.engine.config_file import load_deepspeed_config
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.recipe_file import load_recipe
+from diffcse_scale.text.cache import cache_folder
 
 
 def parse_arguments(description: str | None, arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -23,6 +24,7 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
     found = _parser(description).parse_intermixed_args(arguments)
     try:
         found.recipe = load_recipe(found.recipe, found.overrides)
+        cache_folder(found.recipe.data)
         found.deepspeed_config = load_deepspeed_config(found.deepspeed_config)
     except InputError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
