@@ -25,6 +25,7 @@ from diffcse_scale.encoding.shard_files import PARTIAL, Floats, shard_name
 from diffcse_scale.foundation.durable import write_durably
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.ownership import WRITTEN_BY, json_of, refuse_run_folder
+from diffcse_scale.foundation.strict_json import to_json
 
 log = logging.getLogger(__name__)
 
@@ -89,19 +90,19 @@ class Manifest:
         """A shard is on the disk."""
         self.shards[shard["shard"]] = shard
         with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps(shard, sort_keys=True) + "\n")
+            journal.write(to_json(shard, sort_keys=True) + "\n")
             journal.flush()
             os.fsync(journal.fileno())
 
     def tidy(self) -> None:
         """Sort the journal, and remove what killed processes left behind."""
-        lines = [json.dumps(shard, sort_keys=True) + "\n" for _, shard in sorted(self.shards.items())]
+        lines = [to_json(shard, sort_keys=True) + "\n" for _, shard in sorted(self.shards.items())]
         write_durably("".join(lines), self.folder / JOURNAL)
         for partial in self.folder.glob(f".embeddings-*{PARTIAL}"):
             partial.unlink()
 
     def _write(self) -> None:
-        write_durably(json.dumps(self.facts, indent=1) + "\n", self.folder / MANIFEST)
+        write_durably(to_json(self.facts, indent=1) + "\n", self.folder / MANIFEST)
 
     def _finished(self) -> Iterator[dict[str, Any]]:
         """Shards that the journal names and that are there; a line cut short counts for nothing."""
@@ -206,8 +207,8 @@ def _clear(folder: Path) -> None:
 
 def _difference(known: Manifest, facts: dict[str, Any]) -> str:
     """In what the work that was begun is other work; empty if in nothing."""
-    before = json.loads(json.dumps(known.facts))
-    for name, value in json.loads(json.dumps(facts)).items():
+    before = json.loads(to_json(known.facts))
+    for name, value in json.loads(to_json(facts)).items():
         if name not in PLACES and before.get(name) != value:
             return f"{name} {before.get(name)}, not {value}" if name not in ("model", "input") else f"another {name}"
     return ""

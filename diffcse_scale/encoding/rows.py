@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.cache import cache_folder, locked, workers
 from diffcse_scale.text.corpus import Flaw, corpus_fingerprint
@@ -99,7 +100,7 @@ def open_rows(entries: list[str], column: str | None = None) -> Rows:
     identity, earlier = zip(
         *((one.identity(cache_folder(data)), one.earlier_identity()) for one in sources), strict=True
     )
-    return Rows(parts, names, list(identity), json.loads(json.dumps(earlier)))
+    return Rows(parts, names, list(identity), json.loads(to_json(earlier)))
 
 
 def _plain(value: str | None) -> tuple[str, Flaw]:

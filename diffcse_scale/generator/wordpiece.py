@@ -13,6 +13,7 @@ from tokenizers.trainers import WordPieceTrainer
 from transformers import BertTokenizer
 
 from diffcse_scale.foundation.durable import write_durably
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.cache import cache_folder, fingerprint, locked
 from diffcse_scale.text.corpus import corpus_fingerprint, read_corpus
@@ -41,7 +42,7 @@ def wordpiece_of(
             corpus, _ = read_corpus(data)
             columns = [corpus.select_columns(column).rename_column(column, "text") for column in corpus.column_names]
             text = datasets.concatenate_datasets(columns)
-            write_durably(json.dumps(_learn(text, vocab_size, lowercase, character_coverage)), file)
+            write_durably(to_json(_learn(text, vocab_size, lowercase, character_coverage)), file)
     return BertTokenizer(vocab=json.loads(file.read_text(encoding="utf-8")), do_lower_case=lowercase)
 
 

@@ -34,6 +34,7 @@ from diffcse_scale.foundation.run_files import (
     STATUS,
     STOP,
 )
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.runs.incarnation import Incarnation, Ownership, incarnations, makes_no_progress
 from diffcse_scale.runs.metrics_file import MetricsFile
@@ -174,7 +175,7 @@ class RunDirectory:
                     )
             written = {**begun, "resumed": [*begun.get("resumed", []), written]}
         if is_main():
-            write_durably(json.dumps(written, indent=1), record)
+            write_durably(to_json(written, indent=1), record)
             if not self.begun:
                 text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
                 write_durably(text, self.path / RECIPE)
@@ -182,7 +183,7 @@ class RunDirectory:
 
     def finish(self, **result: Any) -> None:
         """Write `result.json`, the mark of a finished run."""
-        write_durably(json.dumps(result, indent=1), self.path / RESULT)
+        write_durably(to_json(result, indent=1), self.path / RESULT)
         self.status.update(now=True, state=ExitCode.FINISHED.state, seconds_left=0, exit_code=ExitCode.FINISHED)
 
 

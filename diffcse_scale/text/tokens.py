@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.cache import cache_folder, fingerprint, locked, num_proc, workers
 from diffcse_scale.text.corpus import CorpusReport, corpus_fingerprint, read_corpus
@@ -220,7 +221,7 @@ def _write(folder: Path, name: str, data: DataRecipe, tokenizers: Sequence[PreTr
         "unknown": unknown,
         "report": asdict(report),
     }
-    (unfinished / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    (unfinished / "facts.json").write_text(to_json(facts, indent=1), encoding="utf-8")
     for path in unfinished.glob("encoded*.arrow"):
         path.unlink()
     unfinished.rename(folder)

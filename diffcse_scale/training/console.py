@@ -90,10 +90,10 @@ def print_summary(recipe: Recipe, run: RunDirectory, result: dict[str, Any]) -> 
     table = Table(title="result", title_justify="left", show_header=False)
     if before := result.get("before"):
         poolings = {"dev_spearman": recipe.model.pooling}
-        shown = ", ".join(f"{value:.2f} ({poolings.get(k, k.rsplit('_')[-1])})" for k, value in before.items())
+        shown = ", ".join(f"{_score(value)} ({poolings.get(k, k.rsplit('_')[-1])})" for k, value in before.items())
         table.add_row("development Spearman x 100 before", shown)
         best = result["best"]
-        table.add_row("after", f"{best['dev_spearman']:.2f} (best, step {best['step']:.0f} of {result['steps']})")
+        table.add_row("after", f"{_score(best['dev_spearman'])} (best, step {best['step']:.0f} of {result['steps']})")
     if "rtd_balanced_accuracy" in result:
         tokens = result["rtd_replaced_tokens"]
         table.add_row("RTD balanced accuracy", f"{result['rtd_balanced_accuracy']:.3f} ({tokens:,.0f} replaced tokens)")
@@ -102,3 +102,7 @@ def print_summary(recipe: Recipe, run: RunDirectory, result: dict[str, Any]) -> 
     Console(soft_wrap=True).print(table)
     if recipe.model.encoder == EMBEDDED:
         print(NEXT_COMMANDS.format(model=run.model))
+
+
+def _score(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"
