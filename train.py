@@ -1,12 +1,11 @@
 """Train DiffCSE. The whole program on one page: read the recipe, build, fit.
 
-    deepspeed train.py --deepspeed_config ds_configs/zero2.json                          # the embedded example
+    python train.py                                                        # the embedded example, in one process
     deepspeed --num_gpus 8 train.py --deepspeed_config ds_configs/zero2.json \\
         --recipe bert_base_sts data.files=corpus.txt evaluation.data=sts/ --output runs/mine
     deepspeed ... --output runs/mine --resume                                             # continue that run
     deepspeed ... --output runs/mine --auto-resume                     # begin it, continue it, or see that it is done
     deepspeed ... --hook mine:Tell                                    # call a class of mine.py while it trains
-    python train.py --recipe quickstart                                                   # one process
     sbatch slurm/train.sbatch --recipe bert_base_sts data.files=corpus.txt                # a cluster
 """
 
@@ -40,7 +39,7 @@ from diffcse_scale.text.cache import fingerprint
 from diffcse_scale.text.edits import load_edits
 from diffcse_scale.text.tokens import tokenize
 from diffcse_scale.training.console import print_start, print_summary, setup_logging
-from diffcse_scale.training.development import DevelopmentSet
+from diffcse_scale.training.development import DevelopmentSet, fingerprints
 from diffcse_scale.training.hook import load_hooks
 from diffcse_scale.training.schedule import make_plan
 from diffcse_scale.training.standard_hooks import all_hooks
@@ -79,14 +78,15 @@ def main(arguments: Namespace) -> None:
             if not run.begun:
                 check_views_differ(engine, recipe, tokenizers.encoder)
             tokens = tokenize(recipe.data, tokenizers.streams, seed=recipe.seed, main=is_main())
-            check_same_everywhere(corpus=tokens.fingerprint)
+            contents = fingerprints(recipe, tokens, development)
+            check_same_everywhere(**contents)
             batches = Batches(tokens, tokenizers, recipe, rank(), world_size(), load_edits(tokens, recipe))
             plan = make_plan(recipe, len(tokens), tokens.views, world_size())
 
             computed_in = precision(config)
-            facts = {"plan": asdict(plan), "precision": computed_in, "data_fingerprint": tokens.fingerprint}
+            facts = {"plan": asdict(plan), "precision": computed_in, "corpus": tokens.facts(), **contents}
             run.describe(recipe, **facts, interconnect=interconnect, deepspeed_config=config)
-            print_start(recipe, tokens.first, plan, computed_in, engine)
+            print_start(recipe, plan, computed_in, engine, tokens, development)
             hooks = all_hooks(recipe, development, added)
             trainer = Trainer(recipe, plan, engine, generator, batches, tokenizers.encoder, run, supervision, hooks)
             if arguments.start == "replay":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 import math
 import os
 import subprocess
@@ -18,6 +17,7 @@ from diffcse_scale.foundation.errors import InputError, brief, quoted
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.run_files import CHECKPOINTS
+from diffcse_scale.foundation.strict_json import to_json
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -110,7 +110,7 @@ class DiffCSE:
         """A file of the rows, named by its content: a repeated call gives the run the same recipe."""
         from diffcse_scale.text.cache import RowsFingerprint
 
-        line = json.dumps if suffix == ".jsonl" else lambda row: "\t".join(map(_on_one_line, row.values()))
+        line = to_json if suffix == ".jsonl" else lambda row: "\t".join(map(_on_one_line, row.values()))
         self._texts.mkdir(parents=True, exist_ok=True)
         fresh, name = self._texts / f"{os.getpid()}{suffix}.partial", RowsFingerprint()
         try:

@@ -143,7 +143,7 @@ def test_hooks_are_handed_to_the_process_that_trains(arguments: list[list[str]],
         ({"development": [(float("nan"), "a", "b")]}, "Row 0 of development is"),
         ({"development": [(1.0, "a", "b")]}, "development has 1 pairs"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_no_corpus_is_refused_before_anything_trains(
     options: dict[str, Any], words: str, arguments: list[list[str]], tmp_path: Path

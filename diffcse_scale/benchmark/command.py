@@ -18,6 +18,7 @@ from diffcse_scale.benchmark.step_cell import is_trace, measure
 from diffcse_scale.foundation.environment import environment
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.ownership import check_file
+from diffcse_scale.foundation.strict_json import to_json
 
 Row = dict[str, Any]
 
@@ -57,7 +58,7 @@ def benchmark_step(
         rows.append(row)
         if json_file is not None:
             with json_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(to_json(row) + "\n")
     print_rows(rows, console)
 
 

@@ -30,6 +30,7 @@ from diffcse_scale.engine.launch import start_process_group
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.ownership import WRITTEN_BY
 from diffcse_scale.foundation.randomness import seed_everything
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.model.compiled import compile_networks
 from diffcse_scale.model.generator import Generator
 from diffcse_scale.model.networks import DiffCSENetworks
@@ -197,7 +198,7 @@ def _rank(
             "all_memory_gb": [round(value, 3) for value in memory],
             "threads": torch.get_num_threads(),
         }
-        result.write_text(json.dumps(row), encoding="utf-8")
+        result.write_text(to_json(row), encoding="utf-8")
     barrier()
     leave()
 

@@ -8,7 +8,6 @@ sentences. The frozen generator is not in it either, nor are the frozen weights 
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from diffcse_scale.checkpoints.shards import ShardWriter
 from diffcse_scale.distributed import barrier, broadcast_object, gather_objects, is_main, rank, world_size
 from diffcse_scale.foundation.durable import sync_folder, write_durably
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.strict_json import to_json
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Checkpoints:
         )
         if is_main():
             written = {**state, "step": step, **_shape(self._engine)}
-            self._writer.write_text(json.dumps(written, indent=1), partial / STATE)
+            self._writer.write_text(to_json(written, indent=1), partial / STATE)
         self._pending = _Pending(step, partial, state)
         if not self._background:
             self.finish()

@@ -20,6 +20,7 @@ from typing import Any
 from diffcse_scale.checkpoints.shards import FileEntry, file_entry
 from diffcse_scale.foundation.durable import write_durably
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.strict_json import to_json
 
 MANIFEST, STATE, LATEST = "manifest.json", "training_state.json", "latest"
 NONE_YET = "none"
@@ -47,7 +48,7 @@ def write_manifest(folder: Path, entries: Iterable[FileEntry]) -> None:
         if path.is_file() and name not in known:
             known[name] = file_entry(path)._replace(name=name)
     files = {entry.name: {"bytes": entry.size, "sha256": entry.sha256} for entry in known.values()}
-    write_durably(json.dumps({"files": files}, indent=1), folder / MANIFEST)
+    write_durably(to_json({"files": files}, indent=1), folder / MANIFEST)
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]] | None:

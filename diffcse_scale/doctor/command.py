@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from diffcse_scale.foundation.environment import host_name
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.foundation.ownership import WRITTEN_BY, check_file, json_of, write_file
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.rendezvous import leave
 from diffcse_scale.text.cache import chosen_folder
 
@@ -106,7 +106,7 @@ def _report(tables: Tables, between: Sequence[Row], options: DoctorOptions) -> E
     if options.json_file is not None:
         nodes = {host: [asdict(row) for row in rows] for host, rows in tables.items()}
         report = {WRITTEN_BY: COMMAND, "nodes": nodes, "ranks": [asdict(row) for row in between]}
-        write_file(options.json_file, json.dumps(report, indent=1) + "\n")
+        write_file(options.json_file, to_json(report, indent=1) + "\n")
     return _exit_code([row for _, row in lines])
 
 

@@ -64,7 +64,7 @@ class Embeddings:
             source = open_rows(self.facts["files"], self.facts["column"], *map(self.facts.get, ("separator", "header")))
         except InputError:
             return None
-        if source.identity != self.facts["input"]:
+        if not source.are(self.facts["input"]):
             return None
         return [source.read(row, row + 1)[0][0] for row in rows]
 

@@ -9,7 +9,6 @@ Nothing in it depends on when the work was interrupted, or on how often.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ from diffcse_scale.encoding.shard_files import PARTIAL, Floats, shard_name
 from diffcse_scale.foundation.durable import write_durably
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.ownership import WRITTEN_BY, json_of, refuse_run_folder
+from diffcse_scale.foundation.strict_json import to_json
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,8 @@ MANIFEST, JOURNAL, LOCK = "manifest.json", "shards.jsonl", ".lock"
 # shards, what killed processes leave of them, and the indexes of `search`
 OURS = ("embeddings-[0-9]*.parquet", "embeddings-[0-9]*.npy", f".embeddings-*{PARTIAL}", "hnsw-*", "ivf-*")
 FORMAT = 1
-MODEL_FILES = {".json", ".safetensors", ".bin", ".txt", ".model"}
-WHERE = "model_folder"  # may change: the model's content counts
+WHERE = "model_folder"
+PLACES = (WHERE, "files")  # may change: the content of model and input counts
 
 
 class Manifest:
@@ -43,7 +43,7 @@ class Manifest:
 
     Attributes:
         facts: the content of `manifest.json`.
-        shards: facts of the finished shards, by number: rows, dimension, tokens, flaws, bytes, sha256.
+        shards: facts of the finished shards, by number: rows, dimension, flaws, tokens, unknown, bytes, sha256.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
@@ -80,23 +80,29 @@ class Manifest:
         self.facts["ranges"] = ranges.tolist()
         self._write()
 
+    def move(self, places: dict[str, Any]) -> None:
+        """Write down where model and input lie now, if that has changed."""
+        if {**self.facts, **places} != self.facts:
+            self.facts.update(places)
+            self._write()
+
     def record(self, shard: dict[str, Any]) -> None:
         """A shard is on the disk."""
         self.shards[shard["shard"]] = shard
         with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps(shard, sort_keys=True) + "\n")
+            journal.write(to_json(shard, sort_keys=True) + "\n")
             journal.flush()
             os.fsync(journal.fileno())
 
     def tidy(self) -> None:
         """Sort the journal, and remove what killed processes left behind."""
-        lines = [json.dumps(shard, sort_keys=True) + "\n" for _, shard in sorted(self.shards.items())]
+        lines = [to_json(shard, sort_keys=True) + "\n" for _, shard in sorted(self.shards.items())]
         write_durably("".join(lines), self.folder / JOURNAL)
         for partial in self.folder.glob(f".embeddings-*{PARTIAL}"):
             partial.unlink()
 
     def _write(self) -> None:
-        write_durably(json.dumps(self.facts, indent=1) + "\n", self.folder / MANIFEST)
+        write_durably(to_json(self.facts, indent=1) + "\n", self.folder / MANIFEST)
 
     def _finished(self) -> Iterator[dict[str, Any]]:
         """Shards that the journal names and that are there; a line cut short counts for nothing."""
@@ -142,6 +148,7 @@ def begun(
                     f"{folder} was begun with {about}; repeat the command as it was, choose another --output, or "
                     "--overwrite to begin anew."
                 )
+            known.move({name: facts[name] for name in PLACES})
             known.tidy()
             yield known
     except Timeout:
@@ -198,20 +205,10 @@ def _clear(folder: Path) -> None:
         log.warning("Left as they were in %s: %s.", folder, ", ".join(stays))
 
 
-def model_fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits that change with weights, tokenizer or configuration; reads all of them."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.suffix in MODEL_FILES):
-        with file.open("rb") as content:
-            part = hashlib.file_digest(content, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(folder).as_posix()} {part}\n".encode())
-    return digest.hexdigest()[:16]
-
-
 def _difference(known: Manifest, facts: dict[str, Any]) -> str:
     """In what the work that was begun is other work; empty if in nothing."""
-    before = json.loads(json.dumps(known.facts))
-    for name, value in json.loads(json.dumps(facts)).items():
-        if name != WHERE and before.get(name) != value:
+    before = json.loads(to_json(known.facts))
+    for name, value in json.loads(to_json(facts)).items():
+        if name not in PLACES and before.get(name) != value:
             return f"{name} {before.get(name)}, not {value}" if name not in ("model", "input") else f"another {name}"
     return ""

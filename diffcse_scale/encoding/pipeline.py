@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from diffcse_scale.encoding.encode_options import EncodeOptions
-from diffcse_scale.encoding.folder_manifest import FORMAT, WHERE, Manifest, begun, model_fingerprint
+from diffcse_scale.encoding.folder_manifest import FORMAT, WHERE, Manifest, begun, read_manifest
 from diffcse_scale.encoding.rows import open_rows
 from diffcse_scale.encoding.shard_files import Floats
 from diffcse_scale.encoding.stored import ranges_of
@@ -20,6 +20,9 @@ from diffcse_scale.encoding.work import Job, choose_devices, run, threads_of
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model_folder.layout import model_folder
+from diffcse_scale.text.cache import chosen_folder
+from diffcse_scale.text.digests import model_digest
+from diffcse_scale.text.unknown import percent
 
 STORAGE = ("window", "format", "dtype", "keep_text")
 COMPUTATION = ("max_length", "prompt_name")
@@ -49,7 +52,7 @@ def encode(options: EncodeOptions, progress: bool = True) -> str:
     facts = {
         "format_version": FORMAT,
         WHERE: str(folder.resolve()),
-        "model": model_fingerprint(folder),
+        "model": model_digest(str(folder), chosen_folder()),
         "input": rows.identity,
         "files": rows.names,
         "column": options.column,
@@ -60,7 +63,11 @@ def encode(options: EncodeOptions, progress: bool = True) -> str:
         "pooling": options.pooling,
         **computation,
     }
-    with begun(given_path(options.output), facts, options.overwrite, [folder, *rows.names]) as manifest:
+    output = given_path(options.output)
+    known = read_manifest(output)
+    if known is not None and rows.are(known.facts["input"]):  # perhaps in the form of an earlier version
+        facts["input"] = known.facts["input"]
+    with begun(output, facts, options.overwrite, [folder, *rows.names]) as manifest:
         if not manifest.pending:
             return f"Nothing to do: {_summary(manifest)}"
         job = Job(
@@ -84,7 +91,10 @@ def _summary(manifest: Manifest) -> str:
         flaws.update(shard["flaws"])
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(flaws.items()))
     remark = f"; encoded as they are, though {kinds}" if flaws else ""
-    return f"{manifest.folder}: {manifest.facts['rows']:,} rows in {manifest.count:,} shards{remark}."
+    # shards of earlier versions do not know
+    tokens, unknown = (sum(shard.get(name, 0) for shard in manifest.shards.values()) for name in ("tokens", "unknown"))
+    lost = f"; {percent(unknown / tokens)} of the tokens unknown to the model" if unknown else ""
+    return f"{manifest.folder}: {manifest.facts['rows']:,} rows in {manifest.count:,} shards{remark}{lost}."
 
 
 def _computation(options: EncodeOptions, device: torch.device) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from diffcse_scale.encoding.folder import Embeddings, load
-from diffcse_scale.encoding.folder_manifest import WHERE, model_fingerprint
+from diffcse_scale.encoding.folder_manifest import WHERE
 from diffcse_scale.encoding.search import make_search
 from diffcse_scale.encoding.shard_files import Floats
 from diffcse_scale.encoding.window_encoder import check_prompt
@@ -18,6 +18,8 @@ from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model_folder.layout import model_folder
 from diffcse_scale.model_folder.load import load_model, quiet_transformers
+from diffcse_scale.text.cache import chosen_folder
+from diffcse_scale.text.digests import model_digest
 
 
 def answer(
@@ -56,7 +58,7 @@ def _same_model(embeddings: Embeddings, model: str | None) -> SentenceTransforme
     quiet_transformers()
     facts = embeddings.facts
     path = model or facts[WHERE]
-    if model_fingerprint(model_folder(path)) != facts["model"]:
+    if model_digest(str(model_folder(path)), chosen_folder()) != facts["model"]:
         raise InputError(f"{path} is not the model that these embeddings were made with; name that with --model.")
     network, _ = load_model(path, facts["pooling"])
     if facts["max_length"] is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import datasets
 
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.cache import cache_folder, locked, workers
 from diffcse_scale.text.corpus import Flaw, corpus_fingerprint
@@ -40,16 +42,20 @@ class Rows:
 
     Attributes:
         names: of the files, absolute paths or addresses: `open_rows` finds the same rows by them from anywhere.
-        identity: JSON-serialisable; changes when a file (path, size, time) does.
+        identity: JSON-serialisable; changes when the content of a file does.
     """
 
-    def __init__(self, parts: list[Part], names: list[str], identity: list[Any]) -> None:
+    def __init__(self, parts: list[Part], names: list[str], identity: list[Any], earlier: list[Any]) -> None:
         self._parts = parts
         self._ends = list(accumulate(len(part.rows) for part in parts))
-        self.names, self.identity = names, identity
+        self.names, self.identity, self._earlier = names, identity, earlier
 
     def __len__(self) -> int:
         return self._ends[-1]
+
+    def are(self, identity: list[Any]) -> bool:
+        """Whether these rows are those of which a manifest has written down this identity, or an earlier form of it."""
+        return identity in (self.identity, self._earlier)
 
     def read(self, start: int, stop: int) -> tuple[list[str], Counter[str]]:
         """Sentences of rows `start` to `stop` - 1, and how many of them are empty, undecodable or malformed.
@@ -93,7 +99,10 @@ def open_rows(
             rows, (name,) = source.read(data.columns, folder / f"source-{index}", workers(data))
             parts.append(Part(rows, name, source.parse))
     names = [origin(name) for source in sources for name in source.names]
-    return Rows(parts, names, [source.identity() for source in sources])
+    identity, earlier = zip(
+        *((one.identity(cache_folder(data)), one.earlier_identity()) for one in sources), strict=True
+    )
+    return Rows(parts, names, list(identity), json.loads(to_json(earlier)))
 
 
 def _plain(value: str | None) -> tuple[str, Flaw]:

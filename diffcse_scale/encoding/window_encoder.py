@@ -23,6 +23,8 @@ from diffcse_scale.encoding.shard_files import Floats
 from diffcse_scale.foundation.environment import native_bfloat16
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.weights import cast_parameters
+from diffcse_scale.text.shortening import shortened
+from diffcse_scale.text.unknown import unknown_id
 
 UNPADDED = {"text": {"padding": False}, "common": {"return_tensors": None}}
 BATCH_TOKENS = {"cpu": 1024}  # a batch whose activations stay in the caches
@@ -54,11 +56,15 @@ class Window:
         distinct: number of different sentences; each is encoded once.
         places: int64 [rows], which of the distinct sentences each row is.
         batches: longest sentences first; a sentence without a token is in none.
+        tokens: of all rows, special ones included.
+        unknown: those among them that stand for what is not in the vocabulary.
     """
 
     distinct: int
     places: NDArray[np.int64]
     batches: list[Batch]
+    tokens: int
+    unknown: int
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
@@ -125,7 +131,9 @@ class WindowEncoder:
         """Tokenize, sort by length, cut into batches; for a thread beside that of `encode`."""
         order = {sentence: place for place, sentence in enumerate(dict.fromkeys(sentences))}
         places = np.fromiter((order[sentence] for sentence in sentences), np.int64, len(sentences))
-        features = self._model.preprocess(list(order), prompt=self._prompt, processing_kwargs=UNPADDED)
+        # a prompt comes before the text, which is then cut earlier than a piece ends
+        texts = shortened(self._model.tokenizer, list(order), self._model.max_seq_length)
+        features = self._model.preprocess(texts, prompt=self._prompt, processing_kwargs=UNPADDED)
         repeats = np.bincount(places, minlength=len(order))
         lengths = np.fromiter(map(len, features["input_ids"]), np.int64, len(order))
         by_sentence = {name: values for name, values in features.items() if isinstance(values, list)}
@@ -142,7 +150,9 @@ class WindowEncoder:
                     int(lengths[chosen].sum()),
                 )
             )
-        return Window(len(order), places, batches)
+        return Window(
+            len(order), places, batches, int(repeats @ lengths), self._unknown(features["input_ids"], repeats)
+        )
 
     @torch.inference_mode()
     def encode(self, window: Window, progress: Callable[[int, int], object] = lambda rows, tokens: None) -> Floats:
@@ -164,6 +174,10 @@ class WindowEncoder:
             progress(batch.rows, batch.tokens)
         rows: Floats = found.cpu().numpy()[window.places]
         return rows
+
+    def _unknown(self, rows: list[list[int]], repeats: NDArray[np.int64]) -> int:
+        token = unknown_id(self._model.tokenizer)
+        return 0 if token is None else int(repeats @ [ids.count(token) for ids in rows])
 
     def _computation(self) -> AbstractContextManager[Any]:
         return torch.autocast("cpu", self._dtype) if self._autocast else nullcontext()

@@ -209,15 +209,16 @@ def _work(job: Job, device: str, threads: int, take: Callable[[], int | None], r
                 embeddings = encoder.encode(window, progress)
             except torch.OutOfMemoryError:
                 raise InputError(f"{device} has too little memory; lower --batch-tokens and begin anew.") from None
-            writer.submit(_write, job, index, embeddings, texts, flaws)
+            about = {"flaws": flaws, "tokens": window.tokens, "unknown": window.unknown}
+            writer.submit(_write, job, index, embeddings, texts, about)
 
 
-def _write(job: Job, index: int, embeddings: Floats, texts: list[str], flaws: dict[str, int]) -> dict[str, Any]:
-    """Write a window's shard; the facts about it."""
+def _write(job: Job, index: int, embeddings: Floats, texts: list[str], about: dict[str, Any]) -> dict[str, Any]:
+    """Write a window's shard; the facts about it, with those `about` its text."""
     number, rows, file = job.pending[index]
     stored = store(embeddings, job.dtype, job.ranges)
     written = write_shard(file, rows.start, stored, texts if job.keep_text else None)
-    return {"shard": number, "rows": len(rows), "dimension": embeddings.shape[1], "flaws": flaws, **written}
+    return {"shard": number, "rows": len(rows), "dimension": embeddings.shape[1], **about, **written}
 
 
 def _cores() -> int:

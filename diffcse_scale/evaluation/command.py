@@ -12,11 +12,12 @@ from rich.markup import escape
 from diffcse_scale.evaluation.recorded import COMMAND, as_text, check_recordable, record
 from diffcse_scale.evaluation.results import as_json, as_table, comparison_as_json, model_titles
 from diffcse_scale.evaluation.scores import Results
-from diffcse_scale.evaluation.sentence_encoder import Once, on_devices, parse_devices
+from diffcse_scale.evaluation.sentence_encoder import Once, encode_with, on_devices, parse_devices
 from diffcse_scale.evaluation.suites import LoadedSuite, Subject, load_suites
 from diffcse_scale.foundation.ownership import WRITTEN_BY, check_file, json_of, write_file
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model_folder.layout import check_pooling, model_folder, run_of
+from diffcse_scale.text.unknown import percent, share_unknown
 
 LOG_WIDTH = 200  # columns where the output is no terminal: a table is not broken to fit 80
 
@@ -71,7 +72,8 @@ def evaluate_models(
     titles, reports, results = [], [], []
     for model in models:
         about, own_length, of_model = _measure(model, loaded, pooling, max_length, batch_size, used)
-        titles.append(f"{model}, {about['pooling']}, at most {about['max_length']} tokens")
+        unknown = f", {percent(share)} of them unknown" if (share := about["unknown_tokens"]) else ""
+        titles.append(f"{model}, {about['pooling']}, at most {about['max_length']} tokens{unknown}")
         results.append(of_model)
         for suite in loaded:
             report = as_json(of_model[suite.name], **about, data=str(data))
@@ -113,6 +115,8 @@ def _measure(
         model.max_seq_length = max_length
     about = {"model": str(folder), "pooling": pooling, "max_length": model.max_seq_length}
     with on_devices(model, devices, batch_size) as arguments:
-        encode = Once(lambda sentences: model.encode(sentences, **arguments))
+        encode = Once(encode_with(model, **arguments))
         subject = Subject(model, encode, arguments)
-        return about, own_length, {suite.name: suite.measure(subject) for suite in suites}
+        results = {suite.name: suite.measure(subject) for suite in suites}
+        about["unknown_tokens"] = share_unknown(model.tokenizer, encode.sentences, model.max_seq_length)
+        return about, own_length, results

@@ -19,6 +19,7 @@ from diffcse_scale.evaluation.tasks import HUB
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.ownership import WRITTEN_BY, Known, check_file, json_of, write_file
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.text.cache import fingerprint
 
 COMMAND = "diffcse-scale evaluate"
@@ -85,7 +86,7 @@ def data_name(report: dict[str, Any]) -> str:
 
 def as_text(content: dict[str, Any]) -> str:
     """Strict JSON."""
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+    return to_json(content, indent=2) + "\n"
 
 
 def _file(run: Path, suite: str, data: str | None = None) -> Path:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.text.shortening import shortened
 
 if TYPE_CHECKING:  # a training rank need not import it
     from sentence_transformers import SentenceTransformer
@@ -24,6 +25,11 @@ class Once:
         self._encode = encode
         self._row: dict[str, int] = {}
         self._embeddings: np.ndarray | None = None
+
+    @property
+    def sentences(self) -> list[str]:
+        """The distinct sentences that were encoded."""
+        return list(self._row)
 
     def __call__(self, sentences: list[str]) -> np.ndarray:
         """Embeddings [n, hidden] of sentences, repeated ones included; raises as `remember` does."""
@@ -45,6 +51,16 @@ class Once:
                 raise ValueError(f"encode gave an array of shape {found.shape} for {len(new)} sentences")
             self._row.update({sentence: len(self._row) + index for index, sentence in enumerate(new)})
             self._embeddings = found if self._embeddings is None else np.concatenate([self._embeddings, found])
+
+
+def encode_with(model: SentenceTransformer, **arguments: Any) -> Encode:
+    """`model.encode` with these arguments, of texts that are cut first to what the model reads of them."""
+
+    def encode(sentences: list[str]) -> np.ndarray:
+        found: np.ndarray = model.encode(shortened(model.tokenizer, sentences, model.max_seq_length), **arguments)
+        return found
+
+    return encode
 
 
 def parse_devices(names: str | None) -> list[str]:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import flatten
 
 # fields in which the runs of one group may differ
@@ -61,7 +62,7 @@ def summarize(runs: Sequence[Path]) -> Summary:
     recipes = {run: _recipe(run) for run in finished}
     members: dict[str, list[Path]] = {}
     for run, recipe in recipes.items():
-        key = json.dumps({name: value for name, value in recipe.items() if name not in FREE}, sort_keys=True)
+        key = to_json({name: value for name, value in recipe.items() if name not in FREE}, sort_keys=True)
         members.setdefault(key, []).append(run)
     differing = _differing([recipes[of_group[0]] for of_group in members.values()])
     groups = [

@@ -23,6 +23,7 @@ from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.durable import apply_umask
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.paths import given_path
+from diffcse_scale.foundation.strict_json import to_json
 
 WRITTEN_BY = "written_by"
 MARK = ".diffcse-scale.json"
@@ -203,7 +204,7 @@ def replaced(place: Place) -> Iterator[Path]:
         apply_umask(fresh)
         files, _ = _content(fresh)
         mark = {WRITTEN_BY: place.command, "files": {name: _digest(fresh / name) for name in sorted(files)}}
-        (fresh / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
+        (fresh / MARK).write_text(to_json(mark, indent=1) + "\n", encoding="utf-8")
         _swap(place, fresh)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 RECIPE = "recipe.yaml"  # what was trained, every field
-# how: DeepSpeed configuration, batch table, data fingerprint, machine, versions, command; again for each resume
+# how: DeepSpeed configuration, batch table, fingerprints, what tokenization lost, machine, command; again on resume
 RECORD = "run.json"
 INCARNATIONS = "incarnations.jsonl"  # the processes that have had the run, one after another; the last one owns it
 LOCK = ".lock"  # of the process that writes there

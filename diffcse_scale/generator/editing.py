@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from diffcse_scale.foundation.durable import write_durably
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.randomness import derive_seed
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.model.backbone import load_tokenizers, without_weights
 from diffcse_scale.model.generator import load_generator
 from diffcse_scale.recipe import Recipe
@@ -59,7 +59,7 @@ def make_edits(recipe: Recipe, tokenizers: Tokenizers) -> TokenizedCorpus:
         devices = torch.cuda.device_count()
         processes = devices or workers(recipe.data)
         multiprocessing.spawn(_work, (processes, recipe, folder, there, wanted), nprocs=processes)
-        write_durably(json.dumps({"versions": wanted}), folder / "facts.json")
+        write_durably(to_json({"versions": wanted}), folder / "facts.json")
     return tokens
 
 

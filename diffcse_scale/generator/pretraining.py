@@ -8,7 +8,6 @@ vocabulary, and a head that reads masked tokens only.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -35,6 +34,7 @@ from diffcse_scale.foundation.environment import environment
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.randomness import seed_everything, seed_initial_numbers
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.generator.pretrain_options import PretrainOptions
 from diffcse_scale.generator.wordpiece import wordpiece_of
 from diffcse_scale.model.attention import choose_attention_kernels
@@ -280,6 +280,6 @@ def _save(
             weights = {name: weight.bfloat16() for name, weight in load_file(file).items()}
             save_weights(weights, file)
     tokenizer.save_pretrained(partial)
-    (partial / "training_record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (partial / "training_record.json").write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
     apply_umask(partial)
     os.replace(partial, os.path.realpath(given_path(options.output)))  # of a link, what it names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import json
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import datasets
 from tokenizers import Tokenizer
@@ -13,12 +13,14 @@ from tokenizers.trainers import WordPieceTrainer
 from transformers import BertTokenizer
 
 from diffcse_scale.foundation.durable import write_durably
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.cache import cache_folder, fingerprint, locked
 from diffcse_scale.text.corpus import corpus_fingerprint, read_corpus
 
 # part of every cached name: raise it when the way of learning changes
 FORMAT = 1
+TOGETHER = 1_000_000  # characters that are looked at at a time
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
 
 
@@ -41,7 +43,7 @@ def wordpiece_of(
             corpus, _ = read_corpus(data)
             columns = [corpus.select_columns(column).rename_column(column, "text") for column in corpus.column_names]
             text = datasets.concatenate_datasets(columns)
-            write_durably(json.dumps(_learn(text, vocab_size, lowercase, character_coverage)), file)
+            write_durably(to_json(_learn(text, vocab_size, lowercase, character_coverage)), file)
     return BertTokenizer(vocab=json.loads(file.read_text(encoding="utf-8")), do_lower_case=lowercase)
 
 
@@ -82,5 +84,26 @@ def _characters(text: datasets.Dataset, backend: Tokenizer) -> tuple[collections
 
 
 def _batches(text: datasets.Dataset) -> Iterator[list[str]]:
-    for rows in text.iter(batch_size=10_000):
-        yield rows["text"]
+    """Texts of about a million characters together; longer ones are cut between words, which are counted one by one."""
+    batch: list[str] = []
+    size = 0
+    for rows in text.iter(batch_size=100):
+        for piece in chain.from_iterable(map(pieces, rows["text"])):
+            batch.append(piece)
+            size += len(piece)
+            if size >= TOGETHER:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in pieces of at most TOGETHER characters, cut at white space wherever there is some."""
+    start = 0
+    while len(text) - start > TOGETHER:
+        end = max(text.rfind(blank, start, start + TOGETHER) for blank in " \n\t")
+        end = end if end > start else start + TOGETHER
+        yield text[start:end]
+        start = end
+    yield text[start:]

@@ -13,6 +13,7 @@ from diffcse_scale.distributed import gather_rows, rank, world_size
 from diffcse_scale.model.packing import token_vectors
 from diffcse_scale.model.pooling import pool, pooling_named
 from diffcse_scale.text.batches import padding_id
+from diffcse_scale.text.shortening import truncated_ids
 
 
 class Encoder(nn.Module):
@@ -51,7 +52,7 @@ def encode_sentences(
         [n, H] float32, in the order of `sentences`, the same on every rank.
     """
     device = next(encoder.parameters()).device
-    tokens = tokenizer(list(sentences), truncation=True, max_length=max_length)["input_ids"]
+    tokens = truncated_ids(tokenizer, sentences, max_length)
     order = np.argsort([-len(ids) for ids in tokens], kind="stable")
     # the last rank's missing rows are filled with the shortest sentence and dropped after the gather
     filled = np.append(order, np.repeat(order[-1:], -len(order) % world_size()))

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffcse_scale.foundation.durable import save_weights
 from diffcse_scale.foundation.ownership import Place, check_folder, replaced
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.model.lora import has_adapters, save_merged
 from diffcse_scale.model.pooling import POOLINGS, pooling_named
 from diffcse_scale.model_folder.layout import ABOUT_FILE, CARD, MODULES_FILE, TRANSFORMER_FILE, is_model_file
@@ -160,4 +161,4 @@ def first_and_last(layers: int) -> Tensor:
 
 def _write(file: Path, content: Any) -> None:
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    file.write_text(to_json(content, indent=2) + "\n", encoding="utf-8")

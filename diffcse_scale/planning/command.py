@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from diffcse_scale.engine.config_file import load_deepspeed_config, named
 from diffcse_scale.foundation.ownership import WRITTEN_BY, check_file, json_of, write_file
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.planning.fit import RESERVE, Planner, as_json
 from diffcse_scale.planning.sharding import read_sharding
 from diffcse_scale.recipe_file import load_recipe
@@ -54,7 +54,7 @@ def plan(
     report = {"recipe": recipe.name, "nodes": nodes, "stage": sharding.stage, **as_json(planner, budget)}
     _print(report, Console())
     if json_file is not None:
-        write_file(json_file, json.dumps({WRITTEN_BY: COMMAND, **report}, indent=1) + "\n")
+        write_file(json_file, to_json({WRITTEN_BY: COMMAND, **report}, indent=1) + "\n")
     return report
 
 

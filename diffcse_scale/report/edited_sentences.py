@@ -19,6 +19,7 @@ from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.runs.read import Run
 from diffcse_scale.text.batches import collate
+from diffcse_scale.text.shortening import truncated_ids
 from diffcse_scale.text.tokenizers import Tokenizers
 
 
@@ -104,8 +105,7 @@ def judge(
     sentences: Sequence[str], model: DiffCSENetworks, generator: Generator, tokenizers: Tokenizers, recipe: Recipe
 ) -> list[list[Token]]:
     """Edit sentences as in training, and ask the discriminator; `model` is in eval mode."""
-    limit = {"truncation": True, "max_length": recipe.data.max_length}
-    streams = [[tokenizer(list(sentences), **limit)["input_ids"]] for tokenizer in tokenizers.streams]
+    streams = [[truncated_ids(tokenizer, sentences, recipe.data.max_length)] for tokenizer in tokenizers.streams]
     chunk = replace(collate(streams, tokenizers, recipe.objective.masking_ratio, seed=0), seed=0)
     edited, originals, mask = generator.edit(chunk)[:, 0], chunk.original_ids[:, 0], chunk.original_mask[:, 0]
     hidden = model.discriminator(edited, mask, model.project(model.encode(chunk)))

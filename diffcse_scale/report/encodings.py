@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from diffcse_scale.evaluation import Encode, GradedPair
+from diffcse_scale.evaluation.sentence_encoder import encode_with
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model.backbone import load_tokenizers
@@ -128,7 +129,7 @@ def _trained(run: Run, own: Encodings) -> None:
         own.problems.append(f"The trained encoder cannot be read: {error}")
         return
     vectors = _encode(
-        lambda sentences: model.encode(sentences, batch_size=BATCH, show_progress_bar=False),
+        encode_with(model, batch_size=BATCH, show_progress_bar=False),
         own.sentences,
         f"{run.label}, trained",
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import flatten
 from diffcse_scale.report.charts import MINUS
 from diffcse_scale.runs.read import Run
@@ -111,7 +111,7 @@ def rows_of(columns: Sequence[dict[str, str]]) -> list[Row]:
 def deepspeed_configs(runs: Sequence[Run]) -> list[tuple[int, str]]:
     """Run number and the DeepSpeed configuration that it began with."""
     configs = [(number, run.facts.get("deepspeed_config")) for number, run in enumerate(runs)]
-    return [(number, json.dumps(config, indent=1)) for number, config in configs if config]
+    return [(number, to_json(config, indent=1)) for number, config in configs if config]
 
 
 def results(runs: Sequence[Run]) -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -34,10 +35,13 @@ from diffcse_scale.foundation.run_files import (
     STATUS,
     STOP,
 )
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.runs.incarnation import Incarnation, Ownership, incarnations, makes_no_progress
 from diffcse_scale.runs.metrics_file import MetricsFile
 from diffcse_scale.runs.status import ENDED, StatusFile
+
+log = logging.getLogger(__name__)
 
 # fields that may change when a run is resumed: they do not touch the result
 FREE_TO_CHANGE = (
@@ -49,6 +53,10 @@ FREE_TO_CHANGE = (
     "data.workers",
     "data.cache_dir",
 )
+
+# and those that say where something lies: what counts is its content, of which the record has a fingerprint
+PLACES = ("data.files", "evaluation.data", "model.encoder", "model.discriminator", "model.generator")
+CONTENTS = ("data_fingerprint", "development_fingerprint", "models_fingerprint")
 
 # what a start leaves behind that has not got as far as writing recipe.yaml; status.tmp, one of an earlier version
 TRACES = (
@@ -159,15 +167,16 @@ class RunDirectory:
             raise RunEnded(f"A later incarnation has taken over {self.path}.", ExitCode.SUPERSEDED)
         if self.begun:
             begun = json.loads(record.read_text(encoding="utf-8"))
-            for name in ("data_fingerprint", "precision"):
-                if begun[name] != facts[name]:
+            _check_earlier(self.path, begun, facts)
+            for name in (*CONTENTS, "precision"):
+                if name in begun and begun[name] != facts[name]:
                     raise InputError(
                         f"{self.path} cannot be resumed: its {name.replace('_', ' ')} was {begun[name]}, now it is "
                         f"{facts[name]}; restore it or give another --output."
                     )
             written = {**begun, "resumed": [*begun.get("resumed", []), written]}
         if is_main():
-            write_durably(json.dumps(written, indent=1), record)
+            write_durably(to_json(written, indent=1), record)
             if not self.begun:
                 text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
                 write_durably(text, self.path / RECIPE)
@@ -175,7 +184,7 @@ class RunDirectory:
 
     def finish(self, **result: Any) -> None:
         """Write `result.json`, the mark of a finished run."""
-        write_durably(json.dumps(result, indent=1), self.path / RESULT)
+        write_durably(to_json(result, indent=1), self.path / RESULT)
         self.status.update(now=True, state=ExitCode.FINISHED.state, seconds_left=0, exit_code=ExitCode.FINISHED)
 
 
@@ -280,11 +289,36 @@ def _occupied(folder: Path) -> bool:
     return any(entry.name not in free for entry in folder.iterdir())
 
 
+def _by_content(begun: dict[str, Any]) -> bool:
+    """Whether the record of a run knows the content of what it read, and not only its places, sizes and times."""
+    return all(name in begun for name in CONTENTS)
+
+
+def _check_earlier(folder: Path, begun: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Adapt the record of a run of an earlier version, whose corpus had rows of the same tokens left in.
+
+    Raises:
+        InputError: this corpus has such rows: the batches would be others.
+    """
+    if _by_content(begun):
+        return
+    if equal := facts.get("corpus", {}).get("equal"):
+        raise InputError(
+            f"{folder} was begun by an earlier version, which kept {equal:,} sentences that have the tokens of "
+            "another; finish it with that version or give another --output."
+        )
+    log.warning("%s was begun by an earlier version: whether its corpus has changed is not known.", folder)
+    begun |= {name: facts[name] for name in CONTENTS if name in facts}
+
+
 def _same_recipe(recipe: Recipe, saved: Path) -> None:
+    record = saved.with_name(RECORD)
+    by_content = record.is_file() and _by_content(json.loads(record.read_text(encoding="utf-8")))
+    free = (*FREE_TO_CHANGE, *(PLACES if by_content else ()))
     differences = [
         line
         for line in recipe.differences(yaml.safe_load(saved.read_text(encoding="utf-8")))
-        if line.split(":")[0] not in FREE_TO_CHANGE
+        if line.split(":")[0] not in free
     ]
     if differences:
         raise InputError(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcse_scale.foundation.durable import replacing
+from diffcse_scale.foundation.strict_json import to_json
 
 
 class MetricsFile:
@@ -30,13 +31,12 @@ class MetricsFile:
         self._file: TextIO | None = None
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one row; numbers that are not finite become null, as JSON has no others."""
+        """Append one row; numbers that are not finite become null."""
         if not self._owned():
             return
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         if self._file is None:
             self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(clean) + "\n")
+        self._file.write(to_json(row) + "\n")
         self._file.flush()
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -71,7 +71,7 @@ class MetricsFile:
             self._file.close()
             self._file = None
         with replacing(self.path) as file:
-            file.writelines(json.dumps(row) + "\n" for row in self.rows() if wanted(row))
+            file.writelines(to_json(row) + "\n" for row in self.rows() if wanted(row))
 
 
 class Series(NamedTuple):

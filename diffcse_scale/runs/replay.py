@@ -10,6 +10,7 @@ from diffcse_scale.engine.config_file import RECIPE_KEYS
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.durable import write_durably
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.strict_json import to_json
 
 
 def newest_dump(run: Path) -> dict[str, Any]:
@@ -31,6 +32,6 @@ def replay_arguments(run: Path) -> list[str]:
     config = (record.get("resumed") or [record])[-1]["deepspeed_config"]
     file = run / run_files.NONFINITE / "deepspeed.json"
     # what the recipe fills in is refused from a file
-    write_durably(json.dumps({key: value for key, value in config.items() if key not in RECIPE_KEYS}), file)
+    write_durably(to_json({key: value for key, value in config.items() if key not in RECIPE_KEYS}), file)
     recipe, output = str(run / run_files.RECIPE), str(run)
     return ["--deepspeed_config", str(file), "--recipe", recipe, "--output", output, "--replay"]

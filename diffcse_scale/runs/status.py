@@ -12,6 +12,7 @@ from typing import Any
 from diffcse_scale.foundation.durable import replacing
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.run_files import STATUS
+from diffcse_scale.foundation.strict_json import to_json
 
 # seconds between two writings: often enough to see a run live, rarely enough for a network file system
 HEARTBEAT = 1.0
@@ -53,7 +54,7 @@ class StatusFile:
             return
         self._last = time.monotonic()
         with contextlib.suppress(OSError), replacing(self._path, durably=False) as file:
-            file.write(json.dumps({**self._facts, "updated": time.time()}) + "\n")
+            file.write(to_json({**self._facts, "updated": time.time()}) + "\n")
 
 
 def read_status(run: Path) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from diffcse_scale.foundation.errors import InputError, disk_is_full
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.recipe import DataRecipe
 
@@ -19,19 +23,53 @@ ENVIRONMENT_VARIABLE = "DIFFCSE_CACHE"
 
 
 def chosen_folder(data: DataRecipe | None = None) -> Path:
-    """`data.cache_dir`, else $DIFFCSE_CACHE, else ~/.cache/diffcse-scale."""
+    """`data.cache_dir`, else $DIFFCSE_CACHE, else ~/.cache/diffcse-scale.
+
+    Raises:
+        InputError: nobody knows where ~ is.
+    """
     chosen = (data and data.cache_dir) or os.environ.get(ENVIRONMENT_VARIABLE) or "~/.cache/diffcse-scale"
-    return given_path(chosen)
+    try:
+        return given_path(chosen)
+    except InputError as error:
+        raise InputError(
+            f"The cache folder {str(error).removesuffix('.')} ({ENVIRONMENT_VARIABLE}, or data.cache_dir of the recipe)."
+        ) from None
 
 
 def cache_folder(data: DataRecipe | None = None) -> Path:
     """The same; created if absent.
 
     Everything in it can be made again: it may be deleted whenever no run is using it.
+
+    Raises:
+        InputError: it cannot be created or written.
     """
     folder = chosen_folder(data)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _try_to_write(folder)
+    except FileExistsError:
+        raise _unusable(folder, "it is a file") from None
+    except OSError as error:
+        raise _unusable(folder, (error.strerror or str(error)).lower()) from None
     return folder
+
+
+@functools.cache
+def _try_to_write(folder: Path) -> None:
+    """Once a process: permissions do not tell of a disk that is full or may only be read."""
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        probe.write(bytes(4096))
+        probe.flush()
+        os.fsync(probe.fileno())
+
+
+def _unusable(folder: str | Path, why: str) -> InputError:
+    return InputError(
+        f"The cache {folder} cannot be written ({why}); set {ENVIRONMENT_VARIABLE}, or data.cache_dir of the recipe, "
+        "to a folder that can."
+    )
 
 
 def fingerprint(*parts: Any) -> str:
@@ -59,9 +97,18 @@ class RowsFingerprint:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds `path`.lock: of several ranks or programs one prepares `path`, the others wait for it."""
-    with FileLock(path.with_name(path.name + ".lock")):
-        yield
+    """Holds `path`.lock: of several ranks or programs one prepares `path`, the others wait for it.
+
+    Raises:
+        InputError: the cache's disk fills up meanwhile.
+    """
+    try:
+        with FileLock(path.with_name(path.name + ".lock")):
+            yield
+    except Exception as error:  # the libraries that write there have their own
+        if not disk_is_full(error):
+            raise
+        raise _unusable(path.parent, os.strerror(errno.ENOSPC).lower()) from error
 
 
 def workers(data: DataRecipe) -> int:

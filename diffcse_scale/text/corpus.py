@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.cache import cache_folder, fingerprint, locked, num_proc, workers
+from diffcse_scale.text.duplicates import first_occurrences, row_hash
 from diffcse_scale.text.formats import LINE, TEXT, Parse
 from diffcse_scale.text.sources import Source, find_sources
 
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 # part of every cached name: raise it when cleaning changes
 CLEANING = 2
-DEDUPLICATION_BUCKETS = 16
 FIRST, LONGEST_SHOWN = 3, 80  # rows that are shown, and characters of each
 
 
@@ -89,7 +88,7 @@ def read_corpus(data: DataRecipe, *, seed: int = 0) -> tuple[datasets.Dataset, C
     if not parts:
         raise InputError(f"Corpus {', '.join(data.files)} is empty.")
     rows = datasets.concatenate_datasets(parts)
-    flaws, keep = _column(rows, "flaw"), _first_occurrences(_column(rows, "hash"))
+    flaws, keep = _column(rows, "flaw"), first_occurrences(_column(rows, "hash"))
     keep &= flaws == Flaw.NONE
     empty, undecodable = (int((flaws == flaw).sum()) for flaw in (Flaw.EMPTY, Flaw.UNDECODABLE))
     distinct = np.flatnonzero(keep)
@@ -118,9 +117,9 @@ def first_rows(corpus: datasets.Dataset) -> list[str]:
 
 
 def corpus_fingerprint(data: DataRecipe, *, seed: int = 0) -> str:
-    """Changes when a file (path, size or time), the columns or the way of cleaning do."""
+    """Changes when the content of a file, the columns or the way of cleaning do."""
     sources = find_sources(data, seed)
-    return fingerprint(CLEANING, data.columns, [source.identity() for source in sources])
+    return fingerprint(CLEANING, data.columns, [source.identity(cache_folder(data)) for source in sources])
 
 
 def _clean(source: Source, data: DataRecipe, folder: Path) -> datasets.Dataset:
@@ -171,7 +170,7 @@ def _clean_batch(batch: dict[str, list[Any]], names: Sequence[str], parse: Parse
         rows = [_strip(values) for values in zip(*(batch[name] for name in names), strict=True)]
     return {f"text_{column}": [texts[column] for texts, _ in rows] for column in range(len(names))} | {
         "flaw": [int(flaw) for _, flaw in rows],
-        "hash": [_hash(texts) for texts, _ in rows],
+        "hash": [row_hash("\0".join(texts).encode()) for texts, _ in rows],
     }
 
 
@@ -195,10 +194,6 @@ def _strip(values: Sequence[str | None]) -> tuple[list[str], Flaw]:
     return ([""] * len(texts) if flaw else texts), flaw
 
 
-def _hash(texts: Sequence[str]) -> int:
-    return int.from_bytes(blake2b("\0".join(texts).encode(), digest_size=8).digest(), "little", signed=True)
-
-
 def _encodable(text: str) -> bool:
     """False for the half characters (lone surrogates) that JSON can escape."""
     try:
@@ -211,19 +206,3 @@ def _encodable(text: str) -> bool:
 def _column(rows: datasets.Dataset, name: str) -> np.ndarray:
     """A column of numbers of a dataset as it was written (no selection)."""
     return rows.data.column(name).to_numpy()
-
-
-def _first_occurrences(hashes: np.ndarray) -> np.ndarray:
-    """True where a value occurs for the first time.
-
-    Two of n different sentences share a 64-bit hash with probability n * n / 2**65, 3e-8 for a million; the
-    second is then lost. Bucket by bucket, so that sorting needs little memory beside `hashes` itself.
-    """
-    first = np.ones(len(hashes), dtype=bool)
-    buckets = hashes.astype("<i8", copy=False).view(np.uint8)[::8] % DEDUPLICATION_BUCKETS
-    for bucket in range(DEDUPLICATION_BUCKETS):
-        rows = np.flatnonzero(buckets == bucket)
-        order = np.argsort(hashes[rows], kind="stable")
-        ordered = hashes[rows[order]]
-        first[rows[order[1:][ordered[1:] == ordered[:-1]]]] = False
-    return first

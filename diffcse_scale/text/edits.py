@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffcse_scale.foundation.errors import InputError
-from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.cache import cache_folder, fingerprint
+from diffcse_scale.text.digests import model_digest
 from diffcse_scale.text.tokens import TokenizedCorpus
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Edits:
@@ -44,18 +43,13 @@ def edits_folder(tokens: TokenizedCorpus, recipe: Recipe) -> Path:
     """Where the edits lie that the recipe's generator makes of these tokens, however many versions there are."""
     assert recipe.model.generator is not None
     name = fingerprint(
-        FORMAT, tokens.fingerprint, _identity(recipe.model.generator), recipe.objective.masking_ratio, recipe.seed
+        FORMAT,
+        tokens.fingerprint,
+        model_digest(recipe.model.generator, cache_folder(recipe.data)),
+        recipe.objective.masking_ratio,
+        recipe.seed,
     )
     return cache_folder(recipe.data) / f"edits-{name}"
-
-
-def _identity(model: str) -> Any:
-    """Changes with the name of a model, and with the files of a folder; its weights are not read."""
-    folder = given_path(model)
-    if not folder.is_dir():
-        return model
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def name_of(version: int, column: int) -> str:

@@ -17,7 +17,7 @@ BETWEEN = re.compile(r"[\s,]*")
 
 
 def is_array(name: str) -> bool:
-    """Whether the file begins with a bracket, as what `json.dump` makes of a list."""
+    """Whether the file begins with a bracket, as a list does that was written as JSON."""
     with open_text(name, newline=None) as file:
         while chunk := file.read(CHUNK):
             if chunk := chunk.lstrip():

@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.text.cache import fingerprint, locked
 
 log = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ def _copies(
     if not copies:
         raise InputError(f"{address}: no file matches.")
     unfinished = listing.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps({name: str(copy.relative_to(folder)) for name, copy in copies.items()}))
+    unfinished.write_text(to_json({name: str(copy.relative_to(folder)) for name, copy in copies.items()}))
     unfinished.replace(listing)
     return copies
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
+from diffcse_scale.text.tokenizers import surroundings
 from diffcse_scale.text.tokens import TokenizedCorpus
 
 MOST_BATCHES = 50  # that are sorted by length together
@@ -27,9 +28,7 @@ class Sentences(Dataset[dict[str, list[int]]]):
     ) -> None:
         self.tokens, self.tokenizer = tokens, tokenizer
         self.numbers = np.arange(len(tokens) * tokens.columns) if numbers is None else numbers
-        mask = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
-        inside = [place for place, special in enumerate(mask) if not special]
-        self._head, self._tail = inside[0], len(mask) - 1 - inside[-1]
+        self._head, self._tail = surroundings(tokenizer)
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -18,6 +18,7 @@ from diffcse_scale.recipe import EMBEDDED, DataRecipe
 from diffcse_scale.text import hub_dataset, remote
 from diffcse_scale.text.cache import cache_folder, fingerprint, num_proc
 from diffcse_scale.text.contents import check_content
+from diffcse_scale.text.digests import digest
 from diffcse_scale.text.formats import (
     COMPRESSIONS,
     ENDINGS,
@@ -67,14 +68,24 @@ class Source:
         """What finds the columns in a row, where rows are lines."""
         return self.of_files.parse if self.of_files else None
 
-    def identity(self) -> list[Any]:
-        """What changes when the content does. A Hub dataset is taken to stay as it is."""
+    def identity(self, cache: Path) -> list[Any]:
+        """What changes when the content does, and only then. A Hub dataset is taken to stay as it is.
+
+        Args:
+            cache: what is known of files is kept there.
+        """
         if self.format == HUB:
             return [HUB, *self.names]
         if self.format == EMBEDDED:  # the sentences, because the grammar may change
             return [EMBEDDED, fingerprint(_embedded(self.size, self.seed))]
         assert self.of_files is not None
-        return [*self.of_files.identity(), *(remote.identity(name) or _state(name) for name in self.names)]
+        return [*self.of_files.identity(), *(digest(Path(name), cache) for name in self.names)]
+
+    def earlier_identity(self) -> list[Any]:
+        """`identity` as earlier versions had it, for what they began: of files, path, size and time."""
+        if self.format in (HUB, EMBEDDED):
+            return self.identity(Path())
+        return [self.format, *(remote.identity(name) or _state(name) for name in self.names)]
 
     def check(self) -> None:
         """Raises InputError where the first bytes of a file are not those of its format."""
@@ -172,9 +183,12 @@ def find_sources(data: DataRecipe, seed: int = 0) -> list[Source]:
 def check_names(data: DataRecipe) -> None:
     """Look for misspelt names among `data.files`, before anything takes long; remote ones are met when they are read.
 
+    The cache is looked at, too.
+
     Raises:
-        InputError: as `find_sources`, for what lies on this machine.
+        InputError: as `find_sources`, for what lies on this machine; as `cache_folder`.
     """
+    cache_folder(data)
     local = [entry for entry in data.files if not remote.is_remote(entry)]
     if len(local) == len(data.files):
         find_sources(data)

@@ -27,3 +27,10 @@ class Tokenizers:
     def streams(self) -> list[PreTrainedTokenizerBase]:
         """The different ones, the encoder's first: each makes a stream of tokens from every sentence."""
         return [self.encoder] if self.discriminator is self.encoder else [self.encoder, self.discriminator]
+
+
+def surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """How many special tokens it puts before a text, and how many after it."""
+    mask = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    inside = [place for place, special in enumerate(mask) if not special]
+    return inside[0], len(mask) - 1 - inside[-1]

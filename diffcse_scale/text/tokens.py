@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
-from operator import gt
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
-import pyarrow.compute
+import pyarrow
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.cache import cache_folder, fingerprint, locked, num_proc, workers
 from diffcse_scale.text.corpus import CorpusReport, corpus_fingerprint, first_rows, read_corpus
+from diffcse_scale.text.duplicates import first_occurrences
+from diffcse_scale.text.tokenizing import encode_rows
+from diffcse_scale.text.unknown import percent, unknown_id
 
 log = logging.getLogger(__name__)
 
 # part of every cached name: raise it when the files or the way of tokenizing change
-FORMAT = 2
+FORMAT = 3
+
+# A corpus of which more is unknown is refused: most of what the networks would see is one and the same token.
+MOST_UNKNOWN = 0.5
+# a share that is worth a warning
+DOUBTFUL = 0.01
 
 
 class TokenizedCorpus:
@@ -35,7 +45,7 @@ class TokenizedCorpus:
     [n + 1], where each begins); the columns of a second tokenizer follow those of the first.
 
     Attributes:
-        fingerprint: changes when the files, the tokenizer, the length or the cleaning do.
+        fingerprint: of the token ids, whatever files they come from.
         columns: of the corpus; with one, the views of a sentence are the same tokens.
         streams: tokenizers that have read the text: 1, or 2 where discriminator and encoder have one each.
         views: rows of a sentence in a batch: 2 for one column (the same tokens twice) or two, 3 for three.
@@ -43,6 +53,9 @@ class TokenizedCorpus:
         first: rows as `first_rows` shows them; none in what was written before there was such a thing.
         truncated: sentences that were longer than `max_length`, in all columns together.
         without_tokens: rows left out because the tokenizer found nothing in them.
+        equal: rows left out because an earlier one has the same tokens: each would be the other's negative.
+        unknown: share of the tokens, special ones left out, that stand for what is not in the vocabulary: for each
+            tokenizer, in all rows.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,11 +67,12 @@ class TokenizedCorpus:
         self.max_length: int = facts["max_length"]
         self.truncated: int = facts["truncated"]
         self.without_tokens: int = facts["without_tokens"]
+        self.equal: int = facts["equal"]
+        self.unknown: list[float] = facts["unknown"]
         self.report = CorpusReport(**facts["report"])
         self.first: list[str] = facts.get("first", [])
         self.views = max(2, self.columns)
-        self._ids = [_mapped(folder / f"ids_{column}.npy") for column in files]
-        self._offsets = [_mapped(folder / f"offsets_{column}.npy") for column in files]
+        self._ids, self._offsets = ([_mapped(folder / files_of(column)[kind]) for column in files] for kind in range(2))
 
     def __len__(self) -> int:
         return len(self._offsets[0]) - 1
@@ -106,10 +120,29 @@ class TokenizedCorpus:
     def _column(self, view: int, stream: int) -> int:
         return stream * self.columns + (view if self.columns > 1 else 0)
 
+    def facts(self) -> dict[str, Any]:
+        """What became of the text, for the record of a run."""
+        lost = {"equal": self.equal, "without_tokens": self.without_tokens, "truncated": self.truncated}
+        return {"sentences": len(self), **lost, "unknown": self.unknown, "cleaning": asdict(self.report)}
+
+    @property
+    def level(self) -> int:
+        """A warning if anything was dropped, or much is unknown."""
+        lost = self.equal or self.without_tokens or max(self.unknown) > DOUBTFUL
+        return logging.WARNING if lost else self.report.level
+
+    @property
+    def losses(self) -> str:
+        """What was truncated, and what is not in the vocabulary."""
+        share = f" ({percent(self.truncated / (len(self) * self.columns * self.streams))})" if self.truncated else ""
+        truncated = f"{self.truncated:,} sentences{share} truncated to {self.max_length} tokens"
+        return f"{truncated}; {' and '.join(map(percent, self.unknown))} of the tokens unknown"
+
     def __str__(self) -> str:
-        """One line: what was dropped, what was truncated."""
+        """One line: what was dropped and what was lost."""
         nothing = f"; {self.without_tokens:,} without a token left out" if self.without_tokens else ""
-        return f"{self.report}{nothing}; {self.truncated:,} sentences truncated to {self.max_length} tokens"
+        equal = f"; {self.equal:,} with the tokens of an earlier one left out" if self.equal else ""
+        return f"{self.report}{nothing}{equal}; {self.losses}"
 
 
 def tokenize(
@@ -126,7 +159,8 @@ def tokenize(
         main: whether this process logs the one line about what was dropped and truncated.
 
     Raises:
-        InputError: as `load_corpus`; a tokenizer whose special tokens alone fill `data.max_length`.
+        InputError: as `load_corpus`; a tokenizer whose special tokens alone fill `data.max_length`, or to which more
+            than MOST_UNKNOWN of the tokens are unknown.
     """
     if any(tokenizer.num_special_tokens_to_add() >= data.max_length for tokenizer in tokenizers):
         raise InputError(f"data.max_length = {data.max_length} has no room beside the special tokens; raise it.")
@@ -142,7 +176,7 @@ def tokenize(
             _write(folder, name, data, tokenizers, seed)
     tokens = TokenizedCorpus(folder)
     if main:
-        log.log(tokens.report.level, "Corpus %s: %s.", ", ".join(data.files), tokens)
+        log.log(tokens.level, "Corpus %s: %s.", ", ".join(data.files), tokens)
     return tokens
 
 
@@ -152,7 +186,7 @@ def _write(folder: Path, name: str, data: DataRecipe, tokenizers: Sequence[PreTr
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     encoded = corpus.map(
-        _encode,
+        encode_rows,
         batched=True,
         fn_kwargs={
             "columns": corpus.column_names,
@@ -167,64 +201,78 @@ def _write(folder: Path, name: str, data: DataRecipe, tokenizers: Sequence[PreTr
     )
     if not len(encoded):
         raise InputError(f"Corpus {', '.join(data.files)}: the tokenizer finds no token in any sentence.")
+    columns = range(len(corpus.column_names) * len(tokenizers))
+    unknown = _unknown(encoded, data, tokenizers)
+    distinct = first_occurrences(encoded.data.column("hash").to_numpy())
     truncated = 0
-    for column in range(len(corpus.column_names) * len(tokenizers)):
-        _write_column(encoded.data.column(f"ids_{column}").chunks, column, unfinished)
-        truncated += pyarrow.compute.sum(encoded.data.column(f"truncated_{column}")).as_py()
+    contents = hashlib.sha256()
+    for column in columns:
+        _write_column(encoded.data.column(f"ids_{column}").chunks, distinct, column, unfinished)
+        truncated += int(encoded.data.column(f"truncated_{column}").to_numpy()[distinct].sum())
+        for file in files_of(column):
+            with (unfinished / file).open("rb") as written:
+                contents.update(hashlib.file_digest(written, "sha256").digest())
     facts = {
-        "fingerprint": name,
+        "fingerprint": fingerprint(len(tokenizers), contents.hexdigest()),
         "columns": len(corpus.column_names),
         "streams": len(tokenizers),
         "max_length": data.max_length,
         "truncated": truncated,
         "without_tokens": len(corpus) - len(encoded),
+        "equal": len(encoded) - int(distinct.sum()),
+        "unknown": unknown,
         "report": asdict(report),
         "first": first_rows(corpus),
     }
-    (unfinished / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    (unfinished / "facts.json").write_text(to_json(facts, indent=1), encoding="utf-8")
     for path in unfinished.glob("encoded*.arrow"):
         path.unlink()
     unfinished.rename(folder)
 
 
-def _encode(
-    batch: dict[str, list[str]],
-    columns: Sequence[str],
-    tokenizers: Sequence[PreTrainedTokenizerBase],
-    max_length: int,
-) -> pyarrow.Table:
-    """Token ids of a batch, each sentence cut so that the special tokens at its end stay."""
-    only_ids = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-    readers = [tokenizer for tokenizer in tokenizers for _ in columns]
-    texts = [batch[column] for _ in tokenizers for column in columns]
-    encoded = [reader(text, **only_ids)["input_ids"] for reader, text in zip(readers, texts, strict=True)]
-    specials = [reader.num_special_tokens_to_add() for reader in readers]
-    tails = [_specials_at_the_end(reader) for reader in readers]
-    rows = [row for row in zip(*encoded, strict=True) if all(map(gt, map(len, row), specials))]
-    table: dict[str, Any] = {}
-    for column, sentences in enumerate(zip(*rows, strict=True) if rows else [()] * len(readers)):
-        tail = tails[column]
-        too_long = [len(ids) > max_length for ids in sentences]
-        kept = [
-            ids[: max_length - tail] + ids[len(ids) - tail :] if cut else ids
-            for ids, cut in zip(sentences, too_long, strict=True)
-        ]
-        table[f"ids_{column}"] = pyarrow.array(kept, type=pyarrow.list_(pyarrow.int32()))
-        table[f"truncated_{column}"] = pyarrow.array(too_long, type=pyarrow.bool_())
-    return pyarrow.table(table)
+def _unknown(encoded: datasets.Dataset, data: DataRecipe, tokenizers: Sequence[PreTrainedTokenizerBase]) -> list[float]:
+    """For each tokenizer the share of unknown tokens.
+
+    Raises:
+        InputError: one is too large.
+    """
+    shares = []
+    columns = sum(name.startswith("ids_") for name in encoded.column_names) // len(tokenizers)
+    for stream, tokenizer in enumerate(tokenizers):
+        found = tokens = 0
+        for column in range(stream * columns, (stream + 1) * columns):
+            for chunk in encoded.data.column(f"ids_{column}").chunks:
+                ids = chunk.flatten().to_numpy()
+                found += int((ids == unknown_id(tokenizer)).sum())
+                tokens += len(ids) - len(chunk) * tokenizer.num_special_tokens_to_add()
+        shares.append(found / tokens)
+        if shares[-1] > MOST_UNKNOWN:
+            raise InputError(
+                f"Corpus {', '.join(data.files)}: {percent(shares[-1])} of its tokens are unknown to the tokenizer of "
+                f"{tokenizer.name_or_path} ({tokenizer.unk_token}); choose a model whose vocabulary is for this text."
+            )
+    return shares
 
 
-def _write_column(chunks: list[Any], column: int, folder: Path) -> None:
-    """Lay the lists of an Arrow column end to end."""
-    rows, size = sum(map(len, chunks)), sum(len(chunk.flatten()) for chunk in chunks)
-    ids = open_memmap(folder / f"ids_{column}.npy", mode="w+", dtype=np.int32, shape=(size,))
-    offsets = open_memmap(folder / f"offsets_{column}.npy", mode="w+", dtype=np.int64, shape=(rows + 1,))
+def files_of(column: int) -> tuple[str, str]:
+    """Names of the files that hold a column: ids, and where each sentence begins."""
+    return f"ids_{column}.npy", f"offsets_{column}.npy"
+
+
+def _write_column(chunks: list[Any], kept: NDArray[np.bool_], column: int, folder: Path) -> None:
+    """Lay the lists of an Arrow column end to end, those of the rows that are kept."""
+    parts = np.split(kept, np.cumsum([len(chunk) for chunk in chunks])[:-1])
+    size = sum(int(np.diff(chunk.offsets.to_numpy())[part].sum()) for chunk, part in zip(chunks, parts, strict=True))
+    ids_file, offsets_file = files_of(column)
+    ids = open_memmap(folder / ids_file, mode="w+", dtype=np.int32, shape=(size,))
+    offsets = open_memmap(folder / offsets_file, mode="w+", dtype=np.int64, shape=(int(kept.sum()) + 1,))
     row = end = 0
-    for chunk in chunks:
-        values, begins = chunk.flatten().to_numpy(), chunk.offsets.to_numpy()
+    for chunk, part in zip(chunks, parts, strict=True):
+        chosen = chunk if part.all() else chunk.filter(pyarrow.array(part))
+        values, begins = chosen.flatten().to_numpy(), chosen.offsets.to_numpy()
         ids[end : end + len(values)] = values
         offsets[row : row + len(begins)] = begins - begins[0] + end
-        row, end = row + len(chunk), end + len(values)
+        row, end = row + len(chosen), end + len(values)
     ids.flush()
     offsets.flush()
 
@@ -232,11 +280,6 @@ def _write_column(chunks: list[Any], column: int, folder: Path) -> None:
 def _mapped(path: Path) -> NDArray[Any]:
     # a plain array on top of the map: indexing a np.memmap costs several times as much
     return np.asarray(np.load(path, mmap_mode="r"))
-
-
-def _specials_at_the_end(tokenizer: PreTrainedTokenizerBase) -> int:
-    mask = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
-    return next((index for index, special in enumerate(reversed(mask)) if not special), 0)
 
 
 def _identity(tokenizer: PreTrainedTokenizerBase) -> Any:

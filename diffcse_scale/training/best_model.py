@@ -31,7 +31,7 @@ class BestModel:
     """The best encoder of a run; every rank has one.
 
     Attributes:
-        facts: its `step` and `dev_spearman`; empty before there is one.
+        facts: its `step` and `dev_spearman`, None where that is undefined; empty before there is one.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class BestModel:
     def offer(self, step: int, score: float, tick: Tick) -> None:
         """Keep the encoder if its development score is the best so far. Called on every rank."""
         if improves(score, self.facts.get("dev_spearman")):
-            self.keep({"step": step, "dev_spearman": score}, tick)
+            self.keep({"step": step, "dev_spearman": score if math.isfinite(score) else None}, tick)
 
     def keep(self, facts: dict[str, Any], tick: Tick) -> None:
         """Export the encoder as the best so far. Those of checkpoints stay too: a resume may go back to any of them."""

@@ -18,6 +18,8 @@ from diffcse_scale.model.attention import attention_kernels
 from diffcse_scale.objective.objective import in_words
 from diffcse_scale.recipe import EMBEDDED, Recipe
 from diffcse_scale.runs.directory import RunDirectory
+from diffcse_scale.text.tokens import TokenizedCorpus
+from diffcse_scale.training.development import DevelopmentSet
 from diffcse_scale.training.schedule import Plan
 
 NEXT_COMMANDS = """\
@@ -48,14 +50,24 @@ def setup_logging() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
-def print_start(recipe: Recipe, first: list[str], plan: Plan, precision: str, engine: Any) -> None:
-    """The batch table, with the first rows of the corpus, on the main rank."""
+def print_start(
+    recipe: Recipe,
+    plan: Plan,
+    precision: str,
+    engine: Any,
+    tokens: TokenizedCorpus,
+    development: DevelopmentSet | None = None,
+) -> None:
+    """The batch table, on the main rank."""
     if not is_main():
         return
     table = Table(title=f"recipe {recipe.name}", title_justify="left", show_header=False)
-    table.add_row("first rows", Text("\n".join(first)))
+    table.add_row("first rows", Text("\n".join(tokens.first)))
     for name, value in plan.table():
         table.add_row(name, value)
+    table.add_row("corpus", f"{len(tokens):,} sentences; {tokens.losses}")
+    if development is not None:
+        table.add_row("development", str(development))
     table.add_row("objective", in_words(recipe.objective))
     table.add_row("sharding", f"ZeRO-{engine.zero_optimization_stage()}, {precision}")
     table.add_row("device", _in_words(engine.device))
@@ -80,10 +92,10 @@ def print_summary(recipe: Recipe, run: RunDirectory, result: dict[str, Any]) -> 
     table = Table(title="result", title_justify="left", show_header=False)
     if before := result.get("before"):
         poolings = {"dev_spearman": recipe.model.pooling}
-        shown = ", ".join(f"{value:.2f} ({poolings.get(k, k.rsplit('_')[-1])})" for k, value in before.items())
+        shown = ", ".join(f"{_score(value)} ({poolings.get(k, k.rsplit('_')[-1])})" for k, value in before.items())
         table.add_row("development Spearman x 100 before", shown)
         best = result["best"]
-        table.add_row("after", f"{best['dev_spearman']:.2f} (best, step {best['step']:.0f} of {result['steps']})")
+        table.add_row("after", f"{_score(best['dev_spearman'])} (best, step {best['step']:.0f} of {result['steps']})")
     if "rtd_balanced_accuracy" in result:
         tokens = result["rtd_replaced_tokens"]
         table.add_row("RTD balanced accuracy", f"{result['rtd_balanced_accuracy']:.3f} ({tokens:,.0f} replaced tokens)")
@@ -92,3 +104,7 @@ def print_summary(recipe: Recipe, run: RunDirectory, result: dict[str, Any]) -> 
     Console(soft_wrap=True).print(table)
     if recipe.model.encoder == EMBEDDED:
         print(NEXT_COMMANDS.format(model=run.model))
+
+
+def _score(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"

@@ -11,12 +11,19 @@ from diffcse_scale.distributed import all_sum, rank, world_size
 from diffcse_scale.embedded.grammar import graded_pairs
 from diffcse_scale.evaluation.sts import spearman
 from diffcse_scale.evaluation.tasks import GradedPair, load_sts
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model.backbone import resolve
 from diffcse_scale.model.encoder import Encoder, encode_sentences
 from diffcse_scale.model.generator import Generator
 from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.recipe import EMBEDDED, Recipe
 from diffcse_scale.text.batches import collate
+from diffcse_scale.text.cache import cache_folder, fingerprint
+from diffcse_scale.text.digests import model_digest
+from diffcse_scale.text.shortening import truncated_ids
 from diffcse_scale.text.tokenizers import Tokenizers
+from diffcse_scale.text.tokens import MOST_UNKNOWN, TokenizedCorpus
+from diffcse_scale.text.unknown import percent, share_unknown
 
 EMBEDDED_PAIRS = 1500
 # enough replaced tokens for a recall's standard error below 1%
@@ -38,23 +45,57 @@ def development_pairs(source: str | None) -> list[GradedPair] | None:
     return task.pairs
 
 
+def fingerprints(recipe: Recipe, tokens: TokenizedCorpus, development: DevelopmentSet | None) -> dict[str, str]:
+    """What a run may be resumed with, as the content of what the recipe names: corpus, development pairs, models."""
+    names = (recipe.model.encoder, recipe.model.discriminator, recipe.model.generator)
+    cache = cache_folder(recipe.data)
+    return {
+        "data_fingerprint": tokens.fingerprint,
+        "development_fingerprint": fingerprint(development and development.pairs),
+        "models_fingerprint": fingerprint([name and model_digest(resolve(name), cache) for name in names]),
+    }
+
+
 class DevelopmentSet:
-    """Graded pairs that choose the best checkpoint: STS-B dev, or the recipe's own."""
+    """Graded pairs that choose the best checkpoint: STS-B dev, or the recipe's own.
+
+    Attributes:
+        unknown: share of their tokens that the encoder's tokenizer does not know.
+    """
 
     def __init__(self, pairs: list[GradedPair], tokenizers: Tokenizers, max_length: int) -> None:
         self.pairs = pairs
         self.tokenizers = tokenizers
         self.max_length = max_length
+        self.unknown = share_unknown(tokenizers.encoder, [text for pair in pairs for text in pair[1:]], max_length)
+
+    def __str__(self) -> str:
+        """How many pairs, and how much of them is unknown."""
+        return f"{len(self.pairs):,} pairs, {percent(self.unknown)} of the tokens unknown"
 
     @classmethod
     def of(cls, recipe: Recipe, tokenizers: Tokenizers) -> DevelopmentSet | None:
         """The set that `recipe.evaluation.data` names, or None where it names none.
 
         Raises:
-            InputError: missing or malformed data.
+            InputError: missing or malformed data, fewer than two different scores, or MOST_UNKNOWN of the tokens are
+                unknown.
         """
         pairs = development_pairs(recipe.evaluation.data)
-        return None if pairs is None else cls(pairs, tokenizers, recipe.evaluation.max_length)
+        if pairs is None:
+            return None
+        found = cls(pairs, tokenizers, recipe.evaluation.max_length)
+        if len({score for score, *_ in pairs}) < 2:
+            raise InputError(
+                f"evaluation.data = {recipe.evaluation.data} has {len(pairs)} pairs of one score, which rank no "
+                "encoder above another; give pairs of different scores, or evaluation.data=null."
+            )
+        if found.unknown > MOST_UNKNOWN:
+            raise InputError(
+                f"evaluation.data = {recipe.evaluation.data}: {percent(found.unknown)} of the tokens are unknown to "
+                f"the tokenizer of {recipe.model.encoder}; give pairs in its language, or evaluation.data=null."
+            )
+        return found
 
     def spearman(self, encoder: Encoder, tick: Callable[[], None] = lambda: None) -> float:
         """Spearman x 100. Called on every rank; `tick` as in `encode_sentences`."""
@@ -76,8 +117,7 @@ class DevelopmentSet:
         """
         sentences = sorted({sentence for pair in self.pairs for sentence in pair[1:]})
         mine = sentences[: len(sentences) // world_size() * world_size()][rank() :: world_size()]
-        limit = {"truncation": True, "max_length": recipe.data.max_length}
-        streams = [tokenizer(mine, **limit)["input_ids"] for tokenizer in self.tokenizers.streams]
+        streams = [truncated_ids(tokenizer, mine, recipe.data.max_length) for tokenizer in self.tokenizers.streams]
         was_training = model.training
         model.eval()
         total = torch.zeros(4, dtype=torch.float64, device=device)

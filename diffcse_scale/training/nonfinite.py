@@ -8,7 +8,6 @@ that checkpoint, in processes of its own.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from diffcse_scale.distributed import gather_objects, rank
 from diffcse_scale.engine.optimizer import trained_groups
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.durable import write_durably
+from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.objective.objective import TERMS, StepOutput
 from diffcse_scale.text.batches import Batch, Batches
 
@@ -91,7 +91,7 @@ def write_dump(run: Path, found: dict[str, Any], prefix: str = "") -> Path:
     """`nonfinite/step-00000012.json` of a run."""
     file = run / run_files.NONFINITE / f"{prefix}step-{found['step']:08d}.json"
     file.parent.mkdir(exist_ok=True)
-    write_durably(json.dumps(found, indent=1), file)
+    write_durably(to_json(found, indent=1), file)
     return file
 
 

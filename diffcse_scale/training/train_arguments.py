@@ -14,6 +14,7 @@ from diffcse_scale.foundation.errors import InputError, brief
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.foundation.launched import check_launched, speaks
 from diffcse_scale.recipe_file import load_recipe
+from diffcse_scale.text.cache import cache_folder
 
 LONGEST = 1e7  # seconds that a rank may be silent: four months; timers hold no more than some years
 
@@ -33,6 +34,7 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
             raise InputError(f"--hang-timeout is {found.hang_timeout}; give seconds, at most {LONGEST:.0f}.")
         found.recipe = load_recipe(found.recipe, found.overrides)
         found.called = named(found.deepspeed_config)
+        cache_folder(found.recipe.data)
         found.deepspeed_config = load_deepspeed_config(found.deepspeed_config)
     except InputError as error:
         if speaks():

@@ -139,6 +139,11 @@ def test_what_loads_a_model_without_a_recipe_leaves_cudnn_out(cudnn_preferred, t
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
+class SentencesOf(str):
+    losses = "nothing lost"
+    first = ("A first [row].",)
+
+
 def test_the_start_table_names_the_attention_kernels(capsys):
     recipe = load_recipe("quickstart")
     engine = SimpleNamespace(
@@ -148,11 +153,13 @@ def test_the_start_table_names_the_attention_kernels(capsys):
         basic_optimizer=torch.optim.AdamW([torch.zeros(1)]),
     )
     choose_attention_kernels(True)
-    print_start(recipe, ["A first [row]."], make_plan(recipe, 64, 2, 1), "float32", engine)
+    start = recipe, make_plan(recipe, 64, 2, 1), "float32", engine, SentencesOf("a corpus")
+    print_start(*start)
     choose_attention_kernels()
-    print_start(recipe, ["A first [row]."], make_plan(recipe, 64, 2, 1), "float32", engine)
+    print_start(*start)
     first, second = capsys.readouterr().out.split("recipe quickstart")[1:]
     assert "A first [row]." in first
     assert "attention kernel" in first and "cuDNN" in first
+    assert "8 sentences; nothing lost" in first
     assert "the CPU, 1 threads a rank" in second and "AdamW" in second
     assert "attention kernel" in second and "cuDNN" not in second

@@ -18,13 +18,14 @@ from diffcse_scale.runs.directory import FolderInUse, RunDirectory
 from diffcse_scale.runs.metrics_file import MetricsFile
 
 RECIPE = load_recipe("quickstart")
-FACTS = {"data_fingerprint": "abc", "precision": "float32"}
+CONTENTS = {"data_fingerprint": "abc", "development_fingerprint": "def", "models_fingerprint": "ghi"}
+FACTS = {**CONTENTS, "precision": "float32"}
 
 
-def started(path, recipe=RECIPE):
+def started(path, recipe=RECIPE, facts=None):
     """A run that has got past its checks."""
     run = RunDirectory.open(path, recipe, start="new")
-    run.describe(recipe, **FACTS)
+    run.describe(recipe, **(FACTS if facts is None else facts))
     return run
 
 
@@ -81,13 +82,39 @@ def test_a_folder_in_use_names_its_user(tmp_path):
     RunDirectory.open(folder, RECIPE, start="new")
 
 
-@pytest.mark.parametrize("changed", [{"data_fingerprint": "xyz"}, {"precision": "bfloat16"}])
-def test_another_corpus_or_precision_is_not_resumed(tmp_path, changed):
+@pytest.mark.parametrize("changed", [*({name: "xyz"} for name in CONTENTS), {"precision": "bfloat16"}])
+def test_another_corpus_other_models_pairs_or_precision_are_not_resumed(tmp_path, changed):
     folder = str(tmp_path / "run")
     started(folder)
     run = RunDirectory.open(folder, RECIPE, start="resume")
     with pytest.raises(InputError, match=next(iter(changed)).replace("_", " ")):
         run.describe(RECIPE, **{**FACTS, **changed})
+
+
+def test_a_run_is_resumed_with_what_it_read_wherever_that_lies_now(tmp_path):
+    """The same bytes under another name are the same corpus; what decides the result may not change with it."""
+    folder = str(tmp_path / "run")
+    started(folder)
+    moved = ["data.files=copy.txt", "evaluation.data=pairs.tsv", "model.generator=./generator"]
+    RunDirectory.open(folder, load_recipe("quickstart", moved), start="resume").describe(RECIPE, **FACTS)
+    with pytest.raises(InputError, match=r"run of another recipe.*\(this recipe has seed: 7, not \d+\)"):
+        RunDirectory.open(folder, load_recipe("quickstart", [*moved, "seed=7"]), start="resume")
+
+
+def test_a_run_of_an_earlier_version_is_resumed_under_its_own_names_if_its_batches_are_the_same(tmp_path, caplog):
+    """Its record has a fingerprint of paths and times, and its corpus had the rows that are left out now."""
+    folder = str(tmp_path / "run")
+    earlier = {"data_fingerprint": "of path and time", "precision": "float32"}
+    started(folder, facts=earlier)
+    with pytest.raises(InputError, match=r"data\.files"):
+        RunDirectory.open(folder, load_recipe("quickstart", ["data.files=copy.txt"]), start="resume")
+    run = RunDirectory.open(folder, RECIPE, start="resume")
+    with pytest.raises(InputError, match="begun by an earlier version, which kept 3 sentences"):
+        run.describe(RECIPE, **FACTS, corpus={"equal": 3})
+    run.describe(RECIPE, **FACTS, corpus={"equal": 0})
+    assert "begun by an earlier version" in caplog.text
+    with pytest.raises(InputError, match="data fingerprint"):  # from now on it is known
+        run.describe(RECIPE, **{**FACTS, "data_fingerprint": "xyz"}, corpus={"equal": 0})
 
 
 def test_each_resume_is_recorded_beside_what_the_run_began_with(tmp_path):

@@ -80,7 +80,8 @@ def write_tokens(folder: Path, rows: int) -> None:
     np.save(folder / "offsets_0.npy", offsets)
     np.save(folder / "ids_0.npy", np.ones(offsets[-1], np.int32))
     report = CorpusReport(read=rows, empty=0, undecodable=0, duplicate=0, unused=0, kept=rows)
-    facts = {"fingerprint": "", "columns": 1, "streams": 1, "max_length": 32, "truncated": 0, "without_tokens": 0}
+    facts = {"fingerprint": "", "columns": 1, "streams": 1, "max_length": 32, "unknown": [0.0]}
+    facts |= dict.fromkeys(("truncated", "without_tokens", "equal"), 0)
     (folder / "facts.json").write_text(json.dumps({**facts, "report": asdict(report)}))
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from diffcse_scale.foundation.errors import InputError
-from diffcse_scale.text.corpus import CorpusReport, _first_occurrences, load_corpus, read_corpus
+from diffcse_scale.text.corpus import CorpusReport, load_corpus, read_corpus
+from diffcse_scale.text.duplicates import first_occurrences
 from tests.support.corpus_files import (
     FORMS,
     SENTENCES,
@@ -254,4 +255,4 @@ def test_the_first_of_equal_hashes_is_kept() -> None:
     hashes = np.random.default_rng(0).integers(-300, 300, 5000)
     seen: set[int] = set()
     expected = [not (value in seen or seen.add(value)) for value in hashes.tolist()]
-    assert _first_occurrences(hashes).tolist() == expected
+    assert first_occurrences(hashes).tolist() == expected

@@ -99,7 +99,10 @@ def test_a_resumed_run_gives_the_same_numbers_bit_for_bit(finished, toy_world, t
     (resumed / "result.json").unlink()
     shutil.rmtree(resumed / "model")
     recipe = str(toy_world / "toy.yaml")
-    result = launch("--deepspeed_config", ZERO2, "--recipe", recipe, "--output", str(resumed), "--resume")
+    # each job may have a copy of the text of its own, elsewhere and of another time
+    copies = [shutil.copyfile(toy_world / name, tmp_path / name) for name in ("corpus.txt", "pairs.tsv")]
+    places = [f"{key}={copy}" for key, copy in zip(("data.files", "evaluation.data"), copies, strict=True)]
+    result = launch("--deepspeed_config", ZERO2, "--recipe", recipe, "--output", str(resumed), "--resume", *places)
     assert result.returncode == 0, result.stdout
     assert "Resuming after step 6 of 12" in result.stdout
     if ON_GPU:

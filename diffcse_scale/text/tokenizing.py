@@ -1,0 +1,64 @@
+"""What each tokenizer makes of a batch of rows."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from operator import gt
+from typing import Any
+
+import pyarrow
+from transformers import PreTrainedTokenizerBase
+
+from diffcse_scale.text.duplicates import row_hash
+from diffcse_scale.text.shortening import shortened
+from diffcse_scale.text.tokenizers import surroundings
+
+BETWEEN_COLUMNS = -1  # no token has this id
+
+
+def encode_rows(
+    batch: dict[str, list[str]],
+    columns: Sequence[str],
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    max_length: int,
+) -> pyarrow.Table:
+    """Token ids of a batch, each sentence cut so that the special tokens at its end stay.
+
+    Rows in which a tokenizer finds nothing are left out.
+
+    Returns:
+        `ids_K` (lists of int32) and `truncated_K` (bool) for each column of each tokenizer, and `hash` (int64), the
+        same for rows that are the same to the first tokenizer.
+    """
+    only_ids = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+    readers = [tokenizer for tokenizer in tokenizers for _ in columns]
+    texts = [batch[column] for _ in tokenizers for column in columns]
+    encoded = [
+        reader(shortened(reader, text, max_length), **only_ids)["input_ids"]
+        for reader, text in zip(readers, texts, strict=True)
+    ]
+    specials = [reader.num_special_tokens_to_add() for reader in readers]
+    rows = [row for row in zip(*encoded, strict=True) if all(map(gt, map(len, row), specials))]
+    table: dict[str, Any] = {}
+    kept = []
+    for column, sentences in enumerate(zip(*rows, strict=True) if rows else [()] * len(readers)):
+        tail = surroundings(readers[column])[1]
+        too_long = [len(ids) > max_length for ids in sentences]
+        kept.append(
+            [
+                ids[: max_length - tail] + ids[len(ids) - tail :] if cut else ids
+                for ids, cut in zip(sentences, too_long, strict=True)
+            ]
+        )
+        table[f"ids_{column}"] = pyarrow.array(kept[column], type=pyarrow.list_(pyarrow.int32()))
+        table[f"truncated_{column}"] = pyarrow.array(too_long, type=pyarrow.bool_())
+    same = [_hash(row) for row in zip(*kept[: len(columns)], strict=True)]
+    return pyarrow.table(table | {"hash": pyarrow.array(same, type=pyarrow.int64())})
+
+
+def _hash(row: Sequence[list[int]]) -> int:
+    content = array("i")
+    for ids in row:
+        content.extend([*ids, BETWEEN_COLUMNS])
+    return row_hash(content.tobytes())
