@@ -33,7 +33,7 @@ def chosen_folder(data: DataRecipe | None = None) -> Path:
         return given_path(chosen)
     except InputError as error:
         raise InputError(
-            f"The cache folder {str(error).removesuffix('.')} ({ENVIRONMENT_VARIABLE}, or data.cache_dir of the recipe)."
+            f"The cache folder {str(error)[:-1]} ({ENVIRONMENT_VARIABLE}, or data.cache_dir of the recipe)."
         ) from None
 
 
