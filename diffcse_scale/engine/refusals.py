@@ -13,7 +13,15 @@ from pydantic import ValidationError
 from diffcse_scale.foundation.errors import InputError, brief, first_line, nearest, quoted
 
 # what DeepSpeed's engine raises where it means a refusal
-REFUSALS = (ValidationError, DeepSpeedConfigError, AssertionError, ValueError, NotImplementedError, ImportError)
+REFUSALS = (
+    ValidationError,
+    DeepSpeedConfigError,
+    AssertionError,
+    ValueError,
+    NotImplementedError,
+    ImportError,
+    OSError,
+)
 CALLED = "DeepSpeed configuration"  # where no file is known
 # of numbers, by all the names that DeepSpeed has for them
 KINDS = {name for kind in (DtypeEnum.fp32, DtypeEnum.fp16, DtypeEnum.bf16) for name in kind._all_values}
@@ -52,6 +60,10 @@ def refusals_explained() -> Iterator[None]:
         yield
     except REFUSALS as error:
         raise _refusal(CALLED, error) from None
+    except RuntimeError as error:
+        if "Unable to JIT load" not in str(error):
+            raise
+        raise _refusal(CALLED, error) from None  # a kernel that it asks for cannot be compiled here
 
 
 def _read(sections: Mapping[str, Any]) -> int:

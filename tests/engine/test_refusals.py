@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,5 +65,11 @@ def test_the_stage_is_a_number_afterwards(stage: Any) -> None:
 def test_what_the_engine_refuses_is_told_and_its_own_errors_are_not_hidden() -> None:
     with pytest.raises(InputError, match="DeepSpeed configuration: no nvme here"), refusals_explained():
         raise AssertionError("no nvme here\nand more")
+    with pytest.raises(InputError, match="async_io op"), refusals_explained():
+        raise RuntimeError("Unable to JIT load the async_io op due to it not being compatible")
+    with pytest.raises(InputError, match="Not a directory"), refusals_explained():
+        Path("/dev/null/csv").mkdir()
+    with pytest.raises(RuntimeError, match="out of memory"), refusals_explained():
+        raise RuntimeError("out of memory")
     with pytest.raises(ZeroDivisionError), refusals_explained():
         _ = 1 / 0
