@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import reprlib
 from collections.abc import Iterable, Sequence
 
 from diffcse_scale.foundation.exit_codes import ExitCode
@@ -29,6 +30,20 @@ class RunEnded(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+
+LONGEST_VALUE = 80  # characters
+_brief = reprlib.Repr()
+_brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlong = 3, LONGEST_VALUE, LONGEST_VALUE, LONGEST_VALUE
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it: as Python writes it, cut to 80 characters, however large it is."""
+    try:
+        text = _brief.repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        text = f"a {type(value).__name__} of very many digits"
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 
 def first_line(error: BaseException) -> str:
