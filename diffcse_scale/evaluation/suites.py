@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffcse_scale.evaluation.geometry import check_scores, evaluate_geometry
+from diffcse_scale.evaluation.geometry import check_pairs, evaluate_geometry
 from diffcse_scale.evaluation.mteb import evaluate_mteb, load_mteb
 from diffcse_scale.evaluation.scores import Results
 from diffcse_scale.evaluation.sentence_encoder import Encode
@@ -95,7 +95,7 @@ def _load_geometry(data: str | Path | None, tasks: list[str] | None) -> tuple[Me
             "Suite geometry has no tasks to choose from; it measures STS-B dev, or your own file of pairs."
         )
     (pairs,) = load_sts(_graded_pairs(data), [GEOMETRY])
-    check_scores(pairs)
+    check_pairs(pairs)
     return lambda subject: evaluate_geometry(subject.encode, pairs), _identity([pairs])
 
 

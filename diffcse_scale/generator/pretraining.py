@@ -9,6 +9,7 @@ vocabulary, and a head that reads masked tokens only.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -33,6 +34,7 @@ from transformers import (
 from diffcse_scale.foundation.durable import apply_umask, save_weights
 from diffcse_scale.foundation.environment import environment
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.finite import NotFinite
 from diffcse_scale.foundation.randomness import seed_everything, seed_initial_numbers
 from diffcse_scale.generator.pretrain_options import PretrainOptions
 from diffcse_scale.generator.wordpiece import wordpiece_of
@@ -103,7 +105,11 @@ def held_out_accuracy(
     sentences: Sentences,
     options: PretrainOptions,
 ) -> dict[str, float]:
-    """Mean cross-entropy, and share guessed right, of the masked tokens; the seed decides which they are."""
+    """Mean cross-entropy, and share guessed right, of the masked tokens; the seed decides which they are.
+
+    Raises:
+        NotFinite: the cross-entropy is no number, or infinite.
+    """
     loader = DataLoader(sentences, batch_size=options.batch_size, collate_fn=_collator(tokenizer, options))
     loss, right, count = 0.0, 0, 0
     training = model.training
@@ -118,6 +124,11 @@ def held_out_accuracy(
             right += int((logits.argmax(-1) == labels).sum())
             count += len(labels)
     model.train(training)
+    if not math.isfinite(loss):
+        raise NotFinite(
+            "The masked language model gives numbers that are not finite for the held-out sentences; lower "
+            "learning_rate, or choose another base; nothing was written."
+        )
     return {"loss": round(loss / count, 4), "accuracy": round(right / count, 4), "masked_tokens": count}
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from diffcse_scale.distributed import all_sum, rank, world_size
 from diffcse_scale.embedded.grammar import graded_pairs
 from diffcse_scale.evaluation.sts import spearman
 from diffcse_scale.evaluation.tasks import GradedPair, load_sts
+from diffcse_scale.foundation.finite import check_rows
 from diffcse_scale.model.encoder import Encoder, encode_sentences
 from diffcse_scale.model.generator import Generator
 from diffcse_scale.model.networks import DiffCSENetworks
@@ -57,9 +59,18 @@ class DevelopmentSet:
         return None if pairs is None else cls(pairs, tokenizers, recipe.evaluation.max_length)
 
     def spearman(self, encoder: Encoder, tick: Callable[[], None] = lambda: None) -> float:
-        """Spearman x 100. Called on every rank; `tick` as in `encode_sentences`."""
-        tokenizer = self.tokenizers.encoder
-        return spearman(lambda s: encode_sentences(encoder, tokenizer, s, self.max_length, tick=tick), self.pairs)
+        """Spearman x 100. Called on every rank; `tick` as in `encode_sentences`.
+
+        Raises:
+            NotFinite: the encoder has no finite embedding for a sentence.
+        """
+
+        def encode(sentences: list[str]) -> np.ndarray:
+            found = encode_sentences(encoder, self.tokenizers.encoder, sentences, self.max_length, tick=tick)
+            check_rows(found, "of the development sentences", "choose another model.encoder, or compute in float32")
+            return found
+
+        return spearman(encode, self.pairs)
 
     @torch.no_grad()
     def rtd_accuracy(
