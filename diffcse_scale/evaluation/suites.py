@@ -123,7 +123,7 @@ def _transfer_sizes() -> dict[str, int]:
 
 
 def _has_geometry_pairs(report: Report) -> bool:
-    bands = report["details"].get("histograms", {}).get(GEOMETRY, {}).get("bands", {})
+    bands = (report.get("details") or {}).get("histograms", {}).get(GEOMETRY, {}).get("bands", {})
     (size,) = (task.standard_pairs for task in STS_TASKS if task.name == GEOMETRY)
     return sum(map(sum, bands.values())) >= NEARLY * size
 

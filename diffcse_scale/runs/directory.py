@@ -18,6 +18,7 @@ from diffcse_scale.foundation.durable import write_durably
 from diffcse_scale.foundation.environment import environment
 from diffcse_scale.foundation.errors import InputError, RunEnded, exit_code_of
 from diffcse_scale.foundation.exit_codes import ExitCode
+from diffcse_scale.foundation.objects import read_object, read_yaml_object
 from diffcse_scale.foundation.run_files import (
     BEST,
     CHECKPOINTS,
@@ -36,6 +37,7 @@ from diffcse_scale.foundation.run_files import (
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.runs.incarnation import Incarnation, Ownership, incarnations, makes_no_progress
 from diffcse_scale.runs.metrics_file import MetricsFile
+from diffcse_scale.runs.records import Record
 from diffcse_scale.runs.status import ENDED, StatusFile
 
 # fields that may change when a run is resumed: they do not touch the result
@@ -157,11 +159,11 @@ class RunDirectory:
         if not broadcast_object(self.owned() if is_main() else None):
             raise RunEnded(f"A later incarnation has taken over {self.path}.", ExitCode.SUPERSEDED)
         if self.begun:
-            begun = json.loads(record.read_text(encoding="utf-8"))
+            begun = read_object(record, Record)
             for name in ("data_fingerprint", "precision"):
-                if begun[name] != facts[name]:
+                if begun.get(name) != facts[name]:
                     raise InputError(
-                        f"{self.path} cannot be resumed: its {name.replace('_', ' ')} was {begun[name]}, now it is "
+                        f"{self.path} cannot be resumed: its {name.replace('_', ' ')} was {begun.get(name)}, now it is "
                         f"{facts[name]}; restore it or give another --output."
                     )
             written = {**begun, "resumed": [*begun.get("resumed", []), written]}
@@ -261,12 +263,11 @@ def _lock(folder: Path, owner: Incarnation | None, now: Incarnation) -> FileLock
 def _since_last_sign(folder: Path) -> float | None:
     """Seconds since the owner's last heartbeat, by the file system's clock; None if it has ended or never wrote."""
     try:
-        status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
-        if status["state"] in ENDED:
+        if read_object(folder / STATUS).get("state") in (None, *ENDED):
             return None
         (folder / LOCK).touch()
         return max(0.0, (folder / LOCK).stat().st_mtime - (folder / STATUS).stat().st_mtime)
-    except (OSError, ValueError, KeyError):
+    except (OSError, InputError):
         return None
 
 
@@ -281,9 +282,7 @@ def _occupied(folder: Path) -> bool:
 
 def _same_recipe(recipe: Recipe, saved: Path) -> None:
     differences = [
-        line
-        for line in recipe.differences(yaml.safe_load(saved.read_text(encoding="utf-8")))
-        if line.split(":")[0] not in FREE_TO_CHANGE
+        line for line in recipe.differences(read_yaml_object(saved)) if line.split(":")[0] not in FREE_TO_CHANGE
     ]
     if differences:
         raise InputError(
