@@ -23,6 +23,7 @@ from diffcse_scale.export.footprint import energy, hardware, run_seconds
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError, first_line
 from diffcse_scale.foundation.objects import read_object
+from diffcse_scale.foundation.secrets import masked
 from diffcse_scale.model.pooling import POOLINGS
 from diffcse_scale.model_folder.copying import own_file
 from diffcse_scale.model_folder.layout import CARD, TRANSFORMER_FILE, module_names
@@ -216,7 +217,7 @@ def _without_places(recipe: Recipe) -> dict[str, Any]:
 
 
 def _shown(name: str) -> str:
-    return Path(name).name if _is_place(name) else name
+    return masked(Path(name).name) if _is_place(name) else name
 
 
 def _is_place(name: str) -> bool:

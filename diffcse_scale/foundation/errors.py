@@ -5,17 +5,27 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import reprlib
 from collections.abc import Iterable, Sequence
 
 from diffcse_scale.foundation.exit_codes import ExitCode
+from diffcse_scale.foundation.secrets import masked
+
+LONGEST_VALUE = 80  # characters
+_ENDLESS = re.compile(r"\S{300,}")  # longer than any name that a system takes
+_brief = reprlib.Repr()
+_brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlong = 3, LONGEST_VALUE, LONGEST_VALUE, LONGEST_VALUE
 
 
 class InputError(Exception):
     """A run that cannot work: one sentence that says what is wrong, where, and what to do.
 
-    Programs print the message without a traceback and leave with exit code 2.
+    Programs print the message without a traceback and leave with exit code 2. It has no secrets, and no endless word.
     """
+
+    def __str__(self) -> str:
+        return _ENDLESS.sub(lambda word: _cut(word[0]), masked(super().__str__()))
 
 
 class RunEnded(Exception):
@@ -32,17 +42,16 @@ class RunEnded(Exception):
         return self.message
 
 
-LONGEST_VALUE = 80  # characters
-_brief = reprlib.Repr()
-_brief.maxlevel, _brief.maxstring, _brief.maxother, _brief.maxlong = 3, LONGEST_VALUE, LONGEST_VALUE, LONGEST_VALUE
-
-
 def shown(value: object) -> str:
     """A value as a message quotes it: as Python writes it, cut to 80 characters, however large it is."""
     try:
         text = _brief.repr(value)
     except ValueError:  # Python writes no whole number of more than 4,300 digits
         text = f"a {type(value).__name__} of very many digits"
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 

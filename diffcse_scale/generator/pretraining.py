@@ -36,6 +36,7 @@ from diffcse_scale.foundation.environment import environment
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.finite import NotFinite
 from diffcse_scale.foundation.randomness import seed_everything, seed_initial_numbers
+from diffcse_scale.foundation.secrets import masked
 from diffcse_scale.generator.pretrain_options import PretrainOptions
 from diffcse_scale.generator.wordpiece import wordpiece_of
 from diffcse_scale.model.attention import choose_attention_kernels
@@ -92,7 +93,7 @@ def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
         "held_out_after": after,
         "parameters": model.num_parameters(),
         "environment": environment(),
-        "command": options.command(),
+        "command": masked(options.command()),
     }
     if trainer.is_world_process_zero():
         _save(options, model, tokenizer, record)

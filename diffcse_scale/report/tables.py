@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from diffcse_scale.foundation.secrets import masked
 from diffcse_scale.recipe import flatten
 from diffcse_scale.report.charts import MINUS
 from diffcse_scale.runs.read import Run
@@ -62,7 +63,7 @@ def _yaml_lines(run: Run, differing: set[str]) -> list[tuple[str, bool]]:
             lines.append((f"{key}:", False))
             parts = [((key, field), {field: entry}) for field, entry in value.items()]
         for names, entry in parts:
-            text = yaml.safe_dump(entry, sort_keys=False, allow_unicode=True, width=100)
+            text = masked(yaml.safe_dump(entry, sort_keys=False, allow_unicode=True, width=100))
             field = ".".join(names)
             differs = any(name == field or name.startswith(f"{field}.") for name in differing)
             indent = "  " * (len(names) - 1)
@@ -115,7 +116,7 @@ def rows_of(columns: Sequence[dict[str, str]]) -> list[Row]:
 def deepspeed_configs(runs: Sequence[Run]) -> list[tuple[int, str]]:
     """Run number and the DeepSpeed configuration that it began with."""
     configs = [(number, run.facts.get("deepspeed_config")) for number, run in enumerate(runs)]
-    return [(number, json.dumps(config, indent=1)) for number, config in configs if config]
+    return [(number, masked(json.dumps(config, indent=1))) for number, config in configs if config]
 
 
 def results(runs: Sequence[Run]) -> list[Row]:
@@ -168,5 +169,5 @@ def _environment(environment: dict[str, Any]) -> dict[str, str]:
 
 def _plain(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return "none" if value is None else str(value)
+        return masked(", ".join(map(str, value)))
+    return "none" if value is None else masked(str(value))

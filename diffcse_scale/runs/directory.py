@@ -34,6 +34,7 @@ from diffcse_scale.foundation.run_files import (
     STATUS,
     STOP,
 )
+from diffcse_scale.foundation.secrets import masked_command
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.runs.incarnation import Incarnation, Ownership, incarnations, makes_no_progress
 from diffcse_scale.runs.metrics_file import MetricsFile
@@ -153,7 +154,7 @@ class RunDirectory:
             RunEnded: a later incarnation has taken the run over.
         """
         record = self.path / RECORD
-        written = {"command": " ".join(sys.argv), **facts, "environment": environment()}
+        written = {"command": masked_command(sys.argv), **facts, "environment": environment()}
         if self.replays:
             return
         if not broadcast_object(self.owned() if is_main() else None):
