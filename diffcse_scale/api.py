@@ -14,7 +14,7 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, shown
 from diffcse_scale.foundation.exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class DiffCSE:
 
         for name, given in (("recipe", (recipe,)), ("overrides", overrides), ("hooks", hooks)):
             if isinstance(given, str) or not all(isinstance(word, str | os.PathLike) for word in given):
-                raise InputError(f'{name} is {given!r:.80}; DiffCSE("quickstart", "seed=1", hooks=["mine:Tell"]).')
+                raise InputError(f'{name} is {shown(given)}; DiffCSE("quickstart", "seed=1", hooks=["mine:Tell"]).')
         recipe = os.fspath(recipe)
         self._texts = cache_folder(load_recipe(recipe, overrides).data) / "from_python"
         self.recipe, self.overrides, self.hooks = recipe, overrides, hooks
@@ -80,7 +80,7 @@ class DiffCSE:
         from diffcse_scale.model_folder.load import load_model
 
         if processes is not None and (not isinstance(processes, int) or processes < 1):
-            raise InputError(f"processes is {processes!r:.80}; give how many ranks this machine is to have, or None.")
+            raise InputError(f"processes is {shown(processes)}; give how many ranks this machine is to have, or None.")
         rows = _as_rows(sentences)
         first = next(rows)
         corpus = self._kept(chain([first], rows))
@@ -118,14 +118,14 @@ class DiffCSE:
 def _as_rows(sentences: Iterable[str | Sequence[str]]) -> Iterator[dict[str, str]]:
     """One after another; at least one."""
     if isinstance(sentences, str | bytes | Mapping) or not isinstance(sentences, Iterable):
-        raise InputError(f"The corpus is {sentences!r:.80}; give a list of sentences (of a file: its lines).")
+        raise InputError(f"The corpus is {shown(sentences)}; give a list of sentences (of a file: its lines).")
     columns = 0
     for number, row in enumerate(sentences):
         texts = [row] if isinstance(row, str) else row
         good = isinstance(texts, Sequence) and 1 <= len(texts) <= 3 and all(isinstance(text, str) for text in texts)
         if not good or len(texts) != (columns or len(texts)):
             raise InputError(
-                f"Row {number} of the corpus is {texts!r:.100}; give a sentence in every row, or a pair, or a triple."
+                f"Row {number} of the corpus is {shown(texts)}; give a sentence in every row, or a pair, or a triple."
             )
         columns = len(texts)
         yield dict(zip(COLUMNS, texts, strict=False))
@@ -136,12 +136,12 @@ def _as_rows(sentences: Iterable[str | Sequence[str]]) -> Iterator[dict[str, str
 def _as_pairs(development: Iterable[tuple[float, str, str]]) -> Iterator[dict[str, object]]:
     """One after another; at least two."""
     if isinstance(development, str | bytes | Mapping) or not isinstance(development, Iterable):
-        raise InputError(f"development is {development!r:.80}; give triples (score, sentence, sentence).")
+        raise InputError(f"development is {shown(development)}; give triples (score, sentence, sentence).")
     number = -1
     for number, row in enumerate(development):
         score, *texts = row if isinstance(row, Sequence) and len(row) == 3 else (None,)
         if not isinstance(score, Real) or not math.isfinite(score) or not all(isinstance(t, str) for t in texts):
-            raise InputError(f"Row {number} of development is {row!r:.80}; give (score, sentence, sentence).")
+            raise InputError(f"Row {number} of development is {shown(row)}; give (score, sentence, sentence).")
         # numpy's numbers are none that JSON has
         plain = score if isinstance(score, int | float) else float(score)
         yield {"score": plain, "first": texts[0], "second": texts[1]}

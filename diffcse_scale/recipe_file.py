@@ -10,7 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from diffcse_scale.foundation.errors import InputError, nearest
+from diffcse_scale.foundation.errors import InputError, nearest, shown
 from diffcse_scale.foundation.shipped import shipped
 from diffcse_scale.foundation.unique_keys import DuplicateKey, load_yaml
 from diffcse_scale.recipe import Recipe, Section
@@ -51,7 +51,7 @@ def _read_yaml(name_or_path: str) -> dict[str, Any]:
         recipes = shipped_recipes()
         if name_or_path not in recipes:
             raise InputError(
-                f"Recipe {name_or_path!r} is not shipped{nearest(name_or_path, recipes)}; "
+                f"Recipe {shown(name_or_path)} is not shipped{nearest(name_or_path, recipes)}; "
                 f"there are {', '.join(recipes)}, or give the path of a .yaml file."
             )
         text = recipes[name_or_path]
@@ -69,20 +69,20 @@ def _read_yaml(name_or_path: str) -> dict[str, Any]:
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise InputError(f"Override {override!r} must have the form section.field=value.")
+        raise InputError(f"Override {shown(override)} must have the form section.field=value.")
     try:
         value = load_yaml(text)
     except DuplicateKey as error:
-        raise InputError(f"Override {override!r}: {error}.") from None
+        raise InputError(f"Override {shown(override)}: {error}.") from None
     except yaml.YAMLError:
-        raise InputError(f"Override {override!r}: {text!r} is not a YAML value; quote it.") from None
+        raise InputError(f"Override {shown(override)}: {shown(text)} is not a YAML value; quote it.") from None
     if isinstance(value, str):
         value = _number(value)
     *sections, field = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise InputError(f"Override {override!r}: {section} is a field, not a section.")
+            raise InputError(f"Override {shown(override)}: {section} is a field, not a section.")
     values[field] = value
 
 
@@ -107,8 +107,8 @@ def explain(problem: Any, schema: type[BaseModel]) -> str:
     if not key:
         return message
     given = problem.get("input")
-    shown = "" if isinstance(given, dict) else f" (given: {given!r})"
-    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+    value = "" if isinstance(given, dict) else f" (given: {shown(given)})"
+    return f"{key}: {message[0].lower()}{message[1:]}{value}"
 
 
 def _fields_of(location: Sequence[int | str], schema: type[BaseModel]) -> dict[str, Any]:

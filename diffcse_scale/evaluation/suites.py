@@ -19,7 +19,7 @@ from diffcse_scale.evaluation.sts import evaluate_sts
 from diffcse_scale.evaluation.tasks import HUB, STS_TASKS, TaskPairs, load_sts
 from diffcse_scale.evaluation.transfer import evaluate_transfer, require_sklearn
 from diffcse_scale.evaluation.transfer_tasks import TRANSFER_TASKS, load_transfer
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, shown
 from diffcse_scale.text.cache import cache_folder, fingerprint
 from diffcse_scale.text.remote import copy_folder, is_remote
 
@@ -200,7 +200,7 @@ def load_suites(wanted: Sequence[str], data: str | Path | None) -> list[LoadedSu
         name, given, tasks = one.partition(":")
         if name not in SUITES:
             *first, last = (suite.usage for suite in SUITES.values())
-            raise InputError(f"There is no suite {name!r}; there are {', '.join(first)} and {last}.")
+            raise InputError(f"There is no suite {shown(name)}; there are {', '.join(first)} and {last}.")
         if name in chosen:
             raise InputError(f"Suite {name} is given twice; name all its tasks in one: {name}:TASK,TASK.")
         chosen[name] = [task.strip() for task in tasks.split(",")] if given else None

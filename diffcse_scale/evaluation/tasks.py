@@ -18,7 +18,7 @@ from typing import Any, Literal
 from datasets import load_dataset
 from datasets.exceptions import DatasetsError
 
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, shown
 from diffcse_scale.text.cache import cache_folder
 from diffcse_scale.text.contents import FIRST_BYTES, seems_to_be
 from diffcse_scale.text.remote import copy_folder, is_remote
@@ -162,7 +162,7 @@ def pairs_from_rows(rows: Iterable[dict[str, Any]], source: HubSource) -> list[G
         where = f"{source.dataset} ({source.split}), row {number}"
         absent = [column for column in source.columns if column not in row]
         if absent:
-            raise InputError(f"{where} has no column {absent[0]!r}, only {', '.join(row)}.")
+            raise InputError(f"{where} has no column {shown(absent[0])}, only {', '.join(row)}.")
         pairs.append(_pair(row[score], row[first], row[second], where))
     return pairs
 
@@ -173,7 +173,7 @@ def _select(names: Sequence[str] | None) -> list[STSTask]:
     known = {task.name: task for task in STS_TASKS}
     for name in names:
         if name not in known:
-            raise InputError(f"There is no evaluation task {name!r}; there are {', '.join(known)}.")
+            raise InputError(f"There is no evaluation task {shown(name)}; there are {', '.join(known)}.")
     return [known[name] for name in names]
 
 
@@ -206,7 +206,7 @@ def _pair(score: Any, first: Any, second: Any, where: str) -> GradedPair:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"{where}: the score {score!r} is not a finite number.")
+        raise InputError(f"{where}: the score {shown(score)} is not a finite number.")
     if not all(isinstance(sentence, str) and sentence.strip() for sentence in (first, second)):
         raise InputError(f"{where}: a sentence is empty or not text.")
     return number, first, second

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffcse_scale.evaluation.tasks import read_lines
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, shown
 
 SMALLEST_CLASS = 20  # so that every fold of a fold has rows of it
 
@@ -71,7 +71,7 @@ def load_transfer(folder: str | Path, names: Sequence[str] | None = None) -> lis
     known = {task.name: task for task in TRANSFER_TASKS}
     for name in names or ():
         if name not in known:
-            raise InputError(f"There is no transfer task {name!r}; there are {', '.join(known)}.")
+            raise InputError(f"There is no transfer task {shown(name)}; there are {', '.join(known)}.")
     if not folder.is_dir():
         raise InputError(f"Transfer tasks are read from a folder, and {folder} is none.")
     found = []
@@ -90,10 +90,12 @@ def _files(folder: Path, task: TransferTask) -> dict[str, Labelled]:
         classes = Counter(files[stem].labels).most_common()
         label, rows = classes[-1]
         if len(classes) < 2:
-            raise InputError(f"{folder / stem}.tsv: all rows have the label {label!r}; there is nothing to tell apart.")
+            raise InputError(
+                f"{folder / stem}.tsv: all rows have the label {shown(label)}; there is nothing to tell apart."
+            )
         if rows < SMALLEST_CLASS and "dev" not in files:
             raise InputError(
-                f"{folder / stem}.tsv has {rows} rows of the class {label!r}; cross-validation in ten folds needs "
+                f"{folder / stem}.tsv has {rows} rows of the class {shown(label)}; cross-validation in ten folds needs "
                 f"{SMALLEST_CLASS} of each."
             )
     return files

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from diffcse_scale.foundation.errors import shown
+
 
 class DuplicateKey(ValueError):
     """Says which key is given twice."""
@@ -22,7 +24,7 @@ class _Loader(yaml.SafeLoader):
             if key.value in seen:
                 line = key.start_mark.line
                 again = f", again in line {line + 1}" if line else ""
-                raise DuplicateKey(f"key {key.value!r} is given twice{again}")
+                raise DuplicateKey(f"key {shown(key.value)} is given twice{again}")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -51,5 +53,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise DuplicateKey(f"key {key!r} is given twice")
+        raise DuplicateKey(f"key {shown(key)} is given twice")
     return values

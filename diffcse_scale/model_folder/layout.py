@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from diffcse_scale.foundation import run_files
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, shown
 from diffcse_scale.foundation.run_files import CURVES
 from diffcse_scale.recipe import Pooling
 
@@ -64,4 +64,4 @@ def module_names(folder: Path) -> list[str]:
 def check_pooling(name: str | None) -> None:
     """Raises InputError unless there is a pooling of this name, or none is asked for."""
     if name is not None and name not in (known := get_args(Pooling)):
-        raise InputError(f"There is no pooling {name!r}; there are {', '.join(known)}.")
+        raise InputError(f"There is no pooling {shown(name)}; there are {', '.join(known)}.")

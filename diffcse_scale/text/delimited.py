@@ -9,7 +9,7 @@ from typing import Any
 
 import fsspec
 
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, shown
 from diffcse_scale.text.remote import origin
 
 csv.field_size_limit(sys.maxsize)
@@ -37,7 +37,7 @@ def records(name: str, separator: str) -> Iterator[list[str]]:
             header = next(reader, [])
             twice = [column for column in header if column and header.count(column) > 1]
             if twice:
-                raise InputError(f"Corpus file {origin(name)} has two columns called {twice[0]!r}; rename one.")
+                raise InputError(f"Corpus file {origin(name)} has two columns called {shown(twice[0])}; rename one.")
             yield header
             for fields in reader:
                 if len(fields) > len(header):

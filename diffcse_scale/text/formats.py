@@ -20,7 +20,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, shown
 from diffcse_scale.foundation.unique_keys import load_json
 from diffcse_scale.text import delimited
 from diffcse_scale.text.remote import origin
@@ -186,7 +186,7 @@ class Delimited(TextFormat):
         header = next(rows)
         for column in columns:
             if column not in header:
-                raise InputError(f"Corpus file {origin(name)} has no column {column!r}, only {', '.join(header)}.")
+                raise InputError(f"Corpus file {origin(name)} has no column {shown(column)}, only {', '.join(header)}.")
         places = [header.index(column) for column in columns]
         for fields in rows:
             yield tuple(fields[place] for place in places)

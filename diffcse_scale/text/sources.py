@@ -11,7 +11,7 @@ from typing import Any
 
 import datasets
 
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, shown
 from diffcse_scale.recipe import EMBEDDED
 from diffcse_scale.text import remote
 from diffcse_scale.text.cache import cache_folder, fingerprint, num_proc
@@ -102,7 +102,7 @@ class Source:
             return datasets.load_dataset(name, config, split=split)
         except Exception as error:  # the Hub's client raises exceptions of several libraries
             raise InputError(
-                f"Corpus {self.names[0]!r} is no file here, and as a Hub dataset (name, name:split or "
+                f"Corpus {shown(self.names[0])} is no file here, and as a Hub dataset (name, name:split or "
                 f"name:config:split) it cannot be loaded: {_one_line(error)}"
             ) from None
 
@@ -179,9 +179,9 @@ def choose_columns(where: str, types: dict[str, str], wanted: list[str] | None) 
     there = f"its columns are {', '.join(types) or 'none'}: set data.columns"
     for name in wanted or ():
         if name not in types:
-            raise InputError(f"Corpus {where} has no column {name!r}; {there}.")
+            raise InputError(f"Corpus {where} has no column {shown(name)}; {there}.")
         if name not in (*strings, *nothing):
-            raise InputError(f"Corpus {where}: column {name!r} holds {types[name]}, not text; {there}.")
+            raise InputError(f"Corpus {where}: column {shown(name)} holds {types[name]}, not text; {there}.")
     if wanted:
         return tuple(wanted)
     candidates = [name for name in USUAL_COLUMNS if name in strings] or strings

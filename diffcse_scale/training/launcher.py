@@ -7,6 +7,7 @@ import sys
 from typing import NoReturn
 
 from diffcse_scale.foundation.devices import hidden_by
+from diffcse_scale.foundation.secrets import masked_command
 from diffcse_scale.foundation.shipped import shipped
 
 
@@ -22,6 +23,8 @@ def launch(processes: int | None, arguments: list[str]) -> NoReturn:
     launcher = ["deepspeed.launcher.runner", "--master_port", str(free_port())]
     if processes:
         launcher += ["--num_gpus", str(processes)]
+    if masked_command(arguments) != " ".join(arguments):
+        launcher.append("--quiet")  # it would log the whole command line
     environment = dict(os.environ)
     if hidden_by(environment):
         # DeepSpeed's launcher would look for a device of the name -1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diffcse_scale.foundation.errors import InputError, RunEnded, exit_code_of
+from diffcse_scale.foundation.errors import InputError, RunEnded, exit_code_of, shown
 from diffcse_scale.foundation.exit_codes import ExitCode, Reason
 
 
@@ -48,3 +48,21 @@ def test_every_exit_code_is_in_the_table_that_users_read():
 def test_a_request_leaves_with_a_code_that_is_no_failure():
     assert {reason.exit_code.state for reason in Reason if reason} == {"stopped", None}
     assert max(Reason) is Reason.SUPERSEDED  # nothing may be written then, whatever else was asked
+
+
+class Broken:
+    """A value of a library that cannot even be written."""
+
+    def __repr__(self) -> str:
+        return "x" * 10**6
+
+
+def test_a_value_in_a_message_has_at_most_80_characters_however_large_it_is() -> None:
+    bomb: list[object] = ["lol"]
+    for _ in range(40):
+        bomb = [bomb] * 9  # 9 to the power of 40 words, if written out
+    for value in ("a" * 10**6, 10**5000, bomb, {"a": bomb}, list(range(1000)), Broken(), "\udcff" * 500):
+        assert len(shown(value)) <= 80
+    assert shown("a b") == "'a b'" and shown(7) == "7" and shown([1, "x"]) == "[1, 'x']"
+    assert len(str(InputError(f"Corpus {'x' * 5000}: no such file."))) < 120
+    assert str(InputError(f"Corpus {'/folder' * 30}: no such file.")).count("/folder") == 30
