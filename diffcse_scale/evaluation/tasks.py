@@ -137,17 +137,21 @@ def read_lines(file: Path, form: Sequence[str]) -> list[list[str]]:
         InputError: the file cannot be read, is empty or holds no text, or a line is not UTF-8 or has another number
             of fields.
     """
+    expected = f"expected are lines of {', '.join(form)}, with tabs between"
+    rows = []
     try:
-        content = file.read_bytes()
+        with file.open("rb") as lines:
+            if found := seems_to_be(lines.read(FIRST_BYTES)):
+                raise InputError(f"{file} seems to be {found}; {expected}.")
+            lines.seek(0)
+            for number, line in enumerate(lines, start=1):
+                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                rows.append(_fields(line.removesuffix(b"\n"), form, f"{file}, line {number}"))
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from None
-    found = seems_to_be(content[:FIRST_BYTES])
-    if found:
-        raise InputError(f"{file} seems to be {found}; expected are lines of {', '.join(form)}, with tabs between.")
-    lines = content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")
-    if lines == [b""]:
-        raise InputError(f"{file} is empty; expected are lines of {', '.join(form)}, with tabs between.")
-    return [_fields(line, form, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
+    if not rows:
+        raise InputError(f"{file} is empty; {expected}.")
+    return rows
 
 
 def pairs_from_rows(rows: Iterable[dict[str, Any]], source: HubSource) -> list[GradedPair]:
@@ -202,8 +206,8 @@ def _fields(line: bytes, form: Sequence[str], where: str) -> list[str]:
 
 def _pair(score: Any, first: Any, second: Any, where: str) -> GradedPair:
     try:
-        number = float(score)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(score, str) and "_" in score else float(score)  # Python takes 1_000 for 1000
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise InputError(f"{where}: the score {shown(score)} is not a finite number.")

@@ -31,13 +31,12 @@ from diffcse_scale.evaluation import scores
 from diffcse_scale.evaluation.bootstrap import f1, share
 from diffcse_scale.evaluation.scores import Results, Score
 from diffcse_scale.evaluation.sentence_encoder import Encode, Once
-from diffcse_scale.evaluation.transfer_tasks import TRANSFER_TASKS, Labelled, TransferData
+from diffcse_scale.evaluation.transfer_tasks import POSITIVE, TRANSFER_TASKS, Labelled, TransferData
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.finite import rows_not_finite
 
 ACCURACY, F1 = "accuracy x 100", "F1 x 100"
 MEAN = "mean of the seven tasks"
-POSITIVE = "1"  # MRPC: the pairs that are paraphrases
 
 FOLDS = 10
 SEED = 1111

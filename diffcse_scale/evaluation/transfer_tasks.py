@@ -19,6 +19,7 @@ from pathlib import Path
 from diffcse_scale.evaluation.tasks import read_lines
 from diffcse_scale.foundation.errors import InputError, shown
 
+POSITIVE = "1"  # MRPC: the pairs that are paraphrases
 SMALLEST_CLASS = 20  # so that every fold of a fold has rows of it
 
 
@@ -98,6 +99,14 @@ def _files(folder: Path, task: TransferTask) -> dict[str, Labelled]:
                 f"{folder / stem}.tsv has {rows} rows of the class {shown(label)}; cross-validation in ten folds needs "
                 f"{SMALLEST_CLASS} of each."
             )
+        if task.texts == 2 and POSITIVE not in files[stem].labels:
+            raise InputError(f"{folder / stem}.tsv has no pair with the label {POSITIVE}, that of paraphrases.")
+    for stem in {"dev", "test"} & files.keys():
+        if not set(files[stem].labels) & set(files["train"].labels):
+            raise InputError(
+                f"{folder / stem}.tsv has the label {shown(files[stem].labels[0])} and others, none of which is in "
+                "train.tsv; write them alike."
+            )
     return files
 
 
@@ -109,7 +118,9 @@ def read_labelled(file: Path, texts: int) -> Labelled:
     """
     form = ["label", *["sentence"] * texts]
     rows = read_lines(file, form)
-    for number, (_, *sentences) in enumerate(rows, start=1):
+    for number, (label, *sentences) in enumerate(rows, start=1):
+        if not label.strip():
+            raise InputError(f"{file}, line {number}: the label is empty.")
         if not all(sentence.strip() for sentence in sentences):
             raise InputError(f"{file}, line {number}: a sentence is empty.")
     return Labelled([row[0] for row in rows], [tuple(row[1:]) for row in rows])

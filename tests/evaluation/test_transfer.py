@@ -183,6 +183,7 @@ def test_a_task_that_is_not_in_the_folder_is_left_out_unless_it_is_named(folder:
     [
         (["1\ta\tb"], r"line 1 has 3 tab-separated fields, not label, sentence"),
         (["1\ta", "0\t "], r"line 2: a sentence is empty"),
+        (["1\ta", "\tb"], r"line 2: the label is empty"),
         (["1\ta"] * 30, "all rows have the label '1'"),
         (["1\ta"] * 30 + ["0\tb"] * 19, "19 rows of the class '0'; cross-validation in ten folds needs 20"),
     ],
@@ -192,3 +193,20 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, lines: list[str], c
     with pytest.raises(InputError, match=complaint) as caught:
         load_transfer(tmp_path)
     assert "CR/all.tsv" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "complaint"),
+    [
+        ("TREC", "01", "ab", r"TREC/test\.tsv has the label 'a' and others, none of which is in train\.tsv"),
+        ("MRPC", "yn", "yn", r"MRPC/train\.tsv has no pair with the label 1, that of paraphrases"),
+    ],
+)
+def test_labels_that_no_classifier_could_get_right_are_refused(
+    tmp_path: Path, name: str, train: str, test: str, complaint: str
+) -> None:
+    texts = "\tword" * (2 if name == "MRPC" else 1)
+    for stem, labels in (("train", train), ("test", test)):
+        write(tmp_path, f"{name}/{stem}.tsv", [f"{label}{texts}" for label in labels * 20])
+    with pytest.raises(InputError, match=complaint):
+        load_transfer(tmp_path)
