@@ -92,7 +92,8 @@ def load(folder: str | Path) -> Embeddings:
     if len(manifest.shards) < manifest.count:
         there = f"{len(manifest.shards):,} of {manifest.count:,} shards are there"
         raise InputError(f"{folder} is not finished: {there}; repeat the `encode` command to do the rest.")
-    if manifest.facts["dtype"] == "int8" and np.shape(manifest.ranges) != (2, manifest.shards[0]["dimension"]):
+    ranges = manifest.ranges
+    if manifest.facts["dtype"] == "int8" and (ranges is None or ranges.shape[1] != manifest.shards[0]["dimension"]):
         raise _damaged_manifest(folder)
     return Embeddings(manifest)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -18,11 +19,30 @@ from tests.support.encoding_material import contents
 Options = Callable[..., EncodeOptions]
 
 
+@pytest.fixture(scope="module")
+def made(model_dir: Path, sentences: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sentences, and their embeddings."""
+    place = tmp_path_factory.mktemp("made")
+    file = place / "sentences.txt"
+    file.write_text("".join(f"{text}\n" for text in sentences), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFCSE_CACHE", str(place / "cache"))
+        encode(
+            EncodeOptions(
+                model=str(model_dir),
+                input=[str(file)],
+                output=str(place / "out"),
+                **{"window": 16, "batch_tokens": 64, "dtype": "int8", "devices": "cpu"},
+            ),
+            progress=False,
+        )
+    return place
+
+
 @pytest.fixture
-def folder(options: Options, text_file: Path, tmp_path: Path) -> Path:
+def folder(made: Path, tmp_path: Path) -> Path:
     """103 rows in 7 shards of int8."""
-    encode(options(text_file, dtype="int8"), progress=False)
-    return tmp_path / "out"
+    return Path(shutil.copytree(made / "out", tmp_path / "out"))
 
 
 def flip(file: Path) -> None:
@@ -33,17 +53,18 @@ def flip(file: Path) -> None:
 
 
 def test_a_damaged_shard_of_the_same_size_is_told_by_search_and_made_again_by_encode(
-    options: Options, text_file: Path, folder: Path, caplog: pytest.LogCaptureFixture
+    options: Options, made: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = contents(folder)
     flip(folder / "embeddings-00002.parquet")
     with pytest.raises(InputError, match=r"embeddings-00002.parquet is damaged .*repeat the `encode` command"):
         search.exact(load(folder))
     flip(folder / "embeddings-00005.parquet")
-    encode(options(text_file, dtype="int8"), progress=False)
+    again = options(made / "sentences.txt", dtype="int8", precision="float32", devices="cpu")
+    encode(again, progress=False)
     assert "Made again" in caplog.text and "embeddings-00005.parquet" in caplog.text
     assert contents(folder) == whole
-    assert encode(options(text_file, dtype="int8"), progress=False).startswith("Nothing to do")
+    assert encode(again, progress=False).startswith("Nothing to do")
 
 
 def test_a_shard_that_is_no_parquet_is_told_by_who_reads_it_alone(folder: Path) -> None:
