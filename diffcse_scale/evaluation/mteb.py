@@ -15,7 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from datasets import Dataset, DatasetDict
 
 from diffcse_scale.evaluation.scores import NOT_FINITE, Results, Score
@@ -78,6 +77,8 @@ def evaluate_mteb(model: SentenceTransformer, tasks: Sequence[Any], **encode: An
 @contextmanager
 def _looked_at(model: SentenceTransformer) -> Iterator[None]:
     """Inside, embeddings that are not finite are an error: mteb would score them, or fail in one of many ways."""
+    import torch  # takes seconds: the names of tasks are looked at before
+
     plain = model.encode
 
     def encode(*arguments: Any, **options: Any) -> Any:

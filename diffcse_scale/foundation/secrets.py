@@ -11,8 +11,11 @@ NAMES = (
     r"(?:[\w.-]*[-_.])?(?:token|password|passwd|passphrase|secret|credentials?|(?:api|access|secret|private)[-_]?key)"
 )
 _OPTION = re.compile(rf"--?{NAMES}", re.IGNORECASE)
+_VALUE = r"[^\s&;,'\"}]+"
 _MASKED = (
-    (re.compile(rf"(?i)((?:^|[\s?&;,{{'\"-]){NAMES}['\"]?\s*[=:]\s*['\"]?)[^\s&;,'\"}}]+"), rf"\1{MASK}"),
+    (re.compile(rf"(?i)((?:^|[\s?&;,{{'\"-]){NAMES}=['\"]?){_VALUE}"), rf"\1{MASK}"),
+    (re.compile(rf"(?i)(['\"]{NAMES}['\"]\s*:\s*)(?:\"[^\"]*\"|'[^']*'|[^\s,}}]+)"), rf'\1"{MASK}"'),  # JSON
+    (re.compile(rf"(?im)(^\s*{NAMES}:\s+['\"]?){_VALUE}"), rf"\1{MASK}"),  # YAML
     (re.compile(r"(?i)([?&](?:sig|signature|x-amz-\w+|x-goog-\w+|awsaccesskeyid)=)[^\s&]+"), rf"\1{MASK}"),
     (re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://)[^\s/@]+@"), rf"\1{MASK}@"),
     # Hugging Face, OpenAI, GitHub, GitLab, Slack, Amazon, Weights & Biases' and JSON web tokens

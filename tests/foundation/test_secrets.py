@@ -26,7 +26,7 @@ SECRET = "Xq7Zp2LmN8vB4cD6"
         [f"https://host/a?X-Amz-Signature={SECRET}"],
         [f"model.encoder=hf_{SECRET}"],
         [f"name=ghp_{SECRET}{SECRET}"],
-        [f'{{"comet": {{"api_key": "{SECRET}"}}}}'],
+        [f'{{"comet": {{"api_key": "x {SECRET}"}}}}'],
     ],
 )
 def test_secrets_are_masked(words: list[str]) -> None:
@@ -42,6 +42,7 @@ def test_secrets_are_masked(words: list[str]) -> None:
     [
         ["--batch-tokens", "64", "--max-length=32", "model.tokenizer=bert", "data.max_tokens=7"],
         ["--output", "runs/token", "name=secret-garden", "data.files=s3://bucket/key.txt", "https://host:80/a?b=1&c=2"],
+        ["the", "tokenizer", "has", "no", "mask", "token:", "choose", "another"],
         ["objective.temperature=0.05", "batch.exchange=ring", "keep_checkpoints=3", "--hook", "mine:Password"],
     ],
 )
