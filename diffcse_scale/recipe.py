@@ -322,7 +322,7 @@ class Recipe(Section):
             other = type(self).model_validate(other).model_dump(mode="json")
         mine, theirs = dict(flatten(self.model_dump(mode="json"))), dict(flatten(other))
         return [
-            f"{key}: {mine.get(key)!r}, not {theirs.get(key)!r}"
+            f"{key}: {mine.get(key)!r:.80}, not {theirs.get(key)!r:.80}"
             for key in sorted(mine.keys() | theirs.keys())
             if mine.get(key) != theirs.get(key)
         ]

@@ -17,7 +17,7 @@ from transformers import (
 
 from diffcse_scale.benchmark.grid import Cell, check_text
 from diffcse_scale.foundation.environment import native_bfloat16
-from diffcse_scale.foundation.errors import InputError, nearest
+from diffcse_scale.foundation.errors import InputError, nearest, quoted
 from diffcse_scale.model.backbone import load_tokenizer, resolve
 from diffcse_scale.model.compiled import check_compile
 from diffcse_scale.recipe import EMBEDDED, DataRecipe
@@ -51,7 +51,7 @@ def configurations(backbone: str) -> tuple[PreTrainedConfig, PreTrainedConfig]:
         config = AutoConfig.from_pretrained(resolve(backbone))
     except (OSError, ValueError, InputError):
         raise InputError(
-            f"Backbone {backbone!r} is neither a model nor one of {', '.join(SHAPES)}{nearest(backbone, SHAPES)}."
+            f"Backbone {quoted(backbone)} is neither a model nor one of {', '.join(SHAPES)}{nearest(backbone, SHAPES)}."
         ) from None
     return config, config
 

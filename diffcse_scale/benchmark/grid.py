@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffcse_scale.engine.config_file import load_deepspeed_config
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.shipped import shipped
 from diffcse_scale.recipe import EMBEDDED, Recipe
@@ -108,7 +108,7 @@ def grid(
     """
     asked = [*precisions, same.get("generator_precision", Cell.generator_precision)]
     if unknown := [precision for precision in asked if precision not in PRECISIONS]:
-        raise InputError(f"Precision {unknown[0]!r} is not known; there are {', '.join(PRECISIONS)}.")
+        raise InputError(f"Precision {quoted(unknown[0])} is not known; there are {', '.join(PRECISIONS)}.")
     for implementation in implementations:
         check_implementation(implementation)
     check_text(same.get("text"), same.get("tokenizer"))
@@ -141,7 +141,7 @@ def grid(
 def check_implementation(name: str) -> None:
     """Raises InputError unless there is an implementation of this name."""
     if name not in MAKERS:
-        raise InputError(f"Implementation {name!r} is not known; there are {', '.join(MAKERS)}.")
+        raise InputError(f"Implementation {quoted(name)} is not known; there are {', '.join(MAKERS)}.")
 
 
 def check_text(text: str | None, tokenizer: str | None) -> None:

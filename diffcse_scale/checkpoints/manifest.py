@@ -19,7 +19,7 @@ from typing import Any
 
 from diffcse_scale.checkpoints.shards import FileEntry, file_entry
 from diffcse_scale.foundation.durable import write_durably
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.foundation.strict_json import to_json
 
 MANIFEST, STATE, LATEST = "manifest.json", "training_state.json", "latest"
@@ -99,7 +99,7 @@ def newest_step(folder: Path) -> int:
         return int(match[1])
     if not steps:
         return 0
-    problem = "is missing" if text is None else f"says {text!r}, which names none of them"
+    problem = "is missing" if text is None else f"says {quoted(text)}, which names none of them"
     raise InputError(
         f"{folder} has checkpoints, but {latest} {problem}; to continue from the newest write "
         f"{checkpoint_name(steps[-1])} into it."

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from diffcse_scale.encoding.folder_manifest import Manifest, read_manifest
+from diffcse_scale.encoding.folder_manifest import MANIFEST, Manifest, read_manifest
 from diffcse_scale.encoding.rows import open_rows
-from diffcse_scale.encoding.shard_files import Floats, Matrix, read_shard, read_texts
+from diffcse_scale.encoding.shard_files import Floats, Matrix, damaged, read_shard, read_texts
 from diffcse_scale.encoding.stored import restore
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.paths import given_path
@@ -33,6 +33,15 @@ class Embeddings:
 
     def __len__(self) -> int:
         return int(self.facts["rows"])
+
+    def verify(self) -> None:
+        """Compare all shards with what was written; reads them once.
+
+        Raises:
+            InputError: one is damaged.
+        """
+        for number in self._manifest.damaged():
+            raise damaged(self._manifest.file(number))
 
     def stored(self) -> Iterator[Matrix]:
         """The shards in order, as they are stored; `.npy` ones are memory-mapped."""
@@ -73,12 +82,25 @@ def load(folder: str | Path) -> Embeddings:
     """The embeddings that `encode` wrote.
 
     Raises:
-        InputError: no such folder, or its work is not finished.
+        InputError: no such folder, its work is not finished, or its manifest is damaged.
     """
-    manifest = read_manifest(given_path(folder))
+    place = given_path(folder)
+    manifest = read_manifest(place)
     if manifest is None:
+        if (place / MANIFEST).exists():
+            raise _damaged_manifest(folder)
         raise InputError(f"{folder} holds no embeddings; `diffcse-scale encode` makes them.")
-    if manifest.pending:
+    if len(manifest.shards) < manifest.count:
         there = f"{len(manifest.shards):,} of {manifest.count:,} shards are there"
         raise InputError(f"{folder} is not finished: {there}; repeat the `encode` command to do the rest.")
+    ranges = manifest.ranges
+    if manifest.facts["dtype"] == "int8" and (ranges is None or ranges.shape[1] != manifest.shards[0]["dimension"]):
+        raise _damaged_manifest(folder)
     return Embeddings(manifest)
+
+
+def _damaged_manifest(folder: str | Path) -> InputError:
+    return InputError(
+        f"{folder} holds no embeddings: its {MANIFEST} is damaged, or of another program; `diffcse-scale encode` makes "
+        "them, with --overwrite here."
+    )

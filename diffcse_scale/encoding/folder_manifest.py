@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,9 +23,9 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from diffcse_scale.encoding.shard_files import PARTIAL, Floats, shard_name
+from diffcse_scale.encoding.shard_files import PARTIAL, Floats, digest, shard_name
 from diffcse_scale.foundation.durable import write_durably
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, first_line
 from diffcse_scale.foundation.ownership import WRITTEN_BY, json_of, refuse_run_folder
 from diffcse_scale.foundation.strict_json import to_json
 
@@ -36,6 +38,19 @@ OURS = ("embeddings-[0-9]*.parquet", "embeddings-[0-9]*.npy", f".embeddings-*{PA
 FORMAT = 1
 WHERE = "model_folder"
 PLACES = (WHERE, "files")  # may change: the content of model and input counts
+
+
+READERS = 8  # threads that hash shards
+# what is written, by its name and kind
+FACTS: dict[str, Any] = {
+    **dict.fromkeys(("format_version", "rows", "window"), int),
+    **dict.fromkeys(("model", "dtype", "format", WHERE), str),
+    **dict.fromkeys(("input", "files"), list),
+    **dict.fromkeys(("column", "pooling"), str | None),
+    "max_length": int | None,
+    "ranges": list | None,
+}
+SHARD = {**dict.fromkeys(("shard", "rows", "dimension", "bytes"), int), "sha256": str, "flaws": dict}
 
 
 class Manifest:
@@ -94,6 +109,15 @@ class Manifest:
             journal.flush()
             os.fsync(journal.fileno())
 
+    def damaged(self) -> list[int]:
+        """Numbers of the shards whose bytes are no longer those that were written; reads all of them."""
+        files = [self.file(number) for number in self.shards]
+        with ThreadPoolExecutor(READERS) as readers:  # hashing leaves the interpreter to others
+            found = list(readers.map(_digest, files))
+        return [
+            number for (number, shard), now in zip(self.shards.items(), found, strict=True) if now != shard["sha256"]
+        ]
+
     def tidy(self) -> None:
         """Sort the journal, and remove what killed processes left behind."""
         lines = [to_json(shard, sort_keys=True) + "\n" for _, shard in sorted(self.shards.items())]
@@ -107,13 +131,18 @@ class Manifest:
     def _finished(self) -> Iterator[dict[str, Any]]:
         """Shards that the journal names and that are there; a line cut short counts for nothing."""
         journal = self.folder / JOURNAL
-        for line in journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else ():
+        for line in journal.read_text(encoding="utf-8", errors="replace").splitlines() if journal.is_file() else ():
             try:
                 shard = json.loads(line)
-                if self.file(shard["shard"]).stat().st_size == shard["bytes"]:
+                if self._is_shard(shard) and self.file(shard["shard"]).stat().st_size == shard["bytes"]:
                     yield shard
-            except (ValueError, FileNotFoundError):
+            except (ValueError, RecursionError, FileNotFoundError):
                 continue
+
+    def _is_shard(self, shard: Any) -> bool:
+        if not isinstance(shard, dict) or not all(isinstance(shard.get(name), kind) for name, kind in SHARD.items()):
+            return False
+        return 0 <= shard["shard"] < self.count and all(isinstance(count, int) for count in shard["flaws"].values())
 
 
 @contextmanager
@@ -149,6 +178,9 @@ def begun(
                     "--overwrite to begin anew."
                 )
             known.move({name: facts[name] for name in PLACES})
+            for number in known.damaged():
+                log.warning("Made again, for its bytes are no longer those that were written: %s.", known.file(number))
+                del known.shards[number]
             known.tidy()
             yield known
     except Timeout:
@@ -167,7 +199,29 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def _is_ours(manifest: Path) -> bool:
-    return json_of(COMMAND, "format_version", "model", "input", "files", "rows", "window", "dtype")(manifest)
+    if not json_of(COMMAND, "format_version", "model", "input", "files", "rows", "window", "dtype")(manifest):
+        return False
+    return _is_sound(json.loads(manifest.read_text(encoding="utf-8")))
+
+
+def _is_sound(facts: dict[str, Any]) -> bool:
+    """Whether the facts are of the kinds that we write: a file may be cut, or edited by somebody."""
+    if not all(name in facts and isinstance(facts[name], kind) for name, kind in FACTS.items()):
+        return False
+    ranges = facts["ranges"] if facts["ranges"] is not None else [[], []]
+    if len(ranges) != 2 or not all(isinstance(row, list) for row in ranges) or len(ranges[0]) != len(ranges[1]):
+        return False
+    finite = all(isinstance(value, int | float) and abs(value) < math.inf for row in ranges for value in row)
+    return (
+        finite and facts["rows"] > 0 and facts["window"] > 0 and all(isinstance(name, str) for name in facts["files"])
+    )
+
+
+def _digest(file: Path) -> str:
+    try:
+        return digest(file)
+    except OSError as error:
+        return first_line(error)
 
 
 def _check(folder: Path, overwrite: bool, sources: Collection[str | Path]) -> None:

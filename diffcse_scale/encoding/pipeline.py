@@ -132,6 +132,8 @@ def _calibrated(manifest: Manifest, job: Job, devices: list[str]) -> Floats:
         encoder = job.open_encoder(devices[0], threads_of(devices))
         first = manifest.rows_of(0)
         sentences, _ = job.rows.read(first.start, first.stop)
-        manifest.set_ranges(ranges_of(encoder.encode(encoder.prepare(sentences))))
+        embeddings = encoder.encode(encoder.prepare(sentences))
+        job.check(embeddings, first)
+        manifest.set_ranges(ranges_of(embeddings))
     assert manifest.ranges is not None
     return manifest.ranges

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from diffcse_scale.encoding.folder_manifest import WHERE
 from diffcse_scale.encoding.search import make_search
 from diffcse_scale.encoding.shard_files import Floats
 from diffcse_scale.encoding.window_encoder import check_prompt
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, quoted
+from diffcse_scale.foundation.finite import check_rows
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model_folder.layout import model_folder
 from diffcse_scale.model_folder.load import load_model, quiet_transformers
@@ -39,18 +41,33 @@ def answer(
         prompt_name: for the queries; None for the prompt "query" if the model has one, else its default one.
 
     Raises:
-        InputError: unfinished folder, another model than it was encoded with, unknown index or prompt.
+        InputError: unfinished or damaged folder, another model than it was encoded with, unknown index or prompt; a
+            query that is empty, not UTF-8, or has no finite embedding.
     """
     embeddings = load(folder)
     network = _same_model(embeddings, model)
     check_prompt(network, prompt_name)
     search = make_search(embeddings, index, given_path(folder))
     for number, query in enumerate(queries or _lines()):
-        if queries:
-            print(f"{query}" if not number else f"\n{query}")
+        _check_query(number, query)
+        if queries and number:
+            print()
+        if queries or not sys.stdin.isatty():
+            print(query)
         vectors: Floats = network.encode_query([query], prompt_name=prompt_name, show_progress_bar=False)
+        check_rows(vectors, "of the queries", "the model has no embedding for it: ask in other words", number)
         cosines, rows = search(vectors.astype(np.float32), top)
         _show(embeddings, cosines[0], rows[0])
+
+
+def _check_query(number: int, query: str) -> None:
+    """Raises InputError for a query that no tokenizer takes, or that asks for nothing."""
+    try:
+        query.encode()
+    except UnicodeEncodeError:  # what stands for bytes that are no text
+        raise InputError(f"Query {number} is not UTF-8: {quoted(query)}; give it as UTF-8.") from None
+    if not query.strip():
+        raise InputError(f"Query {number} is empty; give words to look for.")
 
 
 def _same_model(embeddings: Embeddings, model: str | None) -> SentenceTransformer:
@@ -69,6 +86,8 @@ def _same_model(embeddings: Embeddings, model: str | None) -> SentenceTransforme
 def _lines() -> Iterator[str]:
     """Queries from the standard input; a person is asked for them, and ends with an empty line."""
     person = sys.stdin.isatty()
+    if isinstance(sys.stdin, TextIOWrapper):  # bytes that are no text become a query's flaw
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     while True:
         if person:
             print("query> ", end="", flush=True)
@@ -76,8 +95,6 @@ def _lines() -> Iterator[str]:
         if not line or (person and not line.strip()):
             return
         if line.strip():
-            if not person:
-                print(line.strip())
             yield line.strip()
 
 

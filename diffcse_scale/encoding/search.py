@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from diffcse_scale.encoding.folder import Embeddings
 from diffcse_scale.encoding.folder_manifest import JOURNAL
 from diffcse_scale.encoding.shard_files import Floats
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, quoted
+from diffcse_scale.foundation.finite import check_rows
 
 BLOCK = 16_384  # rows that are float32 at once
+ROUNDING = 1e-5  # more than cosines of one row differ by, in whatever order they are added up
 SMALLEST_NORM = np.float32(1e-30)
 HNSW_NEIGHBOURS = 32
 TRAINING_ROWS = 64  # of an IVF index, a cluster; faiss asks for 39 at least
@@ -40,15 +42,20 @@ def exact(embeddings: Embeddings) -> Search:
     """Compares every row; holds a block of rows and q x (block + k) cosines at a time. Equal cosines by row number.
 
     (sentence-transformers' `semantic_search` takes all rows in one tensor, and leaves the order of equal cosines open.)
+
+    Raises:
+        InputError: a damaged shard.
     """
+    embeddings.verify()
 
     def search(queries: Floats, k: int) -> tuple[Floats, NDArray[np.int64]]:
         queries = unit(queries)
         best = np.empty((len(queries), 0), np.float32)
         rows = np.empty((len(queries), 0), np.int64)
         for first, block in _blocks(embeddings):
+            block = unit(block)
             numbers = np.broadcast_to(np.arange(first, first + len(block)), (len(queries), len(block)))
-            best = np.concatenate([best, queries @ unit(block).T], axis=1)
+            best = np.concatenate([best, _cosines(queries, block, best, k)], axis=1)
             rows = np.concatenate([rows, numbers], axis=1)
             if best.shape[1] > k:
                 # of equal cosines at the edge those of the lowest rows stay: a stable sort of what is in row order
@@ -58,6 +65,23 @@ def exact(embeddings: Embeddings) -> Search:
         return np.take_along_axis(best, order, 1), np.take_along_axis(rows, order, 1)
 
     return search
+
+
+def _cosines(queries: Floats, block: Floats, best: Floats, k: int) -> Floats:
+    """Cosines [q, rows] of unit vectors; of those that may be among the k best, equal rows have equal ones.
+
+    A matrix product adds up a row's products in an order that depends on where the row stands.
+
+    Args:
+        best: those of earlier blocks, [q, at most k].
+    """
+    cosines = queries @ block.T
+    known = np.concatenate([best, cosines], axis=1)
+    least = np.partition(known, -k, axis=1)[:, -k] if known.shape[1] > k else np.full(len(queries), -np.inf)
+    for query, of_query, edge in zip(queries, cosines, least, strict=True):
+        near = np.flatnonzero(of_query >= edge - ROUNDING)
+        of_query[near] = (block[near] * query).sum(axis=1)
+    return cosines
 
 
 def approximate(embeddings: Embeddings, kind: str, folder: Path) -> Search:
@@ -91,7 +115,7 @@ def approximate(embeddings: Embeddings, kind: str, folder: Path) -> Search:
 def check_index(kind: str) -> None:
     """Raises InputError unless `INDEXES` has it."""
     if kind not in INDEXES:
-        raise InputError(f"There is no index {kind!r}; there are {', '.join(INDEXES)}.")
+        raise InputError(f"There is no index {quoted(kind)}; there are {', '.join(INDEXES)}.")
 
 
 def make_search(embeddings: Embeddings, kind: str, folder: Path) -> Search:
@@ -106,6 +130,7 @@ def make_search(embeddings: Embeddings, kind: str, folder: Path) -> Search:
 
 def _built(faiss: Any, embeddings: Embeddings, kind: str, file: Path) -> Any:
     """Built from the shards in order, and kept."""
+    embeddings.verify()
     width, inner = embeddings.dimension, faiss.METRIC_INNER_PRODUCT
     if kind == "hnsw":
         index = faiss.IndexHNSWFlat(width, HNSW_NEIGHBOURS, inner)
@@ -128,8 +153,14 @@ def _sample(embeddings: Embeddings, count: int) -> Floats:
     return np.concatenate([unit(block[-first % step :: step]) for first, block in _blocks(embeddings)])
 
 
-def _blocks(embeddings: Embeddings) -> Any:
-    """First row and float32 rows, at most BLOCK at a time."""
+def _blocks(embeddings: Embeddings) -> Iterator[tuple[int, Floats]]:
+    """First row and float32 rows, at most BLOCK at a time.
+
+    Raises:
+        NotFinite: rows that an earlier version wrote.
+    """
     for first, shard in embeddings.floats():
         for start in range(0, len(shard), BLOCK):
-            yield first + start, shard[start : start + BLOCK]
+            block = shard[start : start + BLOCK]
+            check_rows(block, "of the embeddings", "encode them again with --precision float32", first + start)
+            yield first + start, block

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
+
+from diffcse_scale.foundation.errors import InputError, first_line
 
 PARTIAL = ".partial"
 ELEMENT = "embedding.list.element"  # where Parquet keeps the numbers
@@ -44,28 +48,52 @@ def write_shard(file: Path, first: int, matrix: Matrix, texts: list[str] | None)
             _write_parquet(sink, first, matrix, texts)
         sink.flush()
         os.fsync(sink.fileno())
-        sink.seek(0)
-        digest = hashlib.file_digest(sink, "sha256").hexdigest()
-    size = partial.stat().st_size
+    written = {"bytes": partial.stat().st_size, "sha256": digest(partial)}
     os.replace(partial, file)
-    return {"bytes": size, "sha256": digest}
+    return written
+
+
+def digest(file: Path) -> str:
+    """What changes with any byte of a file; reads all of it."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def damaged(file: Path, how: str = "its bytes are not those that were written") -> InputError:
+    """What is said of a shard that cannot be trusted."""
+    return InputError(f"Shard {file} is damaged ({how}); repeat the `encode` command, which makes it again.")
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """What libraries say of a shard that they cannot read, as one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        raise damaged(file, first_line(error).rstrip(".")) from None
 
 
 def read_shard(file: Path) -> Matrix:
-    """The matrix of a shard, [rows, stored width]; an `.npy` one is memory-mapped."""
-    if file.suffix == ".npy":
-        matrix: Matrix = np.load(file, mmap_mode="r")
-        return matrix
-    column = pyarrow.parquet.read_table(file, columns=["embedding"]).column(0).combine_chunks()
-    return column.flatten().to_numpy().reshape(len(column), -1)
+    """The matrix of a shard, [rows, stored width]; an `.npy` one is memory-mapped.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    with _readable(file):
+        if file.suffix == ".npy":
+            matrix: Matrix = np.load(file, mmap_mode="r")
+            return matrix
+        column = pyarrow.parquet.read_table(file, columns=["embedding"]).column(0).combine_chunks()
+        return column.flatten().to_numpy().reshape(len(column), -1)
 
 
 def read_texts(file: Path) -> list[str] | None:
-    """The sentences of a Parquet shard, None if it has none."""
-    if file.suffix == ".npy" or "text" not in pyarrow.parquet.read_schema(file).names:
-        return None
-    texts: list[str] = pyarrow.parquet.read_table(file, columns=["text"]).column(0).to_pylist()
-    return texts
+    """The sentences of a Parquet shard, None if it has none; raises as `read_shard`."""
+    with _readable(file):
+        if file.suffix == ".npy" or "text" not in pyarrow.parquet.read_schema(file).names:
+            return None
+        texts: list[str] = pyarrow.parquet.read_table(file, columns=["text"]).column(0).to_pylist()
+        return texts
 
 
 def _write_parquet(sink: Any, first: int, matrix: Matrix, texts: list[str] | None) -> None:

@@ -29,7 +29,8 @@ def store(embeddings: Floats, dtype: str, ranges: Floats | None = None) -> NDArr
         from sentence_transformers.util.quantization import quantize_embeddings  # takes seconds
 
         return quantize_embeddings(embeddings, PRECISIONS[dtype], ranges=ranges)
-    return embeddings.astype(dtype)
+    with np.errstate(over="ignore"):  # what float16 cannot hold is infinite, which the caller looks for
+        return embeddings.astype(dtype)
 
 
 def restore(stored: NDArray[Any], dtype: str, dimension: int, ranges: Floats | None = None) -> Floats:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffcse_scale.encoding.shard_files import Floats
 from diffcse_scale.foundation.environment import native_bfloat16
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.model.weights import cast_parameters
 from diffcse_scale.text.shortening import shortened
 from diffcse_scale.text.unknown import unknown_id
@@ -83,7 +83,7 @@ def check_prompt(model: SentenceTransformer, name: str | None) -> None:
     """Raises InputError unless the model has a prompt of this name, or none is asked for."""
     if name is not None and name not in model.prompts:
         known = ", ".join(model.prompts) or "none"
-        raise InputError(f"The model has no prompt {name!r}; its prompts: {known}.")
+        raise InputError(f"The model has no prompt {quoted(name)}; its prompts: {known}.")
 
 
 class WindowEncoder:

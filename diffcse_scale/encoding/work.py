@@ -25,12 +25,21 @@ from diffcse_scale.encoding.window_encoder import Window, WindowEncoder
 from diffcse_scale.evaluation.sentence_encoder import parse_devices
 from diffcse_scale.foundation.devices import device_error, left_idle
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.finite import check_rows
 from diffcse_scale.model_folder.load import load_model, quiet_transformers
 from diffcse_scale.text.prefetch import prefetch
 
 log = logging.getLogger(__name__)
 
 MOST_CPU_PROCESSES = 8  # each has the interpreter, torch and the weights; the cores are divided among them
+
+ANEW = "; what is done is kept: --overwrite or another --output begins anew"
+# what helps where numbers leave the range of a precision
+WIDER = {
+    "float16": f"give --precision bfloat16 or float32{ANEW}",
+    "bfloat16": f"give --precision float32{ANEW}",
+    "float32": "the model has no embedding for them: choose another model, or leave these rows out",
+}
 
 Report = Callable[[int, int, dict[str, Any] | None], object]
 """Called with rows and tokens of a batch, or with the facts of a finished shard."""
@@ -55,6 +64,15 @@ class Job:
     dtype: str
     keep_text: bool
     ranges: Floats | None = None
+
+    def check(self, embeddings: Floats, rows: range) -> None:
+        """Refuse numbers that are not finite, once they are on the host.
+
+        Raises:
+            NotFinite: names the rows.
+        """
+        precision = self.encoder["precision"]
+        check_rows(embeddings, f"of the input, computed in {precision},", WIDER[precision], rows.start)
 
     def open_encoder(self, device: str, threads: int) -> WindowEncoder:
         """The model on a device; on a CPU, with so many threads."""
@@ -216,7 +234,10 @@ def _work(job: Job, device: str, threads: int, take: Callable[[], int | None], r
 def _write(job: Job, index: int, embeddings: Floats, texts: list[str], about: dict[str, Any]) -> dict[str, Any]:
     """Write a window's shard; the facts about it, with those `about` its text."""
     number, rows, file = job.pending[index]
+    job.check(embeddings, rows)
     stored = store(embeddings, job.dtype, job.ranges)
+    if job.dtype == "float16":
+        check_rows(stored, "of the input, stored as float16,", f"give --dtype float32{ANEW}", rows.start)
     written = write_shard(file, rows.start, stored, texts if job.keep_text else None)
     return {"shard": number, "rows": len(rows), "dimension": embeddings.shape[1], **about, **written}
 

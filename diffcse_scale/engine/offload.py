@@ -11,7 +11,7 @@ from diffcse_scale.distributed import broadcast_object, gather_objects
 from diffcse_scale.engine.host_adamw import HostAdamW, is_faster
 from diffcse_scale.engine.launch import device
 from diffcse_scale.foundation.environment import host_name
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, quoted
 
 DEEPSPEEDS = "zero_force_ds_cpu_optimizer"  # of the DeepSpeed configuration
 
@@ -26,7 +26,7 @@ def check_host_optimizer(config: dict[str, Any]) -> None:
     """Raises InputError where the configuration does not say which AdamW the host computes with."""
     if config.get(DEEPSPEEDS, False) not in (True, False, "auto"):
         raise InputError(
-            f'DeepSpeed configuration says {DEEPSPEEDS} = {config[DEEPSPEEDS]!r}; it is true, false or "auto".'
+            f'DeepSpeed configuration says {DEEPSPEEDS} = {quoted(config[DEEPSPEEDS])}; it is true, false or "auto".'
         )
 
 

@@ -24,6 +24,7 @@ from diffcse_scale.evaluation.sentence_encoder import Encode, Once
 from diffcse_scale.evaluation.sts import similarities
 from diffcse_scale.evaluation.tasks import TaskPairs
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.finite import rows_not_finite
 
 POSITIVE = 4.0
 BANDS = ("0-1", "1-2", "2-3", "3-4", "4-5")  # of gold scores; 5 belongs to the last
@@ -38,9 +39,11 @@ MEASURES = {
 }
 
 
-def check_scores(task: TaskPairs) -> None:
-    """Raises InputError unless the scores lie between 0 and 5 and some pair has `POSITIVE` or more."""
+def check_pairs(task: TaskPairs) -> None:
+    """Raises InputError unless sentences differ, scores lie between 0 and 5, and some pair has `POSITIVE` or more."""
     gold = [pair[0] for pair in task.pairs]
+    if len({sentence for pair in task.pairs for sentence in pair[1:]}) < 2:
+        raise InputError(f"{task.name}: all sentences are equal, and geometry is of distances between different ones.")
     if min(gold) < 0 or max(gold) > 5:
         raise InputError(
             f"{task.name}: geometry needs scores from 0 to 5, and these go from {min(gold)} to {max(gold)}."
@@ -52,7 +55,7 @@ def check_scores(task: TaskPairs) -> None:
 
 
 def evaluate_geometry(encode: Encode, task: TaskPairs) -> Results:
-    """Measure where an encoder puts the sentences of graded pairs (0 to 5; see `check_scores`).
+    """Measure where an encoder puts the sentences of graded pairs (0 to 5; see `check_pairs`).
 
     `details` has the histogram of cosines for each band of gold scores: `edges` [41] and counts [40] a band.
     """
@@ -61,9 +64,10 @@ def evaluate_geometry(encode: Encode, task: TaskPairs) -> Results:
     points = on_sphere(encode(sentences))
     gold, cosines = similarities(encode, task.pairs)
     counts = {name: len(points) for name in MEASURES} | {"alignment": int(np.sum(gold >= POSITIVE))}
-    if not np.isfinite(points).all():
-        remark = "undefined: the embeddings contain NaN or infinity"
-        undefined = [Score(name, task.name, MEASURES[name], math.nan, counts[name], remark) for name in MEASURES]
+    if len(rows_not_finite(points)):
+        undefined = [
+            Score(name, task.name, MEASURES[name], math.nan, counts[name], scores.NOT_FINITE) for name in MEASURES
+        ]
         return Results("geometry", tuple(undefined))
     statistics = {
         "alignment": _mean(2 - 2 * cosines[gold >= POSITIVE]),  # the squared distance of points on the sphere

@@ -8,15 +8,18 @@ none it is downloaded. A copy is made, on a machine with network, by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, DatasetDict
 
-from diffcse_scale.evaluation.scores import Results, Score
+from diffcse_scale.evaluation.scores import NOT_FINITE, Results, Score
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.finite import NotFinite, check_rows
 
 if TYPE_CHECKING:  # a training rank need not import it
     from sentence_transformers import SentenceTransformer
@@ -59,13 +62,35 @@ def evaluate_mteb(model: SentenceTransformer, tasks: Sequence[Any], **encode: An
     """
     import mteb
 
-    results = mteb.evaluate(model, tasks, encode_kwargs=encode, cache=None, co2_tracker=False, show_progress_bar=False)
-    found = []
-    for task, result in zip(tasks, results.task_results, strict=True):
-        measure = f"{task.metadata.main_score} x 100"
-        value = 100 * float(result.get_score())
-        found.append(Score(task.metadata.name, task.metadata.type, measure, value, _items(task)))
+    found, quiet = [], {"cache": None, "co2_tracker": False, "show_progress_bar": False}
+    with _looked_at(model):
+        for task in tasks:
+            value, remark = math.nan, NOT_FINITE
+            with suppress(NotFinite):
+                (result,) = mteb.evaluate(model, [task], encode_kwargs=encode, **quiet).task_results
+                value, remark = 100 * float(result.get_score()), ""
+            measure = f"{task.metadata.main_score} x 100"
+            found.append(Score(task.metadata.name, task.metadata.type, measure, value, _items(task), remark))
     return Results("mteb", tuple(found), details={"mteb": metadata.version("mteb")})
+
+
+@contextmanager
+def _looked_at(model: SentenceTransformer) -> Iterator[None]:
+    """Inside, embeddings that are not finite are an error: mteb would score them, or fail in one of many ways."""
+    import torch  # takes seconds: the names of tasks are looked at before
+
+    plain = model.encode
+
+    def encode(*arguments: Any, **options: Any) -> Any:
+        rows = plain(*arguments, **options)
+        check_rows(torch.as_tensor(rows).float().cpu().numpy(), "of mteb's texts", "choose another model")
+        return rows
+
+    model.encode = encode
+    try:
+        yield
+    finally:
+        del model.encode
 
 
 def _load(task: Any, copy: Path | None) -> None:

@@ -8,16 +8,17 @@ so that an evaluation replaces an earlier one on the same data and no other.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
 
 from diffcse_scale.evaluation.suites import SUITES
 from diffcse_scale.evaluation.tasks import HUB
 from diffcse_scale.foundation import run_files
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.objects import read_object
 from diffcse_scale.foundation.ownership import WRITTEN_BY, Known, check_file, json_of, write_file
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.text.cache import fingerprint
@@ -98,9 +99,44 @@ def _known(suite: str) -> Known:
     return lambda file: known(file) and _read(file)["suite"] == suite
 
 
+_Number = Annotated[float, Field(ge=-1e100, le=1e100)]  # what a chart has room for
+
+
+class _Score(BaseModel):
+    """What a report says of a task, or of a mean over tasks."""
+
+    name: str
+    measure: str
+    value: _Number | None
+    interval: tuple[_Number, _Number] | None = None
+    remark: str | None = None
+
+
+class _Task(_Score):
+    group: str
+    count: int
+
+
+class _Histogram(BaseModel):
+    bands: dict[str, list[int]]
+
+
+class _Details(BaseModel):
+    histograms: dict[str, _Histogram] = {}
+
+
+class _Report(BaseModel):
+    """What is read again of a report."""
+
+    suite: str
+    tasks: list[_Task]
+    data: str
+    date: str
+    means: list[_Score] = []
+    details: _Details | None = None
+
+
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}); delete it or bring it back.") from None
-    return content
+    """A report; another JSON object as it is."""
+    content = read_object(file)
+    return read_object(file, _Report) if content.keys() >= {"suite", "tasks", "data", "date"} else content

@@ -11,6 +11,8 @@ import numpy as np
 
 from diffcse_scale.evaluation.bootstrap import Floats, Statistic, holm, interval, p_value, resample
 
+NOT_FINITE = "undefined: the embeddings contain NaN or infinity"
+
 
 @dataclass(frozen=True)
 class Score:

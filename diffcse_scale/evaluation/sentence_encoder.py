@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.text.shortening import shortened
 
 if TYPE_CHECKING:  # a training rank need not import it
@@ -81,7 +81,7 @@ def parse_devices(names: str | None) -> list[str]:
         kind, _, index = name.partition(":")
         if kind not in there or (index and not (index.isdecimal() and int(index) < there[kind])):
             known = ", ".join(kind if kind == "cpu" else f"{kind}:0 to {count - 1}" for kind, count in there.items())
-            raise InputError(f"--devices: {name!r} cannot be used here; there are {known}.")
+            raise InputError(f"--devices: {quoted(name)} cannot be used here; there are {known}.")
     return devices
 
 

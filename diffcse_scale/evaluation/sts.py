@@ -14,6 +14,7 @@ from diffcse_scale.evaluation.bootstrap import rank_correlation
 from diffcse_scale.evaluation.scores import Results, Score
 from diffcse_scale.evaluation.sentence_encoder import Encode, Once
 from diffcse_scale.evaluation.tasks import STS_TASKS, GradedPair, TaskPairs
+from diffcse_scale.foundation.finite import rows_not_finite
 
 MEASURE = "Spearman x 100"
 MEAN = "mean of the seven test sets"
@@ -84,8 +85,8 @@ def _spearman(human: NDArray[np.float64], similarity: NDArray[np.float64]) -> fl
 
 def _undefined(human: NDArray[np.float64], similarity: NDArray[np.float64]) -> str:
     """Why there is no correlation; empty if there is one."""
-    if not np.isfinite(similarity).all():
-        return "undefined: the embeddings contain NaN or infinity"
+    if len(rows_not_finite(similarity[:, None])):
+        return scores.NOT_FINITE
     if np.ptp(human) == 0:
         return "undefined: all human scores are equal"
     if np.ptp(similarity) < RESOLUTION:

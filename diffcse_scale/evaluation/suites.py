@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffcse_scale.evaluation.geometry import check_scores, evaluate_geometry
+from diffcse_scale.evaluation.geometry import check_pairs, evaluate_geometry
 from diffcse_scale.evaluation.mteb import evaluate_mteb, load_mteb
 from diffcse_scale.evaluation.scores import Results
 from diffcse_scale.evaluation.sentence_encoder import Encode
@@ -19,7 +19,7 @@ from diffcse_scale.evaluation.sts import evaluate_sts
 from diffcse_scale.evaluation.tasks import HUB, STS_TASKS, TaskPairs, load_sts
 from diffcse_scale.evaluation.transfer import evaluate_transfer, require_sklearn
 from diffcse_scale.evaluation.transfer_tasks import TRANSFER_TASKS, load_transfer
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.text.cache import cache_folder, fingerprint
 from diffcse_scale.text.remote import copy_folder, is_remote
@@ -96,7 +96,7 @@ def _load_geometry(data: str | Path | None, tasks: list[str] | None) -> tuple[Me
             "Suite geometry has no tasks to choose from; it measures STS-B dev, or your own file of pairs."
         )
     (pairs,) = load_sts(_graded_pairs(data), [GEOMETRY])
-    check_scores(pairs)
+    check_pairs(pairs)
     return lambda subject: evaluate_geometry(subject.encode, pairs), _identity([pairs])
 
 
@@ -124,7 +124,7 @@ def _transfer_sizes() -> dict[str, int]:
 
 
 def _has_geometry_pairs(report: Report) -> bool:
-    bands = report["details"].get("histograms", {}).get(GEOMETRY, {}).get("bands", {})
+    bands = (report.get("details") or {}).get("histograms", {}).get(GEOMETRY, {}).get("bands", {})
     (size,) = (task.standard_pairs for task in STS_TASKS if task.name == GEOMETRY)
     return sum(map(sum, bands.values())) >= NEARLY * size
 
@@ -201,7 +201,7 @@ def load_suites(wanted: Sequence[str], data: str | Path | None) -> list[LoadedSu
         name, given, tasks = one.partition(":")
         if name not in SUITES:
             *first, last = (suite.usage for suite in SUITES.values())
-            raise InputError(f"There is no suite {name!r}; there are {', '.join(first)} and {last}.")
+            raise InputError(f"There is no suite {quoted(name)}; there are {', '.join(first)} and {last}.")
         if name in chosen:
             raise InputError(f"Suite {name} is given twice; name all its tasks in one: {name}:TASK,TASK.")
         chosen[name] = [task.strip() for task in tasks.split(",")] if given else None

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.objects import read_object, read_yaml_object
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import flatten
 
@@ -34,7 +32,7 @@ class Group:
 
     distinction: dict[str, Any]
     runs: list[Path]
-    seeds: list[int]
+    seeds: list[Any]
     results: dict[str, list[float]]
 
 
@@ -53,7 +51,7 @@ def summarize(runs: Sequence[Path]) -> Summary:
         runs: folders of runs; those without a `result.json` are left out.
 
     Raises:
-        InputError: none has finished.
+        InputError: none has finished, or a file of one is damaged.
     """
     finished = [run for run in runs if (run / run_files.RESULT).is_file() and (run / run_files.RECIPE).is_file()]
     if not finished:
@@ -69,7 +67,7 @@ def summarize(runs: Sequence[Path]) -> Summary:
         Group(
             distinction={name: recipes[of_group[0]].get(name) for name in differing},
             runs=of_group,
-            seeds=[recipes[run]["seed"] for run in of_group],
+            seeds=[recipes[run].get("seed") for run in of_group],
             results=_results(of_group),
         )
         for of_group in members.values()
@@ -105,15 +103,15 @@ def as_table(group: Group) -> Table:
 
 
 def _recipe(run: Path) -> dict[str, Any]:
-    return dict(flatten(yaml.safe_load((run / run_files.RECIPE).read_text(encoding="utf-8"))))
+    return dict(flatten(read_yaml_object(run / run_files.RECIPE)))
 
 
 def _results(runs: list[Path]) -> dict[str, list[float]]:
     """The numbers of all runs, the best development score first; those that are undefined are left out."""
     results: dict[str, list[float]] = {"best.dev_spearman": []}
     for run in runs:
-        for name, value in flatten(json.loads((run / run_files.RESULT).read_text(encoding="utf-8"))):
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        for name, value in flatten(read_object(run / run_files.RESULT)):
+            if isinstance(value, int | float) and not isinstance(value, bool):
                 results.setdefault(name, []).append(float(value))
     return {name: values for name, values in results.items() if values}
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from datasets import load_dataset
 from datasets.exceptions import DatasetsError
 
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.text.cache import cache_folder
 from diffcse_scale.text.contents import FIRST_BYTES, seems_to_be
@@ -138,17 +138,21 @@ def read_lines(file: Path, form: Sequence[str]) -> list[list[str]]:
         InputError: the file cannot be read, is empty or holds no text, or a line is not UTF-8 or has another number
             of fields.
     """
+    expected = f"expected are lines of {', '.join(form)}, with tabs between"
+    rows = []
     try:
-        content = file.read_bytes()
+        with file.open("rb") as lines:
+            if found := seems_to_be(lines.read(FIRST_BYTES)):
+                raise InputError(f"{file} seems to be {found}; {expected}.")
+            lines.seek(0)
+            for number, line in enumerate(lines, start=1):
+                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                rows.append(_fields(line.removesuffix(b"\n"), form, f"{file}, line {number}"))
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from None
-    found = seems_to_be(content[:FIRST_BYTES])
-    if found:
-        raise InputError(f"{file} seems to be {found}; expected are lines of {', '.join(form)}, with tabs between.")
-    lines = content.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n").split(b"\n")
-    if lines == [b""]:
-        raise InputError(f"{file} is empty; expected are lines of {', '.join(form)}, with tabs between.")
-    return [_fields(line, form, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
+    if not rows:
+        raise InputError(f"{file} is empty; {expected}.")
+    return rows
 
 
 def pairs_from_rows(rows: Iterable[dict[str, Any]], source: HubSource) -> list[GradedPair]:
@@ -163,7 +167,7 @@ def pairs_from_rows(rows: Iterable[dict[str, Any]], source: HubSource) -> list[G
         where = f"{source.dataset} ({source.split}), row {number}"
         absent = [column for column in source.columns if column not in row]
         if absent:
-            raise InputError(f"{where} has no column {absent[0]!r}, only {', '.join(row)}.")
+            raise InputError(f"{where} has no column {quoted(absent[0])}, only {', '.join(row)}.")
         pairs.append(_pair(row[score], row[first], row[second], where))
     return pairs
 
@@ -174,7 +178,7 @@ def _select(names: Sequence[str] | None) -> list[STSTask]:
     known = {task.name: task for task in STS_TASKS}
     for name in names:
         if name not in known:
-            raise InputError(f"There is no evaluation task {name!r}; there are {', '.join(known)}.")
+            raise InputError(f"There is no evaluation task {quoted(name)}; there are {', '.join(known)}.")
     return [known[name] for name in names]
 
 
@@ -203,11 +207,11 @@ def _fields(line: bytes, form: Sequence[str], where: str) -> list[str]:
 
 def _pair(score: Any, first: Any, second: Any, where: str) -> GradedPair:
     try:
-        number = float(score)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(score, str) and "_" in score else float(score)  # Python takes 1_000 for 1000
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f"{where}: the score {score!r} is not a finite number.")
+        raise InputError(f"{where}: the score {quoted(score)} is not a finite number.")
     if not all(isinstance(sentence, str) and sentence.strip() for sentence in (first, second)):
         raise InputError(f"{where}: a sentence is empty or not text.")
     return number, first, second

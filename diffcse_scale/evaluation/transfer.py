@@ -31,12 +31,12 @@ from diffcse_scale.evaluation import scores
 from diffcse_scale.evaluation.bootstrap import f1, share
 from diffcse_scale.evaluation.scores import Results, Score
 from diffcse_scale.evaluation.sentence_encoder import Encode, Once
-from diffcse_scale.evaluation.transfer_tasks import TRANSFER_TASKS, Labelled, TransferData
+from diffcse_scale.evaluation.transfer_tasks import POSITIVE, TRANSFER_TASKS, Labelled, TransferData
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.finite import rows_not_finite
 
 ACCURACY, F1 = "accuracy x 100", "F1 x 100"
 MEAN = "mean of the seven tasks"
-POSITIVE = "1"  # MRPC: the pairs that are paraphrases
 
 FOLDS = 10
 SEED = 1111
@@ -88,8 +88,8 @@ def _evaluate(encode: Encode, data: TransferData) -> tuple[list[Score], list[flo
     gold = np.array(files["all" if "all" in files else "test"].labels)
     remark = _size_remark(data)
     measures = [(name, ACCURACY), *([(f"{name} F1", F1)] if data.task.texts == 2 else [])]
-    if not all(np.isfinite(of_file).all() for of_file in features.values()):
-        remark = "; ".join(filter(None, (remark, "undefined: the embeddings contain NaN or infinity")))
+    if any(len(rows_not_finite(of_file)) for of_file in features.values()):
+        remark = "; ".join(filter(None, (remark, scores.NOT_FINITE)))
         return [Score(title, group, measure, math.nan, len(gold), remark) for title, measure in measures], []
 
     predicted, chosen = _predict(features, {stem: np.array(file.labels) for stem, file in files.items()})

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffcse_scale.evaluation.tasks import read_lines
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.foundation.paths import given_path
 
 HEADER = {"label", "sentence", "text", "class"}  # names that a first row has and no label
+
+POSITIVE = "1"  # MRPC: the pairs that are paraphrases
 SMALLEST_CLASS = 20  # so that every fold of a fold has rows of it
 
 
@@ -73,7 +75,7 @@ def load_transfer(folder: str | Path, names: Sequence[str] | None = None) -> lis
     known = {task.name: task for task in TRANSFER_TASKS}
     for name in names or ():
         if name not in known:
-            raise InputError(f"There is no transfer task {name!r}; there are {', '.join(known)}.")
+            raise InputError(f"There is no transfer task {quoted(name)}; there are {', '.join(known)}.")
     if not folder.is_dir():
         raise InputError(f"Transfer tasks are read from a folder, and {folder} is none.")
     found = []
@@ -92,17 +94,22 @@ def _files(folder: Path, task: TransferTask) -> dict[str, Labelled]:
         classes = Counter(files[stem].labels).most_common()
         label, rows = classes[-1]
         if len(classes) < 2:
-            raise InputError(f"{folder / stem}.tsv: all rows have the label {label!r}; there is nothing to tell apart.")
+            raise InputError(
+                f"{folder / stem}.tsv: all rows have the label {quoted(label)}; there is nothing to tell apart."
+            )
         if rows < SMALLEST_CLASS and "dev" not in files:
             raise InputError(
-                f"{folder / stem}.tsv has {rows} rows of the class {label!r}; cross-validation in ten folds needs "
-                f"{SMALLEST_CLASS} of each."
+                f"{folder / stem}.tsv has {rows} rows of the class {quoted(label)}; cross-validation in ten folds "
+                f"needs {SMALLEST_CLASS} of each."
             )
-    for stem in files.keys() - {"all", "train"}:
-        unknown = sorted({*files[stem].labels} - {*files["train"].labels})
-        if unknown:
-            number = files[stem].labels.index(unknown[0]) + 1
-            raise InputError(f"{folder / stem}.tsv, line {number}: no row of train.tsv has the label {unknown[0]!r}.")
+        if task.texts == 2 and POSITIVE not in files[stem].labels:
+            raise InputError(f"{folder / stem}.tsv has no pair with the label {POSITIVE}, that of paraphrases.")
+    for stem in {"dev", "test"} & files.keys():
+        if not set(files[stem].labels) & set(files["train"].labels):
+            raise InputError(
+                f"{folder / stem}.tsv has the label {quoted(files[stem].labels[0])} and others, none of which is in "
+                "train.tsv; write them alike."
+            )
     return files
 
 
@@ -116,7 +123,9 @@ def read_labelled(file: Path, texts: int) -> Labelled:
     rows = read_lines(file, form)
     if HEADER & {field.strip().lower() for field in rows[0]}:
         raise InputError(f"{file}, line 1 is a header, and would be a row of a class of its own; take it away.")
-    for number, (_, *sentences) in enumerate(rows, start=1):
+    for number, (label, *sentences) in enumerate(rows, start=1):
+        if not label.strip():
+            raise InputError(f"{file}, line {number}: the label is empty.")
         if not all(sentence.strip() for sentence in sentences):
             raise InputError(f"{file}, line {number}: a sentence is empty.")
     return Labelled([row[0] for row in rows], [tuple(row[1:]) for row in rows])

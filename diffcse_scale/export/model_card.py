@@ -6,7 +6,6 @@ trained on. `model_card.md.jinja` has the words.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -22,7 +21,10 @@ from diffcse_scale.evaluation.recorded import standard_results
 from diffcse_scale.evaluation.suites import SUITES
 from diffcse_scale.export.footprint import energy, hardware, run_seconds
 from diffcse_scale.foundation import run_files
+from diffcse_scale.foundation.errors import InputError, first_line
+from diffcse_scale.foundation.objects import read_object
 from diffcse_scale.foundation.paths import given_path
+from diffcse_scale.foundation.secrets import masked
 from diffcse_scale.model.pooling import POOLINGS
 from diffcse_scale.model_folder.copying import own_file
 from diffcse_scale.model_folder.layout import CARD, TRANSFORMER_FILE, module_names
@@ -69,10 +71,19 @@ def write_run_card(
         model_id: the name on the Hub under which users will find it.
         license: the backbone's, where its own files do not tell it.
         onnx: the `OnnxComparison` of the folder's ONNX files, if it has any.
+
+    Raises:
+        InputError: the run's own files do not say what a card says.
     """
     if (run / run_files.CURVES).is_file():
         shutil.copyfile(own_file(run / run_files.CURVES, run), folder / run_files.CURVES)
-    card = run_card(folder, run, result or _json(run / run_files.RESULT), model_id, license, onnx)
+    try:
+        card = run_card(folder, run, result or _json(run / run_files.RESULT), model_id, license, onnx)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{run} has no card: {run_files.RECORD}, {run_files.RESULT} or {run_files.METRICS} is not what training "
+            f"writes ({type(error).__name__}: {first_line(error)}); bring it back."
+        ) from error
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
@@ -207,7 +218,7 @@ def _without_places(recipe: Recipe) -> dict[str, Any]:
 
 
 def _shown(name: str) -> str:
-    return Path(name).name if _is_place(name) else name
+    return masked(Path(name).name) if _is_place(name) else name
 
 
 def _is_place(name: str) -> bool:
@@ -218,4 +229,4 @@ def _is_place(name: str) -> bool:
 
 
 def _json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+    return read_object(file)

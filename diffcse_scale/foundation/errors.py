@@ -5,17 +5,25 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import reprlib
 from collections.abc import Iterable, Sequence
 
 from diffcse_scale.foundation.exit_codes import ExitCode
+from diffcse_scale.foundation.secrets import masked
+
+LONGEST = 80  # characters of a value in a message
+_ENDLESS = re.compile(r"\S{300,}")  # longer than any name that a system takes
 
 
 class InputError(Exception):
     """A run that cannot work: one sentence that says what is wrong, where, and what to do.
 
-    Programs print the message without a traceback and leave with exit code 2.
+    Programs print the message without a traceback and leave with exit code 2. It has no secrets, and no endless word.
     """
+
+    def __str__(self) -> str:
+        return _ENDLESS.sub(lambda word: brief(word[0]), masked(super().__str__()))
 
 
 class RunEnded(Exception):
@@ -66,8 +74,6 @@ def exit_code_of(error: BaseException) -> ExitCode:
         return error.exit_code
     return ExitCode.FAILED if told(error) is None else ExitCode.MISTAKE
 
-
-LONGEST = 80  # characters of a value in a message
 
 _repr = reprlib.Repr()
 _repr.maxlevel = 3

@@ -8,6 +8,7 @@ vocabulary, and a head that reads masked tokens only.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -32,8 +33,10 @@ from transformers import (
 from diffcse_scale.foundation.durable import apply_umask, save_weights
 from diffcse_scale.foundation.environment import environment
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.finite import NotFinite
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.randomness import seed_everything, seed_initial_numbers
+from diffcse_scale.foundation.secrets import masked
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.generator.pretrain_options import PretrainOptions
 from diffcse_scale.generator.wordpiece import wordpiece_of
@@ -90,7 +93,7 @@ def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
         "held_out_after": after,
         "parameters": model.num_parameters(),
         "environment": environment(),
-        "command": options.command(),
+        "command": masked(options.command()),
     }
     if trainer.is_world_process_zero():
         _save(options, model, tokenizer, record)
@@ -103,7 +106,11 @@ def held_out_accuracy(
     sentences: Sentences,
     options: PretrainOptions,
 ) -> dict[str, float]:
-    """Mean cross-entropy, and share guessed right, of the masked tokens; the seed decides which they are."""
+    """Mean cross-entropy, and share guessed right, of the masked tokens; the seed decides which they are.
+
+    Raises:
+        NotFinite: the cross-entropy is no number, or infinite.
+    """
     loader = DataLoader(sentences, batch_size=options.batch_size, collate_fn=_collator(tokenizer, options))
     loss, right, count = 0.0, 0, 0
     training = model.training
@@ -118,6 +125,11 @@ def held_out_accuracy(
             right += int((logits.argmax(-1) == labels).sum())
             count += len(labels)
     model.train(training)
+    if not math.isfinite(loss):
+        raise NotFinite(
+            "The masked language model gives numbers that are not finite for the held-out sentences; lower "
+            "learning_rate, or choose another base; nothing was written."
+        )
     return {"loss": round(loss / count, 4), "accuracy": round(right / count, 4), "masked_tokens": count}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from diffcse_scale.foundation import run_files
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.run_files import CURVES
 from diffcse_scale.recipe import Pooling
@@ -65,4 +65,4 @@ def module_names(folder: Path) -> list[str]:
 def check_pooling(name: str | None) -> None:
     """Raises InputError unless there is a pooling of this name, or none is asked for."""
     if name is not None and name not in (known := get_args(Pooling)):
-        raise InputError(f"There is no pooling {name!r}; there are {', '.join(known)}.")
+        raise InputError(f"There is no pooling {quoted(name)}; there are {', '.join(known)}.")

@@ -12,6 +12,7 @@ from torch import nn
 
 from diffcse_scale.embedded.grammar import training_sentences
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.finite import check_rows
 from diffcse_scale.model_folder.load import load_model
 
 Vectors = NDArray[np.float32]
@@ -23,7 +24,7 @@ def expected_vectors(source: Path, max_length: int | None, projection: nn.Module
     """What an export is to give for the probe sentences, computed with the source itself and plain PyTorch.
 
     Raises:
-        InputError: the source cannot be loaded, or the projection is of another width.
+        InputError: the source cannot be loaded or has no finite vectors, or the projection is of another width.
     """
     model, _ = load_model(source)
     if max_length is not None:
@@ -64,4 +65,5 @@ def _probe(model: SentenceTransformer) -> Vectors:
     """[n, dimension] in float32 on the CPU, of texts of one and of many sentences."""
     texts = training_sentences(40, seed=0)
     vectors: Vectors = model.to("cpu").float().encode([*texts[:7], " ".join(texts)], show_progress_bar=False)
+    check_rows(vectors, "of the texts that the model is tried with", "choose another model; nothing was written")
     return vectors

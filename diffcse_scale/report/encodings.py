@@ -14,6 +14,7 @@ from tqdm import tqdm
 from diffcse_scale.evaluation import Encode, GradedPair
 from diffcse_scale.evaluation.sentence_encoder import encode_with
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.finite import rows_not_finite
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model.backbone import load_tokenizers
 from diffcse_scale.model.build import build_model
@@ -112,11 +113,12 @@ def _untrained(run: Run, own: Encodings) -> None:
         own.problems.append(f"The untrained encoder cannot be read: {error}")
         return
     length = recipe.evaluation.max_length
-    own.before = _encode(
+    vectors = _encode(
         lambda sentences: encode_sentences(encoder, tokenizers.encoder, sentences, length, BATCH),
         own.sentences,
         f"{run.label}, untrained",
     )
+    own.before = _finite(own, vectors, "untrained")
 
 
 def _trained(run: Run, own: Encodings) -> None:
@@ -133,10 +135,15 @@ def _trained(run: Run, own: Encodings) -> None:
         own.sentences,
         f"{run.label}, trained",
     )
-    if np.isfinite(vectors).all():
-        own.after = vectors
-    else:
-        own.problems.append("The trained encoder's embeddings are not finite.")
+    own.after = _finite(own, vectors, "trained")
+
+
+def _finite(own: Encodings, vectors: NDArray[np.float32], which: str) -> NDArray[np.float32] | None:
+    """The vectors; None, which is told, where some are not finite."""
+    if not len(rows_not_finite(vectors)):
+        return vectors
+    own.problems.append(f"The {which} encoder's embeddings are not finite.")
+    return None
 
 
 def _encode(encode: Encode, sentences: list[str], title: str) -> NDArray[np.float32]:

@@ -83,7 +83,7 @@ def _suite(name: str, evaluations: Sequence[dict[str, Any]]) -> Suite:
     numbers = [n for each in found for entry in each.values() for n in (entry["value"], *(entry.get("interval") or ()))]
     x = axis([number for number in numbers if number is not None] or [0.0], DOTS_LEFT, DOTS_RIGHT, ticks=3)
     about = [
-        (number, f"{each['pooling']}, at most {each['max_length']} tokens, {each['data']}, {each['date'][:10]}")
+        (number, f"{each.get('pooling')}, at most {each.get('max_length')} tokens, {each['data']}, {each['date'][:10]}")
         for number, each in enumerate(evaluations)
         if each
     ]
@@ -98,8 +98,8 @@ def _suite(name: str, evaluations: Sequence[dict[str, Any]]) -> Suite:
 
 
 def _entries(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    means = [{**mean, "mean": True} for mean in evaluation.get("means", [])]
-    return [*evaluation.get("tasks", []), *means]
+    means = [{**mean, "mean": True} for mean in evaluation.get("means") or []]
+    return [*(evaluation.get("tasks") or []), *means]
 
 
 def _measured(entries: Sequence[dict[str, Any] | None], x: Axis) -> Measured:

@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from diffcse_scale.foundation.secrets import masked
 from diffcse_scale.report import curves, evaluations, similarities, tables, timing
 from diffcse_scale.report.edited_sentences import Judgement
 from diffcse_scale.report.similarities import Histograms, Sample
@@ -44,6 +45,7 @@ def render(runs: Sequence[Run], looks: Looks) -> str:
     )
     return environment.get_template("report.html").render(
         inline=_inline,
+        masked=masked,
         mark=Markup(MARK),
         runs=runs,
         looks=looks,

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from diffcse_scale.foundation.secrets import masked
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import flatten
 from diffcse_scale.report.charts import MINUS
@@ -62,7 +63,7 @@ def _yaml_lines(run: Run, differing: set[str]) -> list[tuple[str, bool]]:
             lines.append((f"{key}:", False))
             parts = [((key, field), {field: entry}) for field, entry in value.items()]
         for names, entry in parts:
-            text = yaml.safe_dump(entry, sort_keys=False, allow_unicode=True, width=100)
+            text = masked(yaml.safe_dump(entry, sort_keys=False, allow_unicode=True, width=100))
             field = ".".join(names)
             differs = any(name == field or name.startswith(f"{field}.") for name in differing)
             indent = "  " * (len(names) - 1)
@@ -78,27 +79,31 @@ def set_up(runs: Sequence[Run]) -> list[Row]:
 
 
 def _plan(run: Run) -> dict[str, str]:
-    return dict(Plan(**run.facts["plan"]).table()) if "plan" in run.facts else {}
+    try:
+        return dict(Plan(**run.facts["plan"]).table())
+    except (KeyError, TypeError):  # that of another version
+        return {}
 
 
 def _sharding(run: Run) -> dict[str, str]:
     facts = run.facts
     if not facts:
         return {}
-    zero = facts["deepspeed_config"].get("zero_optimization", {})
+    zero = (facts.get("deepspeed_config") or {}).get("zero_optimization") or {}
     offload = [name.split("_")[1] for name in ("offload_optimizer", "offload_param") if name in zero]
     shown = {
         "sharding": f"ZeRO-{zero.get('stage', 0)}" + (f", offloaded: {', '.join(offload)}" if offload else ""),
-        "precision": str(facts["precision"]),
-        "data fingerprint": str(facts["data_fingerprint"]),
+        "precision": str(facts.get("precision", "")),
+        "data fingerprint": str(facts.get("data_fingerprint", "")),
         "restarts": str(max(len(run.incarnations) - 1, 0)),
     }
     began = [str(incarnation.step) for incarnation in run.incarnations[1:]]
     if began:
         shown["restarted after step"] = ", ".join(began)
-    for resumed in facts.get("resumed", []):
-        if resumed["plan"]["world_size"] != facts["plan"]["world_size"]:
-            shown["world size when resumed"] = str(resumed["plan"]["world_size"])
+    first, *others = [(record.get("plan") or {}).get("world_size") for record in (facts, *facts.get("resumed", []))]
+    for world_size in others:
+        if world_size != first:
+            shown["world size when resumed"] = str(world_size)
     return shown
 
 
@@ -111,7 +116,7 @@ def rows_of(columns: Sequence[dict[str, str]]) -> list[Row]:
 def deepspeed_configs(runs: Sequence[Run]) -> list[tuple[int, str]]:
     """Run number and the DeepSpeed configuration that it began with."""
     configs = [(number, run.facts.get("deepspeed_config")) for number, run in enumerate(runs)]
-    return [(number, to_json(config, indent=1)) for number, config in configs if config]
+    return [(number, masked(to_json(config, indent=1))) for number, config in configs if config]
 
 
 def results(runs: Sequence[Run]) -> list[Row]:
@@ -121,18 +126,19 @@ def results(runs: Sequence[Run]) -> list[Row]:
 
 def _result(run: Run) -> dict[str, str]:
     shown = {f"development Spearman x 100, untrained, {pooling}": _score(v) for pooling, v in run.before.items()}
-    if "dev_spearman" in run.best:
+    if run.best.get("dev_spearman") is not None:
         shown[f"development Spearman x 100, trained, {run.recipe.model.pooling}"] = _score(run.best["dev_spearman"])
-    if "step" in run.best:
+    if run.best.get("step") is not None:
         shown["of step"] = f"{run.best['step']:,}"
     shares = {
         "rtd_balanced_accuracy": "RTD balanced accuracy",
         "rtd_recall_replaced": "RTD recall, replaced tokens",
         "rtd_recall_kept": "RTD recall, kept tokens",
     }
-    shown.update({title: f"{run.result[name]:.1%}" for name, title in shares.items() if name in run.result})
-    if "rtd_replaced_tokens" in run.result:
-        shown["RTD, replaced tokens judged"] = f"{run.result['rtd_replaced_tokens']:,.0f}"
+    known = {name: value for name, value in run.result.items() if value is not None}
+    shown.update({title: f"{known[name]:.1%}" for name, title in shares.items() if name in known})
+    if "rtd_replaced_tokens" in known:
+        shown["RTD, replaced tokens judged"] = f"{known['rtd_replaced_tokens']:,.0f}"
     return shown
 
 
@@ -142,26 +148,26 @@ def _score(value: float | None) -> str:
 
 def environments(runs: Sequence[Run]) -> list[Row]:
     """Machine and versions."""
-    return rows_of([_environment(run.facts.get("environment", {})) for run in runs])
+    return rows_of([_environment(run.facts.get("environment") or {}) for run in runs])
 
 
 def _environment(environment: dict[str, Any]) -> dict[str, str]:
     if not environment:
         return {}
-    devices = environment["devices"]
+    devices = environment.get("devices", [])
     counted = [f"{devices.count(name)} x {name}" for name in dict.fromkeys(devices)]
     shown = {
-        "processor": f"{environment['processor']}, {environment['cores']} cores",
+        "processor": f"{environment.get('processor')}, {environment.get('cores')} cores",
         "devices": ", ".join(counted) or "none; trained on the processor",
-        "platform": environment["platform"],
-        "Python": environment["python"],
-        "CUDA": environment["cuda"] or "none",
+        "platform": environment.get("platform") or "",
+        "Python": environment.get("python") or "",
+        "CUDA": environment.get("cuda") or "none",
     }
-    versions: dict[str, str | None] = environment["packages"]
+    versions: dict[str, str | None] = environment.get("packages", {})
     return {**shown, **{name: version for name, version in versions.items() if version is not None}}
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return "none" if value is None else str(value)
+        return masked(", ".join(map(str, value)))
+    return "none" if value is None else masked(str(value))

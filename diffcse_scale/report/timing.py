@@ -38,9 +38,11 @@ def _time(number: int, run: Run) -> Time | None:
         "checkpoints": total(CHECKPOINTS),
     }
     whole = sum(seconds.values())
+    if whole <= 0:
+        return None
     parts = [(name, duration(value), value / whole) for name, value in seconds.items()]
     # of a run that was interrupted it would include the time in between
-    once = run.finished and len(run.incarnations) == 1 and "updated" in run.status
+    once = run.finished and len(run.incarnations) == 1 and run.status.get("updated") is not None
     ended = duration(run.status["updated"] - run.incarnations[0].began) if once else ""
     return Time(number, parts, duration(whole), ended)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from diffcse_scale.foundation.durable import write_durably
 from diffcse_scale.foundation.environment import environment
 from diffcse_scale.foundation.errors import InputError, RunEnded, exit_code_of
 from diffcse_scale.foundation.exit_codes import ExitCode
+from diffcse_scale.foundation.objects import read_object, read_yaml_object
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.run_files import (
     BEST,
@@ -35,10 +35,12 @@ from diffcse_scale.foundation.run_files import (
     STATUS,
     STOP,
 )
+from diffcse_scale.foundation.secrets import masked_command
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.runs.incarnation import Incarnation, Ownership, incarnations, makes_no_progress
 from diffcse_scale.runs.metrics_file import MetricsFile
+from diffcse_scale.runs.records import Record
 from diffcse_scale.runs.status import ENDED, StatusFile
 
 log = logging.getLogger(__name__)
@@ -160,18 +162,18 @@ class RunDirectory:
             RunEnded: a later incarnation has taken the run over.
         """
         record = self.path / RECORD
-        written = {"command": " ".join(sys.argv), **facts, "environment": environment()}
+        written = {"command": masked_command(sys.argv), **facts, "environment": environment()}
         if self.replays:
             return
         if not broadcast_object(self.owned() if is_main() else None):
             raise RunEnded(f"A later incarnation has taken over {self.path}.", ExitCode.SUPERSEDED)
         if self.begun:
-            begun = json.loads(record.read_text(encoding="utf-8"))
+            begun = read_object(record, Record)
             _check_earlier(self.path, begun, facts)
             for name in (*CONTENTS, "precision"):
                 if name in begun and begun[name] != facts[name]:
                     raise InputError(
-                        f"{self.path} cannot be resumed: its {name.replace('_', ' ')} was {begun[name]}, now it is "
+                        f"{self.path} cannot be resumed: its {name.replace('_', ' ')} was {begun.get(name)}, now it is "
                         f"{facts[name]}; restore it or give another --output."
                     )
             written = {**begun, "resumed": [*begun.get("resumed", []), written]}
@@ -271,12 +273,11 @@ def _lock(folder: Path, owner: Incarnation | None, now: Incarnation) -> FileLock
 def _since_last_sign(folder: Path) -> float | None:
     """Seconds since the owner's last heartbeat, by the file system's clock; None if it has ended or never wrote."""
     try:
-        status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
-        if status["state"] in ENDED:
+        if read_object(folder / STATUS).get("state") in (None, *ENDED):
             return None
         (folder / LOCK).touch()
         return max(0.0, (folder / LOCK).stat().st_mtime - (folder / STATUS).stat().st_mtime)
-    except (OSError, ValueError, KeyError):
+    except (OSError, InputError):
         return None
 
 
@@ -313,13 +314,9 @@ def _check_earlier(folder: Path, begun: dict[str, Any], facts: dict[str, Any]) -
 
 def _same_recipe(recipe: Recipe, saved: Path) -> None:
     record = saved.with_name(RECORD)
-    by_content = record.is_file() and _by_content(json.loads(record.read_text(encoding="utf-8")))
+    by_content = record.is_file() and _by_content(read_object(record, Record))
     free = (*FREE_TO_CHANGE, *(PLACES if by_content else ()))
-    differences = [
-        line
-        for line in recipe.differences(yaml.safe_load(saved.read_text(encoding="utf-8")))
-        if line.split(":")[0] not in free
-    ]
+    differences = [line for line in recipe.differences(read_yaml_object(saved)) if line.split(":")[0] not in free]
     if differences:
         raise InputError(
             f"{saved.parent} holds a run of another recipe, which stays as it is; give another --output "

@@ -7,15 +7,16 @@ stops.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
+
+from diffcse_scale.foundation.objects import parse_json
 
 
 class Incarnation(BaseModel):
@@ -51,15 +52,12 @@ def incarnations(file: Path) -> list[Incarnation]:
     """All that the file records, oldest first; a line cut short is left out."""
     found: list[Incarnation] = []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return found
     for line in lines:
-        try:
-            values: Any = json.loads(line)
-            found.append(Incarnation.model_validate(values))
-        except (ValueError, ValidationError):
-            continue
+        with suppress(ValueError):  # which pydantic's error is too
+            found.append(Incarnation.model_validate(parse_json(line)))
     return found
 
 

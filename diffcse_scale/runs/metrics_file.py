@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from array import array
 from collections.abc import Callable, Iterator
@@ -13,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcse_scale.foundation.durable import replacing
+from diffcse_scale.foundation.objects import parse_json
 from diffcse_scale.foundation.strict_json import to_json
+
+LARGEST = 1e100  # no number of ours is larger, and a chart has room for it
 
 
 class MetricsFile:
@@ -40,27 +42,27 @@ class MetricsFile:
         self._file.flush()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """All rows, oldest first, one in memory at a time; a last line cut short by a killed process is left out."""
+        """All rows, oldest first, one in memory at a time; a line that a killed process has cut short is left out."""
         if not self.path.is_file():
             return
-        with self.path.open(encoding="utf-8") as lines:
+        with self.path.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    return
-                yield row
+                row = _row(line)
+                if row is not None:
+                    yield row
 
     def series(self) -> dict[str, Series]:
         """All rows by the names of their numbers, in the order in which the names first occur; 16 bytes a number."""
         found: dict[str, tuple[array[int], array[float]]] = {}
         for row in self.rows():
             for name, value in row.items():
+                if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                    continue  # a hook's text
                 if name not in found:
                     found[name] = array("q"), array("d")
                 steps, values = found[name]
                 steps.append(row["step"])
-                values.append(math.nan if value is None else value)
+                values.append(math.nan if value is None or abs(value) > LARGEST else value)
         return {name: Series(np.frombuffer(s, np.int64), np.frombuffer(v)) for name, (s, v) in found.items()}
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
@@ -72,6 +74,16 @@ class MetricsFile:
             self._file = None
         with replacing(self.path) as file:
             file.writelines(to_json(row) + "\n" for row in self.rows() if wanted(row))
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """What a line says; None where that is no row."""
+    try:
+        row = parse_json(line)
+    except ValueError:
+        return None
+    good = isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] >= 0
+    return row if good else None
 
 
 class Series(NamedTuple):

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from diffcse_scale.evaluation.recorded import evaluations
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.objects import read_object
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model_folder.layout import MODULES_FILE
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.recipe_file import load_recipe
 from diffcse_scale.runs.incarnation import Incarnation, incarnations
 from diffcse_scale.runs.metrics_file import NOTHING, MetricsFile, Series
+from diffcse_scale.runs.records import Record, Result, Status
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Run:
     def best(self) -> dict[str, Any]:
         """`step` and `dev_spearman` of the encoder that is kept, or of the best so far; empty before the first."""
         if self.result:
-            return dict(self.result.get("best", {}))
+            return dict(self.result.get("best") or {})
         steps, scores = self.series("dev_spearman").known
         steps, scores = steps[steps > 0], scores[steps > 0]
         if not len(scores):
@@ -106,23 +109,17 @@ def _read(path: Path, label: str) -> Run:
         path=path,
         label=label,
         recipe=load_recipe(str(path / run_files.RECIPE)),
-        facts=_json(path / run_files.RECORD),
+        facts=_object(path / run_files.RECORD, Record),
         metrics=MetricsFile(path / run_files.METRICS).series(),
-        result=_json(path / run_files.RESULT),
-        status=_json(path / run_files.STATUS),
+        result=_object(path / run_files.RESULT, Result),
+        status=_object(path / run_files.STATUS, Status),
         evaluations=evaluations(path),
         incarnations=incarnations(path / run_files.INCARNATIONS),
     )
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}); delete it or bring it back.") from None
-    return content
+def _object(file: Path, schema: type[BaseModel]) -> dict[str, Any]:
+    return read_object(file, schema) if file.exists() else {}
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,9 @@ from diffcse_scale.engine.config_file import RECIPE_KEYS
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.durable import write_durably
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.objects import read_object
 from diffcse_scale.foundation.strict_json import to_json
+from diffcse_scale.runs.records import Dump, Record
 
 
 def newest_dump(run: Path) -> dict[str, Any]:
@@ -22,14 +23,13 @@ def newest_dump(run: Path) -> dict[str, Any]:
     files = sorted((run / run_files.NONFINITE).glob("step-*.json"))
     if not files:
         raise InputError(f"{run} has nothing to replay: it did not stop at numbers that are not finite.")
-    found: dict[str, Any] = json.loads(files[-1].read_text(encoding="utf-8"))
-    return found
+    return read_object(files[-1], Dump)
 
 
 def replay_arguments(run: Path) -> list[str]:
     """What train.py is to be called with to compute the step again, on as many ranks as the run had."""
-    record = json.loads((run / run_files.RECORD).read_text(encoding="utf-8"))
-    config = (record.get("resumed") or [record])[-1]["deepspeed_config"]
+    record = read_object(run / run_files.RECORD, Record)
+    config = (record.get("resumed") or [record])[-1].get("deepspeed_config") or {}
     file = run / run_files.NONFINITE / "deepspeed.json"
     # what the recipe fills in is refused from a file
     write_durably(to_json({key: value for key, value in config.items() if key not in RECIPE_KEYS}), file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 
 from diffcse_scale.foundation.durable import replacing
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.objects import read_object
 from diffcse_scale.foundation.run_files import STATUS
 from diffcse_scale.foundation.strict_json import to_json
+from diffcse_scale.runs.records import Status
 
 # seconds between two writings: often enough to see a run live, rarely enough for a network file system
 HEARTBEAT = 1.0
@@ -37,9 +38,12 @@ class StatusFile:
     def found(cls, path: Path) -> StatusFile:
         """To add to what another process has written."""
         try:
-            return cls(path, **json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            return cls(path)
+            found = read_object(path)
+        except InputError:
+            found = {}
+        status = cls(path)
+        status._facts.update(found)
+        return status
 
     def update(self, *, now: bool = False, **facts: Any) -> None:
         """Merge `facts` into what is known, and write it unless that was done less than `HEARTBEAT` ago.
@@ -63,19 +67,17 @@ def read_status(run: Path) -> dict[str, Any]:
     Raises:
         InputError: there is none, or it cannot be read.
     """
-    try:
-        status: dict[str, Any] = json.loads((run / STATUS).read_text(encoding="utf-8"))
-        status["seconds_since"] = max(0.0, time.time() - status["updated"])
-    except OSError:
-        raise InputError(f"{run} has no {STATUS}; give the folder of a run.") from None
-    except (ValueError, KeyError):
-        raise InputError(f"{run / STATUS} is not what a run writes; give the folder of a run.") from None
-    return status
+    if not (run / STATUS).is_file():
+        raise InputError(f"{run} has no {STATUS}; give the folder of a run.")
+    status = read_object(run / STATUS, Status)
+    if status.get("state") is None or status.get("updated") is None:
+        raise InputError(f"{run / STATUS} is not what a run writes: it has no state; give the folder of a run.")
+    return {**status, "seconds_since": max(0.0, time.time() - status["updated"])}
 
 
 def status_line(status: dict[str, Any]) -> str:
     """One line for people."""
-    parts = [str(status["state"]), f"step {status.get('step', 0)} of {status.get('steps', '?')}"]
+    parts = [str(status["state"]), f"step {status.get('step') or 0} of {status.get('steps') or '?'}"]
     if rate := status.get("sentences_per_second"):
         parts.append(f"{rate:,.0f} sentences/s")
     if (left := status.get("seconds_left")) is not None and status["state"] not in ENDED:

@@ -9,7 +9,7 @@ from diffcse_kernels import counter_uniform
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, quoted
 
 # of the selected tokens; the rest stay as they are (BERT; official program's collator)
 MASKED = 0.8
@@ -53,7 +53,7 @@ class Corruption:
         """
         if tokenizer.mask_token_id is None:
             raise InputError(
-                f"The tokenizer {tokenizer.name_or_path!r} has no mask token, so no generator can edit its "
+                f"The tokenizer {quoted(tokenizer.name_or_path)} has no mask token, so no generator can edit its "
                 "sentences; choose a masked language model, or set objective.rtd_weight=0."
             )
         specials = tuple(sorted(set(tokenizer.all_special_ids)))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from itertools import chain, islice
 
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.text.remote import origin
 from diffcse_scale.text.table_layout import SAMPLE, Layout, dialect, layout_of, number_or_text, open_text
 
@@ -34,7 +34,7 @@ def records(name: str, usual: str, asked: Layout) -> Iterator[list[str]]:
             header = first if layout.header else [str(number) for number, _ in enumerate(first, start=1)]
             twice = [column for column in header if column and header.count(column) > 1]
             if twice:
-                raise InputError(f"Corpus file {origin(name)} has two columns called {twice[0]!r}; rename one.")
+                raise InputError(f"Corpus file {origin(name)} has two columns called {quoted(twice[0])}; rename one.")
             yield header
             for fields in reader if layout.header else chain([first] if first else [], reader):
                 if len(fields) > len(header):

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import datasets
 import pyarrow
 
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.foundation.unique_keys import load_json
 from diffcse_scale.text import delimited, json_objects, parquet_rows
 from diffcse_scale.text.remote import origin
@@ -256,7 +256,9 @@ class Delimited(TextFormat):
         header = next(rows)
         for column in columns:
             if column not in header:
-                raise InputError(f"Corpus file {origin(name)} has no column {column!r}, only {', '.join(header)}.")
+                raise InputError(
+                    f"Corpus file {origin(name)} has no column {quoted(column)}, only {', '.join(header)}."
+                )
         places = [header.index(column) for column in columns]
         for fields in rows:
             yield tuple(fields[place] for place in places)

@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 
-from diffcse_scale.foundation.errors import InputError, nearest
+from diffcse_scale.foundation.errors import InputError, nearest, quoted
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.recipe import EMBEDDED, DataRecipe
 from diffcse_scale.text import hub_dataset, remote
@@ -215,9 +215,9 @@ def choose_columns(where: str, types: dict[str, str], wanted: list[str] | None) 
     there += ": set data.columns"
     for name in wanted or ():
         if name not in types:
-            raise InputError(f"Corpus {where} has no column {name!r}; {there}.")
+            raise InputError(f"Corpus {where} has no column {quoted(name)}; {there}.")
         if name not in (*strings, *nothing):
-            raise InputError(f"Corpus {where}: column {name!r} holds {types[name]}, not text; {there}.")
+            raise InputError(f"Corpus {where}: column {quoted(name)} holds {types[name]}, not text; {there}.")
     if wanted:
         return tuple(wanted)
     candidates = [name for name in USUAL_COLUMNS if name in strings] or strings

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from diffcse_scale.distributed import is_main
 from diffcse_scale.engine.offload import describe_optimizer
+from diffcse_scale.foundation.secrets import masked
 from diffcse_scale.model.attention import attention_kernels
 from diffcse_scale.objective.objective import in_words
 from diffcse_scale.recipe import EMBEDDED, Recipe
@@ -31,9 +32,18 @@ In Python:
   SentenceTransformer("{model}").encode(["a sentence"])"""
 
 
+class _Masked(logging.Formatter):
+    """Lines without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
+
+
 def setup_logging() -> None:
     """Warnings and one-line reports from the main rank; libraries' chatter from none."""
-    logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, format="%(message)s", force=True)
+    logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Masked("%(message)s"))
     for name in (
         "DeepSpeed",
         "transformers",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from diffcse_scale.distributed import all_sum, rank, world_size
@@ -12,6 +13,7 @@ from diffcse_scale.embedded.grammar import graded_pairs
 from diffcse_scale.evaluation.sts import spearman
 from diffcse_scale.evaluation.tasks import GradedPair, load_sts
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.finite import check_rows
 from diffcse_scale.model.backbone import resolve
 from diffcse_scale.model.encoder import Encoder, encode_sentences
 from diffcse_scale.model.generator import Generator
@@ -98,9 +100,18 @@ class DevelopmentSet:
         return found
 
     def spearman(self, encoder: Encoder, tick: Callable[[], None] = lambda: None) -> float:
-        """Spearman x 100. Called on every rank; `tick` as in `encode_sentences`."""
-        tokenizer = self.tokenizers.encoder
-        return spearman(lambda s: encode_sentences(encoder, tokenizer, s, self.max_length, tick=tick), self.pairs)
+        """Spearman x 100. Called on every rank; `tick` as in `encode_sentences`.
+
+        Raises:
+            NotFinite: the encoder has no finite embedding for a sentence.
+        """
+
+        def encode(sentences: list[str]) -> np.ndarray:
+            found = encode_sentences(encoder, self.tokenizers.encoder, sentences, self.max_length, tick=tick)
+            check_rows(found, "of the development sentences", "choose another model.encoder, or compute in float32")
+            return found
+
+        return spearman(encode, self.pairs)
 
     @torch.no_grad()
     def rtd_accuracy(

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, quoted
 
 if TYPE_CHECKING:
     from diffcse_scale.training.trainer import Trainer
@@ -71,7 +71,7 @@ def load_hooks(names: Iterable[str]) -> list[Hook]:
 def _load(name: str) -> Hook:
     module, _, attribute = name.partition(":")
     if not module or not attribute:
-        raise InputError(f"Hook {name!r} names no class; write it as package.module:Class.")
+        raise InputError(f"Hook {quoted(name)} names no class; write it as package.module:Class.")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from diffcse_scale.foundation.devices import device_files, hidden_by
 from diffcse_scale.foundation.errors import InputError, quoted
+from diffcse_scale.foundation.secrets import masked_command
 from diffcse_scale.foundation.shipped import shipped
 from diffcse_scale.supervision.launchers import JOBS_DEVICES
 
@@ -29,6 +30,8 @@ def launch(processes: int | None, arguments: list[str]) -> NoReturn:
 
     options, environment = on_this_machine(processes, os.environ)
     launcher = ["deepspeed.launcher.runner", "--master_port", str(free_port()), *options]
+    if masked_command(arguments) != " ".join(arguments):
+        launcher.append("--quiet")  # it would log the whole command line
     os.execve(sys.executable, [sys.executable, "-m", *launcher, str(shipped("train.py")), *arguments], environment)
 
 

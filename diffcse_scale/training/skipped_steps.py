@@ -6,9 +6,13 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from diffcse_scale.distributed import agree, broadcast_object, is_main
-from diffcse_scale.foundation.errors import RunEnded
+from diffcse_scale.engine.launch import device
+from diffcse_scale.foundation.errors import InputError, RunEnded
 from diffcse_scale.foundation.exit_codes import ExitCode
+from diffcse_scale.model.weights import check_finite
 from diffcse_scale.objective.objective import StepOutput
 from diffcse_scale.runs.replay import newest_dump
 from diffcse_scale.text.batches import Batch
@@ -30,6 +34,7 @@ class SkippedSteps:
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._in_a_row = 0
+        self._trained = False  # whether a step was taken, by this process or before it resumed
         self._before: tuple[int, dict[str, Any]] = (0, {})  # step and state before the first of them
         self._buffers: Buffers | None = None  # before this step
 
@@ -44,7 +49,7 @@ class SkippedSteps:
             RunEnded: too many in a row were not.
         """
         if applied:
-            self._in_a_row = 0
+            self._in_a_row, self._trained = 0, True
         else:
             assert self._buffers is not None
             self._buffers.put_back()
@@ -61,7 +66,7 @@ class SkippedSteps:
         if is_main():
             log.warning("Step %d is skipped: its loss or gradient is not finite.", batch.step + 1)
         if self._in_a_row >= self._trainer.recipe.max_skipped_steps:
-            raise self._ended(batch)
+            raise self.ended(batch)
 
     def check(self, batch: Batch) -> None:
         """Look at the losses of all steps since the last log line. Called on every rank.
@@ -70,11 +75,51 @@ class SkippedSteps:
             RunEnded: one was not finite.
         """
         if not self._trainer.window.finite():
-            raise self._ended(batch)
+            raise self.ended(batch)
 
-    def _ended(self, batch: Batch) -> RunEnded:
-        """Keep the weights that met such numbers first, look for where they come from, and stop."""
+    def check_weights(self) -> None:
+        """Look at the weights before they are measured or exported. Called on every rank.
+
+        Raises:
+            RunEnded: some are not finite.
+        """
+        try:
+            check_finite(self._trainer.model, "the run")
+        except InputError:
+            raise self.ended() from None
+
+    def check_end(self) -> None:
+        """Look, after the last step, at what was trained. Called on every rank.
+
+        Raises:
+            RunEnded: weights, or embeddings of the last batch, are not finite, or all steps were skipped.
+        """
+        self.check_weights()
+        if not self._trained or any(agree(not self._embeds())):
+            raise self.ended()
+
+    @torch.no_grad()
+    def _embeds(self) -> bool:
+        """Whether the embeddings of this rank's first chunk of the last batch are finite."""
+        model, chunk = self._trainer.model, self._trainer.batches.batch(self._trainer.step - 1).chunks[0]
+        model.eval()
+        found = model.encode(chunk.to(device()))
+        model.train()
+        return bool(torch.isfinite(found).all())
+
+    def resume(self) -> None:
+        """What a checkpoint holds was trained."""
+        self._trained = True
+
+    def ended(self, batch: Batch | None = None) -> RunEnded:
+        """Keep the weights that met such numbers first, look for where they come from, and stop.
+
+        Args:
+            batch: of the step that met them; None for the last step.
+        """
         path = self._trainer.run.path
+        if batch is None:
+            batch = self._trainer.batches.batch(self._trainer.step - 1)
         if self._in_a_row:
             step, state = self._before
             self._trainer.save_now(step, state)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from diffcse_scale.distributed import is_main
 from diffcse_scale.engine.launch import device
+from diffcse_scale.foundation.finite import NotFinite
 from diffcse_scale.model.encoder import Encoder
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.runs.metric_table import EVALUATION
@@ -86,7 +87,14 @@ class Evaluation(Hook):
             trainer.tick("evaluating")
 
         start, encoder = time.perf_counter(), trainer.model.encoder
-        score = development.spearman(encoder, tick)
+        if trainer.step > 0:
+            trainer.skipped.check_weights()
+        try:
+            score = development.spearman(encoder, tick)
+        except NotFinite:
+            if trainer.step == 0:
+                raise
+            raise trainer.skipped.ended() from None
         row = {"dev_spearman": score}
         if trainer.step == 0 and encoder.pooling in ("cls", "mean"):
             # what training has to beat is the better of the two untrained poolings
@@ -104,7 +112,7 @@ class Evaluation(Hook):
         if self._development is None:
             trainer.best.keep({"step": trainer.step}, trainer.tick)
             return
-        before = next(row for row in trainer.run.metrics.rows() if row["step"] == 0) if is_main() else {}
+        before = next((row for row in trainer.run.metrics.rows() if row["step"] == 0), {}) if is_main() else {}
         result["before"] = {name: value for name, value in before.items() if name not in ("step", EVALUATION)}
         result["best"] = trainer.best.facts
         if trainer.generator is not None:

@@ -141,6 +141,7 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         self.checkpoints.finish()
+        self.skipped.check_end()
         result: dict[str, Any] = {"steps": self.step}
         for hook in self.hooks:
             hook.on_end(self, result)
@@ -198,6 +199,7 @@ class Trainer:
         if state is not None:
             self.step, self.best.facts, self.evaluation_due = state["step"], state["best"], state["evaluation_due"]
             self.window.restore(state["window"], device())
+            self.skipped.resume()
         if is_main():
             self.run.metrics.keep(self._stays)
             log.info("Resuming after step %d of %d.", self.step, self.plan.steps)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffcse_scale.evaluation import TaskPairs, evaluate_geometry, geometry
-from diffcse_scale.evaluation.geometry import check_scores, first_component_share, histogram, on_sphere
+from diffcse_scale.evaluation.geometry import check_pairs, first_component_share, histogram, on_sphere
 from diffcse_scale.foundation.errors import InputError
 
 GENERATOR = np.random.default_rng(0)
@@ -105,4 +105,9 @@ def test_collapsed_and_broken_embeddings_are_reported() -> None:
 )
 def test_scores_on_another_scale_are_refused(scores: list[float], complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
-        check_scores(TaskPairs("own", "own", [(score, "a", "b") for score in scores]))
+        check_pairs(TaskPairs("own", "own", [(score, "a", "b") for score in scores]))
+
+
+def test_equal_sentences_are_refused() -> None:
+    with pytest.raises(InputError, match="own: all sentences are equal"):
+        check_pairs(TaskPairs("own", "own", [(4.5, "a dog", "a dog"), (1.0, "a dog", "a dog")]))

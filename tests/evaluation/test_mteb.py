@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from diffcse_scale.evaluation import read_pairs
 from diffcse_scale.evaluation.command import evaluate_models
+from diffcse_scale.evaluation.scores import NOT_FINITE
 from diffcse_scale.export import export_sentence_transformer
 from tests.support.tiny_models import tiny_bert, tiny_tokenizer
 
@@ -41,6 +44,17 @@ def test_an_exported_run_is_scored_by_mteb_as_by_us(tmp_path: Path) -> None:
     (kept,) = (run / "evaluation").glob("mteb-*.json")
     (task,) = json.loads(kept.read_text())["tasks"]
     assert task["value"] == mteb.value
+
+
+@pytest.mark.slow
+def test_embeddings_that_are_not_finite_have_no_score(tmp_path: Path) -> None:
+    backbone, tokenizer = tiny_bert(), tiny_tokenizer()
+    with torch.no_grad():
+        backbone.embeddings.word_embeddings.weight[tokenizer.convert_tokens_to_ids("grass")] = 1e30
+    export_sentence_transformer(backbone, tokenizer, "mean", 16, tmp_path / "model")
+    local_copy(tmp_path / "data" / "mteb" / "STSBenchmark", [(4.0, "a dog", "a cat"), (1.0, "dog eats", "the grass")])
+    found = evaluate_models([tmp_path / "model"], tmp_path / "data", ["mteb:STSBenchmark"])[0]["mteb"]["STSBenchmark"]
+    assert math.isnan(found.value) and found.remark == NOT_FINITE
 
 
 @pytest.mark.realdata

@@ -77,6 +77,8 @@ def test_one_file_of_pairs_is_a_task_of_its_own(tmp_path: Path) -> None:
         ("", "has 1 tab-separated fields"),
         ("score\tone\ttwo", "score 'score' is not a finite number"),
         ("nan\tone\ttwo", "score 'nan' is not a finite number"),
+        ("1_0\tone\ttwo", "score '1_0' is not a finite number"),
+        ("9" * 5000 + "\tone\ttwo", "is not a finite number"),
         ("1.0\t \ttwo", "a sentence is empty"),
         (b"1.0\tone\ttw\xff", "is not UTF-8 at byte 11"),
     ],

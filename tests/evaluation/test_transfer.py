@@ -184,6 +184,7 @@ def test_a_task_that_is_not_in_the_folder_is_left_out_unless_it_is_named(folder:
         (["1\ta\tb"], r"line 1 has 3 tab-separated fields, not label, sentence"),
         (["1\ta", "0\t "], r"line 2: a sentence is empty"),
         (["sentence\tlabel", *["a\t1"] * 30], r"line 1 is a header, and would be a row of a class of its own"),
+        (["1\ta", "\tb"], r"line 2: the label is empty"),
         (["1\ta"] * 30, "all rows have the label '1'"),
         (["1\ta"] * 30 + ["0\tb"] * 19, "19 rows of the class '0'; cross-validation in ten folds needs 20"),
     ],
@@ -195,9 +196,18 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, lines: list[str], c
     assert "CR/all.tsv" in str(caught.value)
 
 
-def test_a_label_that_only_the_test_set_has_is_refused(folder: Path, tmp_path: Path) -> None:
-    for name in ("train", "dev", "test"):
-        lines = (folder / "SST2" / f"{name}.tsv").read_text().splitlines()
-        write(tmp_path, f"SST2/{name}.tsv", [*lines, "gold\ta film"] if name == "test" else lines)
-    with pytest.raises(InputError, match=r"test\.tsv, line 91: no row of train\.tsv has the label 'gold'"):
+@pytest.mark.parametrize(
+    ("name", "train", "test", "complaint"),
+    [
+        ("TREC", "01", "ab", r"TREC/test\.tsv has the label 'a' and others, none of which is in train\.tsv"),
+        ("MRPC", "yn", "yn", r"MRPC/train\.tsv has no pair with the label 1, that of paraphrases"),
+    ],
+)
+def test_labels_that_no_classifier_could_get_right_are_refused(
+    tmp_path: Path, name: str, train: str, test: str, complaint: str
+) -> None:
+    texts = "\tword" * (2 if name == "MRPC" else 1)
+    for stem, labels in (("train", train), ("test", test)):
+        write(tmp_path, f"{name}/{stem}.tsv", [f"{label}{texts}" for label in labels * 20])
+    with pytest.raises(InputError, match=complaint):
         load_transfer(tmp_path)

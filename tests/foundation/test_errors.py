@@ -64,3 +64,5 @@ def test_a_value_in_a_message_is_short_and_on_one_line():
         assert len(quoted(value)) <= 80 and quoted(value).isprintable()
     assert quoted("caf\u00e9") == repr("caf\u00e9") and quoted([1, 2.5, None]) == "[1, 2.5, None]"
     assert quoted("x" * 100) == "'" + "x" * 76 + "..."
+    assert len(str(InputError(f"Corpus {'x' * 5000}: no such file."))) < 120
+    assert str(InputError(f"Corpus {'/folder' * 30}: no such file.")).count("/folder") == 30

@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 from diffcse_scale.cli import app
 from diffcse_scale.embedded.grammar import training_sentences
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.finite import NotFinite
 from diffcse_scale.generator import pretraining as module
 from diffcse_scale.generator.pretrain_options import PretrainOptions
 from diffcse_scale.generator.pretraining import pretrain_generator
@@ -269,4 +270,11 @@ def test_options_that_contradict_are_refused(options, changed, message):
 def test_a_run_that_cannot_work_stops_and_writes_nothing(options, tmp_path, changed, message):
     with pytest.raises(InputError, match=message):
         pretrain_generator(options(**changed))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_model_that_has_diverged_is_not_written(options, tmp_path):
+    with pytest.raises(NotFinite, match="not finite for the held-out sentences; lower learning_rate"):
+        pretrain_generator(options(learning_rate=1e30, warmup=0))
     assert not (tmp_path / "out").exists()

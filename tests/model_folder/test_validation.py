@@ -93,3 +93,13 @@ def test_a_damaged_projection_is_refused(run: Path, tmp_path: Path, damage: str)
     with pytest.raises(InputError, match=message):
         export_model(run, tmp_path / "out", ExportOptions(projection=True))
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_model_whose_vectors_are_not_finite_is_refused_though_its_weights_are(tmp_path: Path) -> None:
+    backbone = tiny_bert()
+    with torch.no_grad():
+        backbone.embeddings.word_embeddings.weight.fill_(1e30)
+    export_sentence_transformer(backbone, tiny_tokenizer(), "mean", 8, tmp_path / "model")
+    with pytest.raises(InputError, match=r"Rows 0, 1, 2 and 5 more of the texts .* not finite .*nothing was written"):
+        export_model(tmp_path / "model", tmp_path / "out", ExportOptions())
+    assert not (tmp_path / "out").exists()

@@ -44,7 +44,19 @@ def test_a_status_that_cannot_be_written_does_not_stop_a_run(tmp_path):
     StatusFile(tmp_path / "gone" / "status.json").update(now=True, state="training")
 
 
-@pytest.mark.parametrize(("text", "problem"), [(None, "has no status.json"), ('{"state', "is not what a run writes")])
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (None, "has no status.json"),
+        ('{"state', "is not what this program writes"),
+        ('{"updated": 1}', "has no state"),
+        ('{"state": "training", "updated": NaN}', "has no state"),
+        (
+            '{"state": "training", "updated": 1, "step": "x"}',
+            r"is not what this program writes \(step: input should be",
+        ),
+    ],
+)
 def test_what_is_no_run_is_one_sentence(tmp_path, text, problem):
     if text is not None:
         (tmp_path / "status.json").write_text(text)

@@ -5,17 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from diffcse_scale.embedded.grammar import graded_pairs
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.finite import NotFinite
 from diffcse_scale.model.backbone import load_tokenizers
+from diffcse_scale.model.encoder import Encoder
 from diffcse_scale.recipe_file import load_recipe
 from diffcse_scale.runs.directory import RunDirectory
+from diffcse_scale.text.tokenizers import Tokenizers
 from diffcse_scale.training.console import print_summary
 from diffcse_scale.training.development import DevelopmentSet, fingerprints
+from tests.support.tiny_models import tiny_bert, tiny_tokenizer
 
 PAIRS = graded_pairs(6, seed=1)
+SOME = [(4.0, "a dog runs", "a cat runs"), (1.0, "a dog", "the grass"), (3.0, "a horse", "a cat")]
 
 
 def development(file: Path, *lines: str) -> DevelopmentSet | None:
@@ -68,3 +74,13 @@ def test_an_undefined_score_is_called_so_at_the_end(tmp_path: Path, capsys: pyte
     printed = capsys.readouterr().out
     assert "undefined (mean)" in printed or "undefined (cls)" in printed
     assert "undefined (best, step 2 of 2)" in printed
+
+
+def test_embeddings_that_are_not_finite_are_named() -> None:
+    backbone, tokenizer = tiny_bert(), tiny_tokenizer()
+    development = DevelopmentSet(SOME, Tokenizers.shared(tokenizer), 16)
+    assert -100 <= development.spearman(Encoder(backbone, "mean")) <= 100
+    with torch.no_grad():
+        backbone.embeddings.word_embeddings.weight[tokenizer.convert_tokens_to_ids("grass")] = 1e30
+        with pytest.raises(NotFinite, match="Row 3 of the development sentences has"):
+            development.spearman(Encoder(backbone, "mean"))

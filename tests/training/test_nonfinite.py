@@ -104,6 +104,28 @@ def test_a_learning_rate_that_is_far_too_large_is_told_by_the_same_words(toy_wor
     assert "then lower optimizer.learning_rate" in result.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("poison", "changes"),
+    [
+        ("", ["optimizer.learning_rate=1e30"]),  # weights that are finite, of embeddings that are not
+        ("", ["optimizer.learning_rate=1e30", "evaluation.data=null", "max_steps=1"]),
+        ("", ["optimizer.learning_rate=3e38", "evaluation.data=null", "max_steps=3"]),
+        ("0,1,2", ["max_steps=3"]),
+        ("0,1,2", ["max_steps=3", "evaluation.data=null"]),
+    ],
+)
+def test_a_run_shorter_than_what_may_be_skipped_never_finishes_with_numbers_that_are_not_finite(
+    toy_world, tmp_path, monkeypatch, poison, changes
+):
+    changes = [*changes, "max_skipped_steps=20"]
+    result = train(toy_world, tmp_path / "run", poison, *changes, monkeypatch=monkeypatch)
+    assert result.returncode == ExitCode.NOT_FINITE, result.stdout
+    assert "Loss or gradient is not finite from step" in result.stdout and "Traceback" not in result.stdout
+    assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "result.json").exists()
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == ExitCode.NOT_FINITE
+
+
 def test_statistics_are_put_back():
     module = nn.BatchNorm1d(3)
     module(torch.randn(8, 3))
