@@ -22,7 +22,7 @@ from diffcse_scale.model.backbone import load_tokenizer, resolve
 from diffcse_scale.model.compiled import check_compile
 from diffcse_scale.recipe import EMBEDDED, DataRecipe
 from diffcse_scale.text.batches import Batches
-from diffcse_scale.text.tokenizers import Tokenizers
+from diffcse_scale.text.tokenizers import Tokenizers, known_ids
 from diffcse_scale.text.tokens import tokenize
 
 # shapes of encoder and generator, with random weights: time does not depend on what a network has learnt
@@ -119,7 +119,7 @@ def check(cells: Sequence[Cell]) -> None:
     for cell in cells:
         config, _ = configurations(cell.backbone)
         check_text(cell.text, cell.tokenizer)
-        if cell.tokenizer is not None and len(load_tokenizer(cell.tokenizer)) > config.vocab_size:
+        if cell.tokenizer is not None and known_ids(load_tokenizer(cell.tokenizer))[-1] >= config.vocab_size:
             raise InputError(
                 f"Tokenizer {cell.tokenizer} has more tokens than the {config.vocab_size:,} of {cell.backbone}."
             )

@@ -16,7 +16,7 @@ from diffcse_scale.encoding.shard_files import Floats
 from diffcse_scale.encoding.window_encoder import check_prompt
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model_folder.layout import model_folder
-from diffcse_scale.model_folder.load import load_model, quiet_transformers
+from diffcse_scale.model_folder.load import load_model, quiet_transformers, truncate_at
 
 
 def answer(
@@ -58,8 +58,7 @@ def _same_model(embeddings: Embeddings, model: str | None) -> SentenceTransforme
     if model_fingerprint(model_folder(path)) != facts["model"]:
         raise InputError(f"{path} is not the model that these embeddings were made with; name that with --model.")
     network, _ = load_model(path, facts["pooling"])
-    if facts["max_length"] is not None:
-        network.max_seq_length = facts["max_length"]
+    truncate_at(network, facts["max_length"])
     return network.float()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +16,9 @@ from diffcse_scale.evaluation.sentence_encoder import Once, on_devices, parse_de
 from diffcse_scale.evaluation.suites import LoadedSuite, Subject, load_suites
 from diffcse_scale.foundation.ownership import WRITTEN_BY, check_file, json_of, write_file
 from diffcse_scale.model_folder.layout import check_pooling, model_folder, run_of
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 LOG_WIDTH = 200  # columns where the output is no terminal: a table is not broken to fit 80
 
@@ -67,6 +70,8 @@ def evaluate_models(
         for kept in filter(None, runs.values()):
             check_recordable(kept, suite.name, suite.data, overwrite)
 
+    for model in models[1:]:  # what cannot be loaded is told before the first is measured
+        _load(model, pooling, max_length)
     titles, reports, results = [], [], []
     for model in models:
         about, own_length, of_model = _measure(model, loaded, pooling, max_length, batch_size, used)
@@ -104,14 +109,21 @@ def _measure(
     devices: Sequence[str],
 ) -> tuple[dict[str, Any], int | None, dict[str, Results]]:
     """What was measured, for the reports; the model's own length; and its results by the name of the suite."""
-    from diffcse_scale.model_folder.load import load_model  # takes seconds: the names were looked at before
-
-    model, pooling = load_model(folder, pooling)
-    own_length = model.max_seq_length
-    if max_length is not None:
-        model.max_seq_length = max_length
+    model, pooling, own_length = _load(folder, pooling, max_length)
     about = {"model": str(folder), "pooling": pooling, "max_length": model.max_seq_length}
     with on_devices(model, devices, batch_size) as arguments:
         encode = Once(lambda sentences: model.encode(sentences, **arguments))
         subject = Subject(model, encode, arguments)
         return about, own_length, {suite.name: suite.measure(subject) for suite in suites}
+
+
+def _load(
+    folder: str | Path, pooling: str | None, max_length: int | None
+) -> tuple[SentenceTransformer, str, int | None]:
+    """The model that is measured, how its pooling is named, and its own length."""
+    from diffcse_scale.model_folder.load import load_model, truncate_at  # takes seconds: names were looked at before
+
+    model, pooling = load_model(folder, pooling)
+    own_length: int | None = model.max_seq_length
+    truncate_at(model, max_length)
+    return model, pooling, own_length

@@ -22,9 +22,10 @@ from diffcse_scale.evaluation.recorded import standard_results
 from diffcse_scale.evaluation.suites import SUITES
 from diffcse_scale.export.footprint import energy, hardware, run_seconds
 from diffcse_scale.foundation import run_files
+from diffcse_scale.foundation.model_files import CARD, TRANSFORMER_FILE
 from diffcse_scale.model.pooling import POOLINGS
 from diffcse_scale.model_folder.copying import own_file
-from diffcse_scale.model_folder.layout import CARD, TRANSFORMER_FILE, module_names
+from diffcse_scale.model_folder.layout import module_names
 from diffcse_scale.recipe import EMBEDDED, Recipe, flatten
 from diffcse_scale.recipe_file import load_recipe, shipped_recipes
 from diffcse_scale.runs.metrics_file import MetricsFile

@@ -38,8 +38,10 @@ from diffcse_scale.generator.pretrain_options import PretrainOptions
 from diffcse_scale.generator.wordpiece import wordpiece_of
 from diffcse_scale.model.attention import choose_attention_kernels
 from diffcse_scale.model.backbone import load_masked_lm, load_tokenizer
+from diffcse_scale.model.fits import check_fits
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.sentences import GroupedByLength, Sentences
+from diffcse_scale.text.tokenizers import known_ids
 from diffcse_scale.text.tokens import tokenize
 
 IGNORED = -100  # label of a token that is not predicted, as everywhere in transformers
@@ -198,14 +200,12 @@ def _model(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) -> PreT
     choose_attention_kernels()
     if options.base is not None:
         model = load_masked_lm(options.base)
-        positions = getattr(model.config, "max_position_embeddings", None)
-        if positions is not None and options.max_length > positions:
-            raise InputError(f"max_length {options.max_length} is more than {options.base} can read, {positions}.")
+        check_fits(model, tokenizer, options.base, {"max_length": options.max_length})
         return model
     seed_initial_numbers(options.seed, "masked language model")
     return BertForMaskedLM(
         BertConfig(
-            vocab_size=len(tokenizer),
+            vocab_size=known_ids(tokenizer)[-1] + 1,
             num_hidden_layers=options.layers,
             hidden_size=options.hidden,
             num_attention_heads=options.heads,

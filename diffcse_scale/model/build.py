@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -9,8 +10,9 @@ from transformers import PreTrainedModel
 
 from diffcse_scale.foundation.randomness import seed_initial_numbers
 from diffcse_scale.model.attention import attend_both_ways, check_attention, choose_attention_kernels
-from diffcse_scale.model.backbone import check_lengths, checkpoint_activations, load_backbone, load_config
+from diffcse_scale.model.backbone import checkpoint_activations, load_backbone, load_config
 from diffcse_scale.model.dropout import set_dropout
+from diffcse_scale.model.fits import check_fits
 from diffcse_scale.model.lora import add_adapters, loading_options
 from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.model.official_checkpoint import load_official_checkpoint
@@ -26,8 +28,8 @@ def build_model(recipe: Recipe, tokenizers: Tokenizers, device: torch.device | s
         device: where an encoder of 4 bits is loaded; all others are loaded on the CPU.
 
     Raises:
-        InputError: weights that cannot be loaded or do not fit, sentences longer than a backbone can read, or
-            settings that cannot work with this family.
+        InputError: weights that cannot be loaded or do not fit, a vocabulary or sentences that a backbone cannot read,
+            or settings that cannot work with this family.
     """
     settings, lengths = recipe.model, {"data.max_length": recipe.data.max_length}
     choose_attention_kernels(settings.cudnn_attention)
@@ -35,9 +37,11 @@ def build_model(recipe: Recipe, tokenizers: Tokenizers, device: torch.device | s
     discriminator = None
     if recipe.objective.rtd_weight > 0:
         discriminator = _discriminator(recipe)
-        check_lengths(discriminator, tokenizers.discriminator, lengths)
+        name = settings.discriminator or settings.encoder
+        check_fits(discriminator, tokenizers.discriminator, name, lengths)
     backbone = _encoder(recipe, **loading_options(settings.lora, device))
-    check_lengths(backbone, tokenizers.encoder, {**lengths, "evaluation.max_length": recipe.evaluation.max_length})
+    lengths["evaluation.max_length"] = recipe.evaluation.max_length
+    check_fits(backbone, tokenizers.encoder, settings.encoder, lengths)
     model = DiffCSENetworks(
         backbone,
         recipe.objective,
@@ -48,7 +52,7 @@ def build_model(recipe: Recipe, tokenizers: Tokenizers, device: torch.device | s
         seed=recipe.seed,
     )
     if settings.checkpoint is not None:
-        load_official_checkpoint(model, Path(settings.checkpoint))
+        load_official_checkpoint(model, Path(os.path.expanduser(settings.checkpoint)))
     if settings.lora is not None:
         seed_initial_numbers(recipe.seed, "adapters")
         add_adapters(model.encoder.backbone, settings.lora)

@@ -27,3 +27,8 @@ class Tokenizers:
     def streams(self) -> list[PreTrainedTokenizerBase]:
         """The different ones, the encoder's first: each makes a stream of tokens from every sentence."""
         return [self.encoder] if self.discriminator is self.encoder else [self.encoder, self.discriminator]
+
+
+def known_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that stand for a token, ascending; there may be gaps."""
+    return sorted(set(tokenizer.get_vocab().values()))
