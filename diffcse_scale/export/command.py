@@ -13,6 +13,7 @@ from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.model_files import MODULES_FILE
 from diffcse_scale.foundation.ownership import Place, refuse_run_folder, replaced
+from diffcse_scale.model.damage import damage_told
 from diffcse_scale.model_folder.appended_projection import append_projection, open_projection
 from diffcse_scale.model_folder.copying import copy_files, own_files
 from diffcse_scale.model_folder.layout import model_folder, module_names, run_of
@@ -84,7 +85,8 @@ def export_model(source: str | Path, output: str | Path, options: ExportOptions)
             comparison = export_onnx(model, fresh, int8=options.int8)
         if run is not None and recipe is not None:
             license = _license(recipe, run) if options.repo else None
-            write_run_card(fresh, run, model_id=options.repo, license=license, onnx=comparison)
+            with damage_told(f"The run in {run}"):
+                write_run_card(fresh, run, model_id=options.repo, license=license, onnx=comparison)
     _report(output, comparison)
     if place.stays:
         print(f"Left as they were in {output}: {', '.join(place.stays)}")

@@ -17,6 +17,7 @@ from diffcse_scale.model.lora import add_adapters, loading_options
 from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.model.official_checkpoint import load_official_checkpoint
 from diffcse_scale.model.packing import allow_packing
+from diffcse_scale.model.starting_point import tell_what_is_left_out
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.tokenizers import Tokenizers
 
@@ -42,6 +43,7 @@ def build_model(recipe: Recipe, tokenizers: Tokenizers, device: torch.device | s
     backbone = _encoder(recipe, **loading_options(settings.lora, device))
     lengths["evaluation.max_length"] = recipe.evaluation.max_length
     check_fits(backbone, tokenizers.encoder, settings.encoder, lengths)
+    tell_what_is_left_out(recipe)
     model = DiffCSENetworks(
         backbone,
         recipe.objective,

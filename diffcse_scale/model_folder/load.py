@@ -66,7 +66,9 @@ def load_model(
     for transformer in _text_transformers(model):
         check_vocabulary(transformer.tokenizer, str(path))
         check_fits(transformer.auto_model, transformer.tokenizer, str(path), {})
-        _limit_to_positions(transformer)
+        _limit_to_positions(transformer, str(path))
+    with damage_told(f"The model in {path}", folder):
+        _check_modules(model)
     return model, pooling
 
 
@@ -90,9 +92,19 @@ def _text_transformers(model: SentenceTransformer) -> Iterator[Transformer]:
             yield module
 
 
-def _limit_to_positions(transformer: Transformer) -> None:
+def _check_modules(model: SentenceTransformer) -> None:
+    """See that they go together: a word goes through all of them, and comes out as wide as the folder says."""
+    if isinstance(model[0], Transformer) and model.tokenizer is not None:
+        found, said = len(model.encode("a", show_progress_bar=False)), model.get_embedding_dimension()
+        if found != said:
+            raise ValueError(f"its modules give {found} numbers, and its files say {said}")
+
+
+def _limit_to_positions(transformer: Transformer, name: str) -> None:
     """Without a word of its folder, sentence-transformers takes all rows of a table of positions, RoBERTa's 514 too."""
     own, limit = transformer.max_seq_length or UNLIMITED, positions(transformer.auto_model)
+    if not isinstance(own, int | float) or not own >= 1:
+        raise InputError(f"Model {name} says that it reads {own!r:.80} tokens; write their number into its files.")
     if limit is None and own >= UNLIMITED:
         limit = trained_length(transformer.auto_model)
     if limit is not None and own > limit:

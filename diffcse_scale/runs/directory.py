@@ -33,6 +33,7 @@ from diffcse_scale.foundation.run_files import (
     STATUS,
     STOP,
 )
+from diffcse_scale.model.starting_point import left_out
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.runs.incarnation import Incarnation, Ownership, incarnations, makes_no_progress
 from diffcse_scale.runs.metrics_file import MetricsFile
@@ -151,7 +152,8 @@ class RunDirectory:
             RunEnded: a later incarnation has taken the run over.
         """
         record = self.path / RECORD
-        written = {"command": " ".join(sys.argv), **facts, "environment": environment()}
+        unused = left_out(recipe) if is_main() else []
+        written = {"command": " ".join(sys.argv), **facts, "left_out": unused, "environment": environment()}
         if self.replays:
             return
         if not broadcast_object(self.owned() if is_main() else None):
