@@ -83,7 +83,7 @@ def load_official_checkpoint(model: DiffCSENetworks, folder: Path) -> list[str]:
 
 
 def _read(folder: Path) -> dict[str, Tensor]:
-    with damage_told(f"Checkpoint {folder}"):
+    with damage_told(f"Checkpoint {folder}", folder):
         if (folder / "model.safetensors").is_file():
             return load_file(folder / "model.safetensors")
         if (folder / "pytorch_model.bin").is_file():

@@ -17,14 +17,21 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from transformers import PreTrainedConfig
 
 from diffcse_scale.foundation.errors import InputError
-from diffcse_scale.foundation.model_files import MODULES_FILE, network_folder, read_json, read_modules
+from diffcse_scale.foundation.model_files import (
+    ABOUT_FILE,
+    MODULES_FILE,
+    network_folder,
+    read_json,
+    read_modules,
+    read_settings,
+)
 from diffcse_scale.model.attention import choose_attention_kernels
 from diffcse_scale.model.backbone import refuse_own_code
 from diffcse_scale.model.damage import damage_told
 from diffcse_scale.model.fits import check_fits, check_vocabulary, positions, trained_length
 from diffcse_scale.model.pooling import POOLINGS
 from diffcse_scale.model.weights import check_finite, weights_checked
-from diffcse_scale.model_folder.layout import check_pooling, model_folder
+from diffcse_scale.model_folder.layout import check_pooling, model_folder, module_names
 from diffcse_scale.model_folder.save import first_and_last
 
 log = logging.getLogger(__name__)
@@ -150,11 +157,11 @@ def _open(folder: Path, name: str, pooling: str | None, device: str | None) -> t
     if pooling is None:
         log.warning("%s names no pooling (a plain transformers folder): cls is used.", name)
         pooling = "cls"
-    return _with_pooling(folder, pooling, device), f"{pooling} pooling"
+    return _with_pooling(folder, name, pooling, device), f"{pooling} pooling"
 
 
-def _with_pooling(folder: Path, pooling: str, device: str | None) -> SentenceTransformer:
-    """The network of a folder under another pooling; whatever follows its own pooling is left out."""
+def _with_pooling(folder: Path, name: str, pooling: str, device: str | None) -> SentenceTransformer:
+    """The network of a folder under another pooling, with its prompts; whatever follows its own pooling is left out."""
     transformer = Transformer.load(str(network_folder(folder)), local_files_only=True)
     config = transformer.auto_model.config
     modules = [transformer, Pooling(config.hidden_size, POOLINGS[pooling].mode)]
@@ -162,4 +169,9 @@ def _with_pooling(folder: Path, pooling: str, device: str | None) -> SentenceTra
         config.output_hidden_states = True
         weights = first_and_last(config.num_hidden_layers)
         modules.insert(1, WeightedLayerPooling(config.hidden_size, config.num_hidden_layers, 0, weights))
-    return SentenceTransformer(modules=modules, device=device)
+    kinds = [kind for kind in module_names(folder)[1:] if kind not in ("Pooling", "WeightedLayerPooling")]
+    if kinds:
+        log.warning("Of %s the modules %s are left out under another pooling.", name, ", ".join(kinds))
+    about = read_settings(folder / ABOUT_FILE)
+    prompts = {"prompts": about.get("prompts"), "default_prompt_name": about.get("default_prompt_name")}
+    return SentenceTransformer(modules=modules, device=device, **prompts)

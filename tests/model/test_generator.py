@@ -17,8 +17,10 @@ from transformers import (
 )
 
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model.backbone import load_masked_lm, load_tokenizers
 from diffcse_scale.model.fits import check_fits, check_same_vocabulary
-from diffcse_scale.model.generator import Generator
+from diffcse_scale.model.generator import Generator, load_generator
+from diffcse_scale.recipe_file import load_recipe
 from tests.support.tiny_models import MASKED_LM_FAMILIES, tiny_config, tiny_masked_lm
 from tests.support.toys import VOCABULARY, toy_chunk
 
@@ -138,6 +140,24 @@ def test_rows_beyond_the_tokenizers_ids_change_nothing(family, fidelity):
         generator.model.eval()
         edited.append(generator.edit(chunk))
     assert torch.equal(*edited)
+
+
+def test_a_padded_generator_is_loaded_with_the_ids_of_its_tokenizer(tmp_path):
+    plain = load_recipe("quickstart")
+    model, tokenizers = load_masked_lm("embedded"), load_tokenizers(plain.model)
+    ids = len(tokenizers.encoder)
+    model.resize_token_embeddings(ids + 64, mean_resizing=False)
+    for part in (model, tokenizers.encoder):
+        part.save_pretrained(tmp_path)
+    recipe = load_recipe("quickstart", [f"model.generator={tmp_path}"])
+    padded, own = (load_generator(each, tokenizers, torch.device("cpu")) for each in (recipe, plain))
+    assert padded.head.out_features == ids + 64
+    assert torch.equal(padded.forbidden, own.forbidden) and len(own.forbidden) == ids
+    long = ["data.max_length=200"]
+    with pytest.raises(InputError, match=rf"data.max_length = 200 is more than the 128 positions of {tmp_path}"):
+        load_generator(
+            load_recipe("quickstart", [f"model.generator={tmp_path}", "data.max_length=200"]), tokenizers, None
+        )
 
 
 @pytest.mark.parametrize("fidelity", ["sampled", "official"])
