@@ -87,11 +87,11 @@ def export_model(source: str | Path, output: str | Path, options: ExportOptions)
             license = _license(recipe, run) if options.repo else None
             with damage_told(f"The run in {run}"):
                 write_run_card(fresh, run, model_id=options.repo, license=license, onnx=comparison)
-    _report(output, comparison)
+    _report(place.folder, comparison)
     if place.stays:
         print(f"Left as they were in {output}: {', '.join(place.stays)}")
     if options.repo:
-        print(f"On the Hub: {hub.push(output, options.repo, options.private)}")
+        print(f"On the Hub: {hub.push(place.folder, options.repo, options.private)}")
 
 
 def _recipe(run: Path | None) -> Recipe | None:

@@ -58,9 +58,9 @@ def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
     Raises:
         InputError: the output holds something, the base is not a masked LM, or the corpus cannot be used.
     """
-    output = Path(options.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"Output {output} already exists; choose another folder or remove it.")
+    output = _output(options)
+    if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"Output {options.output} already exists; choose another folder or remove it.")
     if options.seconds is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # each process has its own clock: one would stop a step before the others, which would wait for it
         raise InputError("seconds limits a single process only; give steps to train with several.")
@@ -266,8 +266,13 @@ def _trainer(
     )
 
 
+def _output(options: PretrainOptions) -> Path:
+    """Of a link, what it names."""
+    return Path(os.path.realpath(os.path.expanduser(options.output)))
+
+
 def _partial(options: PretrainOptions) -> Path:
-    output = Path(os.path.realpath(options.output))
+    output = _output(options)
     return output.with_name(f".{output.name}.partial")
 
 
@@ -287,4 +292,4 @@ def _save(
     tokenizer.save_pretrained(partial)
     (partial / "training_record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     apply_umask(partial)
-    os.replace(partial, os.path.realpath(options.output))  # of a link, what it names
+    os.replace(partial, _output(options))

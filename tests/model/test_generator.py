@@ -153,11 +153,9 @@ def test_a_padded_generator_is_loaded_with_the_ids_of_its_tokenizer(tmp_path):
     padded, own = (load_generator(each, tokenizers, torch.device("cpu")) for each in (recipe, plain))
     assert padded.head.out_features == ids + 64
     assert torch.equal(padded.forbidden, own.forbidden) and len(own.forbidden) == ids
-    long = ["data.max_length=200"]
+    long = load_recipe("quickstart", [f"model.generator={tmp_path}", "data.max_length=200"])
     with pytest.raises(InputError, match=rf"data.max_length = 200 is more than the 128 positions of {tmp_path}"):
-        load_generator(
-            load_recipe("quickstart", [f"model.generator={tmp_path}", "data.max_length=200"]), tokenizers, None
-        )
+        load_generator(long, tokenizers, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("fidelity", ["sampled", "official"])
