@@ -286,7 +286,9 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(mode):
 
 def test_what_training_does_not_use_of_its_encoders_folder_is_kept(tmp_path):
     export_sentence_transformer(tiny_bert(), tiny_tokenizer(), "mean", 16, tmp_path / "start")
-    recipe = load_recipe("quickstart", [f"model.encoder={tmp_path / 'start'}", "evaluation.max_length=16"])
+    recipe = load_recipe(
+        "quickstart", [f"model.encoder={tmp_path / 'start'}", "model.pooling=cls", "evaluation.max_length=16"]
+    )
     run = started(str(tmp_path / "run"), recipe)
     record = json.loads((run.path / "run.json").read_text())
     assert record["left_out"] == ["its mean pooling (model.pooling is cls)"]
