@@ -71,7 +71,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not equals or not all((*sections, field)):
         raise InputError(f"Override {quoted(override)} must have the form section.field=value.")
     try:
-        value = load_yaml(text)
+        value = text if text.startswith("*") else load_yaml(text)  # a glob: there is nothing that an alias could name
     except DuplicateKey as error:
         raise InputError(f"Override {quoted(override)}: {error}.") from None
     except yaml.YAMLError as error:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import (
     AutoConfig,
+    AutoModel,
     BertConfig,
     DistilBertConfig,
     PreTrainedConfig,
@@ -20,9 +21,10 @@ from diffcse_scale.foundation.environment import native_bfloat16
 from diffcse_scale.foundation.errors import InputError, nearest, quoted
 from diffcse_scale.model.backbone import load_tokenizer, resolve
 from diffcse_scale.model.compiled import check_compile
+from diffcse_scale.model.fits import positions
 from diffcse_scale.recipe import EMBEDDED, DataRecipe
 from diffcse_scale.text.batches import Batches
-from diffcse_scale.text.tokenizers import Tokenizers
+from diffcse_scale.text.tokenizers import Tokenizers, known_ids
 from diffcse_scale.text.tokens import tokenize
 
 # shapes of encoder and generator, with random weights: time does not depend on what a network has learnt
@@ -103,6 +105,14 @@ def batches_of(cell: Cell, rank: int = 0) -> Batches:
     return Batches(tokens, tokenizers, recipe, rank, cell.ranks)
 
 
+def _check_length(cell: Cell) -> None:
+    for config in configurations(cell.backbone):
+        with torch.device("meta"):
+            limit = positions(AutoModel.from_config(config))
+        if limit is not None and cell.length > limit:
+            raise InputError(f"--length {cell.length} is more than the {limit} positions of {cell.backbone}; lower it.")
+
+
 def has_bfloat16() -> bool:
     """Whether this machine's device makes products in bfloat16 by itself."""
     if torch.accelerator.is_available():
@@ -118,8 +128,9 @@ def check(cells: Sequence[Cell]) -> None:
     """
     for cell in cells:
         config, _ = configurations(cell.backbone)
+        _check_length(cell)
         check_text(cell.text, cell.tokenizer)
-        if cell.tokenizer is not None and len(load_tokenizer(cell.tokenizer)) > config.vocab_size:
+        if cell.tokenizer is not None and known_ids(load_tokenizer(cell.tokenizer))[-1] >= config.vocab_size:
             raise InputError(
                 f"Tokenizer {cell.tokenizer} has more tokens than the {config.vocab_size:,} of {cell.backbone}."
             )

@@ -67,18 +67,22 @@ def encode(options: EncodeOptions, progress: bool = True) -> str:
     known = read_manifest(output)
     if known is not None and rows.are(known.facts["input"]):  # perhaps in the form of an earlier version
         facts["input"] = known.facts["input"]
+    job = Job(
+        model=options.model,
+        pooling=options.pooling,
+        encoder=computation,
+        rows=rows,
+        pending=[],
+        dtype=options.dtype,
+        keep_text=options.keep_text,
+    )
+    if options.overwrite:  # nothing is removed for a model that cannot be used
+        job.open_encoder("cpu", threads_of(devices))
     with begun(output, facts, options.overwrite, [folder, *rows.names]) as manifest:
         if not manifest.pending:
             return f"Nothing to do: {_summary(manifest)}"
-        job = Job(
-            model=options.model,
-            pooling=options.pooling,
-            encoder=computation,
-            rows=rows,
-            pending=[(number, manifest.rows_of(number), manifest.file(number)) for number in manifest.pending],
-            dtype=options.dtype,
-            keep_text=options.keep_text,
-        )
+        pending = [(number, manifest.rows_of(number), manifest.file(number)) for number in manifest.pending]
+        job = replace(job, pending=pending)
         _encode_pending(manifest, job, devices, progress)
         manifest.tidy()
         return _summary(manifest)

@@ -19,7 +19,7 @@ from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.foundation.finite import check_rows
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model_folder.layout import model_folder
-from diffcse_scale.model_folder.load import load_model, quiet_transformers
+from diffcse_scale.model_folder.load import load_model, quiet_transformers, truncate_at
 from diffcse_scale.text.cache import chosen_folder
 from diffcse_scale.text.digests import model_digest
 
@@ -78,8 +78,7 @@ def _same_model(embeddings: Embeddings, model: str | None) -> SentenceTransforme
     if model_digest(str(model_folder(path)), chosen_folder()) != facts["model"]:
         raise InputError(f"{path} is not the model that these embeddings were made with; name that with --model.")
     network, _ = load_model(path, facts["pooling"])
-    if facts["max_length"] is not None:
-        network.max_seq_length = facts["max_length"]
+    truncate_at(network, facts["max_length"])
     return network.float()
 
 

@@ -23,6 +23,7 @@ from diffcse_scale.encoding.shard_files import Floats
 from diffcse_scale.foundation.environment import native_bfloat16
 from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.model.weights import cast_parameters
+from diffcse_scale.model_folder.load import truncate_at
 from diffcse_scale.text.shortening import shortened
 from diffcse_scale.text.unknown import unknown_id
 
@@ -99,7 +100,8 @@ class WindowEncoder:
         prompt_name: one of the model's prompts; None for its default one, if any.
 
     Raises:
-        InputError: no such prompt; a model that does not begin with a transformer that reads text.
+        InputError: no such prompt; a model that does not begin with a transformer that reads text, or cannot read
+            `max_length` tokens of it.
     """
 
     def __init__(
@@ -117,8 +119,7 @@ class WindowEncoder:
         prompt_name = prompt_name or model.default_prompt_name
         check_prompt(model, prompt_name)
         self._prompt = model.prompts[prompt_name] if prompt_name else None
-        if max_length is not None:
-            model.max_seq_length = max_length
+        truncate_at(model, max_length)
         self._transformer.unpad_inputs = False  # there is next to no padding, and batches are padded here
         dtype: torch.dtype = getattr(torch, precision)
         # autocast is as fast on a CPU and four times as exact; elsewhere it would keep two copies of the weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,6 +18,9 @@ from diffcse_scale.foundation.ownership import WRITTEN_BY, check_file, json_of, 
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model_folder.layout import check_pooling, model_folder, run_of
 from diffcse_scale.text.unknown import percent, share_unknown
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 LOG_WIDTH = 200  # columns where the output is no terminal: a table is not broken to fit 80
 
@@ -69,6 +72,8 @@ def evaluate_models(
         for kept in filter(None, runs.values()):
             check_recordable(kept, suite.name, suite.data, overwrite)
 
+    for model in models[1:]:  # what cannot be loaded is told before the first is measured
+        _load(model, pooling, max_length)
     titles, reports, results = [], [], []
     for model in models:
         about, own_length, of_model = _measure(model, loaded, pooling, max_length, batch_size, used)
@@ -107,12 +112,7 @@ def _measure(
     devices: Sequence[str],
 ) -> tuple[dict[str, Any], int | None, dict[str, Results]]:
     """What was measured, for the reports; the model's own length; and its results by the name of the suite."""
-    from diffcse_scale.model_folder.load import load_model  # takes seconds: the names were looked at before
-
-    model, pooling = load_model(folder, pooling)
-    own_length = model.max_seq_length
-    if max_length is not None:
-        model.max_seq_length = max_length
+    model, pooling, own_length = _load(folder, pooling, max_length)
     about = {"model": str(folder), "pooling": pooling, "max_length": model.max_seq_length}
     with on_devices(model, devices, batch_size) as arguments:
         encode = Once(encode_with(model, **arguments))
@@ -120,3 +120,15 @@ def _measure(
         results = {suite.name: suite.measure(subject) for suite in suites}
         about["unknown_tokens"] = share_unknown(model.tokenizer, encode.sentences, model.max_seq_length)
         return about, own_length, results
+
+
+def _load(
+    folder: str | Path, pooling: str | None, max_length: int | None
+) -> tuple[SentenceTransformer, str, int | None]:
+    """The model that is measured, how its pooling is named, and its own length."""
+    from diffcse_scale.model_folder.load import load_model, truncate_at  # takes seconds: names were looked at before
+
+    model, pooling = load_model(folder, pooling)
+    own_length: int | None = model.max_seq_length
+    truncate_at(model, max_length)
+    return model, pooling, own_length

@@ -11,12 +11,13 @@ from diffcse_scale.export.onnx import FOLDER as ONNX_FOLDER
 from diffcse_scale.export.onnx import OnnxComparison, check_onnx_installed, export_onnx
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.model_files import MODULES_FILE
 from diffcse_scale.foundation.ownership import Place, refuse_run_folder, replaced
 from diffcse_scale.foundation.paths import given_path
-from diffcse_scale.model.backbone import check_lengths, load_backbone, load_tokenizer, without_weights
+from diffcse_scale.model.damage import damage_told
 from diffcse_scale.model_folder.appended_projection import append_projection, open_projection
 from diffcse_scale.model_folder.copying import copy_files, own_files
-from diffcse_scale.model_folder.layout import MODULES_FILE, model_folder, module_names, run_of
+from diffcse_scale.model_folder.layout import model_folder, module_names, run_of
 from diffcse_scale.model_folder.load import quiet_transformers
 from diffcse_scale.model_folder.save import append_module, check_output, set_max_length
 from diffcse_scale.model_folder.validation import check_export, expected_vectors
@@ -85,12 +86,13 @@ def export_model(source: str | Path, output: str | Path, options: ExportOptions)
             comparison = export_onnx(model, fresh, int8=options.int8)
         if run is not None and recipe is not None:
             license = _license(recipe, run) if options.repo else None
-            write_run_card(fresh, run, model_id=options.repo, license=license, onnx=comparison)
-    _report(output, comparison)
+            with damage_told(f"The run in {run}"):
+                write_run_card(fresh, run, model_id=options.repo, license=license, onnx=comparison)
+    _report(place.folder, comparison)
     if place.stays:
         print(f"Left as they were in {output}: {', '.join(place.stays)}")
     if options.repo:
-        print(f"On the Hub: {hub.push(output, options.repo, options.private)}")
+        print(f"On the Hub: {hub.push(place.folder, options.repo, options.private)}")
 
 
 def _recipe(run: Path | None) -> Recipe | None:
@@ -119,10 +121,6 @@ def _check(
         raise InputError(f"--with-projection needs the run that trained the model; {folder} is not in one.")
     if options.onnx or options.int8:
         check_onnx_installed()
-    if options.max_length is not None:
-        with without_weights():
-            backbone = load_backbone(str(folder))
-        check_lengths(backbone, load_tokenizer(str(folder)), {"--max-length": options.max_length})
     if options.private and not options.repo:
         raise InputError("--private is about --push-to-hub, which is not given.")
     if options.repo:

@@ -18,8 +18,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from diffcse_scale.foundation.errors import InputError, first_line
+from diffcse_scale.foundation.model_files import CARD
 from diffcse_scale.foundation.ownership import MARK, files_of
-from diffcse_scale.model_folder.layout import CARD, is_model_file
+from diffcse_scale.model_folder.layout import is_model_file
 
 # HTTPError of httpx or of httpx2, whichever the library stands on
 TransportError: type[Exception] = HfHubHTTPError.__bases__[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ from diffcse_scale.embedded import backbone_path
 from diffcse_scale.evaluation.recorded import standard_results
 from diffcse_scale.evaluation.suites import SUITES
 from diffcse_scale.export.footprint import energy, hardware, run_seconds
+from diffcse_scale.export.markdown import fence, plain
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError, first_line
-from diffcse_scale.foundation.objects import read_object
+from diffcse_scale.foundation.model_files import CARD, TRANSFORMER_FILE, read_json
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.secrets import masked
 from diffcse_scale.model.pooling import POOLINGS
 from diffcse_scale.model_folder.copying import own_file
-from diffcse_scale.model_folder.layout import CARD, TRANSFORMER_FILE, module_names
+from diffcse_scale.model_folder.layout import module_names
 from diffcse_scale.recipe import EMBEDDED, Recipe, flatten
 from diffcse_scale.recipe_file import load_recipe, shipped_recipes
 from diffcse_scale.runs.metrics_file import MetricsFile
@@ -78,7 +79,7 @@ def write_run_card(
     if (run / run_files.CURVES).is_file():
         shutil.copyfile(own_file(run / run_files.CURVES, run), folder / run_files.CURVES)
     try:
-        card = run_card(folder, run, result or _json(run / run_files.RESULT), model_id, license, onnx)
+        card = run_card(folder, run, result or read_json(run / run_files.RESULT), model_id, license, onnx)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
             f"{run} has no card: {run_files.RECORD}, {run_files.RESULT} or {run_files.METRICS} is not what training "
@@ -92,7 +93,7 @@ def run_card(
 ) -> str:
     """The text of `write_run_card`."""
     recipe = load_recipe(str(run / run_files.RECIPE))
-    record = _json(run / run_files.RECORD)
+    record = read_json(run / run_files.RECORD)
     backbone = backbone_of(recipe, run)
     modules = module_names(folder)
     suites = list(_evaluations(run, modules))
@@ -107,21 +108,24 @@ def run_card(
     )
     shown = _without_places(recipe)
     seconds = run_seconds(MetricsFile(run / run_files.METRICS).rows())
+    recipe_yaml = yaml.safe_dump(shown, sort_keys=False).strip()
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        title=model_id or recipe.name,
+        title=plain(model_id or recipe.name),
         model_id=model_id or HERE,
-        backbone=backbone,
-        license=backbone.license or license,
-        recipe=shown,
-        changes=_changes(shown),
-        recipe_yaml=yaml.safe_dump(shown, sort_keys=False).strip(),
+        backbone=replace(backbone, name=plain(backbone.name)),
+        license=plain(backbone.license or license),
+        recipe=plain(shown),
+        left_out=plain(record.get("left_out", [])),
+        changes=[plain([key, here, there]) for key, here, there in _changes(shown)],
+        fence=fence(recipe_yaml),
+        recipe_yaml=recipe_yaml,
         pooling=POOLINGS[recipe.model.pooling],
         projected="Dense" in modules,
         normalized="Normalize" in modules,
         width=_width(folder),
-        max_length=_json(folder / TRANSFORMER_FILE)["max_seq_length"],
+        max_length=read_json(folder / TRANSFORMER_FILE)["max_seq_length"],
         onnx=onnx,
         result=result,
         suites=suites,
@@ -163,7 +167,7 @@ def license_in(folder: Path) -> str | None:
         if card.data.license:
             return str(card.data.license)
     if (folder / "config.json").is_file():
-        named = _json(folder / "config.json").get("license")
+        named = read_json(folder / "config.json").get("license")
         return str(named) if named else None
     return None
 
@@ -194,7 +198,7 @@ def _model_index(suites: list[dict[str, Any]]) -> Iterator[EvalResult]:
 
 def _width(folder: Path) -> int:
     (pooling,) = folder.glob("*_Pooling/config.json")
-    return int(_json(pooling)["word_embedding_dimension"])
+    return int(read_json(pooling)["word_embedding_dimension"])
 
 
 def _changes(shown: dict[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -226,7 +230,3 @@ def _is_place(name: str) -> bool:
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or name.endswith((*ENDINGS, *COMPRESSIONS)):
         return True
     return Path(name).exists()
-
-
-def _json(file: Path) -> Any:
-    return read_object(file)

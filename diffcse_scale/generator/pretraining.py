@@ -42,7 +42,9 @@ from diffcse_scale.generator.pretrain_options import PretrainOptions
 from diffcse_scale.generator.wordpiece import wordpiece_of
 from diffcse_scale.model.attention import choose_attention_kernels
 from diffcse_scale.model.backbone import load_masked_lm, load_tokenizer
+from diffcse_scale.model.fits import check_fits
 from diffcse_scale.text.sentences import GroupedByLength, Sentences
+from diffcse_scale.text.tokenizers import known_ids
 from diffcse_scale.text.tokens import tokenize
 
 IGNORED = -100  # label of a token that is not predicted, as everywhere in transformers
@@ -59,9 +61,9 @@ def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
     Raises:
         InputError: the output holds something, the base is not a masked LM, or the corpus cannot be used.
     """
-    output = given_path(options.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"Output {output} already exists; choose another folder or remove it.")
+    output = _output(options)
+    if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"Output {options.output} already exists; choose another folder or remove it.")
     if options.seconds is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # each process has its own clock: one would stop a step before the others, which would wait for it
         raise InputError("seconds limits a single process only; give steps to train with several.")
@@ -205,14 +207,12 @@ def _model(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) -> PreT
     choose_attention_kernels()
     if options.base is not None:
         model = load_masked_lm(options.base)
-        positions = getattr(model.config, "max_position_embeddings", None)
-        if positions is not None and options.max_length > positions:
-            raise InputError(f"max_length {options.max_length} is more than {options.base} can read, {positions}.")
+        check_fits(model, tokenizer, options.base, {"max_length": options.max_length})
         return model
     seed_initial_numbers(options.seed, "masked language model")
     return BertForMaskedLM(
         BertConfig(
-            vocab_size=len(tokenizer),
+            vocab_size=known_ids(tokenizer)[-1] + 1,
             num_hidden_layers=options.layers,
             hidden_size=options.hidden,
             num_attention_heads=options.heads,
@@ -273,8 +273,13 @@ def _trainer(
     )
 
 
+def _output(options: PretrainOptions) -> Path:
+    """Of a link, what it names."""
+    return Path(os.path.realpath(given_path(options.output)))
+
+
 def _partial(options: PretrainOptions) -> Path:
-    output = Path(os.path.realpath(given_path(options.output)))
+    output = _output(options)
     return output.with_name(f".{output.name}.partial")
 
 
@@ -294,4 +299,4 @@ def _save(
     tokenizer.save_pretrained(partial)
     (partial / "training_record.json").write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
     apply_umask(partial)
-    os.replace(partial, os.path.realpath(given_path(options.output)))  # of a link, what it names
+    os.replace(partial, _output(options))

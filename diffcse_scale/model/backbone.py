@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -25,9 +23,11 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from diffcse_scale.embedded import backbone_path
 from diffcse_scale.foundation.errors import InputError
-from diffcse_scale.foundation.paths import given_path
+from diffcse_scale.foundation.model_files import ADAPTER_FILE, existing_folder, network_folder
+from diffcse_scale.model.damage import damage_told
+from diffcse_scale.model.fits import check_vocabulary
 from diffcse_scale.model.pooling import POOLINGS
-from diffcse_scale.model.weights import check_finite, weights_checked, why_unreadable, without_pooler
+from diffcse_scale.model.weights import check_finite, weights_checked, without_pooler
 from diffcse_scale.recipe import EMBEDDED, ModelRecipe
 from diffcse_scale.text.tokenizers import Tokenizers
 
@@ -40,12 +40,17 @@ def resolve(name: str) -> str:
     """
     if name == EMBEDDED:
         return str(backbone_path())
-    path = given_path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
+    if folder := existing_folder(name):
+        network = network_folder(folder)
+        if (network / ADAPTER_FILE).is_file():
+            raise InputError(
+                f"Model folder {name} holds adapters ({ADAPTER_FILE}), no whole network; give their base, or a folder "
+                "into which they are merged."
+            )
+        if not (network / "config.json").is_file():
             raise InputError(f"Model folder {name} has no config.json; give the folder that save_pretrained wrote.")
-        return str(path)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        return str(network)
+    if name.startswith((".", "~", "/")) or name.count("/") > 1:
         raise InputError(f"Model folder {name} does not exist.")
     return name
 
@@ -70,7 +75,7 @@ def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     Raises:
         InputError: it cannot be loaded, asks for code of its own, or is that of another kind of model.
     """
-    with _mistakes_named(f"Model {name}"):
+    with damage_told(f"Model {name}", existing_folder(name)):
         if not trust_remote_code:
             refuse_own_code(PreTrainedConfig.get_config_dict(resolve(name))[0], "config.json", name)
         config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
@@ -91,20 +96,12 @@ def _from_pretrained(factory: Any, name: str, trust_remote_code: bool, **options
     if _weightless.get():
         config, dtype = options["config"], options["dtype"]
         return factory.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    with _mistakes_named(f"Model {name}"), weights_checked():
+    with damage_told(f"Model {name}", existing_folder(name)), weights_checked():
         model = factory.from_pretrained(resolve(name), trust_remote_code=trust_remote_code, **options)
     if model.main_input_name != "input_ids":
         raise InputError(f"Model {name} ({model.config.model_type}) reads {model.main_input_name}, not tokens.")
     check_finite(model, name)
     return model
-
-
-@contextmanager
-def _mistakes_named(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
-        raise InputError(f"{what} cannot be loaded: {why_unreadable(error)}.") from error
 
 
 def refuse_own_code(settings: Mapping[str, Any], file: str, name: str) -> None:
@@ -144,7 +141,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     Raises:
         InputError: it cannot be loaded, has no vocabulary, or there is nothing to pad with.
     """
-    with _mistakes_named(f"Tokenizer of {name}"):
+    with damage_told(f"Tokenizer of {name}", existing_folder(name)):
         if not trust_remote_code:
             refuse_own_code(get_tokenizer_config(resolve(name)), "tokenizer_config.json", name)
         tokenizer = AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
@@ -154,17 +151,6 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     if tokenizer.pad_token is None:
         raise InputError(f"Tokenizer of {name} has no special token to pad with; give it a pad_token.")
     return tokenizer
-
-
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Refuse a tokenizer without its files: for some families transformers makes one that knows no word.
-
-    Raises:
-        InputError: it knows special tokens only.
-    """
-    if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens):
-        files = ", ".join(sorted(set(tokenizer.vocab_files_names.values())))
-        raise InputError(f"Tokenizer of {name} has no vocabulary; add the model's own tokenizer files ({files}).")
 
 
 def load_encoder_tokenizer(model: ModelRecipe) -> PreTrainedTokenizerBase:
@@ -213,49 +199,6 @@ def first_layer(backbone: PreTrainedModel) -> nn.Module:
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module[0]
     raise InputError(f"{type(backbone).__name__} has no list of {depth} layers, so it cannot serve as a discriminator.")
-
-
-def check_same_vocabulary(
-    first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase, names: tuple[str, str]
-) -> None:
-    """Generator and discriminator exchange token ids, so their vocabularies must be equal, not their names.
-
-    Raises:
-        InputError: names both models and the first id that means different tokens.
-    """
-    vocabularies = [{index: token for token, index in tokenizer.get_vocab().items()} for tokenizer in (first, second)]
-    if vocabularies[0] == vocabularies[1]:
-        return
-    ids = sorted(vocabularies[0].keys() | vocabularies[1].keys())
-    differing = next(index for index in ids if vocabularies[0].get(index) != vocabularies[1].get(index))
-    tokens = [repr(vocabulary.get(differing, "nothing")) for vocabulary in vocabularies]
-    raise InputError(
-        f"Vocabularies differ between {names[0]} and generator {names[1]}: id {differing} is {tokens[0]} in "
-        f"one and {tokens[1]} in the other; choose a generator with the same tokenizer, or train one with "
-        "`diffcse-scale pretrain-generator --tokenizer`."
-    )
-
-
-def check_lengths(backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lengths: dict[str, int]) -> None:
-    """Refuse sentences longer than the backbone has positions for.
-
-    Raises:
-        InputError: names the recipe's field (a key of `lengths`) and the limit.
-    """
-    limit = min(_positions(backbone), tokenizer.model_max_length)
-    for field, length in lengths.items():
-        if length > limit:
-            raise InputError(f"{field} = {length} is more than the {limit} positions of {backbone.name_or_path}.")
-
-
-def _positions(backbone: PreTrainedModel) -> int:
-    """How many tokens the backbone has positions for; as good as all where its configuration names no number."""
-    limit = getattr(backbone.config, "max_position_embeddings", None) or 10**9
-    for name, module in backbone.named_modules():
-        # RoBERTa-like models number positions from pad + 1 and say so with a padding index among the positions
-        if isinstance(module, nn.Embedding) and "position" in name and module.padding_idx is not None:
-            limit = min(limit, module.num_embeddings - module.padding_idx - 1)
-    return limit
 
 
 def checkpoint_activations(backbone: PreTrainedModel) -> None:

@@ -8,12 +8,14 @@ from transformers import PreTrainedModel
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.randomness import seed_initial_numbers
 from diffcse_scale.model.attention import attend_both_ways, check_attention, choose_attention_kernels
-from diffcse_scale.model.backbone import check_lengths, checkpoint_activations, load_backbone, load_config
+from diffcse_scale.model.backbone import checkpoint_activations, load_backbone, load_config
 from diffcse_scale.model.dropout import set_dropout
+from diffcse_scale.model.fits import check_fits
 from diffcse_scale.model.lora import add_adapters, loading_options
 from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.model.official_checkpoint import load_official_checkpoint
 from diffcse_scale.model.packing import allow_packing
+from diffcse_scale.model.starting_point import tell_what_is_left_out
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.tokenizers import Tokenizers
 
@@ -25,8 +27,8 @@ def build_model(recipe: Recipe, tokenizers: Tokenizers, device: torch.device | s
         device: where an encoder of 4 bits is loaded; all others are loaded on the CPU.
 
     Raises:
-        InputError: weights that cannot be loaded or do not fit, sentences longer than a backbone can read, or
-            settings that cannot work with this family.
+        InputError: weights that cannot be loaded or do not fit, a vocabulary or sentences that a backbone cannot read,
+            or settings that cannot work with this family.
     """
     settings, lengths = recipe.model, {"data.max_length": recipe.data.max_length}
     choose_attention_kernels(settings.cudnn_attention)
@@ -34,9 +36,12 @@ def build_model(recipe: Recipe, tokenizers: Tokenizers, device: torch.device | s
     discriminator = None
     if recipe.objective.rtd_weight > 0:
         discriminator = _discriminator(recipe)
-        check_lengths(discriminator, tokenizers.discriminator, lengths)
+        name = settings.discriminator or settings.encoder
+        check_fits(discriminator, tokenizers.discriminator, name, lengths)
     backbone = _encoder(recipe, **loading_options(settings.lora, device))
-    check_lengths(backbone, tokenizers.encoder, {**lengths, "evaluation.max_length": recipe.evaluation.max_length})
+    lengths["evaluation.max_length"] = recipe.evaluation.max_length
+    check_fits(backbone, tokenizers.encoder, settings.encoder, lengths)
+    tell_what_is_left_out(recipe)
     model = DiffCSENetworks(
         backbone,
         recipe.objective,

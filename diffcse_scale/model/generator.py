@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,14 +15,15 @@ from diffcse_scale.foundation.environment import native_bfloat16
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.randomness import derive_seed, seed_everything
 from diffcse_scale.model.attention import choose_attention_kernels
-from diffcse_scale.model.backbone import check_same_vocabulary, load_masked_lm, load_tokenizer
+from diffcse_scale.model.backbone import load_masked_lm, load_tokenizer
+from diffcse_scale.model.fits import check_fits, check_same_vocabulary
 from diffcse_scale.model.packing import allow_packing, packed_inputs
 from diffcse_scale.model.weights import cast_parameters
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import Chunk
 from diffcse_scale.text.corruption import MAX_POSITIONS
 from diffcse_scale.text.sizes import repeating_size
-from diffcse_scale.text.tokenizers import Tokenizers
+from diffcse_scale.text.tokenizers import Tokenizers, known_ids
 
 
 class Generator:
@@ -31,8 +33,22 @@ class Generator:
     corrupted position with dropout off; `official` takes the argmax at *every* position with dropout on.
     """
 
-    def __init__(self, model: PreTrainedModel, fidelity: str, special_ids: list[int], seed: int) -> None:
-        """model: any `AutoModelForMaskedLM`; special_ids: never sampled."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        fidelity: str,
+        special_ids: Sequence[int],
+        seed: int,
+        known: Sequence[int] | None = None,
+    ) -> None:
+        """See the class.
+
+        Args:
+            model: any `AutoModelForMaskedLM`.
+            special_ids: never sampled.
+            known: the tokenizer's ids, ascending; no other is written, though the head may have more rows, which no
+                text has trained. None: all rows are tokens.
+        """
         self.sampled = fidelity == "sampled"
         self.seed = seed
         self.model = model.requires_grad_(False).train(not self.sampled)
@@ -45,8 +61,11 @@ class Generator:
             for name, child in list(module.named_children()):
                 if child is self.head:
                     setattr(module, name, nn.Identity())
-        self.forbidden = torch.zeros(self.head.out_features, dtype=torch.bool, device=self.head.weight.device)
-        self.forbidden[torch.tensor(special_ids, dtype=torch.long)] = True
+        known = range(self.head.out_features) if known is None else known
+        self.forbidden = torch.ones(known[-1] + 1, dtype=torch.bool, device=self.head.weight.device)
+        self.forbidden[torch.tensor(known, dtype=torch.long)] = False
+        if self.sampled:
+            self.forbidden[torch.tensor(special_ids, dtype=torch.long)] = True
         self._rows: Tensor | None = None
         model.base_model.register_forward_hook(self._keep_rows)
 
@@ -86,14 +105,21 @@ class Generator:
         row, column = chunk.corrupted // length, chunk.corrupted % length
         positions = chunk.row_ids.flatten()[row] * MAX_POSITIONS + column
         tokens = sample_tokens(
-            hidden, self.head.weight, self.head.bias, _filled(positions), seed=self.seed, forbidden=self.forbidden
+            hidden, *self._vocabulary_head(), _filled(positions), seed=self.seed, forbidden=self.forbidden
         )
         edited = chunk.original_ids.flatten().index_copy(0, chunk.corrupted, tokens[: len(positions)])
         return edited.view_as(chunk.original_ids)
 
+    def _vocabulary_head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the head, less the rows beyond the last token: views, which cost nothing."""
+        rows, bias = len(self.forbidden), self.head.bias
+        return self.head.weight[:rows], None if bias is None else bias[:rows]
+
     def _official(self, chunk: Chunk, hidden: Tensor) -> Tensor:
         positions = torch.arange(hidden.shape[0], device=hidden.device)
-        tokens = sample_tokens(hidden, self.head.weight, self.head.bias, positions, seed=0, temperature=0.0)
+        tokens = sample_tokens(
+            hidden, *self._vocabulary_head(), positions, seed=0, temperature=0.0, forbidden=self.forbidden
+        )
         edited = tokens.view_as(chunk.original_ids).clone()
         edited[..., 0] = chunk.original_ids[..., 0]
         return edited * chunk.original_mask
@@ -110,7 +136,7 @@ def load_generator(recipe: Recipe, tokenizers: Tokenizers, device: torch.device)
     None when `rtd_weight` is 0, or edits were made before training.
 
     Raises:
-        InputError: it cannot be loaded, or its vocabulary is not the discriminator's.
+        InputError: it cannot be loaded, its vocabulary is not the discriminator's, or it cannot read the sentences.
     """
     objective = recipe.objective
     if objective.rtd_weight == 0 or objective.edits is not None or recipe.model.generator is None:
@@ -119,11 +145,14 @@ def load_generator(recipe: Recipe, tokenizers: Tokenizers, device: torch.device)
     name, trusted = recipe.model.generator, recipe.model.trust_remote_code
     discriminator = recipe.model.discriminator
     judge = f"encoder {recipe.model.encoder}" if discriminator is None else f"discriminator {discriminator}"
-    check_same_vocabulary(tokenizers.discriminator, load_tokenizer(name, trusted), (judge, name))
+    tokenizer = tokenizers.discriminator
+    check_same_vocabulary(tokenizer, load_tokenizer(name, trusted), (judge, name))
     model = load_masked_lm(name, trusted)
+    check_fits(model, tokenizer, name, {"data.max_length": recipe.data.max_length})
     allow_packing(model)
     default = "bfloat16" if native_bfloat16(device) else "float32"
     if (recipe.model.generator_precision or default) == "bfloat16":
         cast_parameters(model, torch.bfloat16)
     seed = derive_seed(recipe.seed, "sampling")
-    return Generator(model.to(device), recipe.objective.fidelity, tokenizers.discriminator.all_special_ids, seed)
+    special_ids, known = tokenizer.all_special_ids, known_ids(tokenizer)
+    return Generator(model.to(device), recipe.objective.fidelity, special_ids, seed, known)

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model.damage import damage_told
 from diffcse_scale.model.networks import DiffCSENetworks
-from diffcse_scale.model.weights import check_finite, why_unreadable
+from diffcse_scale.model.weights import check_finite
 
 log = logging.getLogger(__name__)
 
@@ -84,12 +83,12 @@ def load_official_checkpoint(model: DiffCSENetworks, folder: Path) -> list[str]:
 
 
 def _read(folder: Path) -> dict[str, Tensor]:
-    try:
+    with damage_told(f"Checkpoint {folder}", folder):
         if (folder / "model.safetensors").is_file():
             return load_file(folder / "model.safetensors")
         if (folder / "pytorch_model.bin").is_file():
-            state: dict[str, Tensor] = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+            state = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+            if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+                raise InputError(f"Checkpoint {folder}: pytorch_model.bin holds other things than tensors by name.")
             return state
-    except (RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
-        raise InputError(f"Checkpoint {folder} cannot be read: {why_unreadable(error)}.") from error
     raise InputError(f"Checkpoint {folder} has neither model.safetensors nor pytorch_model.bin.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -81,13 +80,6 @@ def check_finite(network: nn.Module, name: str) -> None:
             f"Model {name} has weights that are not finite numbers: {found[0]} ({len(found)} such in all); give an "
             "undamaged copy of it."
         )
-
-
-def why_unreadable(error: Exception) -> str:
-    """The reason that a library gives for not loading a model, as the end of a sentence."""
-    if isinstance(error, UnpicklingError):
-        return "its .bin file holds Python objects beside weights, which are not unpickled; give it as safetensors"
-    return (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".")
 
 
 def _check(model: PreTrainedModel, report: dict[str, Any], name: str, tolerated: Collection[str]) -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.run_files import PROJECTION
+from diffcse_scale.model.damage import damage_told
 from diffcse_scale.model.projection import make_projection
-from diffcse_scale.model.weights import check_finite, why_unreadable
+from diffcse_scale.model.weights import check_finite
 from diffcse_scale.model_folder.save import append_module
 
 EPS = torch.nn.BatchNorm1d(1).eps
@@ -64,14 +64,11 @@ def open_projection(run: Path, kind: str) -> nn.Module:
             f"{run} has no {PROJECTION}: its model was exported by a version that kept none; export without "
             "--with-projection, or train again."
         )
-    try:
+    with damage_told(f"The projection of the run in {file}", advice="export without it"):
         state = load_file(file)
         width = min((min(tensor.shape) for tensor in state.values() if tensor.ndim == 2), default=1)
         network = make_projection(kind, width)
         network.load_state_dict(state)
-    except (RuntimeError, SafetensorError) as error:
-        reason = why_unreadable(error)
-        raise InputError(f"{file} is not the projection of this run: {reason}; export without it.") from error
     check_finite(network, str(file))
     return network.eval()
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import get_args
 
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError, quoted
+from diffcse_scale.foundation.model_files import (
+    ABOUT_FILE,
+    ADAPTER_FILE,
+    CARD,
+    MODULES_FILE,
+    TRANSFORMER_FILE,
+    existing_folder,
+    read_modules,
+)
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.run_files import CURVES
 from diffcse_scale.recipe import Pooling
 
-MODULES_FILE, TRANSFORMER_FILE, CARD = "modules.json", "sentence_bert_config.json", "README.md"
-ABOUT_FILE = "config_sentence_transformers.json"
 FILES = (
     *("config.json", "generation_config.json", MODULES_FILE, TRANSFORMER_FILE, ABOUT_FILE, CARD, CURVES),
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
-    *("adapter_config.json", "adapter_model.safetensors"),
+    *(ADAPTER_FILE, "adapter_model.safetensors"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.txt", "vocab.json", "merges.txt", "*.model"),
     *("[0-9]*_*/config.json", "[0-9]*_*/model.safetensors", "onnx/model*.onnx", "onnx/model*.onnx_data"),
@@ -32,8 +38,8 @@ def model_folder(path: str | Path) -> Path:
     Raises:
         InputError: there is no such folder, no model in it, or the run has not finished.
     """
-    folder = given_path(path)
-    if not folder.is_dir():
+    folder = existing_folder(path)
+    if folder is None:
         raise InputError(f"Model folder {path} does not exist; none is downloaded.")
     if (folder / run_files.RECIPE).is_file():
         if not (folder / run_files.MODEL / MODULES_FILE).is_file():
@@ -58,8 +64,7 @@ def is_model_file(name: str) -> bool:
 
 def module_names(folder: Path) -> list[str]:
     """The classes of an exported folder's modules, in order: Transformer, Pooling, ..."""
-    modules = json.loads((folder / MODULES_FILE).read_text(encoding="utf-8"))
-    return [module["type"].rpartition(".")[2] for module in modules]
+    return [module["type"].rpartition(".")[2] for module in read_modules(folder)]
 
 
 def check_pooling(name: str | None) -> None:

@@ -6,32 +6,39 @@ both. Nothing is downloaded, and nothing that the folder brings is run.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
 import transformers
-from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules as library
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer, WeightedLayerPooling
 from transformers import PreTrainedConfig
 
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.model_files import (
+    ABOUT_FILE,
+    MODULES_FILE,
+    network_folder,
+    read_json,
+    read_modules,
+    read_settings,
+)
 from diffcse_scale.model.attention import choose_attention_kernels
-from diffcse_scale.model.backbone import check_vocabulary, refuse_own_code
+from diffcse_scale.model.backbone import refuse_own_code
+from diffcse_scale.model.damage import damage_told
+from diffcse_scale.model.fits import check_fits, check_vocabulary, positions, trained_length
 from diffcse_scale.model.pooling import POOLINGS
-from diffcse_scale.model.weights import check_finite, weights_checked, why_unreadable
-from diffcse_scale.model_folder.layout import MODULES_FILE, check_pooling, model_folder
+from diffcse_scale.model.weights import check_finite, weights_checked
+from diffcse_scale.model_folder.layout import check_pooling, model_folder, module_names
 from diffcse_scale.model_folder.save import first_and_last
 
 log = logging.getLogger(__name__)
 
 # the classes that `modules.json` may name
 MODULE_TYPES = sorted(set(library.__all__) - {"Module", "InputModule"})
+UNLIMITED = 10**9  # tokens; transformers writes 10**30 where a tokenizer names no limit
 # what a folder may say of how its network is to be loaded; sentence-transformers ignores the last
 LOADING_OPTIONS = {"dtype", "torch_dtype", "attn_implementation", "add_pooling_layer", "trust_remote_code"}
 
@@ -58,29 +65,66 @@ def load_model(
     folder = model_folder(path)
     check_pooling(pooling)
     choose_attention_kernels()
-    try:
+    with damage_told(f"The model in {path}", folder):
         _check_files(folder, str(path))
         with weights_checked():
             model, pooling = _open(folder, str(path), pooling, device)
-    except (
-        OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError,
-        UnpicklingError,
-    ) as error:  # fmt: skip
-        raise InputError(f"The model in {path} cannot be read: {why_unreadable(error)}.") from error
     check_finite(model, str(path))
+    for transformer in _text_transformers(model):
+        check_vocabulary(transformer.tokenizer, str(path))
+        check_fits(transformer.auto_model, transformer.tokenizer, str(path), {})
+        _limit_to_positions(transformer, str(path))
+    with damage_told(f"The model in {path}", folder):
+        _check_modules(model)
+    return model, pooling
+
+
+def truncate_at(model: SentenceTransformer, max_length: int | None) -> None:
+    """Let a loaded model read so many tokens of a sentence; None leaves its own limit.
+
+    Raises:
+        InputError: it cannot read so many, or they are filled by special tokens alone.
+    """
+    if max_length is None:
+        return
+    for transformer in _text_transformers(model):
+        network = transformer.auto_model
+        check_fits(network, transformer.tokenizer, network.name_or_path, {"--max-length": max_length})
+    model.max_seq_length = max_length
+
+
+def _text_transformers(model: SentenceTransformer) -> Iterator[Transformer]:
     for module in model.modules():
         if isinstance(module, Transformer) and module.tokenizer is not None:
-            check_vocabulary(module.tokenizer, str(path))
-    return model, pooling
+            yield module
+
+
+def _check_modules(model: SentenceTransformer) -> None:
+    """See that they go together: a word goes through all of them, and comes out as wide as the folder says."""
+    if isinstance(model[0], Transformer) and model.tokenizer is not None:
+        found, said = len(model.encode("a", show_progress_bar=False)), model.get_embedding_dimension()
+        if found != said:
+            raise ValueError(f"its modules give {found} numbers, and its files say {said}")
+
+
+def _limit_to_positions(transformer: Transformer, name: str) -> None:
+    """Without a word of its folder, sentence-transformers takes all rows of a table of positions, RoBERTa's 514 too."""
+    own, limit = transformer.max_seq_length or UNLIMITED, positions(transformer.auto_model)
+    if not isinstance(own, int | float) or not own >= 1:
+        raise InputError(f"Model {name} says that it reads {own!r:.80} tokens; write their number into its files.")
+    if limit is None and own >= UNLIMITED:
+        limit = trained_length(transformer.auto_model)
+    if limit is not None and own > limit:
+        transformer.max_seq_length = limit
 
 
 def _check_files(folder: Path, name: str) -> None:
     """Refuse what would run code that is not this environment's own, before anything is loaded."""
     for file in folder.rglob("*.json"):
         if file.name == MODULES_FILE:
-            _check_types([module["type"] for module in _read(file)], file, name)
+            _check_types([module["type"] for module in read_modules(file.parent)], file, name)
         elif file.match("*_config.json") or file.name == "config.json":
-            settings = _read(file)
+            settings = read_json(file)
             if not isinstance(settings, dict):  # a file of another tool: of training data, say
                 continue
             refuse_own_code(settings, file.name, name)
@@ -107,26 +151,27 @@ def _check_types(types: Iterable[str], file: Path, name: str) -> None:
             )
 
 
-def _read(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def _open(folder: Path, name: str, pooling: str | None, device: str | None) -> tuple[SentenceTransformer, str]:
     if pooling is None and (folder / MODULES_FILE).is_file():
         return SentenceTransformer(str(folder), device=device, local_files_only=True), "its own pooling"
     if pooling is None:
         log.warning("%s names no pooling (a plain transformers folder): cls is used.", name)
         pooling = "cls"
-    return _with_pooling(folder, pooling, device), f"{pooling} pooling"
+    return _with_pooling(folder, name, pooling, device), f"{pooling} pooling"
 
 
-def _with_pooling(folder: Path, pooling: str, device: str | None) -> SentenceTransformer:
-    """The network of a folder under another pooling; whatever follows its own pooling is left out."""
-    transformer = Transformer.load(str(folder), local_files_only=True)
+def _with_pooling(folder: Path, name: str, pooling: str, device: str | None) -> SentenceTransformer:
+    """The network of a folder under another pooling, with its prompts; whatever follows its own pooling is left out."""
+    transformer = Transformer.load(str(network_folder(folder)), local_files_only=True)
     config = transformer.auto_model.config
     modules = [transformer, Pooling(config.hidden_size, POOLINGS[pooling].mode)]
     if POOLINGS[pooling].first_and_last:
         config.output_hidden_states = True
         weights = first_and_last(config.num_hidden_layers)
         modules.insert(1, WeightedLayerPooling(config.hidden_size, config.num_hidden_layers, 0, weights))
-    return SentenceTransformer(modules=modules, device=device)
+    kinds = [kind for kind in module_names(folder)[1:] if kind not in ("Pooling", "WeightedLayerPooling")]
+    if kinds:
+        log.warning("Of %s the modules %s are left out under another pooling.", name, ", ".join(kinds))
+    about = read_settings(folder / ABOUT_FILE)
+    prompts = {"prompts": about.get("prompts"), "default_prompt_name": about.get("default_prompt_name")}
+    return SentenceTransformer(modules=modules, device=device, **prompts)

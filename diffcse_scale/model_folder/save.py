@@ -20,11 +20,20 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffcse_scale.foundation.durable import save_weights
+from diffcse_scale.foundation.model_files import (
+    ABOUT_FILE,
+    CARD,
+    MODULES_FILE,
+    TRANSFORMER_FILE,
+    network_folder,
+    read_modules,
+    read_settings,
+)
 from diffcse_scale.foundation.ownership import Place, check_folder, replaced
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.model.lora import has_adapters, save_merged
 from diffcse_scale.model.pooling import POOLINGS, pooling_named
-from diffcse_scale.model_folder.layout import ABOUT_FILE, CARD, MODULES_FILE, TRANSFORMER_FILE, is_model_file
+from diffcse_scale.model_folder.layout import is_model_file
 
 
 def export_sentence_transformer(
@@ -137,7 +146,7 @@ def append_module(folder: Path, name: str, config: dict[str, Any], weights: dict
         name: of its class.
         config: the class's own.
     """
-    modules = json.loads((folder / MODULES_FILE).read_text(encoding="utf-8"))
+    modules = read_modules(folder)
     module = _module(len(modules), name)
     _write(folder / module["path"] / "config.json", config)
     if weights is not None:
@@ -147,9 +156,8 @@ def append_module(folder: Path, name: str, config: dict[str, Any], weights: dict
 
 def set_max_length(folder: Path, max_length: int) -> None:
     """Change how many tokens of a sentence users of an exported folder get."""
-    file = folder / TRANSFORMER_FILE
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    _write(file, {**settings, "max_seq_length": max_length})
+    file = network_folder(folder) / TRANSFORMER_FILE
+    _write(file, {**read_settings(file), "max_seq_length": max_length})
 
 
 def first_and_last(layers: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 from diffcse_scale.embedded.grammar import training_sentences
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.finite import check_rows
-from diffcse_scale.model_folder.load import load_model
+from diffcse_scale.model_folder.load import load_model, truncate_at
 
 Vectors = NDArray[np.float32]
 TOLERANCE = 1e-5
@@ -24,11 +24,11 @@ def expected_vectors(source: Path, max_length: int | None, projection: nn.Module
     """What an export is to give for the probe sentences, computed with the source itself and plain PyTorch.
 
     Raises:
-        InputError: the source cannot be loaded or has no finite vectors, or the projection is of another width.
+        InputError: the source cannot be loaded, has no finite vectors, or cannot read so many tokens; or the projection
+            is of another width.
     """
     model, _ = load_model(source)
-    if max_length is not None:
-        model.max_seq_length = max_length
+    truncate_at(model, max_length)
     vectors = torch.from_numpy(_probe(model))
     if projection is not None:
         try:

@@ -110,7 +110,7 @@ class _Stage:
         if self.generator is not None:
             self.generator.model.to_empty(device="cpu")
             self.generator.head.to_empty(device="cpu")
-            self.generator.forbidden = torch.empty_like(self.generator.forbidden, device="cpu")
+            self.generator.forbidden = torch.zeros_like(self.generator.forbidden, device="cpu")
 
     def rehearse(self, watched: int, rest: int) -> list[Moment]:
         """A step of one chunk that is watched and, if there is a rest, of another that is not."""

@@ -37,6 +37,7 @@ from diffcse_scale.foundation.run_files import (
 )
 from diffcse_scale.foundation.secrets import masked_command
 from diffcse_scale.foundation.strict_json import to_json
+from diffcse_scale.model.starting_point import left_out
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.runs.incarnation import Incarnation, Ownership, incarnations, makes_no_progress
 from diffcse_scale.runs.metrics_file import MetricsFile
@@ -162,7 +163,8 @@ class RunDirectory:
             RunEnded: a later incarnation has taken the run over.
         """
         record = self.path / RECORD
-        written = {"command": masked_command(sys.argv), **facts, "environment": environment()}
+        unused = left_out(recipe) if is_main() else []
+        written = {"command": masked_command(sys.argv), **facts, "left_out": unused, "environment": environment()}
         if self.replays:
             return
         if not broadcast_object(self.owned() if is_main() else None):

@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from diffcse_scale.evaluation.recorded import evaluations
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.model_files import MODULES_FILE
 from diffcse_scale.foundation.objects import read_object
 from diffcse_scale.foundation.paths import given_path
-from diffcse_scale.model_folder.layout import MODULES_FILE
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.recipe_file import load_recipe
 from diffcse_scale.runs.incarnation import Incarnation, incarnations

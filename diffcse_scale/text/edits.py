@@ -14,7 +14,7 @@ from diffcse_scale.text.cache import cache_folder, fingerprint
 from diffcse_scale.text.digests import model_digest
 from diffcse_scale.text.tokens import TokenizedCorpus
 
-FORMAT = 2
+FORMAT = 2  # before, a generator with more rows than its tokenizer has ids wrote ids that no network reads
 
 
 class Edits:

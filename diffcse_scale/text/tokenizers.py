@@ -34,3 +34,8 @@ def surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     mask = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
     inside = [place for place, special in enumerate(mask) if not special]
     return inside[0], len(mask) - 1 - inside[-1]
+
+
+def known_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that stand for a token, ascending; there may be gaps."""
+    return sorted(set(tokenizer.get_vocab().values()))

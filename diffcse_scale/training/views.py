@@ -16,6 +16,7 @@ from diffcse_scale.foundation.randomness import derive_seed
 from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import Chunk, make_chunk
+from diffcse_scale.text.tokenizers import known_ids
 
 PROBES, PROBE_LENGTH = 4, 16
 # relative difference that may be rounding; without dropout the views were equal in every family of the tests, in
@@ -52,7 +53,7 @@ def check_views_differ(engine: Any, recipe: Recipe, tokenizer: PreTrainedTokeniz
 
 def _probe(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Chunk:
     """Rows of tokens from all over the vocabulary; whether views differ does not depend on what a sentence says."""
-    ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
+    ordinary = np.setdiff1d(known_ids(tokenizer), tokenizer.all_special_ids)
     length = min(PROBE_LENGTH, recipe.data.max_length)
     row = ordinary[np.linspace(0, len(ordinary) - 1, length).astype(np.int64)]
     rows = np.arange(2 * PROBES).reshape(PROBES, 2)

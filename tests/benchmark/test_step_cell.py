@@ -138,6 +138,7 @@ def test_two_ranks_are_measured_and_what_they_exchange_is_told(tmp_path):
         ({"backbone": "bert-smal"}, "did you mean bert-small?"),
         ({"text": "nowhere.txt", "tokenizer": "embedded"}, "Text nowhere.txt is no file"),
         ({"text": __file__}, "--text needs --tokenizer"),
+        ({"length": 65}, "--length 65 is more than the 64 positions of bert-tiny; lower it"),
         ({"sentences": 5, "ranks": 2}, "cannot be shared equally by 2 devices"),
     ],
 )

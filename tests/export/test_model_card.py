@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from sentence_transformers import SentenceTransformer
 
 from diffcse_scale.export.command import ExportOptions, export_model
@@ -113,6 +115,33 @@ def test_time_and_energy_by_hand() -> None:
     moved = {**RECORD, "resumed": [on_cpus, RECORD]}
     assert energy(moved, 3600.0) is None
     assert len(hardware(moved)) == 2
+
+
+def test_names_that_people_give_are_shown_and_do_nothing(run: Path, tmp_path: Path) -> None:
+    name, file = "a|b <script>x</script> `c` **d** [e](http://f)\n# g\n\n```\nh", "my_corpus|[of](x) <b>.txt"
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["name"], recipe["data"]["files"] = name, [file]
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    export_model(run, tmp_path / "out", ExportOptions())
+
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.model_name == name
+    html = MarkdownIt("commonmark").enable("table").render(card.text)
+    assert "<script>" not in html and "<strong>d" not in html and 'href="http://f"' not in html and "<b>" not in html
+    title, *_ = re.findall(r"<h1>(.*?)</h1>", html)
+    assert unescape(title) == " ".join(name.split()) and html.count("<h1>") == 1
+    (text,) = re.findall(r"<td>text</td>\s*<td>(.*?);", unescape(html))
+    assert text == file
+    (shown,) = re.findall(r'<pre><code class="language-yaml">(.*?)</code></pre>', html, re.DOTALL)
+    assert yaml.safe_load(unescape(shown))["name"] == name
+
+
+def test_what_training_left_out_of_the_backbones_folder_is_told(run: Path, tmp_path: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "left_out": ["its mean pooling", "its prompts a|b"]}))
+    export_model(run, tmp_path / "out", ExportOptions())
+    row = r"| of the backbone's folder not used | its mean pooling; its prompts a\|b |"
+    assert row in card_of(tmp_path / "out")
 
 
 def test_a_licence_is_read_and_never_made_up(run: Path, tmp_path: Path) -> None:

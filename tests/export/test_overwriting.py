@@ -121,3 +121,19 @@ def test_the_function_does_not_replace_what_it_did_not_write_either(of_another_t
     with pytest.raises(InputError, match="was not written by export_sentence_transformer"):
         export_sentence_transformer(tiny_bert(), tiny_tokenizer(), "mean", 8, of_another_tool)
     assert (of_another_tool / "checkpoint-500").is_dir()
+
+
+def test_of_a_link_the_folder_that_it_names_is_written_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "mine")
+    (tmp_path / "link").symlink_to("not/there/yet")
+    (tmp_path / "absent").symlink_to(tmp_path / "nowhere" / ".." / "beside")  # which the system does not follow
+    for link, folder in (("link", "not/there/yet"), ("link", "not/there/yet"), ("absent", "beside")):
+        export_model(run, tmp_path / link, ExportOptions())
+        assert (tmp_path / link).is_symlink() and (tmp_path / folder / "modules.json").is_file()
+        assert f"Written: {tmp_path / folder} (Transformer" in capsys.readouterr().out
+    (tmp_path / "loop").symlink_to("loop")
+    for output in ("loop", "loop/below"):
+        with pytest.raises(InputError, match=r"loop is no folder; give another name"):
+            export_model(run, tmp_path / output, ExportOptions())

@@ -264,7 +264,7 @@ def test_options_that_contradict_are_refused(options, changed, message):
         ({"held_out": 480}, r"has 500 sentences, but held_out \(480\) and one batch \(32\) need 512"),
         ({"files": "nowhere.txt"}, "nowhere.txt"),
         ({"base": "/nowhere/model"}, "/nowhere/model does not exist"),
-        ({"base": "embedded", "max_length": 129}, "max_length 129 is more than embedded can read, 128"),
+        ({"base": "embedded", "max_length": 129}, "max_length = 129 is more than the 128 positions of embedded"),
     ],
 )
 def test_a_run_that_cannot_work_stops_and_writes_nothing(options, tmp_path, changed, message):

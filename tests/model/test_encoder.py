@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from diffcse_scale.foundation.errors import InputError
-from diffcse_scale.model.backbone import check_lengths
 from diffcse_scale.model.encoder import Encoder, encode_sentences
+from diffcse_scale.model.fits import check_fits
 from diffcse_scale.objective.objective import Objective
 from diffcse_scale.recipe import ObjectiveRecipe
 from tests.support.tiny_models import WORDS, tiny_bert, tiny_llama, tiny_tokenizer
@@ -34,9 +34,11 @@ def test_vectors_are_those_of_each_sentence_alone(make, pooling, pad_token):
 def test_sentences_longer_than_the_backbone_can_read_are_refused():
     backbone, tokenizer = tiny_bert(), tiny_tokenizer()
     limit = backbone.config.max_position_embeddings
-    check_lengths(backbone, tokenizer, {"data.max_length": limit})
+    check_fits(backbone, tokenizer, "tiny", {"data.max_length": limit})
     with pytest.raises(InputError, match=rf"evaluation.max_length = {limit + 1} is more than the {limit} positions"):
-        check_lengths(backbone, tokenizer, {"evaluation.max_length": limit + 1})
+        check_fits(backbone, tokenizer, "tiny", {"evaluation.max_length": limit + 1})
+    with pytest.raises(InputError, match=r"data.max_length = 2 has no room beside the special tokens of tiny"):
+        check_fits(backbone, tokenizer, "tiny", {"data.max_length": 2})
 
 
 def test_gradient_checkpointing_changes_no_gradient():

@@ -10,7 +10,6 @@ import torch
 
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.backbone import (
-    check_lengths,
     checkpoint_activations,
     first_layer,
     load_backbone,
@@ -18,6 +17,7 @@ from diffcse_scale.model.backbone import (
 )
 from diffcse_scale.model.discriminator import ConditionalDiscriminator
 from diffcse_scale.model.encoder import Encoder
+from diffcse_scale.model.fits import check_fits
 from diffcse_scale.model.generator import Generator
 from tests.support.tiny_models import (
     DECODER_FAMILIES,
@@ -33,7 +33,8 @@ WIDTH = 24
 POOLINGS = [(family, pooling) for family in MASKED_LM_FAMILIES for pooling in ("cls", "mean")]
 POOLINGS += [(family, pooling) for family in DECODER_FAMILIES for pooling in ("last", "mean")]
 # positions that a table of 40 leaves: RoBERTa-like families begin at pad + 1, and MPNet's pad is always 1
-POSITIONS = {**dict.fromkeys(FAMILIES, 40), "roberta": 39, "xlm-roberta": 39, "mpnet": 38}
+TABLES = {"bert": 40, "electra": 40, "roberta": 39, "xlm-roberta": 39, "mpnet": 38}
+COMPUTED = sorted(FAMILIES.keys() - TABLES.keys())  # by distance or by rotation
 
 
 def _rows(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,13 +76,25 @@ def test_every_weight_of_the_encoder_is_trained(family, pooling, tmp_path):
     assert [name for name, parameter in backbone.named_parameters() if parameter.grad is None] == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_sentences_may_be_as_long_as_there_are_positions(family):
-    backbone, limit = tiny_backbone(family), POSITIONS[family]
-    check_lengths(backbone, tiny_tokenizer(), {"data.max_length": limit})
+@pytest.mark.parametrize("family", TABLES)
+def test_sentences_may_be_as_long_as_a_table_of_positions(family):
+    backbone, limit = tiny_backbone(family), TABLES[family]
+    check_fits(backbone, tiny_tokenizer(), family, {"data.max_length": limit})
     backbone(input_ids=torch.full((1, limit), 5))
-    with pytest.raises(InputError, match=rf"data.max_length = {limit + 1} is more than the {limit} positions"):
-        check_lengths(backbone, tiny_tokenizer(), {"data.max_length": limit + 1})
+    with pytest.raises(InputError, match=rf"data.max_length = {limit + 1} is more than the {limit} positions of"):
+        check_fits(backbone, tiny_tokenizer(), family, {"data.max_length": limit + 1})
+    with pytest.raises((IndexError, RuntimeError)):  # whatever the family says, in the middle of a run
+        backbone(input_ids=torch.full((1, limit + 1), 5))
+
+
+@pytest.mark.parametrize("family", COMPUTED)
+def test_positions_that_are_computed_have_no_end_but_what_lies_beyond_training_is_told(family, caplog):
+    backbone = tiny_backbone(family)
+    check_fits(backbone, tiny_tokenizer(), family, {"data.max_length": 40})
+    assert not caplog.records
+    check_fits(backbone, tiny_tokenizer(), family, {"data.max_length": 41})
+    assert f"data.max_length = 41 is more than the 40 tokens that {family} was made for" in caplog.text
+    assert torch.isfinite(backbone(input_ids=torch.full((1, 41), 5)).last_hidden_state).all()
 
 
 class TestDiscriminator:

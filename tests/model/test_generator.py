@@ -17,8 +17,10 @@ from transformers import (
 )
 
 from diffcse_scale.foundation.errors import InputError
-from diffcse_scale.model.backbone import check_same_vocabulary
-from diffcse_scale.model.generator import Generator
+from diffcse_scale.model.backbone import load_masked_lm, load_tokenizers
+from diffcse_scale.model.fits import check_fits, check_same_vocabulary
+from diffcse_scale.model.generator import Generator, load_generator
+from diffcse_scale.recipe_file import load_recipe
 from tests.support.tiny_models import MASKED_LM_FAMILIES, tiny_config, tiny_masked_lm
 from tests.support.toys import VOCABULARY, toy_chunk
 
@@ -120,11 +122,68 @@ def test_a_head_that_is_no_vocabulary_is_refused():
         Generator(model, "sampled", SPECIAL, seed=0)
 
 
+def _padded(family, rows):
+    """The family's generator with so many embeddings more, whose logits are beyond all others."""
+    model = _model(family)
+    model.resize_token_embeddings(VOCABULARY + rows, mean_resizing=False)
+    model.get_output_embeddings().bias.data[VOCABULARY:] = 100.0
+    return model
+
+
+@pytest.mark.parametrize("fidelity", ["sampled", "official"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert"])
+def test_rows_beyond_the_tokenizers_ids_change_nothing(family, fidelity):
+    chunk, _ = toy_chunk()
+    edited = []
+    for model in (_model(family), _padded(family, 4)):
+        generator = Generator(model, fidelity, SPECIAL, seed=0, known=range(VOCABULARY))
+        generator.model.eval()
+        edited.append(generator.edit(chunk))
+    assert torch.equal(*edited)
+
+
+def test_a_padded_generator_is_loaded_with_the_ids_of_its_tokenizer(tmp_path):
+    plain = load_recipe("quickstart")
+    model, tokenizers = load_masked_lm("embedded"), load_tokenizers(plain.model)
+    ids = len(tokenizers.encoder)
+    model.resize_token_embeddings(ids + 64, mean_resizing=False)
+    for part in (model, tokenizers.encoder):
+        part.save_pretrained(tmp_path)
+    recipe = load_recipe("quickstart", [f"model.generator={tmp_path}"])
+    padded, own = (load_generator(each, tokenizers, torch.device("cpu")) for each in (recipe, plain))
+    assert padded.head.out_features == ids + 64
+    assert torch.equal(padded.forbidden, own.forbidden) and len(own.forbidden) == ids
+    long = load_recipe("quickstart", [f"model.generator={tmp_path}", "data.max_length=200"])
+    with pytest.raises(InputError, match=rf"data.max_length = 200 is more than the 128 positions of {tmp_path}"):
+        load_generator(long, tokenizers, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("fidelity", ["sampled", "official"])
+def test_an_id_that_no_token_has_is_never_written(fidelity):
+    model, gaps = _model("bert"), [7, 30]
+    model.get_output_embeddings().bias.data[gaps] = 100.0
+    chunk, _ = toy_chunk()
+    known = [index for index in range(VOCABULARY) if index not in gaps]
+    written = Generator(model, fidelity, SPECIAL, seed=0, known=known).edit(chunk)
+    assert not torch.isin(written[written != chunk.original_ids], torch.tensor(gaps)).any()
+
+
 def _tokenizer(words):
     from tokenizers import Tokenizer, models
 
     vocabulary = {word: index for index, word in enumerate(words)}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="a")))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token=next(iter(vocabulary))))
+    )
+
+
+def test_a_network_needs_an_embedding_for_every_id_of_its_tokenizer():
+    model = _model("bert")
+    check_fits(model, _tokenizer(map(str, range(VOCABULARY))), "bert", {})
+    check_fits(model, _tokenizer("abc"), "bert", {})
+    message = f"bert has embeddings for {VOCABULARY} ids, and its tokenizer writes ids up to {VOCABULARY}; give it"
+    with pytest.raises(InputError, match=message):
+        check_fits(model, _tokenizer(map(str, range(VOCABULARY + 1))), "bert", {})
 
 
 def test_vocabularies_are_compared_by_content():

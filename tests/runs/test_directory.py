@@ -11,11 +11,13 @@ import tempfile
 
 import pytest
 
+from diffcse_scale.export import export_sentence_transformer
 from diffcse_scale.foundation.errors import InputError, RunEnded
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.recipe_file import load_recipe
 from diffcse_scale.runs.directory import FolderInUse, RunDirectory
 from diffcse_scale.runs.metrics_file import MetricsFile
+from tests.support.tiny_models import tiny_bert, tiny_tokenizer
 
 RECIPE = load_recipe("quickstart")
 CONTENTS = {"data_fingerprint": "abc", "development_fingerprint": "def", "models_fingerprint": "ghi"}
@@ -113,7 +115,7 @@ def test_a_run_of_an_earlier_version_is_resumed_under_its_own_names_if_its_batch
         run.describe(RECIPE, **FACTS, corpus={"equal": 3})
     run.describe(RECIPE, **FACTS, corpus={"equal": 0})
     assert "begun by an earlier version" in caplog.text
-    with pytest.raises(InputError, match="data fingerprint"):  # from now on it is known
+    with pytest.raises(InputError, match="cannot be resumed: its data fingerprint was"):  # from now on it is known
         run.describe(RECIPE, **{**FACTS, "data_fingerprint": "xyz"}, corpus={"equal": 0})
 
 
@@ -307,3 +309,13 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(mode):
         run = f"{folder}/run"
         result = subprocess.run([sys.executable, "-c", program, run], capture_output=True, text=True, check=False)
     assert f"InputError: Output folder {run} cannot be read or written: Permission denied." in result.stderr
+
+
+def test_what_training_does_not_use_of_its_encoders_folder_is_kept(tmp_path):
+    export_sentence_transformer(tiny_bert(), tiny_tokenizer(), "mean", 16, tmp_path / "start")
+    recipe = load_recipe(
+        "quickstart", [f"model.encoder={tmp_path / 'start'}", "model.pooling=cls", "evaluation.max_length=16"]
+    )
+    run = started(str(tmp_path / "run"), recipe)
+    record = json.loads((run.path / "run.json").read_text())
+    assert record["left_out"] == ["its mean pooling (model.pooling is cls)"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from diffcse_scale.recipe import Recipe
+from diffcse_scale.text.tokens import TokenizedCorpus
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [f"w{index}" for index in range(200)]
@@ -47,3 +49,8 @@ def training_recipe(**sections: dict[str, object]) -> Recipe:
             **sections,
         }
     )
+
+
+def rows(tokens: TokenizedCorpus, view: int = 0) -> list[list[int]]:
+    """The token ids of every row."""
+    return [row.tolist() for row in tokens.rows(np.arange(len(tokens)), view)]

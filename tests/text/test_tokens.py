@@ -18,13 +18,9 @@ import diffcse_scale.text.tokens
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.tokens import TokenizedCorpus, tokenize
-from tests.support.text_material import WORDS, make_tokenizer, sentence
+from tests.support.text_material import WORDS, make_tokenizer, rows, sentence
 
 MakeRecipe = Callable[..., DataRecipe]
-
-
-def rows(tokens: TokenizedCorpus, view: int = 0) -> list[list[int]]:
-    return [row.tolist() for row in tokens.rows(np.arange(len(tokens)), view)]
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.tokens import tokenize
 from diffcse_scale.text.unknown import percent, unknown_id
-from tests.support.text_material import WORDS, make_tokenizer
-from tests.text.test_tokens import rows
+from tests.support.text_material import WORDS, make_tokenizer, rows
 
 MakeRecipe = Callable[..., DataRecipe]
 

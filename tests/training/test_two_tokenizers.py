@@ -56,3 +56,4 @@ def test_a_generator_of_another_vocabulary_than_the_discriminators_is_refused(to
     )
     assert result.returncode == 2
     assert f"Vocabularies differ between discriminator {toy_world / 'model'} and generator" in result.stdout
+    assert "choose a generator with the same tokenizer, or train one" in result.stdout

@@ -1,0 +1,90 @@
+"""The names in the folder of a model, and its JSON files. They stand down here because networks know them too."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.paths import given_path
+
+MODULES_FILE, TRANSFORMER_FILE, CARD = "modules.json", "sentence_bert_config.json", "README.md"
+ABOUT_FILE = "config_sentence_transformers.json"
+ADAPTER_FILE = "adapter_config.json"
+
+
+def existing_folder(name: str | Path) -> Path | None:
+    """The folder of this name, None if there is none.
+
+    Raises:
+        InputError: a name that no folder can have.
+    """
+    path = given_path(name)
+    return path if path.is_dir() else None
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read as JSON ({_reason(error)}); give an undamaged copy of it.") from error
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The object in a JSON file, an empty one if there is no such file.
+
+    Raises:
+        InputError: as `read_json`, or something else is there than an object.
+    """
+    content = read_json(file) if os.path.lexists(file) else {}
+    if not isinstance(content, dict):
+        raise InputError(f"{file} holds no settings but a {type(content).__name__}; give an undamaged copy of it.")
+    return content
+
+
+def read_modules(folder: Path) -> list[dict[str, str]]:
+    """The modules of a sentence-transformers folder in order, each with its `type` and `path`; none without the file.
+
+    Raises:
+        InputError: as `read_json`, or the file is no list of modules.
+    """
+    file = folder / MODULES_FILE
+    modules = read_json(file) if os.path.lexists(file) else []
+    fields = ("type", "path")
+    if not isinstance(modules, list) or not all(
+        isinstance(module, dict) and all(isinstance(module.get(field), str) for field in fields) for module in modules
+    ):
+        raise InputError(f"{file} is no list of modules with type and path; give an undamaged copy of it.")
+    return modules
+
+
+def network_folder(folder: Path) -> Path:
+    """Where the network of a model folder lies: old sentence-transformers folders have it in `0_Transformer`."""
+    modules = read_modules(folder)
+    within = folder / modules[0]["path"] if modules else folder
+    return within if (within / "config.json").is_file() else folder
+
+
+def damaged_json(folder: Path) -> str | None:
+    """What is wrong with the first JSON file of a folder that cannot be read, None if all can."""
+    for file in sorted(folder.rglob("*.json")):
+        try:
+            read_json(file)
+        except InputError as error:
+            return str(error).partition(";")[0]
+    return None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    if isinstance(error, OSError):
+        return (error.strerror or str(error)).lower()
+    return str(error).splitlines()[0]

@@ -1,0 +1,67 @@
+"""What libraries make of a damaged model, in one sentence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from diffcse_scale.foundation.errors import InputError, RunEnded
+from diffcse_scale.foundation.model_files import damaged_json
+
+NOT_OF_THE_FILES = (InputError, RunEnded, MemoryError, torch.OutOfMemoryError)
+LONGEST = 300  # characters of what a library says
+
+
+@contextmanager
+def damage_told(what: str, folder: Path | None = None, advice: str = "") -> Iterator[None]:
+    """Inside, only files of a model are read; whatever a library raises over them becomes an InputError.
+
+    Libraries raise what their parsers do: lookups that fail, assertions, a bare Exception (tokenizers).
+
+    Args:
+        what: is read.
+        folder: where it lies, if that is a folder.
+        advice: what to do; about a folder, to get an undamaged copy if nothing else is said.
+
+    Raises:
+        InputError: `what` cannot be read, and why.
+    """
+    try:
+        yield
+    except NOT_OF_THE_FILES:
+        raise
+    except UnpicklingError as error:
+        raise InputError(
+            f"{what} cannot be read: its .bin file holds Python objects beside weights, which are not unpickled; give "
+            "it as safetensors."
+        ) from error
+    except Exception as error:
+        why = (folder and _damaged_file(folder)) or _in_words(error)
+        advice = advice or ("give an undamaged copy of it" if folder else "")
+        raise InputError(f"{what} cannot be read: {'; '.join(filter(None, (why, advice)))}.") from error
+
+
+def _damaged_file(folder: Path) -> str | None:
+    """The first file that is no JSON, or without weights, where its name says so, and what is wrong with it."""
+    for file in sorted(folder.rglob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            return f"{file} holds no weights ({_in_words(error)})"
+    return damaged_json(folder)
+
+
+def _in_words(error: Exception) -> str:
+    """The first sentence of what a library says, as the end of one of ours."""
+    first = re.split(r"\. (?=[A-Z])", " ".join(str(error).split()))[0]
+    said = first[:LONGEST].rstrip(".") or type(error).__name__
+    if isinstance(error, LookupError | AttributeError | TypeError | AssertionError):
+        return f"its files are not what they should be ({type(error).__name__}: {said})"
+    return said

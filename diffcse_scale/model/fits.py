@@ -1,0 +1,110 @@
+"""Whether a network can read what its tokenizer writes: which ids there are, and how many in a row."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.text.tokenizers import known_ids
+
+log = logging.getLogger(__name__)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a tokenizer without its files: for some families transformers makes one that knows no word.
+
+    Raises:
+        InputError: it knows special tokens only.
+    """
+    if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens):
+        files = ", ".join(sorted(set(tokenizer.vocab_files_names.values())))
+        raise InputError(f"Tokenizer of {name} has no vocabulary; add the model's own tokenizer files ({files}).")
+
+
+def check_same_vocabulary(
+    first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase, names: tuple[str, str]
+) -> None:
+    """Generator and discriminator exchange token ids, so their vocabularies must be equal, not their names.
+
+    Raises:
+        InputError: names both models and the first id that means different tokens.
+    """
+    vocabularies = [{index: token for token, index in tokenizer.get_vocab().items()} for tokenizer in (first, second)]
+    if vocabularies[0] == vocabularies[1]:
+        return
+    ids = sorted(vocabularies[0].keys() | vocabularies[1].keys())
+    differing = next(index for index in ids if vocabularies[0].get(index) != vocabularies[1].get(index))
+    tokens = [repr(vocabulary.get(differing, "nothing")) for vocabulary in vocabularies]
+    raise InputError(
+        f"Vocabularies differ between {names[0]} and generator {names[1]}: id {differing} is {tokens[0]} in "
+        f"one and {tokens[1]} in the other; choose a generator with the same tokenizer, or train one with "
+        "`diffcse-scale pretrain-generator --tokenizer`."
+    )
+
+
+def check_fits(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, lengths: Mapping[str, int]
+) -> None:
+    """Refuse a network that has no embedding for an id of its tokenizer, or for a place in a sentence.
+
+    Rows beyond the tokenizer's ids are allowed: vocabularies are rounded up for speed.
+
+    Args:
+        network: with weights or without.
+        lengths: of sentences, in tokens, under the name of the field or option that asks for them.
+
+    Raises:
+        InputError: names what is too small.
+    """
+    rows = getattr(network.get_input_embeddings(), "num_embeddings", None)
+    last = known_ids(tokenizer)[-1]
+    if rows is not None and last >= rows:
+        raise InputError(
+            f"Model {name} has embeddings for {rows} ids, and its tokenizer writes ids up to {last}; give it the "
+            "tokenizer files that belong to it."
+        )
+    limit, trained = positions(network), trained_length(network)
+    for field, length in lengths.items():
+        if length <= tokenizer.num_special_tokens_to_add():
+            raise InputError(f"{field} = {length} has no room beside the special tokens of {name}; raise it.")
+        if limit is not None and length > limit:
+            raise InputError(f"{field} = {length} is more than the {limit} positions of {name}; lower it.")
+        if trained is not None and length > trained:
+            log.warning(
+                "%s = %d is more than the %d tokens that %s was made for; it can read them, how well is not known.",
+                field, length, trained, name,
+            )  # fmt: skip
+
+
+def positions(network: nn.Module) -> int | None:
+    """How many tokens a network has positions for; None where they are computed, by distance or by rotation.
+
+    Tables of positions are asked, and not the configuration alone: RoBERTa-like models number positions from pad + 1
+    and say so with a padding index among the positions.
+    """
+    tables = list(_position_tables(network))
+    return min([*tables, trained_length(network) or tables[0]]) if tables else None
+
+
+def _position_tables(network: nn.Module) -> Iterator[int]:
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Embedding) and _is_of_positions(name):
+            yield module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    for name, buffer in network.named_buffers():  # sines that are looked up
+        if name.rpartition(".")[2] == "embed_positions":
+            yield len(buffer)
+
+
+def _is_of_positions(name: str) -> bool:
+    own = name.rpartition(".")[2]
+    return own == "wpe" or ("position" in own and "relative" not in own)
+
+
+def trained_length(network: nn.Module) -> int | None:
+    """What the configuration says; for computed positions that is no limit of what can be read."""
+    length = getattr(getattr(network, "config", None), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None

@@ -1,0 +1,112 @@
+"""What a model to begin from says of itself beside its network and tokenizer, and what of that training leaves out.
+
+A folder or repository of sentence-transformers is a list of modules with prompts and lengths. Training takes the first
+module, the network; its pooling and its lengths come from the recipe.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.hub import cached_file
+
+from diffcse_scale.foundation.model_files import (
+    ABOUT_FILE,
+    MODULES_FILE,
+    TRANSFORMER_FILE,
+    existing_folder,
+    network_folder,
+    read_modules,
+    read_settings,
+)
+from diffcse_scale.model.damage import damage_told
+from diffcse_scale.model.pooling import POOLINGS
+from diffcse_scale.recipe import EMBEDDED, Recipe
+
+log = logging.getLogger(__name__)
+
+
+def left_out(recipe: Recipe) -> list[str]:
+    """What the encoder's folder or repository has and a run of the recipe does not use, in words.
+
+    Raises:
+        InputError: a file of it cannot be read.
+    """
+    name = recipe.model.encoder
+    with damage_told(f"Model {name}", existing_folder(name)):
+        return list(_left_out(recipe))
+
+
+def tell_what_is_left_out(recipe: Recipe) -> None:
+    """Log it, in one line."""
+    if parts := left_out(recipe):
+        log.warning(
+            "Model %s has more than a network and a tokenizer; training does not use %s.",
+            recipe.model.encoder,
+            "; ".join(parts),
+        )
+
+
+def _left_out(recipe: Recipe) -> Iterator[str]:
+    name = recipe.model.encoder
+    folder = _with_file(name, MODULES_FILE)
+    if folder is None:
+        return
+    pooling = POOLINGS[recipe.model.pooling]
+    for module in read_modules(folder)[1:]:
+        kind = module["type"].rpartition(".")[2]
+        if kind == "Pooling":
+            modes = _pooling_modes(_settings(name, f"{module['path']}/config.json"))
+            if modes != [pooling.mode]:
+                yield f"its {' and '.join(modes)} pooling (model.pooling is {recipe.model.pooling})"
+        elif kind != "WeightedLayerPooling" or not pooling.first_and_last:
+            yield f"its module {kind}"
+    about = _settings(name, ABOUT_FILE)
+    if prompts := {key: text for key, text in (about.get("prompts") or {}).items() if text}:
+        default = about.get("default_prompt_name")
+        yield f"its prompts {', '.join(sorted(prompts))}" + (f" (by default {default})" if default else "")
+    if (measure := about.get("similarity_fn_name")) not in (None, "cosine"):
+        yield f"its similarity {measure} (the trained one is cosine)"
+    transformer = _settings(name, TRANSFORMER_FILE)
+    if transformer.get("do_lower_case"):
+        yield "its lower-casing (do_lower_case; the tokenizer's own, if it has one, stays)"
+    # sentence-transformers writes one or the other
+    length = transformer.get("max_seq_length") or _settings(name, "tokenizer_config.json").get("model_max_length")
+    if length not in (None, recipe.evaluation.max_length):
+        yield f"its length of {length} tokens (evaluation.max_length is {recipe.evaluation.max_length})"
+
+
+def _pooling_modes(config: dict[str, Any]) -> list[str]:
+    """As sentence-transformers names them: of new files, or of flags."""
+    modes = config.get("pooling_mode")
+    if modes is None:
+        flags = {**{row.flag: row.mode for row in POOLINGS.values()}, "max_tokens": "max"}
+        names = [key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_") and on]
+        modes = [flags.get(flag, flag.removesuffix("_tokens")) for flag in names] or ["mean"]
+    return [modes] if isinstance(modes, str) else [str(mode) for mode in modes]
+
+
+def _settings(name: str, file: str) -> dict[str, Any]:
+    """What a JSON file of a model says, nothing where it has none."""
+    folder = _with_file(name, file)
+    return {} if folder is None else read_settings(folder / file)
+
+
+def _with_file(name: str, file: str) -> Path | None:
+    """The folder in which a model, also one on the Hub, has a file; None where it has none."""
+    if name == EMBEDDED:
+        return None
+    if folder := existing_folder(name):
+        places = (folder, network_folder(folder))
+        return next((place for place in places if (place / file).is_file()), None)
+    found = cached_file(
+        name,
+        file,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found.removesuffix(file))
