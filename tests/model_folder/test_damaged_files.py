@@ -146,7 +146,7 @@ def test_a_name_of_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, na
     monkeypatch.chdir(tmp_path)
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"does not exist|cannot be read"):
+    with pytest.raises(InputError, match=r"does not exist|cannot be read|there is no user|is too long"):
         LOADERS[loader](name)
 
 
