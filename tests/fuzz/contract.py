@@ -102,7 +102,9 @@ class Worker:
 
     def close(self) -> None:
         """End the process, whatever it does."""
-        if self._process is not None:
+        if self._process is not None and self._connection is not None:
+            self._connection.close()  # which ends one that waits for a case
+            self._process.join(2)
             self._process.kill()
             self._process.join()
         self._process = None
