@@ -59,7 +59,9 @@ FORMS: dict[str, tuple[Callable[[Sequence[str]], bytes], bool]] = {
     "jsonl": (_json_lines, True),
     "json": (lambda rows: json.dumps([{"text": row} for row in rows]).encode(), True),
     "csv": (lambda rows: _delimited(rows, ",", csv.QUOTE_ALL), False),
+    "semicolon.csv": (lambda rows: _delimited(rows, ";"), False),
     "parquet": (_parquet, True),
+    "categories.parquet": (lambda rows: _parquet(rows, categories=True), True),
 }
 
 
@@ -75,7 +77,7 @@ def corpora(draw: st.DrawFn) -> tuple[str, bytes, list[str] | None]:
     ending = draw(st.sampled_from(sorted(FORMS)))
     write, any_text = FORMS[ending]
     rows = PLAIN + draw(st.lists(TEXT if any_text else LINE, max_size=6))
-    compression = draw(st.sampled_from(sorted(COMPRESSIONS))) if ending != "parquet" else ""
+    compression = draw(st.sampled_from(sorted(COMPRESSIONS))) if not ending.endswith("parquet") else ""
     name, whole = f"corpus.{ending}{compression}", write(rows)
     how = draw(st.sampled_from(["whole", "whole", "damaged", "damaged inside", "foreign"]))
     if how == "whole":
