@@ -1,6 +1,6 @@
 """Train DiffCSE. The whole program on one page: read the recipe, build, fit.
 
-    python train.py                                                        # the embedded example, in one process
+    deepspeed train.py --deepspeed_config ds_configs/zero2.json      # the embedded example; or `python train.py`
     deepspeed --num_gpus 8 train.py --deepspeed_config ds_configs/zero2.json \\
         --recipe bert_base_sts data.files=corpus.txt evaluation.data=sts/ --output runs/mine
     deepspeed ... --output runs/mine --resume                                             # continue that run

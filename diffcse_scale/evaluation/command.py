@@ -12,7 +12,7 @@ from rich.markup import escape
 from diffcse_scale.evaluation.recorded import COMMAND, as_text, check_recordable, record
 from diffcse_scale.evaluation.results import as_json, as_table, comparison_as_json, model_titles
 from diffcse_scale.evaluation.scores import Results
-from diffcse_scale.evaluation.sentence_encoder import Once, encode_with, on_devices, parse_devices
+from diffcse_scale.evaluation.sentence_encoder import Once, encode_with, loading_device, on_devices, parse_devices
 from diffcse_scale.evaluation.suites import LoadedSuite, Subject, load_suites
 from diffcse_scale.foundation.ownership import WRITTEN_BY, check_file, json_of, write_file
 from diffcse_scale.foundation.paths import given_path
@@ -73,7 +73,7 @@ def evaluate_models(
             check_recordable(kept, suite.name, suite.data, overwrite)
 
     for model in models[1:]:  # what cannot be loaded is told before the first is measured
-        _load(model, pooling, max_length)
+        _load(model, pooling, max_length, "cpu")
     titles, reports, results = [], [], []
     for model in models:
         about, own_length, of_model = _measure(model, loaded, pooling, max_length, batch_size, used)
@@ -112,7 +112,7 @@ def _measure(
     devices: Sequence[str],
 ) -> tuple[dict[str, Any], int | None, dict[str, Results]]:
     """What was measured, for the reports; the model's own length; and its results by the name of the suite."""
-    model, pooling, own_length = _load(folder, pooling, max_length)
+    model, pooling, own_length = _load(folder, pooling, max_length, loading_device(devices))
     about = {"model": str(folder), "pooling": pooling, "max_length": model.max_seq_length}
     with on_devices(model, devices, batch_size) as arguments:
         encode = Once(encode_with(model, **arguments))
@@ -123,12 +123,12 @@ def _measure(
 
 
 def _load(
-    folder: str | Path, pooling: str | None, max_length: int | None
+    folder: str | Path, pooling: str | None, max_length: int | None, device: str | None
 ) -> tuple[SentenceTransformer, str, int | None]:
     """The model that is measured, how its pooling is named, and its own length."""
     from diffcse_scale.model_folder.load import load_model, truncate_at  # takes seconds: names were looked at before
 
-    model, pooling = load_model(folder, pooling)
+    model, pooling = load_model(folder, pooling, device)
     own_length: int | None = model.max_seq_length
     truncate_at(model, max_length)
     return model, pooling, own_length

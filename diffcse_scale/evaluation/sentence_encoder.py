@@ -85,6 +85,11 @@ def parse_devices(names: str | None) -> list[str]:
     return devices
 
 
+def loading_device(devices: Sequence[str]) -> str | None:
+    """Where a model is loaded that is to compute on `devices`: of several, none is to hold more than the others."""
+    return "cpu" if len(devices) > 1 else next(iter(devices), None)
+
+
 @contextmanager
 def on_devices(model: SentenceTransformer, devices: Sequence[str], batch_size: int) -> Iterator[dict[str, Any]]:
     """The arguments with which `model.encode` uses all `devices`, a process each; one or none needs no process.

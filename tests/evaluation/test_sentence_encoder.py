@@ -9,6 +9,8 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
+import diffcse_scale.model_folder.load
+from diffcse_scale.evaluation.command import evaluate_models
 from diffcse_scale.evaluation.sentence_encoder import Once, on_devices, parse_devices
 from diffcse_scale.export import export_sentence_transformer
 from diffcse_scale.foundation.errors import InputError
@@ -45,6 +47,24 @@ def test_devices_are_counted_and_not_opened(monkeypatch: pytest.MonkeyPatch) -> 
     for absent in ("cuda:2", "cuda:x", "mps"):
         with pytest.raises(InputError, match=f"'{absent}' cannot be used here; there are cpu, cuda:0 to 1"):
             parse_devices(absent)
+
+
+def test_a_model_for_several_devices_is_loaded_on_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_sentence_transformer(tiny_bert(), tiny_tokenizer(), "mean", 16, tmp_path / "model")
+    (tmp_path / "pairs.tsv").write_text("1\ta dog\tthe cat\n2\ta cat\ta cat\n")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    asked: list[str | None] = []
+
+    def loaded(folder: Path, pooling: str | None, device: str | None) -> None:
+        asked.append(device)
+        raise InputError("enough")
+
+    monkeypatch.setattr(diffcse_scale.model_folder.load, "load_model", loaded)
+    for devices in ("cuda:0,cuda:1", "cuda:1", None):
+        with pytest.raises(InputError, match="enough"):
+            evaluate_models([tmp_path / "model"], tmp_path / "pairs.tsv", devices=devices)
+    assert asked == ["cpu", "cuda:1", None]
 
 
 @pytest.mark.slow
