@@ -86,7 +86,7 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
 
 
 def newest_step(folder: Path) -> int:
-    """The step that `latest` names, 0 if there is no checkpoint yet.
+    """The step that `latest` names, or that of the first checkpoint where it could not yet; 0 if there is none yet.
 
     Raises:
         InputError: `latest` is missing or unreadable although there are checkpoints: starting anew would lose them.
@@ -99,6 +99,8 @@ def newest_step(folder: Path) -> int:
         return int(match[1])
     if not steps:
         return 0
+    if text == NONE_YET:  # killed when its first checkpoint had its name, and `latest` did not know yet
+        return steps[-1]
     problem = "is missing" if text is None else f"says {quoted(text)}, which names none of them"
     raise InputError(
         f"{folder} has checkpoints, but {latest} {problem}; to continue from the newest write "

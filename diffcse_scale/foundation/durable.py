@@ -47,6 +47,22 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def publish(fresh: Path, folder: Path) -> None:
+    """Give a folder its final name, once the disk has all that is in it: a folder of that name is never half there."""
+    for place, _, names in os.walk(fresh, topdown=False):
+        for name in names:
+            if not (file := Path(place) / name).is_symlink():
+                _sync(file)
+        sync_folder(Path(place))
+    os.replace(fresh, folder)
+    sync_folder(folder.parent)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as content:
+        os.fsync(content.fileno())
+
+
 def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file that transformers can load too."""
     from safetensors.torch import save_file

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcse_scale.foundation import run_files
-from diffcse_scale.foundation.durable import apply_umask
+from diffcse_scale.foundation.durable import apply_umask, publish, sync_folder
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.strict_json import to_json
@@ -98,8 +98,12 @@ def write_file(path: Path, text: str) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         fresh = place.with_name(f".{place.name}.{os.getpid()}.partial")
         try:
-            fresh.write_text(text, encoding="utf-8")
+            with fresh.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(fresh, place)
+            sync_folder(place.parent)
         finally:
             fresh.unlink(missing_ok=True)
     except OSError as error:
@@ -229,7 +233,7 @@ def _swap(place: Place, fresh: Path) -> None:
     """Put `fresh` in the place of the folder; nothing can be renamed over a full folder, so it steps aside."""
     folder = place.folder
     if not folder.exists():
-        fresh.rename(folder)
+        publish(fresh, folder)
         return
     stays = list(_foreign(folder, place.own, fresh))
     for name in stays:
@@ -240,7 +244,7 @@ def _swap(place: Place, fresh: Path) -> None:
     old = fresh.with_suffix(".old")
     folder.rename(old)
     try:
-        fresh.rename(folder)
+        publish(fresh, folder)
     except OSError:
         old.rename(folder)
         raise

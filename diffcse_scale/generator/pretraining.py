@@ -30,7 +30,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from diffcse_scale.foundation.durable import apply_umask, save_weights
+from diffcse_scale.foundation.durable import apply_umask, publish, save_weights
 from diffcse_scale.foundation.environment import environment
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.finite import NotFinite
@@ -299,4 +299,4 @@ def _save(
     tokenizer.save_pretrained(partial)
     (partial / "training_record.json").write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
     apply_umask(partial)
-    os.replace(partial, _output(options))
+    publish(partial, _output(options))

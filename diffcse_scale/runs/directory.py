@@ -12,7 +12,7 @@ import psutil
 import yaml
 from filelock import FileLock, Timeout
 
-from diffcse_scale.checkpoints.manifest import newest_step
+from diffcse_scale.checkpoints.manifest import LATEST, newest_step
 from diffcse_scale.distributed import barrier, broadcast_object, is_main
 from diffcse_scale.foundation.durable import write_durably
 from diffcse_scale.foundation.environment import environment
@@ -187,7 +187,8 @@ class RunDirectory:
         barrier()
 
     def finish(self, **result: Any) -> None:
-        """Write `result.json`, the mark of a finished run."""
+        """Write `result.json`, the mark of a finished run, when the disk has all the rest."""
+        self.metrics.sync()
         write_durably(to_json(result, indent=1), self.path / RESULT)
         self.status.update(now=True, state=ExitCode.FINISHED.state, seconds_left=0, exit_code=ExitCode.FINISHED)
 
@@ -223,6 +224,7 @@ def _claim(folder: Path, recipe: Recipe, start: Start) -> RunDirectory:
         if (folder / RESULT).is_file():
             message = f"The run in {folder} has finished; its model lies in {folder / MODEL}."
             raise InputError(message) if start == "resume" else RunEnded(message, ExitCode.FINISHED)
+        _check_checkpoints(folder)
     elif _occupied(folder):
         raise InputError(f"{folder} exists and is no run of this program; give another --output.")
     now = Incarnation(step=newest_step(folder / CHECKPOINTS))
@@ -247,6 +249,20 @@ def _claim(folder: Path, recipe: Recipe, start: Start) -> RunDirectory:
     )
     run.status.update(now=True)
     return run
+
+
+def _check_checkpoints(folder: Path) -> None:
+    """Refuse a run whose checkpoints are gone: it would train from the start again, and nobody would be told.
+
+    Raises:
+        InputError: names what is to be brought back.
+    """
+    place = folder / CHECKPOINTS / LATEST
+    metrics = folder / METRICS
+    if not place.is_file() and metrics.is_file() and metrics.stat().st_size:
+        raise InputError(
+            f"{folder} has been trained, and {place} is gone; bring its folder back, or give another --output."
+        )
 
 
 def _lock(folder: Path, owner: Incarnation | None, now: Incarnation) -> FileLock | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +41,11 @@ class MetricsFile:
             self._file = self.path.open("a", encoding="utf-8")
         self._file.write(to_json(row) + "\n")
         self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until the disk has all rows that were written: a checkpoint, or a result, is to come."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """All rows, oldest first, one in memory at a time; a line that a killed process has cut short is left out."""

@@ -18,6 +18,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from diffcse_scale.foundation.durable import publish
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import DataRecipe
@@ -227,7 +228,7 @@ def _write(folder: Path, name: str, data: DataRecipe, tokenizers: Sequence[PreTr
     (unfinished / "facts.json").write_text(to_json(facts, indent=1), encoding="utf-8")
     for path in unfinished.glob("encoded*.arrow"):
         path.unlink()
-    unfinished.rename(folder)
+    publish(unfinished, folder)
 
 
 def _unknown(encoded: datasets.Dataset, data: DataRecipe, tokenizers: Sequence[PreTrainedTokenizerBase]) -> list[float]:

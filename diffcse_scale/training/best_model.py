@@ -16,7 +16,7 @@ from diffcse_scale.distributed import barrier, is_main
 from diffcse_scale.engine.engine import whole_state
 from diffcse_scale.export import export_sentence_transformer
 from diffcse_scale.export.model_card import write_run_card
-from diffcse_scale.foundation.durable import save_weights
+from diffcse_scale.foundation.durable import publish, save_weights
 from diffcse_scale.foundation.run_files import PROJECTION
 from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.recipe import Recipe
@@ -94,7 +94,7 @@ class BestModel:
         except Exception as error:  # whatever it is, a card is not worth a run
             log.warning("The model has no card: %s.", " ".join(str(error).split()))
         shutil.rmtree(self._run.model, ignore_errors=True)  # of an incarnation that was killed before its result
-        partial.rename(self._run.model)
+        publish(partial, self._run.model)
 
 
 def improves(score: float, best: float | None) -> bool:

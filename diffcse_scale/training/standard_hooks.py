@@ -128,6 +128,7 @@ class Checkpointing(Hook):
     def at_pause(self, trainer: Trainer) -> None:
         if trainer.due.checkpoint:
             with trainer.supervision.slowly("checkpointing"), trainer.window.checkpointing():
+                trainer.run.metrics.sync()
                 trainer.checkpoints.save(trainer.step, trainer.state())
 
 

@@ -179,6 +179,7 @@ class Trainer:
         with self.supervision.slowly("checkpointing"):
             self.checkpoints.finish()
             if step > 0 and self.checkpoints.step != step:
+                self.run.metrics.sync()
                 self.checkpoints.save(step, state)
                 self.checkpoints.finish()
         self._tell()

@@ -74,6 +74,11 @@ def test_before_the_first_checkpoint_there_is_none(tmp_path):
     assert newest_step(tmp_path) == 0
 
 
+def test_a_first_checkpoint_counts_from_the_moment_that_it_has_its_name(checkpoint):
+    (checkpoint.parent / LATEST).write_text("none\n")
+    assert newest_step(checkpoint.parent) == 10
+
+
 @pytest.mark.parametrize(("text", "problem"), [(None, "is missing"), ("step-0000", "names none of them")])
 def test_checkpoints_without_a_latest_are_never_a_fresh_start(checkpoint, text, problem):
     if text is not None:

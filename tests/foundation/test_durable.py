@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffcse_scale.export.command import ExportOptions, export_model
-from diffcse_scale.foundation.durable import apply_umask, save_weights, write_durably
+from diffcse_scale.foundation.durable import apply_umask, publish, save_weights, write_durably
 from tests.support.hand_made_run import write_run
 
 ROOT = Path(__file__).parents[2]
@@ -66,3 +66,28 @@ def test_only_one_module_writes_safetensors() -> None:
         text = file.read_text(encoding="utf-8")
         if file.name != "durable.py":
             assert not re.search(r"\bsave_file\b|mkstemp|NamedTemporaryFile|mkdtemp", text), file
+
+
+def test_a_folder_gets_its_name_when_the_disk_has_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh, folder = tmp_path / "fresh", tmp_path / "folder"
+    (fresh / "below").mkdir(parents=True)
+    (fresh / "one").write_text("1")
+    (fresh / "below" / "two").write_text("2")
+    (fresh / "link").symlink_to("nowhere")
+    events: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        events.append(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path))
+        sync(descriptor)
+
+    def replaced(one: Path, other: Path) -> None:
+        events.append("renamed")
+        replace(one, other)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    publish(fresh, folder)
+    assert set(events[:-2]) == {"fresh/one", "fresh/below/two", "fresh/below", "fresh"} and events[-3] == "fresh"
+    assert events[-2:] == ["renamed", "."]
+    assert (folder / "below" / "two").read_text() == "2" and (folder / "link").is_symlink()

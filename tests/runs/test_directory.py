@@ -61,6 +61,36 @@ def test_what_does_not_touch_the_result_may_change_on_resume(tmp_path):
     RunDirectory.open(folder, load_recipe("quickstart", ["log_every=7", "data.workers=1"]), start="resume")
 
 
+@pytest.mark.parametrize("start", ["resume", "auto"])
+def test_a_run_whose_checkpoints_are_gone_never_begins_anew_in_silence(tmp_path, start):
+    folder = tmp_path / "run"
+    run = started(str(folder))
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "latest").write_text("none\n")
+    run.metrics.write({"step": 1, "loss": 2.0})
+    del run  # and its lock
+    RunDirectory.open(str(folder), RECIPE, start)  # killed before its first checkpoint: nothing is missing
+    (folder / "checkpoints" / "latest").unlink()
+    with pytest.raises(InputError, match=r"has been trained, and .*checkpoints/latest is gone; bring its folder back"):
+        RunDirectory.open(str(folder), RECIPE, start)
+    (folder / "metrics.jsonl").unlink()
+    RunDirectory.open(str(folder), RECIPE, start)  # it had not begun to train
+
+
+def test_rows_are_on_the_disk_before_a_result_is(tmp_path, monkeypatch):
+    run = started(str(tmp_path / "run"))
+    run.metrics.write({"step": 1, "loss": 2.0})
+    synced, sync = [], os.fsync
+
+    def noted(descriptor):
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    run.finish(steps=1)
+    assert synced.index("metrics.jsonl") < synced.index("result.json.tmp")
+
+
 def test_a_start_that_a_mistake_stopped_leaves_the_folder_free(tmp_path):
     folder = str(tmp_path / "run")
     RunDirectory.open(folder, RECIPE, start="new")

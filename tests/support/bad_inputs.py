@@ -208,6 +208,7 @@ GIVEN: dict[str, Maker | str] = {
     "`--resume` of an earlier version's run whose corpus has sentences with the tokens of another": (
         "runs/test_directory.py"
     ),
+    "`--resume` of a run whose `checkpoints/` is gone": "runs/test_directory.py",
     "`--output other`, a folder of something else": "runs/test_directory.py",
     "`name=64`": recipe("name=64"),
     "`name=a/b`": recipe("name=a/b"),
