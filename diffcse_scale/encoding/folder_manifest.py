@@ -18,11 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from filelock import FileLock, Timeout
 
+from diffcse_scale.encoding.encode_options import EncodeOptions
 from diffcse_scale.encoding.shard_files import PARTIAL, Floats, digest, shard_name
 from diffcse_scale.foundation.durable import write_durably
 from diffcse_scale.foundation.errors import InputError, first_line
@@ -207,6 +208,8 @@ def _is_ours(manifest: Path) -> bool:
 def _is_sound(facts: dict[str, Any]) -> bool:
     """Whether the facts are of the kinds that we write: a file may be cut, or edited by somebody."""
     if not all(name in facts and isinstance(facts[name], kind) for name, kind in FACTS.items()):
+        return False
+    if facts["dtype"] not in get_args(EncodeOptions.model_fields["dtype"].annotation):
         return False
     ranges = facts["ranges"] if facts["ranges"] is not None else [[], []]
     if len(ranges) != 2 or not all(isinstance(row, list) for row in ranges) or len(ranges[0]) != len(ranges[1]):

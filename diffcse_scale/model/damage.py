@@ -42,9 +42,21 @@ def damage_told(what: str, folder: Path | None = None, advice: str = "") -> Iter
             "it as safetensors."
         ) from error
     except Exception as error:
+        if _raised_by(error, "deepspeed"):  # which partitions what is read, at ZeRO-3
+            raise InputError(
+                f"DeepSpeed's configuration cannot be followed where {what} is loaded: {_in_words(error)}; change it."
+            ) from error
         why = (folder and _damaged_file(folder)) or _in_words(error)
         advice = advice or ("give an undamaged copy of it" if folder else "")
         raise InputError(f"{what} cannot be read: {'; '.join(filter(None, (why, advice)))}.") from error
+
+
+def _raised_by(error: Exception, package: str) -> bool:
+    """Whether the innermost function in which an error arose is one of a package's own."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).split(".")[0] == package
 
 
 def _damaged_file(folder: Path) -> str | None:

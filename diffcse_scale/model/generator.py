@@ -130,13 +130,34 @@ def _filled(positions: Tensor) -> Tensor:
     return F.pad(positions, (0, repeating_size(len(positions)) - len(positions)))
 
 
+PROBE = 8  # tokens
+
+
+@torch.no_grad()
+def _check_finite(model: PreTrainedModel, known: Sequence[int], name: str) -> None:
+    """Refuse what would write one and the same token everywhere, or one that there is not.
+
+    Raises:
+        InputError: its numbers for some tokens are not finite.
+    """
+    ids = torch.tensor([known[:: -(-len(known) // PROBE)]], device=model.device)
+    logits = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[..., known]
+    if not bool(logits.isfinite().all()):
+        raise InputError(
+            f"Generator {name} gives numbers that are not finite (NaN or infinity), computed in "
+            f"{str(model.dtype).removeprefix('torch.')}; choose another model.generator, or set "
+            "model.generator_precision=float32."
+        )
+
+
 def load_generator(recipe: Recipe, tokenizers: Tokenizers, device: torch.device) -> Generator | None:
     """The recipe's generator on `device`, in the recipe's precision or else in bfloat16 on accelerators that have it.
 
     None when `rtd_weight` is 0, or edits were made before training.
 
     Raises:
-        InputError: it cannot be loaded, its vocabulary is not the discriminator's, or it cannot read the sentences.
+        InputError: it cannot be loaded, its vocabulary is not the discriminator's, it cannot read the sentences, or its
+            numbers are not finite.
     """
     objective = recipe.objective
     if objective.rtd_weight == 0 or objective.edits is not None or recipe.model.generator is None:
@@ -155,4 +176,7 @@ def load_generator(recipe: Recipe, tokenizers: Tokenizers, device: torch.device)
         cast_parameters(model, torch.bfloat16)
     seed = derive_seed(recipe.seed, "sampling")
     special_ids, known = tokenizer.all_special_ids, known_ids(tokenizer)
-    return Generator(model.to(device), recipe.objective.fidelity, special_ids, seed, known)
+    model = model.to(device)
+    if device.type != "meta":
+        _check_finite(model, known, name)
+    return Generator(model, recipe.objective.fidelity, special_ids, seed, known)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
+from collections.abc import Callable
 from pathlib import Path
-
-import fsspec
+from typing import Any
 
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.text.compressed import open_bytes
 from diffcse_scale.text.formats import COMPRESSIONS, FORMATS, Format
 from diffcse_scale.text.remote import origin
 
@@ -48,7 +50,7 @@ def check_content(name: str, named: Format) -> None:
     compression = COMPRESSIONS.get(Path(name.lower()).suffix)
     is_text = named.first_bytes is None
     expected = compression.name if compression else None if is_text else named.title
-    first = _first_bytes(name, None)
+    first = _first_bytes(name, lambda: io.FileIO(name))
     if not first and expected is None:
         return
     found = seems_to_be(first)
@@ -59,15 +61,16 @@ def check_content(name: str, named: Format) -> None:
             "give the file the ending of what it is."
         )
     if compression and is_text:
-        found = seems_to_be(_first_bytes(name, "infer"))
+        found = seems_to_be(_first_bytes(name, lambda: open_bytes(name)))
         if found:
             raise InputError(f"Corpus file {origin(name)} is named like compressed text and seems to hold {found}.")
 
 
-def _first_bytes(name: str, compression: str | None) -> bytes:
+def _first_bytes(name: str, opened: Callable[[], Any]) -> bytes:
     try:
-        with fsspec.open(name, "rb", compression=compression).open() as file:
-            return file.read(FIRST_BYTES)
+        with opened() as file:
+            first: bytes = file.read(FIRST_BYTES)
+            return first
     except Exception as error:  # the decompressors raise exceptions of several libraries
         reason = " ".join(str(error).split())
         raise InputError(f"Corpus file {origin(name)} cannot be read as what its name says: {reason}.") from None

@@ -30,7 +30,7 @@ def records(name: str, usual: str, asked: Layout) -> Iterator[list[str]]:
     with open_text(name) as lines:
         reader = csv.reader(lines, **dialect(layout.separator, usual))
         try:
-            first = next(reader, [])
+            first = next(filter(None, reader), [])
             header = first if layout.header else [str(number) for number, _ in enumerate(first, start=1)]
             twice = [column for column in header if column and header.count(column) > 1]
             if twice:
@@ -64,7 +64,8 @@ def line_number(name: str, usual: str, asked: Layout, row: int) -> int:
     assert layout.separator is not None
     with open_text(name) as lines:
         reader = csv.reader(lines, **dialect(layout.separator, usual))
-        for _ in range(row + 1 + bool(layout.header)):
+        next(filter(None, reader))  # the header, or the first row
+        for _ in range(row + bool(layout.header)):
             next(reader)
         return reader.line_num
 

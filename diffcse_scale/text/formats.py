@@ -254,6 +254,8 @@ class Delimited(TextFormat):
         """
         rows = delimited.records(name, self.separator, self.asked)
         header = next(rows)
+        if not header:
+            return  # an empty file among others
         for column in columns:
             if column not in header:
                 raise InputError(

@@ -7,16 +7,16 @@ leave in doubt is asked for: a wrong guess would train on `7;Hello` or lose a se
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-import fsspec
-
 from diffcse_scale.foundation.errors import InputError, either
 from diffcse_scale.recipe import SEPARATORS
+from diffcse_scale.text.compressed import open_bytes
 from diffcse_scale.text.remote import origin
 
 USUAL_COLUMNS = ("text", "sentence")
@@ -49,8 +49,7 @@ def open_text(name: str, newline: str | None = "") -> Any:
 
     A byte order mark is dropped. Bytes that are not UTF-8 become U+FFFD, by which cleaning finds them.
     """
-    decoding = {"encoding": "utf-8-sig", "errors": "replace", "newline": newline}
-    return fsspec.open(name, "rt", compression="infer", **decoding).open()
+    return io.TextIOWrapper(open_bytes(name), encoding="utf-8-sig", errors="replace", newline=newline)
 
 
 def dialect(separator: str, usual: str) -> dict[str, Any]:

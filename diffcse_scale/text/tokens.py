@@ -240,19 +240,28 @@ def _unknown(encoded: datasets.Dataset, data: DataRecipe, tokenizers: Sequence[P
     shares = []
     columns = sum(name.startswith("ids_") for name in encoded.column_names) // len(tokenizers)
     for stream, tokenizer in enumerate(tokenizers):
-        found = tokens = 0
-        for column in range(stream * columns, (stream + 1) * columns):
-            for chunk in encoded.data.column(f"ids_{column}").chunks:
-                ids = chunk.flatten().to_numpy()
-                found += int((ids == unknown_id(tokenizer)).sum())
-                tokens += len(ids) - len(chunk) * tokenizer.num_special_tokens_to_add()
+        counts = [_unknown_in(encoded.data.column(f"ids_{stream * columns + c}"), tokenizer) for c in range(columns)]
+        for column, (found, tokens) in enumerate(counts):
+            if found > MOST_UNKNOWN * tokens:
+                where = f" in {data.columns[column]}" if data.columns is not None and columns > 1 else ""
+                raise InputError(
+                    f"Corpus {', '.join(data.files)}: {percent(found / tokens)} of its tokens{where} are unknown to "
+                    f"the tokenizer of {tokenizer.name_or_path} ({tokenizer.unk_token}); choose a model whose "
+                    "vocabulary is for this text."
+                )
+        found, tokens = map(sum, zip(*counts, strict=True))
         shares.append(found / tokens)
-        if shares[-1] > MOST_UNKNOWN:
-            raise InputError(
-                f"Corpus {', '.join(data.files)}: {percent(shares[-1])} of its tokens are unknown to the tokenizer of "
-                f"{tokenizer.name_or_path} ({tokenizer.unk_token}); choose a model whose vocabulary is for this text."
-            )
     return shares
+
+
+def _unknown_in(rows: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Of a column of token ids: how many are unknown, and how many there are without the special ones."""
+    found = tokens = 0
+    for chunk in rows.chunks:
+        ids = chunk.flatten().to_numpy()
+        found += int((ids == unknown_id(tokenizer)).sum())
+        tokens += len(ids) - len(chunk) * tokenizer.num_special_tokens_to_add()
+    return found, tokens
 
 
 def files_of(column: int) -> tuple[str, str]:

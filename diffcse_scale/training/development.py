@@ -62,17 +62,18 @@ class DevelopmentSet:
     """Graded pairs that choose the best checkpoint: STS-B dev, or the recipe's own.
 
     Attributes:
-        unknown: share of their tokens that the encoder's tokenizer does not know.
+        unknown: share of the tokens that the encoder's tokenizer does not know, of the side that has more of them.
     """
 
     def __init__(self, pairs: list[GradedPair], tokenizers: Tokenizers, max_length: int) -> None:
         self.pairs = pairs
         self.tokenizers = tokenizers
         self.max_length = max_length
-        self.unknown = share_unknown(tokenizers.encoder, [text for pair in pairs for text in pair[1:]], max_length)
+        sides = [first for _, first, _ in pairs], [second for *_, second in pairs]
+        self.unknown = max(share_unknown(tokenizers.encoder, texts, max_length) for texts in sides)
 
     def __str__(self) -> str:
-        """How many pairs, and how much of them is unknown."""
+        """How many pairs, and how much of one side of them is unknown."""
         return f"{len(self.pairs):,} pairs, {percent(self.unknown)} of the tokens unknown"
 
     @classmethod

@@ -81,6 +81,7 @@ def test_a_shard_that_is_no_parquet_is_told_by_who_reads_it_alone(folder: Path) 
         lambda text: "[" * 100_000,
         lambda text: text.replace('"rows": 103', '"rows": "all"'),
         lambda text: text.replace('"window": 16', '"window": 0'),
+        lambda text: text.replace('"dtype": "int8"', '"dtype": "float99"'),
         lambda text: json.dumps({**json.loads(text), "ranges": [[float("nan")] * 24] * 2}),
         lambda text: json.dumps({**json.loads(text), "ranges": [[0.0], [1.0]]}),
         lambda text: json.dumps({**json.loads(text), "ranges": None}),

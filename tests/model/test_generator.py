@@ -158,6 +158,22 @@ def test_a_padded_generator_is_loaded_with_the_ids_of_its_tokenizer(tmp_path):
         load_generator(long, tokenizers, torch.device("cpu"))
 
 
+def test_a_generator_whose_numbers_are_not_finite_is_refused(tmp_path):
+    """Its weights are finite, and their products are not: it would write one token everywhere, or one beyond all."""
+    recipe = load_recipe("quickstart", [f"model.generator={tmp_path}"])
+    model, tokenizers = load_masked_lm("embedded"), load_tokenizers(recipe.model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[100:200] = 1e38
+    for part in (model, tokenizers.encoder):
+        part.save_pretrained(tmp_path)
+    for fidelity in ("sampled", "official"):
+        asked = load_recipe("quickstart", [f"model.generator={tmp_path}", f"objective.fidelity={fidelity}"])
+        with pytest.raises(
+            InputError, match=r"gives numbers that are not finite \(NaN or infinity\), computed in float32"
+        ):
+            load_generator(asked, tokenizers, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("fidelity", ["sampled", "official"])
 def test_an_id_that_no_token_has_is_never_written(fidelity):
     model, gaps = _model("bert"), [7, 30]

@@ -19,6 +19,7 @@ from diffcse_scale.export import export_sentence_transformer
 from diffcse_scale.export.command import ExportOptions, export_model
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.backbone import load_backbone, load_tokenizer
+from diffcse_scale.model.damage import damage_told
 from diffcse_scale.model.official_checkpoint import load_official_checkpoint
 from diffcse_scale.model.starting_point import left_out
 from diffcse_scale.model_folder.load import load_model
@@ -72,6 +73,15 @@ def test_a_json_file_that_is_none(good: Path, tmp_path: Path, name: str, text: s
     with pytest.raises(InputError, match=str(tmp_path)) as raised:
         LOADERS[loader](str(folder))
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
+
+
+def test_what_deepspeed_refuses_while_a_model_is_read_is_no_damage_of_the_model() -> None:
+    """At ZeRO-3 it partitions what is read, and says there what it cannot do."""
+    from deepspeed.runtime.utils import get_only_unique_item
+
+    words = "DeepSpeed's configuration cannot be followed where Model m is loaded: expected there to be only one unique"
+    with pytest.raises(InputError, match=words), damage_told("Model m"):
+        get_only_unique_item([1, 2])
 
 
 def _loop(folder: Path, name: str) -> None:

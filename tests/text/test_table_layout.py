@@ -55,10 +55,10 @@ def test_the_first_rows_are_shown_as_they_were_understood(
     tmp_path: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     path = tmp_path / "sheet.csv"
-    path.write_text("id;text\na;\nb;w1 w2\nc;" + "w100 " * 99 + "\nd;w3\ne;w4\n")
+    path.write_text("id;text\nw5;\nw6;w1 w2\nw7;" + "w100 " * 99 + "\nw8;w3\nw9;w4\n")
     assert tokenize(recipe(path), [tokenizer]).first == ["w1 w2", "w100 " * 16 + "...", "w3"]
     pairs = recipe(path, columns=["id", "text"], header=True)
-    assert tokenize(pairs, [tokenizer]).first[0] == "b   |   w1 w2"
+    assert tokenize(pairs, [tokenizer]).first[0] == "w6   |   w1 w2"
 
 
 def test_strict_names_the_line_whatever_the_layout(tmp_path: Path, recipe: MakeRecipe) -> None:

@@ -54,6 +54,14 @@ def test_each_of_two_tokenizers_has_its_share(
         tokenize(recipe(path), [tokenizer, make_tokenizer(["nothing"])])
 
 
+def test_a_column_that_is_unknown_is_named_however_well_known_the_other_is(
+    tmp_path: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = corpus(tmp_path, "a,b", *(f"w{n} w2 w3 w4 w5 w6,老师 学生" for n in range(9)), name="pairs.csv")
+    with pytest.raises(InputError, match="100% of its tokens in b are unknown to the tokenizer"):
+        tokenize(recipe(path, columns=["a", "b"]), [tokenizer])
+
+
 def test_a_byte_level_tokenizer_knows_every_text(tmp_path: Path, recipe: MakeRecipe) -> None:
     """Its "unknown" token is the one that ends a text, as in GPT-2."""
     alphabet = {token: index for index, token in enumerate(pre_tokenizers.ByteLevel.alphabet())}

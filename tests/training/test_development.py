@@ -41,6 +41,8 @@ def test_pairs_of_one_score_are_refused(tmp_path: Path, count: int) -> None:
 def test_pairs_in_another_language_are_refused_and_a_few_unknown_words_are_counted(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="100% of the tokens are unknown to the tokenizer of embedded"):
         development(tmp_path / "zh.tsv", "1\t老师\t学生", "2\t河边\t公园")
+    with pytest.raises(InputError, match="100% of the tokens are unknown"):  # of one side alone, which ranks nothing
+        development(tmp_path / "half.tsv", *(f"{score}\t{first}\t老师" for score, first, _ in PAIRS))
     known = [f"{score}\t{first}\t{second}" for score, first, second in PAIRS]
     found = development(tmp_path / "some.tsv", *known, "1\t老\t学")
     assert found is not None and 0 < found.unknown < 0.1
