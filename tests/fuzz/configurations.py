@@ -125,8 +125,11 @@ def _read_config(case: Case) -> Answer:
 def _deepspeed_takes_it(case: Case, answer: Answer) -> str:
     from deepspeed.runtime.config import DeepSpeedConfig
 
+    read = _read_config(case)
+    if read.code:
+        return f"accepted by the command, and not by what it reads it with: {read.err}"
     try:
-        DeepSpeedConfig(json.loads(answer.out))
+        DeepSpeedConfig(json.loads(read.out))
     except Exception as error:
         return f"DeepSpeed refuses it later: {type(error).__name__}: {str(error)[:200]}"
     return ""

@@ -64,8 +64,11 @@ TEXTS: dict[str, bytes] = {
 CONFIGURATIONS = ("config.json", "modules.json", "tokenizer.json")
 
 
+SOME = ("cut", "deep", "not UTF-8")
+
+
 @pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", [pytest.param(text, marks=[] if text in SOME else pytest.mark.slow) for text in TEXTS])
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_json_file_that_is_none(good: Path, tmp_path: Path, name: str, text: str, loader: str) -> None:
     folder = shutil.copytree(good, tmp_path / "model")

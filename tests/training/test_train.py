@@ -112,6 +112,7 @@ def test_a_resumed_run_gives_the_same_numbers_bit_for_bit(finished, toy_world, t
 
 
 @pytest.mark.device
+@pytest.mark.slow
 def test_a_second_run_from_the_start_gives_the_same_numbers_by_the_launcher(finished, toy_world, tmp_path):
     recipe = str(toy_world / "toy.yaml")
     result = launch_with_deepspeed("--deepspeed_config", ZERO2, "--recipe", recipe, "--output", str(tmp_path / "again"))
