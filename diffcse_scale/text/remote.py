@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
+from uuid import uuid4
 
 import fsspec
 
@@ -124,7 +124,7 @@ def _copies(
         return copies
     if not copies:
         raise InputError(f"{address}: no file matches.")
-    unfinished = listing.with_suffix(f".{os.getpid()}")
+    unfinished = listing.with_suffix(f".{uuid4().hex}")  # hosts may share the cache, and process numbers
     unfinished.write_text(to_json({name: str(copy.relative_to(folder)) for name, copy in copies.items()}))
     unfinished.replace(listing)
     return copies

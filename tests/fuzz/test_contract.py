@@ -97,6 +97,7 @@ def test_an_answer_is_judged(act, right, problem, monkeypatch):
     assert found.startswith(problem) and bool(found) == bool(problem)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_or_hangs_breaks_it_and_the_next_case_gets_another(monkeypatch):
     monkeypatch.setattr(contract, "PROCESSOR_SECONDS", 1.0)
     monkeypatch.setattr(contract, "SECONDS", 2.0)

@@ -66,6 +66,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return output.getvalue(), folder
 
 
+@pytest.mark.slow
 def test_a_run_on_a_cpu_measures_the_reference_and_the_baselines_and_says_that_triton_needs_a_gpu(
     tiny_run: tuple[str, Path],
 ) -> None:
@@ -84,6 +85,7 @@ def test_a_run_on_a_cpu_measures_the_reference_and_the_baselines_and_says_that_t
     assert "info_nce, forward+backward, fp32, width 8" in output  # the table's title
 
 
+@pytest.mark.slow
 def test_every_row_states_times_rates_memory_errors_and_where_it_was_measured(tiny_run: tuple[str, Path]) -> None:
     _, folder = tiny_run
     assert record.COLUMNS[:8] == ("kernel", "implementation", "passes", "rows", "columns", "width", "dtype", "status")
@@ -99,6 +101,7 @@ def test_every_row_states_times_rates_memory_errors_and_where_it_was_measured(ti
         assert row.torch == torch.__version__ and "thread" in row.device and row.date
 
 
+@pytest.mark.slow
 def test_times_and_memory_are_drawn_against_the_number_of_rows(tiny_run: tuple[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     _, folder = tiny_run
@@ -288,6 +291,7 @@ def test_a_file_that_is_not_the_benchmarks_is_left_alone(tmp_path: Path, capsys:
     assert (tmp_path / "kernels.csv").read_text() == "name,score\n"
 
 
+@pytest.mark.slow
 def test_a_picture_that_was_not_drawn_here_is_left_alone(
     tiny_run: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,6 +103,7 @@ def test_a_rank_that_finds_nobody_says_where_it_looked(tmp_path):
     assert f"Rank 1 on {os.uname().nodename} found nobody at 127.0.0.1:{comers.port} within 2 seconds" in said
 
 
+@pytest.mark.slow
 def test_a_rank_that_comes_twice_is_named(tmp_path):
     ends = Comers(tmp_path, (0, 1, 1), 3, seconds=8).ends()
     assert any("Rank 1 has come twice to 127.0.0.1" in said for _, said in ends)
