@@ -19,7 +19,7 @@ from typing import Any
 
 from diffcse_scale.checkpoints.shards import FileEntry, file_entry
 from diffcse_scale.foundation.durable import write_durably
-from diffcse_scale.foundation.errors import InputError, quoted
+from diffcse_scale.foundation.errors import InputError, quoted, system_reason
 from diffcse_scale.foundation.strict_json import to_json
 
 MANIFEST, STATE, LATEST = "manifest.json", "training_state.json", "latest"
@@ -81,7 +81,7 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
             if file_entry(folder / name).sha256 != facts["sha256"]:
                 return f"{name} has another content than was written"
         except OSError as error:
-            return f"{name} cannot be read ({(error.strerror or str(error)).lower()})"
+            return f"{name} cannot be read ({system_reason(error)})"
     return None
 
 

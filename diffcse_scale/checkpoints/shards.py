@@ -23,6 +23,8 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 
+from diffcse_scale.foundation.file_digest import sha256_of
+
 PINNED = {"cuda"}  # devices that write to memory of a process by themselves, and only then at full speed
 
 # what DeepSpeed's files hold beside tensors and plain values
@@ -41,8 +43,7 @@ class FileEntry(NamedTuple):
 
 def file_entry(path: Path) -> FileEntry:
     """Read the whole file."""
-    with path.open("rb") as file:
-        return FileEntry(path.name, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    return FileEntry(path.name, path.stat().st_size, sha256_of(path))
 
 
 def read_shard(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:

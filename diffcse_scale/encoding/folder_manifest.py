@@ -24,9 +24,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from diffcse_scale.encoding.encode_options import EncodeOptions
-from diffcse_scale.encoding.shard_files import PARTIAL, Floats, digest, shard_name
+from diffcse_scale.encoding.shard_files import PARTIAL, Floats, shard_name
 from diffcse_scale.foundation.durable import write_durably
-from diffcse_scale.foundation.errors import InputError, first_line
+from diffcse_scale.foundation.errors import InputError, first_line, system_reason
+from diffcse_scale.foundation.file_digest import sha256_of
 from diffcse_scale.foundation.ownership import WRITTEN_BY, json_of, refuse_run_folder
 from diffcse_scale.foundation.strict_json import to_json
 
@@ -187,7 +188,7 @@ def begun(
     except Timeout:
         raise InputError(f"Another process is writing to {folder}; wait for it or choose another --output.") from None
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = system_reason(error)
         raise InputError(
             f"{folder} cannot be written ({reason}); what is done is kept: mend that and repeat the command."
         ) from error
@@ -222,7 +223,7 @@ def _is_sound(facts: dict[str, Any]) -> bool:
 
 def _digest(file: Path) -> str:
     try:
-        return digest(file)
+        return sha256_of(file)
     except OSError as error:
         return first_line(error)
 

@@ -6,7 +6,6 @@ A Parquet shard has the columns `row` (int64, in the whole input), `embedding` (
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from diffcse_scale.foundation.errors import InputError, first_line
+from diffcse_scale.foundation.file_digest import sha256_of
 
 PARTIAL = ".partial"
 ELEMENT = "embedding.list.element"  # where Parquet keeps the numbers
@@ -48,15 +48,9 @@ def write_shard(file: Path, first: int, matrix: Matrix, texts: list[str] | None)
             _write_parquet(sink, first, matrix, texts)
         sink.flush()
         os.fsync(sink.fileno())
-    written = {"bytes": partial.stat().st_size, "sha256": digest(partial)}
+    written = {"bytes": partial.stat().st_size, "sha256": sha256_of(partial)}
     os.replace(partial, file)
     return written
-
-
-def digest(file: Path) -> str:
-    """What changes with any byte of a file; reads all of it."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def damaged(file: Path, how: str = "its bytes are not those that were written") -> InputError:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, DatasetDict
 
 from diffcse_scale.evaluation.scores import NOT_FINITE, Results, Score
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, one_line
 from diffcse_scale.foundation.finite import NotFinite, check_rows
 
 if TYPE_CHECKING:  # a training rank need not import it
@@ -97,7 +97,7 @@ def _load(task: Any, copy: Path | None) -> None:
     try:
         task.load_data()
     except Exception as error:  # data sets fail in the ways of the Hub, of files and of scripts
-        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        reason = one_line(error, 200).rstrip(".")
         place = copy if copy is not None else f"DATA/mteb/{task.metadata.name}"
         raise InputError(
             f"The data of {task.metadata.name} cannot be loaded: {reason}; without network, put a copy into {place}."

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from datasets import load_dataset
 from datasets.exceptions import DatasetsError
 
-from diffcse_scale.foundation.errors import InputError, quoted
+from diffcse_scale.foundation.errors import InputError, one_line, quoted
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.text.cache import cache_folder
 from diffcse_scale.text.contents import FIRST_BYTES, seems_to_be
@@ -187,7 +187,7 @@ def _from_hub(task: STSTask) -> list[GradedPair]:
     try:
         rows = load_dataset(source.dataset, split=source.split, revision=source.revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise InputError(
             f"{task.name} ({source.dataset} on the Hub) could not be loaded: {reason[:200].rstrip('.')}; "
             "give a folder with the tasks instead if this machine has no network."

@@ -19,15 +19,15 @@ def write_durably(text: str, path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, *, durably: bool = True) -> Iterator[TextIO]:
+def replacing(path: Path, *, durably: bool = True, fresh: Path | None = None) -> Iterator[TextIO]:
     """What to write the new content of a file into, which takes the place of the old one as a whole.
-
-    Only one process may replace it at a time: what is being written has one name.
 
     Args:
         durably: wait until the disk has it.
+        fresh: where it is written, beside the file. By default that is one name, so that only one process may replace
+            the file at a time.
     """
-    fresh = path.with_name(path.name + ".tmp")
+    fresh = fresh or path.with_name(path.name + ".tmp")
     with fresh.open("w", encoding="utf-8") as file:
         yield file
         if durably:

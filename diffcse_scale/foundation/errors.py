@@ -45,6 +45,16 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """All that an error says, on one line and cut; its class where it says nothing."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
+def system_reason(error: OSError) -> str:
+    """Why the system refused, to go on a sentence with: "permission denied"."""
+    return (error.strerror or str(error)).lower()
+
+
 def disk_is_full(error: BaseException) -> bool:
     """Whether that is what an error says, whatever its class: libraries wrap it in their own."""
     return os.strerror(errno.ENOSPC) in str(error)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, system_reason
 from diffcse_scale.foundation.paths import given_path
 
 MODULES_FILE, TRANSFORMER_FILE, CARD = "modules.json", "sentence_bert_config.json", "README.md"
@@ -86,5 +86,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deep"
     if isinstance(error, OSError):
-        return (error.strerror or str(error)).lower()
+        return system_reason(error)
     return str(error).splitlines()[0]

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from diffcse_scale.foundation.errors import InputError, first_line
+from diffcse_scale.foundation.errors import InputError, first_line, system_reason
 from diffcse_scale.foundation.unique_keys import load_yaml
 
 LONGEST_NUMBER = 18  # digits of a whole number that every reader can hold
@@ -59,7 +59,7 @@ def _read(file: Path, schema: type[BaseModel] | None, parse: Callable[[str], Any
         if schema is not None:
             schema.model_validate(content)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = system_reason(error)
     except UnicodeDecodeError:
         reason = "it is not UTF-8"
     except RecursionError:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from diffcse_scale.foundation import run_files
-from diffcse_scale.foundation.durable import apply_umask, publish, sync_folder
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.durable import apply_umask, publish, replacing
+from diffcse_scale.foundation.errors import InputError, system_reason
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.strict_json import to_json
 
@@ -73,7 +73,7 @@ def check_file(
         if not place.stat().st_size or known(place):
             return
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({_reason(error)}); give another name.") from None
+        raise InputError(f"{path} cannot be written ({system_reason(error)}); give another name.") from None
     if any(place == _real(source) or _real(source) in place.parents for source in sources):
         raise InputError(f"{path} belongs to what is read, and is not {what}; give another name.")
     if not overwrite:
@@ -84,7 +84,7 @@ def check_file(
 def write_file(path: Path, text: str) -> None:
     """Write a file in one piece, and the folder it goes into if need be; after `check_file`.
 
-    Its temporary name is this process's own (`durable.replacing` has one a file): two commands may write at one place.
+    Its temporary name is this process's own: two commands may write at one place.
 
     Raises:
         InputError: the disk or the system refuses it.
@@ -98,16 +98,12 @@ def write_file(path: Path, text: str) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         fresh = place.with_name(f".{place.name}.{os.getpid()}.partial")
         try:
-            with fresh.open("w", encoding="utf-8") as file:
+            with replacing(place, fresh=fresh) as file:
                 file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(fresh, place)
-            sync_folder(place.parent)
         finally:
             fresh.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({_reason(error)}).") from error
+        raise InputError(f"{path} cannot be written ({system_reason(error)}).") from error
 
 
 def json_of(command: str, *keys: str) -> Known:
@@ -346,7 +342,3 @@ def _seems_folder(folder: Path, mark: dict[str, Any]) -> str:
     if (folder / "modules.json").is_file() or (folder / "config.json").is_file():
         return "it is a model of another program"
     return f"it holds {min(entry.name for entry in folder.iterdir())}"
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from diffcse_scale.foundation.errors import InputError, disk_is_full
+from diffcse_scale.foundation.errors import InputError, disk_is_full, system_reason
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.recipe import DataRecipe
 
@@ -52,7 +52,7 @@ def cache_folder(data: DataRecipe | None = None) -> Path:
     except FileExistsError:
         raise _unusable(folder, "it is a file") from None
     except OSError as error:
-        raise _unusable(folder, (error.strerror or str(error)).lower()) from None
+        raise _unusable(folder, system_reason(error)) from None
     return folder
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, one_line
 from diffcse_scale.text.compressed import open_bytes
 from diffcse_scale.text.formats import COMPRESSIONS, FORMATS, Format
 from diffcse_scale.text.remote import origin
@@ -72,5 +72,6 @@ def _first_bytes(name: str, opened: Callable[[], Any]) -> bytes:
             first: bytes = file.read(FIRST_BYTES)
             return first
     except Exception as error:  # the decompressors raise exceptions of several libraries
-        reason = " ".join(str(error).split())
-        raise InputError(f"Corpus file {origin(name)} cannot be read as what its name says: {reason}.") from None
+        raise InputError(
+            f"Corpus file {origin(name)} cannot be read as what its name says: {one_line(error)}."
+        ) from None

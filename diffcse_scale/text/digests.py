@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from diffcse_scale.foundation.durable import write_durably
+from diffcse_scale.foundation.file_digest import sha256_of
+from diffcse_scale.foundation.model_files import existing_folder
 from diffcse_scale.text.cache import fingerprint, locked
 
 log = logging.getLogger(__name__)
@@ -37,23 +39,18 @@ def digest(file: Path, cache: Path) -> str:
         with locked(kept):
             if kept.is_file():  # another rank was here
                 return kept.read_text(encoding="utf-8")
-            found = _read(file)
+            found = sha256_of(file)
             if time.time() - max(state.st_mtime, state.st_ctime) > SETTLED:
                 write_durably(found, kept)
             return found
     except OSError:  # a cache that cannot be written saves no time
-        return _read(file)
-
-
-def _read(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+        return sha256_of(file)
 
 
 def model_digest(name: str, cache: Path) -> str:
     """Of weights, configuration and tokenizer of a model folder; of a model on the Hub, its name."""
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
+    folder = existing_folder(name)
+    if folder is None:
         return name
     files = sorted(path for path in folder.rglob("*") if path.suffix in MODEL_FILES and path.is_file())
     return combined((file.relative_to(folder).as_posix(), digest(file, cache)) for file in files)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import datasets
 import pyarrow
 
-from diffcse_scale.foundation.errors import InputError, quoted
+from diffcse_scale.foundation.errors import InputError, one_line, quoted
 from diffcse_scale.foundation.unique_keys import load_json
 from diffcse_scale.text import delimited, json_objects, parquet_rows
 from diffcse_scale.text.remote import origin
@@ -57,7 +57,7 @@ def reading(name: str, kind: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:  # the decompressors raise exceptions of several libraries
-        said = " ".join(str(error).split())[:300] or type(error).__name__
+        said = one_line(error)
         raise Unreadable(f"Corpus file {origin(name)} cannot be read as {kind}: {said.rstrip('.')}.") from None
 
 

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import fsspec
 
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, one_line
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.text.cache import fingerprint, locked
 
@@ -180,5 +180,5 @@ def _reason(address: str, error: Exception) -> str:
     if isinstance(error, FileNotFoundError) and not isinstance(error.__cause__, OSError):
         return f"{address}: no such file."
     cause = error.__cause__ or error
-    text = " ".join(str(cause).split())[:300].rstrip(".") or type(cause).__name__
+    text = one_line(cause).rstrip(".")
     return f"{address} cannot be read: {text}."

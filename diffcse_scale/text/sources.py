@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 
-from diffcse_scale.foundation.errors import InputError, nearest, quoted
+from diffcse_scale.foundation.errors import InputError, nearest, one_line, quoted
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.recipe import EMBEDDED, DataRecipe
 from diffcse_scale.text import hub_dataset, remote
@@ -132,7 +132,7 @@ class Source:
         except Exception as error:  # the Hub's client raises exceptions of several libraries
             raise InputError(
                 f"Corpus {entry!r} is no file here{nearest(Path(entry).name, _beside(entry))}, and as a Hub dataset "
-                f"(name, name:split or name:config:split) it cannot be loaded: {_one_line(error)}"
+                f"(name, name:split or name:config:split) it cannot be loaded: {one_line(error.__cause__ or error)}"
             ) from None
 
     def _from_files(self, columns: tuple[str, ...], cache: Path, workers: int) -> datasets.Dataset:
@@ -144,7 +144,9 @@ class Source:
             raise InputError(*error.args) from None  # without the traceback of another process
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             # not of the files: a full disk, a process that was killed
-            raise InputError(f"Corpus {self} cannot be copied to {cache}: {_one_line(error)}.") from None
+            raise InputError(
+                f"Corpus {self} cannot be copied to {cache}: {one_line(error.__cause__ or error)}."
+            ) from None
         if not prepared.info.splits["train"].num_examples:
             return datasets.Dataset.from_dict({name: [] for name in (*columns, LINE)})
         return prepared.as_dataset(split="train")
@@ -306,8 +308,3 @@ def _embedded(size: int, seed: int) -> list[str]:
     from diffcse_scale.embedded.grammar import training_sentences
 
     return training_sentences(size, seed)
-
-
-def _one_line(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    return " ".join(str(cause).split())[:300] or type(cause).__name__

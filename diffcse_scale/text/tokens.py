@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from diffcse_scale.foundation.durable import publish
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.file_digest import sha256_of
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.cache import cache_folder, fingerprint, locked, num_proc, workers
@@ -211,8 +212,7 @@ def _write(folder: Path, name: str, data: DataRecipe, tokenizers: Sequence[PreTr
         _write_column(encoded.data.column(f"ids_{column}").chunks, distinct, column, unfinished)
         truncated += int(encoded.data.column(f"truncated_{column}").to_numpy()[distinct].sum())
         for file in files_of(column):
-            with (unfinished / file).open("rb") as written:
-                contents.update(hashlib.file_digest(written, "sha256").digest())
+            contents.update(bytes.fromhex(sha256_of(unfinished / file)))
     facts = {
         "fingerprint": fingerprint(len(tokenizers), contents.hexdigest()),
         "columns": len(corpus.column_names),

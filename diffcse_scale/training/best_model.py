@@ -17,6 +17,7 @@ from diffcse_scale.engine.engine import whole_state
 from diffcse_scale.export import export_sentence_transformer
 from diffcse_scale.export.model_card import write_run_card
 from diffcse_scale.foundation.durable import publish, save_weights
+from diffcse_scale.foundation.errors import one_line
 from diffcse_scale.foundation.run_files import PROJECTION
 from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.recipe import Recipe
@@ -92,7 +93,7 @@ class BestModel:
         try:
             write_run_card(partial, self._run.path, result)
         except Exception as error:  # whatever it is, a card is not worth a run
-            log.warning("The model has no card: %s.", " ".join(str(error).split()))
+            log.warning("The model has no card: %s.", one_line(error))
         shutil.rmtree(self._run.model, ignore_errors=True)  # of an incarnation that was killed before its result
         publish(partial, self._run.model)
 

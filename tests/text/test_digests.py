@@ -27,7 +27,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_is_sha256_and_is_read_once(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = digest(file, tmp_path)
     assert first == hashlib.sha256(b"one").hexdigest()
-    monkeypatch.setattr(digests, "_read", lambda file: "read again")
+    monkeypatch.setattr(digests, "sha256_of", lambda file: "read again")
     assert digest(file, tmp_path) == first
 
 

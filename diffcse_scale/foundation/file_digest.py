@@ -1,0 +1,12 @@
+"""What changes with any byte of a file."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+
+def sha256_of(file: Path) -> str:
+    """In hexadecimal digits; reads the whole file."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
