@@ -14,7 +14,7 @@ import pytest
 from diffcse_scale.encoding import EncodeOptions, encode, load, search
 from diffcse_scale.encoding.prompt import answer
 from diffcse_scale.foundation.errors import InputError
-from tests.support.encoding_material import contents
+from tests.support.files import contents
 
 Options = Callable[..., EncodeOptions]
 

@@ -11,7 +11,7 @@ import pytest
 from diffcse_scale.encoding import EncodeOptions, encode, load
 from diffcse_scale.encoding.folder_manifest import MANIFEST
 from diffcse_scale.foundation.errors import InputError
-from tests.support.encoding_material import contents
+from tests.support.files import contents
 
 Options = Callable[..., EncodeOptions]
 

@@ -21,7 +21,7 @@ from diffcse_scale.encoding import EncodeOptions, encode, load, pipeline, work
 from diffcse_scale.encoding.folder_manifest import read_manifest
 from diffcse_scale.foundation.errors import InputError
 from tests.support.devices import tolerance
-from tests.support.encoding_material import contents
+from tests.support.files import contents
 from tests.support.small_disk import enlarge, small_disk
 
 Options = Callable[..., EncodeOptions]

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import yaml
 
 from diffcse_scale.foundation.unique_keys import DuplicateKey, load_json, load_yaml
-
-
-def bomb(levels: int) -> str:
-    """Lists of nine, each of aliases of the one before: 9 ** levels values in a few hundred bytes."""
-    names = [f"a{level}" for level in range(levels)]
-    lines = [f"{names[0]}: &{names[0]} [{', '.join('x' * 9)}]"]
-    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in itertools.pairwise(names)]
-    return "\n".join(lines)
+from tests.support.files import yaml_bomb
 
 
 @pytest.mark.parametrize(
@@ -51,7 +42,7 @@ def test_a_word_of_yaml_is_what_its_writer_meant(text: str, value: object) -> No
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (bomb(9), "aliases stand for too many values"),
+        (yaml_bomb(9), "aliases stand for too many values"),
         ("a: &a [*a]", "or for themselves"),
         ("a: &a {b: {c: *a}}", "or for themselves"),
         ("[" * 20_000, "nested too deeply"),
@@ -70,7 +61,7 @@ def test_what_yaml_cannot_hold_is_one_error(text: str, words: str) -> None:
 
 def test_aliases_that_stand_for_little_are_read() -> None:
     assert load_yaml("a: &a [x, y]\nb: [*a, *a]")["b"] == [["x", "y"]] * 2
-    assert len(load_yaml(bomb(3))["a2"]) == 9
+    assert len(load_yaml(yaml_bomb(3))["a2"]) == 9
 
 
 def test_a_key_given_twice_is_cut_in_the_message() -> None:

@@ -18,11 +18,9 @@ from diffcse_scale.recipe import Recipe
 from diffcse_scale.recipe_file import load_recipe, shipped_recipes
 from tests.fuzz.case import Answer, Case, Surface
 from tests.fuzz.ingredients import FOREIGN, TEXT, VALUES, damaged, damaged_json
+from tests.support.files import yaml_bomb
 
 MINE, CONFIG = "mine.yaml", "ds.json"
-BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-)
 # YAML that means something else than it seems to, or nothing
 SCALARS = [
     "2024-02-28", "2024-02-30", "2024-02-30T25:00:00", ".inf", "-.inf", ".nan", "inf", "nan", "1e999", "-1e999",
@@ -168,7 +166,7 @@ RECIPE = Surface(
     st.builds(
         lambda text: Case(("recipe", MINE), {MINE: text}),
         _recipe_text()
-        | st.sampled_from([*FOREIGN, BOMB.encode()])
+        | st.sampled_from([*FOREIGN, yaml_bomb(9).encode()])
         | st.sampled_from(sorted(shipped_recipes())).flatmap(lambda name: damaged(shipped_recipes()[name].encode())),
     ),
     _recipe_reads_back,

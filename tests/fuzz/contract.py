@@ -22,6 +22,7 @@ import psutil
 
 from tests.fuzz.case import Act, Answer, Case, Right
 from tests.support import forks
+from tests.support.files import write_files
 
 PROCESSOR_SECONDS = 20.0
 SECONDS = 120.0  # whatever else this machine does
@@ -42,7 +43,7 @@ def judge(act: Act, right: Right, case: Case) -> Verdict:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         os.chdir(folder)
         os.environ["DIFFCSE_CACHE"] = str(Path(folder) / "cache")
-        write(case)
+        write_files(Path(), case.files)
         before = _forget_peak()
         sys.stdin = io.TextIOWrapper(io.BytesIO(case.stdin), encoding="utf-8", errors="surrogateescape")
         accepted = False
@@ -147,13 +148,6 @@ def _serve(connection: Connection, environment: dict[str, str], module: str) -> 
         except EOFError:
             return
         connection.send(judge(act, right, case))
-
-
-def write(case: Case) -> None:
-    """The files of a case, in this folder."""
-    for name, content in case.files.items():
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_bytes(content)
 
 
 def _forget_peak() -> int:

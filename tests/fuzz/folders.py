@@ -16,14 +16,11 @@ from tests.fuzz.case import Answer, Case, Surface
 from tests.fuzz.ingredients import NASTY_TEXT, damaged_folder
 from tests.fuzz.texts import PLAIN, cleaned, corpora
 from tests.support.command_line import diffcse_scale
+from tests.support.files import contents, write_files
 from tests.support.hand_made_run import write_run
 from tests.support.tiny_models import tiny_bert, tiny_tokenizer
 
 TEXT = "".join(row + "\n" for row in PLAIN).encode()
-
-
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 @functools.cache
@@ -31,14 +28,14 @@ def model_files() -> dict[str, bytes]:
     """A tiny random model of sentence-transformers' form."""
     with tempfile.TemporaryDirectory() as folder:
         export_sentence_transformer(tiny_bert(), tiny_tokenizer(), "mean", 16, Path(folder) / "model")
-        return _contents(Path(folder) / "model")
+        return contents(Path(folder) / "model")
 
 
 @functools.cache
 def run_files() -> dict[str, bytes]:
     """A finished run, without its model."""
     with tempfile.TemporaryDirectory() as folder:
-        files = _contents(write_run(Path(folder) / "run"))
+        files = contents(write_run(Path(folder) / "run"))
     return {name: content for name, content in files.items() if not name.startswith("model/")}
 
 
@@ -47,19 +44,13 @@ def encoded_files(form: str, dtype: str) -> dict[str, bytes]:
     """Embeddings of `PLAIN` by that model, with the model and the text beside them."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        _put(folder / "model", model_files())
+        write_files(folder / "model", model_files())
         (folder / "text.txt").write_bytes(TEXT)
         options = ("--output", "out", "--format", form, "--dtype", dtype, "--window", 5, "--devices", "cpu")
         done = diffcse_scale("encode", "--model", "model", "--input", "text.txt", *options, cwd=folder)
         assert done.returncode == 0, done.stderr
-        files = {f"out/{name}": content for name, content in _contents(folder / "out").items()}
+        files = {f"out/{name}": content for name, content in contents(folder / "out").items()}
         return {name: content for name, content in files.items() if ".lock" not in name}
-
-
-def _put(folder: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
 
 
 def _under(folder: str, files: dict[str, bytes]) -> dict[str, bytes]:

@@ -9,8 +9,9 @@ import tempfile
 from pathlib import Path
 
 from tests.fuzz.case import Answer, Case, Surface
-from tests.fuzz.contract import SECONDS, kept, write
+from tests.fuzz.contract import SECONDS, kept
 from tests.fuzz.drawing import Breach, Tally, draw
+from tests.support.files import write_files
 
 
 def fuzz_processes(surface: Surface, inputs: int, number: int) -> Tally:
@@ -22,7 +23,7 @@ def fuzz_processes(surface: Surface, inputs: int, number: int) -> Tally:
         with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
             os.chdir(folder)
             try:
-                write(case)
+                write_files(Path(), case.files)
                 answer = _typed(case)
                 problem = "no answer within the time" if answer is None else kept(surface.right, case, answer)
             finally:

@@ -2,66 +2,42 @@
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
 import io
 import json
-import lzma
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-import zstandard
 from hypothesis import strategies as st
 
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.corpus import load_corpus
 from tests.fuzz.case import Answer, Case, Surface
 from tests.fuzz.ingredients import FOREIGN, LINE, TEXT, damaged
+from tests.support.corpus_files import COMPRESSIONS, comma_separated, json_lines, parquet, text
 from tests.support.tiny_models import WORDS
 
 PLAIN = [" ".join(WORDS[start : start + 4]) + f" {start}" for start in range(12)]
-COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
-    "": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress,
-}  # fmt: skip
+PACKED: dict[str, Callable[[bytes], bytes]] = {"": bytes, **COMPRESSIONS}
 
 
-def _lines(rows: Sequence[str], ending: str = "\n") -> bytes:
-    return "".join(row + ending for row in rows).encode()
-
-
-def _json_lines(rows: Sequence[str]) -> bytes:
-    return "".join(json.dumps({"id": number, "text": row}) + "\n" for number, row in enumerate(rows)).encode()
-
-
-def _delimited(rows: Sequence[str], separator: str, quoting: Any = csv.QUOTE_MINIMAL) -> bytes:
+def _semicolons(rows: list[str]) -> bytes:
     file = io.StringIO(newline="")
-    writer = csv.writer(file, delimiter=separator, quoting=quoting)
+    writer = csv.writer(file, delimiter=";")
     writer.writerow(["id", "text"])
     writer.writerows(enumerate(rows))
     return file.getvalue().encode()
 
 
-def _parquet(rows: Sequence[str], categories: bool = False) -> bytes:
-    sink = pyarrow.BufferOutputStream()
-    column = pyarrow.array(rows, pyarrow.string())
-    pyarrow.parquet.write_table(
-        pyarrow.table({"id": range(len(rows)), "text": column.dictionary_encode() if categories else column}), sink
-    )
-    return sink.getvalue().to_pybytes()
-
-
 # ending to what is written, and whether a row may hold the end of a line
-FORMS: dict[str, tuple[Callable[[Sequence[str]], bytes], bool]] = {
-    "txt": (_lines, False),
-    "jsonl": (_json_lines, True),
+FORMS: dict[str, tuple[Callable[[list[str]], bytes], bool]] = {
+    "txt": (text, False),
+    "jsonl": (json_lines, True),
     "json": (lambda rows: json.dumps([{"text": row} for row in rows]).encode(), True),
-    "csv": (lambda rows: _delimited(rows, ",", csv.QUOTE_ALL), False),
-    "semicolon.csv": (lambda rows: _delimited(rows, ";"), False),
-    "parquet": (_parquet, True),
-    "categories.parquet": (lambda rows: _parquet(rows, categories=True), True),
+    "csv": (comma_separated, False),
+    "semicolon.csv": (_semicolons, False),
+    "parquet": (parquet, True),
+    "categories.parquet": (lambda rows: parquet(rows, categories=True), True),
 }
 
 
@@ -77,14 +53,14 @@ def corpora(draw: st.DrawFn) -> tuple[str, bytes, list[str] | None]:
     ending = draw(st.sampled_from(sorted(FORMS)))
     write, any_text = FORMS[ending]
     rows = PLAIN + draw(st.lists(TEXT if any_text else LINE, max_size=6))
-    compression = draw(st.sampled_from(sorted(COMPRESSIONS))) if not ending.endswith("parquet") else ""
+    compression = draw(st.sampled_from(sorted(PACKED))) if not ending.endswith("parquet") else ""
     name, whole = f"corpus.{ending}{compression}", write(rows)
     how = draw(st.sampled_from(["whole", "whole", "damaged", "damaged inside", "foreign"]))
     if how == "whole":
-        return name, COMPRESSIONS[compression](whole), cleaned(rows)
+        return name, PACKED[compression](whole), cleaned(rows)
     if how == "damaged inside":
-        return name, COMPRESSIONS[compression](draw(damaged(whole))), None
-    return name, draw(st.sampled_from(FOREIGN) if how == "foreign" else damaged(COMPRESSIONS[compression](whole))), None
+        return name, PACKED[compression](draw(damaged(whole))), None
+    return name, draw(st.sampled_from(FOREIGN) if how == "foreign" else damaged(PACKED[compression](whole))), None
 
 
 def _corpus_case(corpus: tuple[str, bytes, list[str] | None]) -> Case:
@@ -115,7 +91,7 @@ def _pairs(draw: st.DrawFn) -> Case:
     field = LINE.map(lambda text: text.replace("\t", " "))
     usual = [f"{number % 5}\t{row}\t{PLAIN[0]}" for number, row in enumerate(PLAIN)]
     more = draw(st.lists(st.builds("{}\t{}\t{}".format, scores, field, field), max_size=3))
-    content = _lines(usual + more, draw(st.sampled_from(["\n", "\r\n"])))
+    content = text(usual + more).replace(b"\n", draw(st.sampled_from([b"\n", b"\r\n"])))
     content = draw(
         st.sampled_from([content, content[:-1], b"\xef\xbb\xbf" + content])
         | damaged(content)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from diffcse_scale.model.pooling import POOLINGS
 from diffcse_scale.model.starting_point import left_out
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.recipe_file import load_recipe
+from tests.support.old_layout import to_old_layout
 from tests.support.tiny_models import WORDS, tiny_bert, tiny_tokenizer
 
 
@@ -94,13 +94,7 @@ def test_the_pooling_of_old_and_new_files_is_what_their_library_reads(backbone, 
 
 def test_an_old_layout_has_its_network_one_folder_down(backbone: Path) -> None:
     folder = written(backbone, Pooling(24, "mean"))
-    (folder / "0_Transformer").mkdir()
-    of_network = [file for file in folder.glob("*.*") if not file.name.startswith(("modules", "config_"))]
-    for file in of_network:
-        shutil.move(file, folder / "0_Transformer" / file.name)
-    modules = json.loads((folder / "modules.json").read_text())
-    modules[0]["path"] = "0_Transformer"
-    (folder / "modules.json").write_text(json.dumps(modules))
+    to_old_layout(folder)
     assert load_backbone(str(folder)).num_parameters() == load_backbone(str(backbone)).num_parameters()
     assert load_tokenizer(str(folder))(" ".join(WORDS))["input_ids"] == tiny_tokenizer()(" ".join(WORDS))["input_ids"]
     assert left_out(recipe_from(folder)) == ["its mean pooling (model.pooling is cls)"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from diffcse_scale.export import export_sentence_transformer
 from diffcse_scale.export.command import ExportOptions, export_model
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model_folder.load import load_model, truncate_at
+from tests.support.old_layout import to_old_layout
 from tests.support.tiny_models import SENTENCE, WORDS, tiny_backbone, tiny_bert, tiny_tokenizer
 
 LONG = " ".join(WORDS * 20)
@@ -146,13 +146,7 @@ def test_under_another_pooling_modules_are_left_out_aloud_and_prompts_stay(
 def test_an_old_layout_gives_the_same_vectors(whole: Path) -> None:
     old = whole.with_name("old")
     shutil.copytree(whole, old)
-    (old / "0_Transformer").mkdir()
-    of_network = [file for file in old.glob("*.*") if not file.name.startswith(("modules", "config_"))]
-    for file in of_network:
-        shutil.move(file, old / "0_Transformer" / file.name)
-    modules = json.loads((old / "modules.json").read_text())
-    modules[0]["path"] = "0_Transformer"
-    (old / "modules.json").write_text(json.dumps(modules))
+    to_old_layout(old)
     for pooling in (None, "cls"):
         found, expected = (load_model(folder, pooling)[0].encode(SENTENCE) for folder in (old, whole))
         np.testing.assert_array_equal(found, expected)

@@ -20,6 +20,7 @@ from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe_file import load_recipe
 from tests.fuzz.folders import model_files
 from tests.support.command_line import diffcse_scale
+from tests.support.files import write_files, yaml_bomb
 
 Maker = Callable[[Path], str]
 Files = Mapping[str, str | bytes]
@@ -29,7 +30,7 @@ def typed(*arguments: str, files: Files | None = None, variables: Mapping[str, s
     """`diffcse-scale ARGUMENTS` in a folder with these files: the sentence that is printed."""
 
     def make(folder: Path) -> str:
-        _write(folder, files or {})
+        write_files(folder, files or {})
         before = dict(os.environ)
         os.environ.update(variables or {})
         try:
@@ -99,13 +100,6 @@ def encoded(name: str, changes: Mapping[str, str | bytes | None]) -> Maker:
     return make
 
 
-def _write(folder: Path, files: Files) -> None:
-    for name, content in files.items():
-        place = folder / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
 def _sentence(printed: str) -> str:
     (line,) = (line for line in printed.splitlines() if line.startswith("error: "))
     return line.removeprefix("error: ")
@@ -122,10 +116,6 @@ SHEET = "".join(f"{number};Der Kunde {number} wartet.\n" for number in range(3))
 TABLE = "id,question,answer\n" + "".join(f"{n},what is {n}?,it is {n}\n" for n in range(9))
 DEEP = '{"text": "fine"}\n{"text": ' + "[" * 100_000 + "\n"
 POOLING_OF_WIDTH_7 = json.dumps({"embedding_dimension": 7, "pooling_mode": "mean"})
-BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{after}: &{after} [{', '.join([f'*{before}'] * 9)}]\n"
-    for before, after in zip("abcdefgh", "bcdefghi", strict=True)
-)
 CHINESE = "老师在河边看书。\n学生在公园唱歌。\n"
 PAIRS = "2.0\tone\ttwo\nx\tthree\tfour\n"
 
@@ -215,7 +205,7 @@ GIVEN: dict[str, Maker | str] = {
     "`optimizer.learning_rate=inf`": recipe("optimizer.learning_rate=inf"),
     "`optimizer.betas=[1,2]`": recipe("optimizer.betas=[1,2]"),
     "`seed=` and 30 nines": recipe("seed=" + "9" * 30),
-    "a recipe of aliases of aliases": typed("recipe", "mine.yaml", files={"mine.yaml": BOMB}),
+    "a recipe of aliases of aliases": typed("recipe", "mine.yaml", files={"mine.yaml": yaml_bomb(9)}),
     "a recipe in Latin-1": typed("recipe", "mine.yaml", files={"mine.yaml": "name: café".encode("latin-1")}),
     '`--output ""`': typed("encode", "--model", "m", "--input", "a.txt", "--output", ""),
     "`plan --nodes x`": typed("plan", "--nodes", "x"),

@@ -45,11 +45,20 @@ def tab_separated(sentences: list[str]) -> bytes:
     return ("text\tid\n" + "".join(f"{line}\t{i}\n" for i, line in enumerate(sentences))).encode()
 
 
-def parquet(sentences: list[str]) -> bytes:
+def parquet(sentences: list[str], categories: bool = False) -> bytes:
     sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.table({"id": range(len(sentences)), "text": sentences}), sink)
+    column = pyarrow.array(sentences, pyarrow.string())
+    column = column.dictionary_encode() if categories else column
+    pyarrow.parquet.write_table(pyarrow.table({"id": range(len(sentences)), "text": column}), sink)
     return sink.getvalue().to_pybytes()
 
+
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.compress,
+}
 
 FORMS: dict[str, Callable[[list[str]], bytes]] = {
     "a.txt": text,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 from tests.support.tiny_models import WORDS
 
@@ -12,7 +11,3 @@ def sentence(index: int) -> str:
     """One to thirty words, the same for the same index."""
     draw = random.Random(index)
     return " ".join(draw.choices(WORDS, k=draw.randint(1, 30)))
-
-
-def contents(folder: str | Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in Path(folder).iterdir()}

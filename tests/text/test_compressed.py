@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import lzma
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import zstandard
 
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.text.compressed import open_bytes
-from tests.support.corpus_files import MakeRecipe, sentences_of
+from tests.support.corpus_files import COMPRESSIONS, MakeRecipe, sentences_of
 
-COMPRESS: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.compress,
-    ".xz": lzma.compress,
-    ".bz2": bz2.compress,
-    ".zst": zstandard.compress,
-}
 SENTENCES = [f"sentence {number} of {number * 7919 % 10_007}" for number in range(30_000)]
 TEXT = "".join(line + "\n" for line in SENTENCES).encode()
 MIDDLE = len(TEXT) // 2
-endings = pytest.mark.parametrize("ending", COMPRESS)
+endings = pytest.mark.parametrize("ending", COMPRESSIONS)
 
 
 @endings
 def test_streams_one_after_another_are_one_file(tmp_path: Path, ending: str) -> None:
-    compress = COMPRESS[ending]
+    compress = COMPRESSIONS[ending]
     path = tmp_path / f"a{ending}"
     path.write_bytes(compress(TEXT[:MIDDLE]) + compress(TEXT[MIDDLE:]) + compress(b""))
     with open_bytes(str(path)) as file:
@@ -58,14 +49,14 @@ def test_what_is_cut_or_goes_on_as_something_else_is_refused(
     tmp_path: Path, recipe: MakeRecipe, ending: str, damage: str
 ) -> None:
     path = tmp_path / f"a.txt{ending}"
-    path.write_bytes(DAMAGES[damage](COMPRESS[ending](TEXT)))
+    path.write_bytes(DAMAGES[damage](COMPRESSIONS[ending](TEXT)))
     with pytest.raises(InputError, match=rf"a\.txt\{ending}"):
         sentences_of(recipe(path))
 
 
 @pytest.mark.parametrize("ending", [".xz", ".bz2", ".gz"])
 def test_a_later_stream_that_is_damaged_is_refused(tmp_path: Path, recipe: MakeRecipe, ending: str) -> None:
-    first, second = (bytearray(COMPRESS[ending](part)) for part in (TEXT[:MIDDLE], TEXT[MIDDLE:]))
+    first, second = (bytearray(COMPRESSIONS[ending](part)) for part in (TEXT[:MIDDLE], TEXT[MIDDLE:]))
     second[0] ^= 1
     path = tmp_path / f"a.txt{ending}"
     path.write_bytes(first + second)
