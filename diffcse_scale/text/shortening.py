@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # takes seconds
     from transformers import PreTrainedTokenizerBase
 
 CHARACTERS = 16  # a token: more than tokens have on the average in any language, so that the first piece mostly does
+# and the least: a word that begins in the first piece shows in the second that it is too long for WordPiece (over 100)
+LEAST = 256
 GROWTH = 8
 # Of a text whose first so many characters make fewer than `max_length` tokens, the rest is not read.
 MOST_CHARACTERS = 1 << 20
@@ -33,7 +35,7 @@ def shortened(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_leng
     side = getattr(tokenizer, "truncation_side", None)  # none: a tokenizer of another kind
     if max_length is None or max_length > NO_LIMIT or side != "right":
         return pieces
-    size = CHARACTERS * max_length
+    size = max(LEAST, CHARACTERS * max_length)
     long = [index for index, text in enumerate(pieces) if len(text) > size]
     while long and size < MOST_CHARACTERS:
         twice = 2 * size + 1  # and one: lengths that two does not divide show what repeated characters hide

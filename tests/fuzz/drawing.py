@@ -55,6 +55,7 @@ def draw(surface: Surface, inputs: int, number: int, ask: Callable[[Case], None]
     """Call `ask` with so many inputs of a surface, drawn by the seed `number`."""
     options = settings(
         max_examples=inputs,
+        derandomize=False,  # `number` decides
         phases=[Phase.generate],
         deadline=None,
         database=None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -75,7 +75,11 @@ LONG_TEXTS = st.lists(st.tuples(WORDS, st.integers(1, 60), BLANKS), min_size=1, 
 )
 
 
+LATE_WORD = "\u200d  " * 10 + "a" * 130 + " "  # unknown as a whole, and many tokens if it is cut
+
+
 @settings(max_examples=60, deadline=None)
+@example(text=LATE_WORD, max_length=4)
 @given(text=LONG_TEXTS, max_length=st.sampled_from([4, 9, 32]))
 def test_the_first_tokens_are_those_of_the_whole_text(
     tokenizer: PreTrainedTokenizerBase, text: str, max_length: int
