@@ -1,9 +1,10 @@
-# make install | quickstart | test | test-slow | test-all | test-gpu | gpu-check | test-newest-triton | rehearse-cuda | fuzz | lint | docs
+# make install | quickstart | test | test-slow | test-all | test-gpu | gpu-check | test-newest-triton | rehearse-cuda | fuzz |
+#     crash-points | lint | docs
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install quickstart test test-slow test-all test-gpu gpu-check test-newest-triton rehearse-cuda fuzz lint docs clean
+.PHONY: install quickstart test test-slow test-all test-gpu gpu-check test-newest-triton rehearse-cuda fuzz crash-points lint docs clean
 
 install: .venv/installed
 
@@ -58,6 +59,11 @@ rehearse-cuda: install
 FUZZ := --inputs 2000 --seed 0
 fuzz: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(FUZZ)
+
+# Programs crashed at every one of their file-system events, and by three ways in which a disk forgets, then gone on with.
+CRASHES := --percent 100
+crash-points: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash_points $(CRASHES)
 
 lint: install
 	$(BIN)/ruff check .
