@@ -13,11 +13,11 @@ install: .venv/installed
 TRITON := triton==3.6.0
 
 # torch comes first and by itself: whatever depends on it would otherwise choose a build of its own
-.venv/installed: setup.py constraints.txt
+.venv/installed: setup.py kernels/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "diffcse-scale needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs,eval,lora,onnx,plot,search]'
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --constraint constraints.txt --editable ./kernels --editable '.[dev,docs,eval,lora,onnx,plot,search]'
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install --quiet --constraint constraints.txt $(TRITON) || echo "no triton here: its tests are skipped"
 	touch $@
 
