@@ -98,6 +98,17 @@ def test_a_disk_that_may_only_be_read_serves_what_is_there_and_refuses_the_rest(
             load_corpus(data(cache))
 
 
+@pytest.mark.parametrize("use", USES)
+def test_a_file_system_without_locks_takes_everything(cache: Path, use: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The libraries that write there take locks of their own."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert USES[use](cache) == USES[use](cache)
+
+
 def test_another_users_cache_serves(cache: Path, tmp_path: Path) -> None:
     if os.getuid():
         pytest.skip("only root becomes another user")
