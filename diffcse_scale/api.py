@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import filecmp
 import math
 import os
 import subprocess
@@ -108,21 +109,22 @@ class DiffCSE:
 
     def _kept(self, rows: Iterable[Mapping[str, object]], suffix: str = ".jsonl") -> Path:
         """A file of the rows, named by its content: a repeated call gives the run the same recipe."""
-        from diffcse_scale.text.cache import RowsFingerprint
+        from diffcse_scale.foundation.durable import publish
+        from diffcse_scale.text.cache import RowsFingerprint, writing
+        from diffcse_scale.text.prepared import unfinished
 
         line = to_json if suffix == ".jsonl" else lambda row: "\t".join(map(_on_one_line, row.values()))
-        self._texts.mkdir(parents=True, exist_ok=True)
-        fresh, name = self._texts / f"{os.getpid()}{suffix}.partial", RowsFingerprint()
-        try:
-            with fresh.open("w", encoding="utf-8") as lines:
-                for row in rows:
-                    lines.write(line(row) + "\n")
-                    name.add(row)
-            file = self._texts / f"{name}{suffix}"
-            if not file.is_file():
-                fresh.rename(file)
-        finally:
-            fresh.unlink(missing_ok=True)
+        name = RowsFingerprint()
+        with writing(self._texts.parent):
+            self._texts.mkdir(parents=True, exist_ok=True)
+            with unfinished(self._texts / "rows", self._texts.parent) as fresh:
+                with fresh.open("w", encoding="utf-8") as lines:
+                    for row in rows:
+                        lines.write(line(row) + "\n")
+                        name.add(row)
+                file = self._texts / f"{name}{suffix}"
+                if not (file.is_file() and filecmp.cmp(fresh, file, shallow=False)):
+                    publish(fresh, file)
         return file
 
 

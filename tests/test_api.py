@@ -71,6 +71,14 @@ def test_the_corpus_has_the_name_that_a_list_of_its_rows_always_had(arguments: l
     assert [file.name for file in (tmp_path / "cache" / "from_python").iterdir()] == [f"{expected}.jsonl"]
 
 
+def test_a_kept_corpus_that_was_damaged_is_written_again(arguments: list[list[str]], tmp_path: Path):
+    for _ in range(2):
+        DiffCSE("quickstart").fit(["a", "b"], tmp_path / "run")
+        (kept,) = (tmp_path / "cache" / "from_python").iterdir()
+        assert kept.read_text() == '{"text": "a"}\n{"text": "b"}\n'
+        kept.write_bytes(bytes(10))
+
+
 def test_development_pairs_are_one_to_a_line(arguments: list[list[str]], tmp_path: Path):
     pairs: Any = [(1.5, "a\tb", "c\nd"), (2, "e", "f"), (np.float32(0.5), "g", "h")]
     DiffCSE("quickstart").fit(["a", "b"], tmp_path / "run", development=pairs)

@@ -13,7 +13,7 @@ import datasets
 
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import DataRecipe
-from diffcse_scale.text.cache import cache_folder, locked, workers
+from diffcse_scale.text.cache import cache_folder, workers
 from diffcse_scale.text.corpus import Flaw, corpus_fingerprint
 from diffcse_scale.text.formats import LINE, Parse
 from diffcse_scale.text.remote import origin
@@ -90,18 +90,16 @@ def open_rows(
     """
     data = DataRecipe(files=entries, columns=[column] if column else None, separator=separator, header=header)
     sources = find_sources(data)
-    folder = cache_folder(data) / f"rows-{corpus_fingerprint(data)}"
+    cache = cache_folder(data)
+    folder = cache / f"rows-{corpus_fingerprint(data)}"
     parts = []
     for source in sources:
         source.check()
-    with locked(folder):
-        for index, source in enumerate(sources):
-            rows, (name,) = source.read(data.columns, folder / f"source-{index}", workers(data))
-            parts.append(Part(rows, name, source.parse))
+    for index, source in enumerate(sources):
+        rows, (name,) = source.read(data.columns, folder / f"rows-{index}", cache, workers(data))
+        parts.append(Part(rows, name, source.parse))
     names = [origin(name) for source in sources for name in source.names]
-    identity, earlier = zip(
-        *((one.identity(cache_folder(data)), one.earlier_identity()) for one in sources), strict=True
-    )
+    identity, earlier = zip(*((one.identity(cache), one.earlier_identity()) for one in sources), strict=True)
     return Rows(parts, names, list(identity), json.loads(to_json(earlier)))
 
 

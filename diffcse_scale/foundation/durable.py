@@ -47,15 +47,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def publish(fresh: Path, folder: Path) -> None:
-    """Give a folder its final name, once the disk has all that is in it: a folder of that name is never half there."""
+def publish(fresh: Path, final: Path) -> None:
+    """Give a folder, or a file, its final name once the disk has all of it: what has that name is never half there."""
+    if fresh.is_file():
+        _sync(fresh)
     for place, _, names in os.walk(fresh, topdown=False):
         for name in names:
             if not (file := Path(place) / name).is_symlink():
                 _sync(file)
         sync_folder(Path(place))
-    os.replace(fresh, folder)
-    sync_folder(folder.parent)
+    os.replace(fresh, final)
+    sync_folder(final.parent)
 
 
 def _sync(file: Path) -> None:

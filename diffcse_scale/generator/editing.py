@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import multiprocessing
 from tqdm import tqdm
 
-from diffcse_scale.foundation.durable import write_durably
+from diffcse_scale.foundation.durable import publish, replacing
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.file_digest import sha256_of
 from diffcse_scale.foundation.randomness import derive_seed
+from diffcse_scale.foundation.shared_lock import shared_lock
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.model.backbone import load_tokenizers, without_weights
 from diffcse_scale.model.generator import load_generator
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import make_chunk, padding_id
-from diffcse_scale.text.cache import locked, workers
+from diffcse_scale.text.cache import cache_folder, try_to_write, workers, writing
 from diffcse_scale.text.corruption import Corruption
-from diffcse_scale.text.edits import edits_folder, name_of, versions_there
+from diffcse_scale.text.edits import FACTS, edits_folder, missing_versions, name_of
+from diffcse_scale.text.prepared import unfinished
 from diffcse_scale.text.tokenizers import Tokenizers
-from diffcse_scale.text.tokens import TokenizedCorpus, tokenize
+from diffcse_scale.text.tokens import TokenizedCorpus, new_array, tokenize
+
+log = logging.getLogger(__name__)
 
 SENTENCES = 256  # the generator edits at once
 SORTED = 256 * SENTENCES  # sentences that are sorted by length together
@@ -46,24 +51,47 @@ def make_edits(recipe: Recipe, tokenizers: Tokenizers) -> TokenizedCorpus:
     with without_weights():  # what it refuses is told before anything is done
         load_generator(_editing(recipe), tokenizers, torch.device("meta"))
     tokens = tokenize(recipe.data, tokenizers.streams, seed=recipe.seed)
-    folder, wanted = edits_folder(tokens, recipe), recipe.objective.edits or 0
-    with locked(folder):
-        there = versions_there(folder)
-        if there >= wanted:
-            return tokens
-        folder.mkdir(exist_ok=True)
-        for version in range(there, wanted):
-            for column in range(tokens.columns):
-                size = (tokens.size(column, _stream(tokens)),)
-                open_memmap(folder / name_of(version, column), mode="w+", dtype=np.int32, shape=size)
-        devices = torch.cuda.device_count()
-        processes = devices or workers(recipe.data)
-        multiprocessing.spawn(_work, (processes, recipe, folder, there, wanted), nprocs=processes)
-        write_durably(to_json({"versions": wanted}), folder / "facts.json")
+    folder, cache, wanted = edits_folder(tokens, recipe), cache_folder(recipe.data), recipe.objective.edits or 0
+    if not missing_versions(folder, tokens, cache, wanted)[0]:
+        return tokens
+    with writing(cache):
+        try_to_write(cache)
+        with shared_lock(folder), unfinished(folder, cache) as fresh:
+            missing, damaged = missing_versions(folder, tokens, cache, wanted)
+            if damaged:
+                log.error("Made again, for it is damaged: %s (%s).", folder, ", ".join(damaged))
+            if missing:
+                _make(recipe, tokens, fresh, missing)
+                _place(fresh, folder, wanted)
     return tokens
 
 
-def _work(worker: int, count: int, recipe: Recipe, folder: Path, first: int, stop: int) -> None:
+def _make(recipe: Recipe, tokens: TokenizedCorpus, folder: Path, versions: list[int]) -> None:
+    """Fill a new folder with some versions."""
+    folder.mkdir()
+    for version in versions:
+        for column in range(tokens.columns):
+            new_array(folder / name_of(version, column), np.int32, tokens.size(column, _stream(tokens)))
+    devices = torch.cuda.device_count()
+    processes = devices or workers(recipe.data)
+    multiprocessing.spawn(_work, (processes, recipe, folder, versions), nprocs=processes)
+
+
+def _place(fresh: Path, folder: Path, wanted: int) -> None:
+    """Move the new versions beside the others, and say that they are there.
+
+    Whoever makes the same at the same time makes the same bytes.
+    """
+    folder.mkdir(exist_ok=True)
+    for file in sorted(fresh.iterdir()):
+        publish(file, folder / file.name)
+    versions = sorted(folder.glob("version_*.npy"))
+    facts = {"versions": wanted, "digests": {file.name: sha256_of(file) for file in versions}}
+    with replacing(folder / FACTS, fresh=fresh / FACTS) as facts_file:
+        facts_file.write(to_json(facts))
+
+
+def _work(worker: int, count: int, recipe: Recipe, folder: Path, versions: list[int]) -> None:
     """Every `count`-th run of sentences of about one length, in all versions."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     device = torch.device("cuda", worker) if torch.cuda.is_available() else torch.device("cpu")
@@ -76,7 +104,7 @@ def _work(worker: int, count: int, recipe: Recipe, folder: Path, first: int, sto
     corruption = Corruption.of(tokenizer, recipe.objective.masking_ratio, derive_seed(recipe.seed, "corruption"))
     padding = padding_id(tokenizer)
     for column in range(tokens.columns):
-        for version in tqdm(range(first, stop), desc="editing", unit="version", disable=None if worker == 0 else True):
+        for version in tqdm(versions, desc="editing", unit="version", disable=None if worker == 0 else True):
             written = np.load(folder / name_of(version, column), mmap_mode="r+")
             for run in itertools.islice(_runs(tokens, column), worker, None, count):
                 lengths = tokens.lengths(column, run, stream)

@@ -6,6 +6,7 @@ import collections
 import json
 from collections.abc import Iterator
 from itertools import accumulate, chain
+from pathlib import Path
 
 import datasets
 from tokenizers import Tokenizer
@@ -15,8 +16,9 @@ from transformers import BertTokenizer
 from diffcse_scale.foundation.durable import write_durably
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import DataRecipe
-from diffcse_scale.text.cache import cache_folder, fingerprint, locked
+from diffcse_scale.text.cache import cache_folder, fingerprint
 from diffcse_scale.text.corpus import corpus_fingerprint, read_corpus
+from diffcse_scale.text.prepared import prepared
 
 # part of every cached name: raise it when the way of learning changes
 FORMAT = 1
@@ -37,14 +39,24 @@ def wordpiece_of(
             [UNK]: each rare character would cost two entries, and a web corpus has thousands.
     """
     name = fingerprint(FORMAT, corpus_fingerprint(data), data.limit, vocab_size, lowercase, character_coverage)
-    file = cache_folder(data) / f"wordpiece-{name}.json"
-    with locked(file):
-        if not file.is_file():
-            corpus, _ = read_corpus(data)
-            columns = [corpus.select_columns(column).rename_column(column, "text") for column in corpus.column_names]
-            text = datasets.concatenate_datasets(columns)
-            write_durably(to_json(_learn(text, vocab_size, lowercase, character_coverage)), file)
-    return BertTokenizer(vocab=json.loads(file.read_text(encoding="utf-8")), do_lower_case=lowercase)
+
+    def learn(fresh: Path) -> None:
+        corpus, _ = read_corpus(data)
+        columns = [corpus.select_columns(column).rename_column(column, "text") for column in corpus.column_names]
+        text = datasets.concatenate_datasets(columns)
+        write_durably(to_json(_learn(text, vocab_size, lowercase, character_coverage)), fresh)
+
+    cache = cache_folder(data)
+    vocabulary = prepared(cache / f"wordpiece-{name}.json", cache, _read, learn)
+    return BertTokenizer(vocab=vocabulary, do_lower_case=lowercase)
+
+
+def _read(file: Path) -> dict[str, int]:
+    """Raises ValueError for a damaged file."""
+    vocabulary: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))
+    if list(vocabulary.values()) != list(range(len(vocabulary))) or list(vocabulary)[:5] != SPECIAL_TOKENS:
+        raise ValueError("it is no vocabulary")
+    return vocabulary
 
 
 def _learn(text: datasets.Dataset, vocab_size: int, lowercase: bool, character_coverage: float) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Where prepared text is kept, under which names, and who may write it."""
+"""Where prepared text is kept, and under which names."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from diffcse_scale.foundation.errors import InputError, disk_is_full, system_reason
 from diffcse_scale.foundation.paths import given_path
@@ -40,24 +38,23 @@ def chosen_folder(data: DataRecipe | None = None) -> Path:
 def cache_folder(data: DataRecipe | None = None) -> Path:
     """The same; created if absent.
 
-    Everything in it can be made again: it may be deleted whenever no run is using it.
+    Everything in it can be made again: it may be deleted whenever no run is using it. What is there is used also where
+    nothing can be written.
 
     Raises:
-        InputError: it cannot be created or written.
+        InputError: it cannot be created; or it is empty, and cannot be written.
     """
     folder = chosen_folder(data)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _try_to_write(folder)
-    except FileExistsError:
-        raise _unusable(folder, "it is a file") from None
-    except OSError as error:
-        raise _unusable(folder, system_reason(error)) from None
+    with writing(folder):
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+        if not any(folder.iterdir()):
+            try_to_write(folder)
     return folder
 
 
 @functools.cache
-def _try_to_write(folder: Path) -> None:
+def try_to_write(folder: Path) -> None:
     """Once a process: permissions do not tell of a disk that is full or may only be read."""
     with tempfile.TemporaryFile(dir=folder) as probe:
         probe.write(bytes(4096))
@@ -65,11 +62,41 @@ def _try_to_write(folder: Path) -> None:
         os.fsync(probe.fileno())
 
 
-def _unusable(folder: str | Path, why: str) -> InputError:
-    return InputError(
-        f"The cache {folder} cannot be written ({why}); set {ENVIRONMENT_VARIABLE}, or data.cache_dir of the recipe, "
-        "to a folder that can."
-    )
+@contextmanager
+def writing(cache: Path) -> Iterator[None]:
+    """Inside, the cache is written to.
+
+    Raises:
+        InputError: it cannot be, its disk fills up, or it is taken away meanwhile.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # the libraries that write there have their own
+        if (reason := _reason(error, cache)) is None:
+            raise
+        raise InputError(
+            f"The cache {cache} cannot be written ({reason}); set {ENVIRONMENT_VARIABLE}, or data.cache_dir of the "
+            "recipe, to a folder that can."
+        ) from error
+
+
+def _reason(error: BaseException | None, cache: Path) -> str | None:
+    """Why the cache cannot be written, if that is what an error says; None of any other."""
+    while error is not None:
+        if disk_is_full(error):
+            code = error.errno if isinstance(error, OSError) else None
+            return os.strerror(code or errno.ENOSPC).lower()
+        if isinstance(error, OSError) and error.filename is not None:
+            where = Path(os.fsdecode(error.filename)).absolute()
+            if isinstance(error, FileExistsError) and where == cache.absolute():
+                return "it is a file"
+            if where.is_relative_to(cache.absolute()) or cache.absolute().is_relative_to(where):
+                gone = isinstance(error, FileNotFoundError)
+                return f"{where} was taken away" if gone and cache.parent.exists() else system_reason(error)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def fingerprint(*parts: Any) -> str:
@@ -93,22 +120,6 @@ class RowsFingerprint:
         whole = self._digest.copy()
         whole.update(b"]]")
         return whole.hexdigest()[:16]
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds `path`.lock: of several ranks or programs one prepares `path`, the others wait for it.
-
-    Raises:
-        InputError: the cache's disk fills up meanwhile.
-    """
-    try:
-        with FileLock(path.with_name(path.name + ".lock")):
-            yield
-    except Exception as error:  # the libraries that write there have their own
-        if not disk_is_full(error):
-            raise
-        raise _unusable(path.parent, os.strerror(errno.ENOSPC).lower()) from error
 
 
 def workers(data: DataRecipe) -> int:

@@ -14,9 +14,10 @@ import numpy as np
 
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe import DataRecipe
-from diffcse_scale.text.cache import cache_folder, fingerprint, locked, num_proc, workers
+from diffcse_scale.text.cache import cache_folder, fingerprint, num_proc, workers
 from diffcse_scale.text.duplicates import first_occurrences, row_hash
-from diffcse_scale.text.formats import LINE, TEXT, Parse
+from diffcse_scale.text.formats import LINE, TEXT, Parse, open_arrow
+from diffcse_scale.text.prepared import prepared
 from diffcse_scale.text.sources import Source, find_sources
 
 log = logging.getLogger(__name__)
@@ -82,8 +83,7 @@ def read_corpus(data: DataRecipe, *, seed: int = 0) -> tuple[datasets.Dataset, C
     folder = cache_folder(data) / f"corpus-{corpus_fingerprint(data, seed=seed)}"
     for source in sources:
         source.check()
-    with locked(folder):
-        parts = [_clean(source, data, folder / f"source-{index}") for index, source in enumerate(sources)]
+    parts = [_cleaned(source, data, folder, index) for index, source in enumerate(sources)]
     parts = [part for part in parts if len(part)]
     if not parts:
         raise InputError(f"Corpus {', '.join(data.files)} is empty.")
@@ -122,21 +122,40 @@ def corpus_fingerprint(data: DataRecipe, *, seed: int = 0) -> str:
     return fingerprint(CLEANING, data.columns, [source.identity(cache_folder(data)) for source in sources])
 
 
-def _clean(source: Source, data: DataRecipe, folder: Path) -> datasets.Dataset:
-    """All rows of one source, stripped, with their `flaw` and `hash`.
+def _cleaned(source: Source, data: DataRecipe, folder: Path, index: int) -> datasets.Dataset:
+    """All rows of source number `index`, stripped, with their `flaw` and `hash`.
 
     Raises:
         InputError: a malformed row; with `data.strict` an empty or undecodable one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    raw, names = source.read(data.columns, folder, workers(data))
-    if not len(raw):
-        return raw
-    rows = raw.map(
+    cache = cache_folder(data)
+
+    def make(fresh: Path) -> None:
+        raw, names = source.read(data.columns, folder / f"rows-{index}", cache, workers(data))
+        fresh.mkdir()
+        if len(raw):
+            _clean(raw, names, source.parse, data, fresh)
+
+    rows = prepared(folder / f"cleaned-{index}", cache, open_arrow, make)
+    flaws = _column(rows, "flaw") if len(rows) else np.zeros(0)
+    refused = flaws != Flaw.NONE if data.strict else flaws == Flaw.MALFORMED
+    if refused.any():
+        first = int(refused.argmax())
+        names, flaw = source.columns(data.columns) if source.of_files else (), Flaw(int(flaws[first]))
+        where = source.place(first, names)
+        if source.of_files and flaw == Flaw.MALFORMED:
+            raise InputError(f"Corpus file {where}: {source.of_files.malformed.format(' and '.join(names))}.")
+        raise InputError(f"Corpus file {where}: {flaw.name.lower()}; mend it, or set data.strict=false to skip it.")
+    return rows
+
+
+def _clean(raw: datasets.Dataset, names: Sequence[str], parse: Parse | None, data: DataRecipe, folder: Path) -> None:
+    """Write the rows of a source as they are kept."""
+    raw.map(
         _clean_batch,
         batched=True,
         batch_size=rows_at_once(raw),
-        fn_kwargs={"names": names, "parse": source.parse},
+        fn_kwargs={"names": names, "parse": parse},
         remove_columns=raw.column_names,
         features=datasets.Features(
             {f"text_{index}": TEXT for index in range(len(names))}
@@ -147,15 +166,6 @@ def _clean(source: Source, data: DataRecipe, folder: Path) -> datasets.Dataset:
         new_fingerprint=fingerprint(CLEANING, str(folder)),
         desc="cleaning",
     )
-    flaws = _column(rows, "flaw")
-    refused = flaws != Flaw.NONE if data.strict else flaws == Flaw.MALFORMED
-    if refused.any():
-        first = int(refused.argmax())
-        where, flaw = source.place(first, names, folder), Flaw(int(flaws[first]))
-        if source.of_files and flaw == Flaw.MALFORMED:
-            raise InputError(f"Corpus file {where}: {source.of_files.malformed.format(' and '.join(names))}.")
-        raise InputError(f"Corpus file {where}: {flaw.name.lower()}; mend it, or set data.strict=false to skip it.")
-    return rows
 
 
 def rows_at_once(rows: datasets.Dataset) -> int:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import re
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
-from diffcse_scale.foundation.durable import write_durably
+from diffcse_scale.foundation.durable import replacing
 from diffcse_scale.foundation.file_digest import sha256_of
 from diffcse_scale.foundation.model_files import existing_folder
-from diffcse_scale.text.cache import fingerprint, locked
+from diffcse_scale.foundation.shared_lock import shared_lock
+from diffcse_scale.text.cache import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +24,7 @@ FOLDER = "digests"  # in the cache
 MODEL_FILES = {".json", ".safetensors", ".bin", ".txt", ".model"}
 SETTLED = 2.0  # seconds after which a file that is written to again has another time, on every file system
 LARGE = 1 << 30  # bytes
+DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def digest(file: Path, cache: Path) -> str:
@@ -28,23 +34,50 @@ def digest(file: Path, cache: Path) -> str:
     content is read once, and again only where that says nothing.
     """
     state = file.stat()
-    times = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
-    kept = cache / FOLDER / fingerprint(str(file.resolve()), times)
-    if kept.is_file():
-        return kept.read_text(encoding="utf-8")
+    kept = _kept(file, state, cache)
+    if known := _known(kept):
+        return known
     if state.st_size > LARGE:
         log.info("Reading %s once for its fingerprint.", file)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with locked(kept):
-            if kept.is_file():  # another rank was here
-                return kept.read_text(encoding="utf-8")
+        with shared_lock(kept):
+            if known := _known(kept):  # another rank was here
+                return known
             found = sha256_of(file)
             if time.time() - max(state.st_mtime, state.st_ctime) > SETTLED:
-                write_durably(found, kept)
+                _keep(found, kept)
             return found
     except OSError:  # a cache that cannot be written saves no time
         return sha256_of(file)
+
+
+def remember(found: str, file: Path, state: os.stat_result, cache: Path) -> None:
+    """The digest of a file that nobody writes to any more, under the path that it will have."""
+    with suppress(OSError):
+        kept = _kept(file, state, cache)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        _keep(found, kept)
+
+
+def _kept(file: Path, state: os.stat_result, cache: Path) -> Path:
+    """Where the digest of a file in this state is."""
+    times = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+    return cache / FOLDER / fingerprint(str(file.resolve()), times)
+
+
+def _known(kept: Path) -> str | None:
+    """None also for a file that a crash has cut or emptied."""
+    try:
+        text = kept.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return text if DIGEST.fullmatch(text) else None
+
+
+def _keep(found: str, kept: Path) -> None:
+    with replacing(kept, fresh=kept.with_name(f"{kept.name}.{uuid4().hex}.tmp")) as file:
+        file.write(found)
 
 
 def model_digest(name: str, cache: Path) -> str:

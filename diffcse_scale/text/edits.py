@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.cache import cache_folder, fingerprint
-from diffcse_scale.text.digests import model_digest
+from diffcse_scale.text.digests import digest, model_digest
+from diffcse_scale.text.prepared import NO_CONTENT
 from diffcse_scale.text.tokens import TokenizedCorpus
 
+FACTS = "facts.json"
 FORMAT = 2  # before, a generator with more rows than its tokenizer has ids wrote ids that no network reads
 
 
@@ -57,25 +59,48 @@ def name_of(version: int, column: int) -> str:
     return f"version_{version}_{column}.npy"
 
 
-def versions_there(folder: Path) -> int:
-    """How many versions are whole."""
-    facts = folder / "facts.json"
-    return int(json.loads(facts.read_text(encoding="utf-8"))["versions"]) if facts.is_file() else 0
+def missing_versions(folder: Path, tokens: TokenizedCorpus, cache: Path, wanted: int) -> tuple[list[int], list[str]]:
+    """Those of the first `wanted` that are not there or not whole, and the names of the damaged files."""
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        versions, digests = int(facts["versions"]), dict(facts.get("digests", {}))  # earlier versions had no digests
+    except FileNotFoundError:
+        return list(range(wanted)), []
+    except NO_CONTENT:
+        return list(range(wanted)), [FACTS]
+    missing, damaged = list(range(versions, wanted)), []
+    for version in range(min(versions, wanted)):
+        for column in range(tokens.columns):
+            name, size = name_of(version, column), tokens.size(column, tokens.streams - 1)
+            if not _is_whole(folder / name, size, digests.get(name), cache):
+                missing.append(version)
+                damaged.append(name)
+    return sorted(set(missing)), damaged
+
+
+def _is_whole(file: Path, size: int, expected: str | None, cache: Path) -> bool:
+    try:
+        there = np.load(file, mmap_mode="r").shape == (size,)
+    except (FileNotFoundError, *NO_CONTENT):
+        return False
+    return there and (expected is None or digest(file, cache) == expected)
 
 
 def load_edits(tokens: TokenizedCorpus, recipe: Recipe) -> Edits | None:
     """The recipe's prepared edits; None where the generator edits while training.
 
     Raises:
-        InputError: they were not made yet, or fewer.
+        InputError: they were not made yet, or fewer, or some are damaged.
     """
     versions = recipe.objective.edits
     if versions is None or recipe.objective.rtd_weight == 0:
         return None
     folder = edits_folder(tokens, recipe)
-    if versions_there(folder) < versions:
+    missing, damaged = missing_versions(folder, tokens, cache_folder(recipe.data), versions)
+    if missing:
+        broken = f" (damaged: {', '.join(damaged)})" if damaged else ""
         raise InputError(
-            f"objective.edits = {versions}, and {versions_there(folder)} edited versions of this corpus are in "
-            f"{folder.parent}; make them with `diffcse-scale prepare --edits {versions}` and the same recipe."
+            f"objective.edits = {versions}, and {versions - len(missing)} edited versions of this corpus are in "
+            f"{folder.parent}{broken}; make them with `diffcse-scale prepare --edits {versions}` and the same recipe."
         )
     return Edits(folder, tokens, versions)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -358,7 +358,25 @@ class Rows(datasets.ArrowBasedBuilder):
                     yield f"{shard}-{index}", pyarrow.table(columns, schema=schema)
 
 
-def rows_builder(kind: Format, files: Sequence[str], columns: Sequence[str], cache: Path) -> Rows:
-    """What makes a dataset with these columns, or with `LINE` where rows are lines, of all rows of the files."""
+def write_arrow(
+    kind: Format, files: Sequence[str], columns: Sequence[str], folder: Path, processes: int | None = None
+) -> None:
+    """A folder of Arrow files with these columns, or with `LINE` where rows are lines, of all rows of the files.
+
+    Args:
+        folder: nobody else's, because no lock is taken: on some file systems there is none.
+    """
     kept = (LINE,) if kind.parse else tuple(columns)
-    return Rows(cache_dir=str(cache), files=tuple(files), columns=kept, format=kind)
+    locks = datasets.builder.FileLock
+    datasets.builder.FileLock = lambda *_: nullcontext()
+    try:
+        builder = Rows(cache_dir=str(folder), files=tuple(files), columns=kept, format=kind)
+        builder.download_and_prepare(num_proc=processes)
+    finally:
+        datasets.builder.FileLock = locks
+
+
+def open_arrow(folder: Path) -> datasets.Dataset:
+    """The rows of all Arrow files in a folder, by their names; memory-mapped."""
+    parts = [datasets.Dataset.from_file(str(file)) for file in sorted(folder.rglob("*.arrow"))]
+    return datasets.concatenate_datasets(parts) if parts else datasets.Dataset.from_dict({})

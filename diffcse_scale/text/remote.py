@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -16,9 +17,11 @@ from uuid import uuid4
 
 import fsspec
 
+from diffcse_scale.foundation.durable import replacing
 from diffcse_scale.foundation.errors import InputError, one_line
 from diffcse_scale.foundation.strict_json import to_json
-from diffcse_scale.text.cache import fingerprint, locked
+from diffcse_scale.text.cache import fingerprint
+from diffcse_scale.text.prepared import Damaged, check_contents, prepared
 
 log = logging.getLogger(__name__)
 
@@ -79,14 +82,19 @@ def copy_folder(address: str, cache: Path) -> Path:
     copies = _copies(address, cache, find)
     if list(copies) == [""]:
         return copies[""]
-    folder = cache / REMOTE / fingerprint(address, [str(copy.parent.name) for copy in copies.values()])
-    with locked(folder):
+
+    def link(fresh: Path) -> None:
         for name, copy in copies.items():
-            link = folder / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.is_symlink():
-                link.symlink_to(copy.resolve())
-    return folder
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+            (fresh / name).symlink_to(copy.resolve())
+
+    def read(folder: Path) -> Path:
+        if not all((folder / name).exists() for name in copies):
+            raise ValueError("a link leads to no file")
+        return folder
+
+    folder = cache / REMOTE / fingerprint(address, [str(copy.parent.name) for copy in copies.values()])
+    return prepared(folder, cache, read, link)
 
 
 def origin(name: str) -> str:
@@ -105,7 +113,6 @@ def _copies(
 ) -> dict[str, Path]:
     """Copies of the files found, by their place below the address ('' is the address itself)."""
     folder = cache / REMOTE
-    folder.mkdir(parents=True, exist_ok=True)
     listing = folder / f"{fingerprint(address)}.json"
     try:
         system, path = fsspec.url_to_fs(address)
@@ -113,39 +120,45 @@ def _copies(
         addresses = {name: system.unstrip_protocol(name) for name in files}
         for name in addresses.values():
             check(_without_query(name))
-        copies = {_below(path, name): _copy(system, name, addresses[name], folder) for name in files}
+        copies = {_below(path, name): _copy(system, name, addresses[name], cache) for name in files}
     except InputError:
         raise
     except Exception as error:  # the file systems raise exceptions of many libraries
-        copies = _last_copies(listing, error)
+        copies = _last_copies(listing, cache, error)
         if not copies:
             raise InputError(_reason(address, error)) from None
         log.warning("%s cannot be reached; its copy in %s is used.", address, folder)
         return copies
     if not copies:
         raise InputError(f"{address}: no file matches.")
-    unfinished = listing.with_suffix(f".{uuid4().hex}")  # hosts may share the cache, and process numbers
-    unfinished.write_text(to_json({name: str(copy.relative_to(folder)) for name, copy in copies.items()}))
-    unfinished.replace(listing)
+    names = to_json({name: str(copy.relative_to(folder)) for name, copy in copies.items()})
+    # hosts may share the cache, and process numbers; without it the copies are only not found without a network
+    with suppress(OSError):
+        if not (listing.is_file() and listing.read_bytes() == names.encode()):
+            with replacing(listing, fresh=listing.with_suffix(f".{uuid4().hex}")) as file:
+                file.write(names)
     return copies
 
 
-def _copy(system: Any, path: str, address: str, folder: Path) -> Path:
+def _copy(system: Any, path: str, address: str, cache: Path) -> Path:
     """The local copy of one file; ranks and programs that need it at the same time wait for the one that copies."""
     state = system.info(path)
     known = {key: str(state[key]) for key in STATE if state.get(key) is not None}
     name = unquote(PurePosixPath(_without_query(path)).name) or "file"
-    place = folder / fingerprint(address, known)
-    copy = place / name
-    with locked(place):
-        if not copy.exists():
-            place.mkdir(exist_ok=True)
-            log.info("Copying %s to %s.", address, place)
-            unfinished = place / ".unfinished"
-            system.get_file(path, str(unfinished))
-            (place / ORIGIN).write_text(address, encoding="utf-8")
-            unfinished.replace(copy)
-    return copy
+    place = cache / REMOTE / fingerprint(address, known)
+
+    def copy(fresh: Path) -> None:
+        fresh.mkdir()
+        log.info("Copying %s to %s.", address, place)
+        system.get_file(path, str(fresh / name))
+        (fresh / ORIGIN).write_text(address, encoding="utf-8")
+
+    def read(folder: Path) -> Path:
+        if not (folder / name).is_file():
+            raise ValueError(f"{name} is missing")
+        return folder / name
+
+    return prepared(place, cache, read, copy)
 
 
 def _is_glob(system: Any, path: str) -> bool:
@@ -161,14 +174,19 @@ def _below(folder: str, path: str) -> str:
     return "" if path == folder else path.removeprefix(folder.rstrip("/")).lstrip("/")
 
 
-def _last_copies(listing: Path, error: Exception) -> dict[str, Path]:
+def _last_copies(listing: Path, cache: Path, error: Exception) -> dict[str, Path]:
     """The copies of the last time, if they are whole and `error` does not say that the file is gone."""
     # fsspec's web client says "not found" of an unreachable server too
     gone = isinstance(error, FileNotFoundError) and not isinstance(error.__cause__, OSError)
     if gone or isinstance(error, PermissionError) or not listing.is_file():
         return {}
-    names = json.loads(listing.read_text())
-    copies = {name: listing.parent / copy for name, copy in names.items()}
+    try:
+        copies = {name: listing.parent / copy for name, copy in json.loads(listing.read_text(encoding="utf-8")).items()}
+        for copy in copies.values():
+            check_contents(copy.parent, cache)
+    except (ValueError, AttributeError, Damaged) as damage:
+        log.error("%s is damaged (%s).", listing, damage)
+        return {}
     return copies if all(copy.exists() for copy in copies.values()) else {}
 
 

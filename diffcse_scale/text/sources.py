@@ -7,6 +7,7 @@ import glob
 import os
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from diffcse_scale.text.formats import (
     COMPRESSIONS,
     ENDINGS,
     FORMATS,
-    LINE,
     Delimited,
     Format,
     Parse,
     format_of,
-    rows_builder,
+    open_arrow,
+    write_arrow,
 )
+from diffcse_scale.text.prepared import prepared
 from diffcse_scale.text.table_layout import NOTHING_KNOWN, USUAL_COLUMNS, Layout
 
 HUB = "hub"
@@ -93,10 +95,15 @@ class Source:
             for name in self.names:
                 check_content(name, self.of_files)
 
-    def read(self, columns: list[str] | None, cache: Path, workers: int) -> tuple[datasets.Dataset, tuple[str, ...]]:
+    def read(
+        self, columns: list[str] | None, place: Path, cache: Path, workers: int
+    ) -> tuple[datasets.Dataset, tuple[str, ...]]:
         """All rows in the order of the files, and the names of the columns that hold sentences.
 
         Where there is a `parse` the rows are unparsed lines, in one column `text`.
+
+        Args:
+            place: in the cache, where rows of files are.
 
         Raises:
             InputError: unreadable or malformed file, no such column, no text column.
@@ -106,17 +113,25 @@ class Source:
         if self.of_files is None:
             rows = self._from_hub()
             types = {name: _kind(feature) for name, feature in rows.features.items()}
-        else:
-            types = self.of_files.column_types(self.names)
-        names = choose_columns(remote.origin(self.names[0]), types, columns)
-        if self.of_files is None:
+            names = choose_columns(self.names[0], types, columns)
             return rows.select_columns(list(names)), names
-        return self._from_files(names, cache, workers), names
+        names = self.columns(columns)
+        return prepared(place, cache, open_arrow, partial(self._write, names, workers)), names
 
-    def place(self, row: int, columns: tuple[str, ...], cache: Path) -> str:
+    def columns(self, wanted: list[str] | None) -> tuple[str, ...]:
+        """The names of the columns of files that hold sentences.
+
+        Raises:
+            InputError: unreadable or malformed file, no such column, no text column.
+        """
+        assert self.of_files is not None
+        return choose_columns(remote.origin(self.names[0]), self.of_files.column_types(self.names), wanted)
+
+    def place(self, row: int, columns: tuple[str, ...]) -> str:
         """`file, line n` of row `row` (from 0). Reads several files again one by one: for error messages."""
         for name in self.names[:-1]:
-            rows_here = len(replace(self, names=(name,))._from_files(columns, cache, 1))
+            assert self.of_files is not None
+            rows_here = sum(len(texts[0]) for texts in self.of_files.tables(name, columns))
             if row < rows_here:
                 break
             row -= rows_here
@@ -135,21 +150,18 @@ class Source:
                 f"(name, name:split or name:config:split) it cannot be loaded: {one_line(error.__cause__ or error)}"
             ) from None
 
-    def _from_files(self, columns: tuple[str, ...], cache: Path, workers: int) -> datasets.Dataset:
+    def _write(self, columns: tuple[str, ...], workers: int, folder: Path) -> None:
+        """All rows of the files as Arrow files."""
         assert self.of_files is not None
-        prepared = rows_builder(self.of_files, self.names, columns, cache)
         try:
-            prepared.download_and_prepare(num_proc=num_proc(workers, len(self.names), rows_per_worker=1))
+            write_arrow(self.of_files, self.names, columns, folder, num_proc(workers, len(self.names), 1))
         except InputError as error:
             raise InputError(*error.args) from None  # without the traceback of another process
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             # not of the files: a full disk, a process that was killed
             raise InputError(
-                f"Corpus {self} cannot be copied to {cache}: {one_line(error.__cause__ or error)}."
+                f"Corpus {self} cannot be copied to {folder.parent}: {one_line(error.__cause__ or error)}."
             ) from None
-        if not prepared.info.splits["train"].num_examples:
-            return datasets.Dataset.from_dict({name: [] for name in (*columns, LINE)})
-        return prepared.as_dataset(split="train")
 
 
 def find_sources(data: DataRecipe, seed: int = 0) -> list[Source]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,14 +18,15 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from diffcse_scale.foundation.durable import publish
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.file_digest import sha256_of
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import DataRecipe
-from diffcse_scale.text.cache import cache_folder, fingerprint, locked, num_proc, workers
+from diffcse_scale.text.cache import cache_folder, fingerprint, num_proc, workers
 from diffcse_scale.text.corpus import CorpusReport, corpus_fingerprint, first_rows, read_corpus
+from diffcse_scale.text.digests import digest
 from diffcse_scale.text.duplicates import first_occurrences
+from diffcse_scale.text.prepared import CONTENTS, prepared
 from diffcse_scale.text.tokenizing import encode_rows
 from diffcse_scale.text.unknown import percent, unknown_id
 
@@ -61,6 +62,7 @@ class TokenizedCorpus:
     """
 
     def __init__(self, folder: Path) -> None:
+        """Raises an error of Python's own (ValueError, KeyError and others) where a file is damaged."""
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         self.streams: int = facts["streams"]
         self.columns: int = facts["columns"]
@@ -75,6 +77,8 @@ class TokenizedCorpus:
         self.first: list[str] = facts.get("first", [])
         self.views = max(2, self.columns)
         self._ids, self._offsets = ([_mapped(folder / files_of(column)[kind]) for column in files] for kind in range(2))
+        if any(offsets[-1] != len(ids) for ids, offsets in zip(self._ids, self._offsets, strict=True)):
+            raise ValueError("the ids of a column are fewer or more than its offsets say")
 
     def __len__(self) -> int:
         return len(self._offsets[0]) - 1
@@ -152,8 +156,8 @@ def tokenize(
 ) -> TokenizedCorpus:
     """The corpus that `data` names as tokens, from the cache if it is there and nothing has changed.
 
-    Every rank calls it, and so may unrelated programs at the same time: a file lock lets one of them do the
-    work (and show the progress bars), the others wait and read. A half-made cache never has the final name.
+    Every rank calls it, and so may unrelated programs at the same time: one of them does the work (and shows the
+    progress bars), the others wait and read (`prepared`).
 
     Args:
         tokenizers: each reads all the text (`Tokenizers.streams`); a row in which one finds nothing is left out.
@@ -172,21 +176,41 @@ def tokenize(
         [data.limit, data.strict, data.max_length],
         *map(_identity, tokenizers),
     )
-    folder = cache_folder(data) / f"tokens-{name}"
-    with locked(folder):
-        if not folder.is_dir():
-            _write(folder, name, data, tokenizers, seed)
-    tokens = TokenizedCorpus(folder)
+    cache = cache_folder(data)
+    tokens = prepared(
+        cache / f"tokens-{name}",
+        cache,
+        read=lambda folder: _read(folder, cache),
+        make=lambda fresh: _write(fresh, name, data, tokenizers, seed),
+    )
     if main:
         log.log(tokens.level, "Corpus %s: %s.", ", ".join(data.files), tokens)
     return tokens
 
 
+def _read(folder: Path, cache: Path) -> TokenizedCorpus:
+    """The tokens in a folder; the fingerprint of an earlier version's, which has no list of contents, holds them too.
+
+    Raises:
+        ValueError: other bytes than were written.
+    """
+    tokens = TokenizedCorpus(folder)
+    if not (folder / CONTENTS).is_file():
+        columns = range(tokens.columns * tokens.streams)
+        digests = [digest(folder / file, cache) for column in columns for file in files_of(column)]
+        if tokens.fingerprint != _fingerprint(tokens.streams, digests):
+            raise ValueError("its bytes are not those that were written")
+    return tokens
+
+
+def _fingerprint(streams: int, digests: Sequence[str]) -> str:
+    """Of token ids, by the SHA-256 of their files."""
+    return fingerprint(streams, hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest())
+
+
 def _write(folder: Path, name: str, data: DataRecipe, tokenizers: Sequence[PreTrainedTokenizerBase], seed: int) -> None:
     corpus, report = read_corpus(data, seed=seed)
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
+    folder.mkdir()
     encoded = corpus.map(
         encode_rows,
         batched=True,
@@ -197,7 +221,7 @@ def _write(folder: Path, name: str, data: DataRecipe, tokenizers: Sequence[PreTr
         },
         remove_columns=corpus.column_names,
         num_proc=num_proc(workers(data), len(corpus)),
-        cache_file_name=str(unfinished / "encoded.arrow"),
+        cache_file_name=str(folder / "encoded.arrow"),
         new_fingerprint=name,
         desc="tokenizing",
     )
@@ -207,14 +231,12 @@ def _write(folder: Path, name: str, data: DataRecipe, tokenizers: Sequence[PreTr
     unknown = _unknown(encoded, data, tokenizers)
     distinct = first_occurrences(encoded.data.column("hash").to_numpy())
     truncated = 0
-    contents = hashlib.sha256()
     for column in columns:
-        _write_column(encoded.data.column(f"ids_{column}").chunks, distinct, column, unfinished)
+        _write_column(encoded.data.column(f"ids_{column}").chunks, distinct, column, folder)
         truncated += int(encoded.data.column(f"truncated_{column}").to_numpy()[distinct].sum())
-        for file in files_of(column):
-            contents.update(bytes.fromhex(sha256_of(unfinished / file)))
+    digests = [sha256_of(folder / file) for column in columns for file in files_of(column)]
     facts = {
-        "fingerprint": fingerprint(len(tokenizers), contents.hexdigest()),
+        "fingerprint": _fingerprint(len(tokenizers), digests),
         "columns": len(corpus.column_names),
         "streams": len(tokenizers),
         "max_length": data.max_length,
@@ -225,10 +247,9 @@ def _write(folder: Path, name: str, data: DataRecipe, tokenizers: Sequence[PreTr
         "report": asdict(report),
         "first": first_rows(corpus),
     }
-    (unfinished / "facts.json").write_text(to_json(facts, indent=1), encoding="utf-8")
-    for path in unfinished.glob("encoded*.arrow"):
+    (folder / "facts.json").write_text(to_json(facts, indent=1), encoding="utf-8")
+    for path in folder.glob("encoded*.arrow"):
         path.unlink()
-    publish(unfinished, folder)
 
 
 def _unknown(encoded: datasets.Dataset, data: DataRecipe, tokenizers: Sequence[PreTrainedTokenizerBase]) -> list[float]:
@@ -274,8 +295,8 @@ def _write_column(chunks: list[Any], kept: NDArray[np.bool_], column: int, folde
     parts = np.split(kept, np.cumsum([len(chunk) for chunk in chunks])[:-1])
     size = sum(int(np.diff(chunk.offsets.to_numpy())[part].sum()) for chunk, part in zip(chunks, parts, strict=True))
     ids_file, offsets_file = files_of(column)
-    ids = open_memmap(folder / ids_file, mode="w+", dtype=np.int32, shape=(size,))
-    offsets = open_memmap(folder / offsets_file, mode="w+", dtype=np.int64, shape=(int(kept.sum()) + 1,))
+    ids = new_array(folder / ids_file, np.int32, size)
+    offsets = new_array(folder / offsets_file, np.int64, int(kept.sum()) + 1)
     row = end = 0
     for chunk, part in zip(chunks, parts, strict=True):
         chosen = chunk if part.all() else chunk.filter(pyarrow.array(part))
@@ -285,6 +306,18 @@ def _write_column(chunks: list[Any], kept: NDArray[np.bool_], column: int, folde
         row, end = row + len(chosen), end + len(values)
     ids.flush()
     offsets.flush()
+
+
+def new_array(file: Path, dtype: type[np.generic], size: int) -> Any:
+    """An array of zeros that is a file, mapped for writing, for all of which the disk has room.
+
+    Raises:
+        OSError: it has not: a process that writes to the map of a full disk is killed without a word.
+    """
+    array = open_memmap(file, mode="w+", dtype=dtype, shape=(size,))
+    with file.open("r+b") as opened:
+        os.posix_fallocate(opened.fileno(), 0, max(1, file.stat().st_size))
+    return array
 
 
 def _mapped(path: Path) -> NDArray[Any]:

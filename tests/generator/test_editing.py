@@ -5,6 +5,8 @@ The truth is the generator itself, asked for the same sentences one at a time.
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 from collections.abc import Iterator
 
@@ -97,6 +99,54 @@ def test_more_versions_are_added_and_the_old_ones_stay(prepared, tmp_path):
     make_edits(recipe.model_copy(update={"data": data}), tokenizers)
     again = {file.name: file.read_bytes() for file in edits_folder(tokens, more).glob("version_*")}
     assert again == before
+
+
+@pytest.fixture
+def copied(prepared, tmp_path):
+    """The same in a cache of the test's own, and the folder of the edits."""
+    recipe, tokenizers, tokens = prepared
+    shutil.copytree(recipe.data.cache_dir, tmp_path / "cache")
+    data = recipe.data.model_copy(update={"cache_dir": str(tmp_path / "cache"), "workers": 1})
+    recipe = recipe.model_copy(update={"data": data})
+    return recipe, tokenizers, tokens, edits_folder(tokens, recipe)
+
+
+def zero(file):
+    content = file.read_bytes()
+    file.write_bytes(content[:128] + bytes(len(content) - 128))
+
+
+def test_damaged_versions_are_not_trained_on(copied):
+    recipe, _, tokens, folder = copied
+    zero(folder / name_of(1, 0))
+    with pytest.raises(InputError, match=r"2 edited versions .* \(damaged: version_1_0.npy\); make them"):
+        load_edits(tokens, recipe)
+    (folder / "facts.json").write_bytes(b"")
+    with pytest.raises(InputError, match=r"0 edited versions .* \(damaged: facts.json\)"):
+        load_edits(tokens, recipe)
+
+
+@pytest.mark.slow
+def test_a_damaged_version_is_made_again_alone(copied, caplog):
+    recipe, tokenizers, _, folder = copied
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    inodes = {file.name: file.stat().st_ino for file in folder.iterdir()}
+    zero(folder / name_of(1, 0))
+    make_edits(recipe, tokenizers)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    made = [file.name for file in sorted(folder.iterdir()) if file.stat().st_ino != inodes[file.name]]
+    assert made == ["facts.json", name_of(1, 0)]
+    (said,) = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
+    assert said == f"Made again, for it is damaged: {folder} (version_1_0.npy)."
+
+
+def test_edits_of_earlier_versions_without_digests_are_used(copied):
+    recipe, _, tokens, folder = copied
+    (folder / "facts.json").write_text('{"versions": 3}')
+    assert load_edits(tokens, recipe).versions == 3
+    os.truncate(folder / name_of(2, 0), 200)
+    with pytest.raises(InputError, match="2 edited versions"):
+        load_edits(tokens, recipe)
 
 
 def test_runs_of_about_one_length_are_the_corpus_whatever_is_sorted_at_a_time(prepared, monkeypatch):

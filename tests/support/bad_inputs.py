@@ -194,6 +194,9 @@ GIVEN: dict[str, Maker | str] = {
         "data.files=two.txt", "data.cache_dir=two.txt", files={"two.txt": "one\ntwo\n"}
     ),
     "a cache on a full disk, also where it fills up meanwhile": "text/test_cache.py",
+    "a cache that may only be read, in which the corpus is not prepared": "text/test_prepared.py",
+    "a cache that is deleted while the corpus is prepared": "text/test_prepared.py",
+    "`objective.edits=3`, and a version is damaged": "generator/test_editing.py",
     "`--resume` with another corpus, other development pairs or models": "runs/test_directory.py",
     "`--resume` of an earlier version's run whose corpus has sentences with the tokens of another": (
         "runs/test_directory.py"

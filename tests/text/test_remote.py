@@ -238,6 +238,17 @@ def test_a_copy_serves_without_a_network(web: Served, recipe: MakeRecipe) -> Non
         load_corpus(recipe(f"{web.address}/a.txt.gz"))
 
 
+def test_a_damaged_copy_does_not_serve_without_a_network(web: Served, recipe: MakeRecipe, tmp_path: Path) -> None:
+    data = recipe(f"{web.address}/a.txt")
+    load_corpus(data)
+    web.server.shutdown()
+    web.server.server_close()
+    (copy,) = tmp_path.glob("cache/remote/*/a.txt")
+    copy.write_bytes(bytes(copy.stat().st_size))
+    with pytest.raises(InputError, match=r"a\.txt cannot be read"):
+        load_corpus(data)
+
+
 def test_a_web_address_may_have_a_query(web: Served, recipe: MakeRecipe) -> None:
     assert load_corpus(recipe(f"{web.address}/a.txt.gz?download=true"))["text_0"][:] == LINES
 
