@@ -7,10 +7,11 @@ its own.
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,13 @@ class _Session:
         long["evaluation"]["every"] = 100_000
         self._recipe.write_text(yaml.safe_dump(long))
 
-    def start(self, launcher: str, *before: str) -> None:
+    def start(self, launcher: str, *before: str, after: Sequence[str] = (), pipe: str = "") -> None:
         program = {
             PYTHON: [sys.executable],
             DEEPSPEED: [str(Path(sys.executable).parent / DEEPSPEED), "--num_gpus=2", f"--master_port={free_port()}"],
         }
         arguments = [str(ROOT / "train.py"), "--recipe", str(self._recipe), "--output", str(self.run)]
-        self.terminal.run(*before, *program[launcher], *arguments)
+        self.terminal.run(" ".join([*before, shlex.join([*program[launcher], *arguments, *after]), pipe]))
 
     def status(self) -> dict[str, Any]:
         file = self.run / "status.json"
@@ -133,6 +134,14 @@ def test_ranks_that_wait_for_one_that_never_comes_are_ended_by_ctrl_c(session: _
     session.terminal.wait_for(lambda: not session.terminal.processes(), GONE)
     assert session.terminal.exit_code() == INTERRUPTED
     assert "^CInterrupted before the run began.\n" in session.terminal.said()
+
+
+@pytest.mark.parametrize("launcher", [PYTHON, DEEPSPEED])
+def test_a_run_goes_on_when_nobody_reads_its_output(session: _Session, launcher: str) -> None:
+    session.start(launcher, "set -o pipefail;", after=["max_steps=4"], pipe="2>&1 | head -n 1")
+    session.terminal.wait_for(lambda: session.status().get("state") == "finished", 180)
+    session.terminal.wait_for(lambda: not session.terminal.processes(), 60)
+    assert session.terminal.exit_code() == 0 and (session.run / "result.json").is_file()
 
 
 @pytest.mark.parametrize("later", [False, True])

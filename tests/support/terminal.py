@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import select
-import shlex
 import signal
 import subprocess
 import termios
@@ -75,10 +74,10 @@ class Terminal:
         """Press them."""
         os.write(self._master, keys.encode())
 
-    def run(self, *command: str) -> None:
+    def run(self, line: str) -> None:
         """Start it in the foreground."""
         self._said = b""
-        self.type(shlex.join(command) + "\n")
+        self.type(line + "\n")
 
     def exit_code(self) -> int:
         """Of the last command, which has ended."""
