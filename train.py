@@ -14,7 +14,10 @@ from __future__ import annotations
 from argparse import Namespace
 from dataclasses import asdict
 
-from diffcse_scale.supervision import launchers  # noqa: F401  before all that takes long
+from diffcse_scale.supervision.beginning import begin
+
+begin(__name__)  # before all that takes long
+
 from diffcse_scale.training.train_arguments import parse_arguments
 
 # a mistake in what was asked for is told before torch is imported
@@ -48,8 +51,7 @@ from diffcse_scale.training.views import check_views_differ
 
 
 def main(arguments: Namespace) -> None:
-    recipe, config = arguments.recipe, arguments.deepspeed_config
-    added = load_hooks(arguments.hook)
+    recipe, config, added = arguments.recipe, arguments.deepspeed_config, load_hooks(arguments.hook)
     check_world()
     start_process_group(arguments.hang_timeout)
     setup_logging()
@@ -82,11 +84,9 @@ def main(arguments: Namespace) -> None:
             check_same_everywhere(**contents)
             batches = Batches(tokens, tokenizers, recipe, rank(), world_size(), load_edits(tokens, recipe))
             plan = make_plan(recipe, len(tokens), tokens.views, world_size())
-
-            computed_in = precision(config)
-            facts = {"plan": asdict(plan), "precision": computed_in, "corpus": tokens.facts(), **contents}
+            facts = {"plan": asdict(plan), "precision": precision(config), "corpus": tokens.facts(), **contents}
             run.describe(recipe, **facts, interconnect=interconnect, deepspeed_config=config)
-            print_start(recipe, plan, computed_in, engine, tokens, development)
+            print_start(recipe, plan, precision(config), engine, tokens, development)
             hooks = all_hooks(recipe, development, added)
             trainer = Trainer(recipe, plan, engine, generator, batches, tokenizers.encoder, run, supervision, hooks)
             if arguments.start == "replay":

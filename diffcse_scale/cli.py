@@ -239,8 +239,10 @@ def pretrain_generator(context: typer.Context, **_: Any) -> None:
     options = _options(context, PretrainOptions)
     check_names(options.data())
 
+    from diffcse_scale.foundation.output import outlive_readers
     from diffcse_scale.generator.pretraining import pretrain_generator
 
+    outlive_readers()
     record = pretrain_generator(options)
     before, after = record["held_out_before"], record["held_out_after"]
     print(f"held-out masked tokens predicted: {before['accuracy']:.1%} before, {after['accuracy']:.1%} after")

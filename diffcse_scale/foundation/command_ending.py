@@ -11,49 +11,92 @@ from collections.abc import Sequence
 
 import typer
 
-from diffcse_scale.foundation.errors import InputError, exit_code_of, told
+from diffcse_scale.foundation.errors import InputError, RunEnded, exit_code_of, told
 from diffcse_scale.foundation.exit_codes import ExitCode
+from diffcse_scale.foundation.signals import (
+    TOGETHER,
+    Interrupts,
+    end_at_once,
+    end_workers,
+    exit_code_after,
+    listening,
+)
 
 # what a command line that cannot be read raises; typer has it from click, by one name or another
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-INTERRUPTED, PIPE_CLOSED = 128 + signal.SIGINT, 128 + signal.SIGPIPE
+INTERRUPTED, PIPE_CLOSED = map(exit_code_after, (signal.SIGINT, signal.SIGPIPE))
 
 
 def run_command(app: typer.Typer) -> int:
     """Run the command that `sys.argv` asks for, and print how it ended if it did not end well.
 
     Returns:
-        the exit code: that of `exit_code_of`; 130 after Ctrl-C, 141 where the reader of what it prints has gone.
+        the exit code: that of `exit_code_of`; 130 after Ctrl-C and 128 + its number after another request to stop, 141
+        where the reader of what it prints has gone.
     """
-    try:
+    heard: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        if not heard:
+            heard.append(number)
+            raise KeyboardInterrupt
+
+    def interrupted(seconds: float) -> None:
+        if seconds > TOGETHER:
+            end_at_once(INTERRUPTED)
+
+    with listening(stop), Interrupts(interrupted):
         try:
-            refuse_empty(sys.argv[1:])
-            code = app(standalone_mode=False)
-        except UsageError as error:
-            if not error.format_message():  # type: ignore[attr-defined]
-                return ExitCode.MISTAKE  # nothing was asked for, and the help is printed
-            raise InputError(_usage(error)) from None
-        finally:
-            sys.stdout.flush()
-        if code == INTERRUPTED:  # as typer says it
-            print("Interrupted.", file=sys.stderr)
-        return code if isinstance(code, int) else 0
-    except (SystemExit, BrokenPipeError) as end:
-        if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
-            raise
+            code = _run(app)
+            if code != INTERRUPTED:
+                return code
+        except BaseException as error:
+            # what a library raises over a request, or because the same signal has ended its workers, is no news
+            if not heard and not isinstance(error, KeyboardInterrupt):
+                return _ended_by(error)
+        end_workers()
+        number = signal.Signals(heard[0] if heard else signal.SIGINT)
+    words = "Interrupted." if number == signal.SIGINT else f"Stopped by signal {number.name.removeprefix('SIG')}."
+    print(words, file=sys.stderr)
+    return exit_code_after(number)
+
+
+def _run(app: typer.Typer) -> int:
+    try:
+        refuse_empty(sys.argv[1:])
+        code = app(standalone_mode=False)
+    except UsageError as error:
+        if not error.format_message():  # type: ignore[attr-defined]
+            return ExitCode.MISTAKE  # nothing was asked for, and the help is printed
+        raise InputError(_usage(error)) from None
+    finally:
+        sys.stdout.flush()
+    return code if isinstance(code, int) else 0
+
+
+def _ended_by(error: BaseException) -> int:
+    """Print what an end by `error` is, and return its exit code.
+
+    Raises:
+        SystemExit: it is that, and says the code itself.
+    """
+    if isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError):
         # nobody reads on, as `head` does; Python would complain once more when it closes the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
-    except Exception as error:
-        if (said := told(error)) is not None:
-            print(f"error: {said}", file=sys.stderr)
-        else:
-            traceback.print_exc()
-            print(
-                "This is an error of diffcse-scale: please report it, with these lines and `diffcse-scale doctor`'s.",
-                file=sys.stderr,
-            )
-        return exit_code_of(error)
+    if not isinstance(error, Exception):
+        raise error
+    if isinstance(error, RunEnded):
+        print(error, file=sys.stderr)
+    elif (said := told(error)) is not None:
+        print(f"error: {said}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+        print(
+            "This is an error of diffcse-scale: please report it, with these lines and `diffcse-scale doctor`'s.",
+            file=sys.stderr,
+        )
+    return exit_code_of(error)
 
 
 def refuse_empty(arguments: Sequence[str]) -> None:

@@ -55,4 +55,6 @@ class Reason(IntEnum):
     STOP_FILE = 2, "the stop file", ExitCode.STOPPED
     LAUNCHER = 3, "the end of its launcher", ExitCode.STOPPED
     TERM = 4, "signal TERM", ExitCode.STOPPED
-    SUPERSEDED = 5, "a later incarnation", ExitCode.SUPERSEDED
+    HUP = 5, "signal HUP", ExitCode.STOPPED
+    INT = 6, "signal INT", ExitCode.STOPPED
+    SUPERSEDED = 7, "a later incarnation", ExitCode.SUPERSEDED

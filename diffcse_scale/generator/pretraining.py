@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,16 @@ from transformers import (
     TrainingArguments,
 )
 
+from diffcse_scale.distributed import agree
 from diffcse_scale.foundation.durable import apply_umask, publish, save_weights
 from diffcse_scale.foundation.environment import environment
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, RunEnded
+from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.foundation.finite import NotFinite
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.randomness import seed_everything, seed_initial_numbers
 from diffcse_scale.foundation.secrets import masked
+from diffcse_scale.foundation.signals import listening
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.generator.pretrain_options import PretrainOptions
 from diffcse_scale.generator.wordpiece import wordpiece_of
@@ -53,13 +57,15 @@ IGNORED = -100  # label of a token that is not predicted, as everywhere in trans
 def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
     """Train a masked language model; write it, its tokenizer and `training_record.json` to `options.output`.
 
-    The result is a function of the options on a CPU with a fixed number of threads, unless `seconds` ends it.
+    The result is a function of the options on a CPU with a fixed number of threads, unless `seconds` or a signal ends
+    it.
 
     Returns:
         The record: options, loss curve, loss and accuracy on held-out text before and after, machine, command.
 
     Raises:
         InputError: the output holds something, the base is not a masked LM, or the corpus cannot be used.
+        RunEnded: a signal asked for an end while it trained; what was learnt by then is written all the same.
     """
     output = _output(options)
     if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
@@ -75,30 +81,38 @@ def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
     arguments = _arguments(options)
     # only then the Trainer, which begins with a random state of its own: the evaluation draws from what it finds
     before = held_out_accuracy(model.to(arguments.device), tokenizer, held_out, options)
-    trainer = _trainer(options, arguments, model, tokenizer, train)
-    start = time.perf_counter()
-    trainer.train()
-    minutes = (time.perf_counter() - start) / 60
-    after = held_out_accuracy(model, tokenizer, held_out, options)
+    trainer, asked = _trainer(options, arguments, model, tokenizer, train), StopRequest()
+    trainer.add_callback(asked)
+    with listening(asked.hear):
+        start = time.perf_counter()
+        trainer.train()
+        minutes = (time.perf_counter() - start) / 60
+        after = held_out_accuracy(model, tokenizer, held_out, options)
 
-    record = {
-        "options": options.model_dump(mode="json"),
-        "sentences": {"train": len(train), "held_out": len(held_out)},
-        "steps": trainer.state.global_step,
-        "minutes": round(minutes, 2),
-        "loss": [
-            {"step": entry["step"], "loss": round(entry["loss"], 4)}
-            for entry in trainer.state.log_history
-            if "loss" in entry
-        ],
-        "held_out_before": before,
-        "held_out_after": after,
-        "parameters": model.num_parameters(),
-        "environment": environment(),
-        "command": masked(options.command()),
-    }
-    if trainer.is_world_process_zero():
-        _save(options, model, tokenizer, record)
+        record = {
+            "options": options.model_dump(mode="json"),
+            "sentences": {"train": len(train), "held_out": len(held_out)},
+            "steps": trainer.state.global_step,
+            "minutes": round(minutes, 2),
+            "loss": [
+                {"step": entry["step"], "loss": round(entry["loss"], 4)}
+                for entry in trainer.state.log_history
+                if "loss" in entry
+            ],
+            "held_out_before": before,
+            "held_out_after": after,
+            "parameters": model.num_parameters(),
+            "environment": environment(),
+            "command": masked(options.command()),
+        }
+        if trainer.is_world_process_zero():
+            _save(options, model, tokenizer, record)
+    if asked.by is not None:
+        raise RunEnded(
+            f"Stopped by {asked.by} after step {trainer.state.global_step} of {options.steps}; what was learnt is in "
+            f"{options.output}: go on from it with --base {options.output} and another --output.",
+            ExitCode.STOPPED,
+        )
     return record
 
 
@@ -159,6 +173,28 @@ class TimeLimit(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_training_stop |= time.monotonic() > self.deadline
+
+
+class StopRequest(TrainerCallback):
+    """Stops the training of all ranks after the step in which a signal asked one of them to.
+
+    Attributes:
+        by: the signal in words, once training has stopped for it.
+    """
+
+    def __init__(self) -> None:
+        self.by: str | None = None
+        self._number = 0
+
+    def hear(self, number: int, _: object) -> None:
+        """A handler of signals."""
+        self._number = number
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        (number,) = agree(self._number)
+        if number and not control.should_training_stop:
+            self.by = f"signal {signal.Signals(number).name.removeprefix('SIG')}"
+            control.should_training_stop = True
 
 
 def _masked_logits(

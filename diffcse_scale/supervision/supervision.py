@@ -4,46 +4,50 @@ A signal may reach one rank alone, and at any moment; so it only sets a flag, an
 of an evaluation) all ranks agree on the flags of all; in training on those of the step before, so that no step waits
 for other hosts. Launchers that pass no signal on to their ranks, as DeepSpeed's, are served by the file `stop` in the
 run directory; files are looked at once a second. Before training begins a main thread may wait for a lock or for its
-workers for long; there a thread looks for the flags, and passes them on through the store that all ranks share.
+workers for long; there a thread looks for the flags, and passes them on through the store that all ranks share. Whoever
+presses Ctrl-C again does not want to wait.
 """
 
 from __future__ import annotations
 
-import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from diffcse_scale.checkpoints.checkpoint import Checkpoints
 from diffcse_scale.distributed import Agreement, agree, is_main
 from diffcse_scale.foundation.errors import RunEnded
 from diffcse_scale.foundation.exit_codes import Reason
+from diffcse_scale.foundation.signals import TOGETHER, end_at_once, listen
 from diffcse_scale.rendezvous import STORE_ERRORS, Store, control_store
 from diffcse_scale.runs.directory import RunDirectory
+from diffcse_scale.supervision.beginning import interrupts, leave_at_once
 from diffcse_scale.supervision.launchers import LAUNCHERS, alive
 from diffcse_scale.supervision.watchdog import Watchdog
 
-SIGNALS = {signal.SIGUSR1: Reason.USR1, signal.SIGTERM: Reason.TERM}
+SIGNALS = {
+    signal.SIGUSR1: Reason.USR1,
+    signal.SIGTERM: Reason.TERM,
+    signal.SIGHUP: Reason.HUP,
+    signal.SIGINT: Reason.INT,
+}
 # in a stop file: as USR1, which asks to be started again
 REQUEUE = "requeue"
 # seconds between two looks at what does not come by itself
 LOOK = 1.0
 # seconds after which a main thread that is to leave, but waits for a rank that has left, is not waited for
 GRACE = 10.0
+# seconds within which one signal reaches all processes that it is sent to
+SPREAD = 0.1
 STOP_KEY = "stop"
 
 
-def _leave_workers_alone() -> None:
-    """In a forked worker: whoever ends it means it. A Python handler would wait for as long as the worker's C code."""
-    for number in SIGNALS:
-        if getattr(signal.getsignal(number), "__func__", None) is Supervision._receive:
-            signal.signal(number, signal.SIG_DFL)
-
-
-os.register_at_fork(after_in_child=_leave_workers_alone)
+class _LeaveNow(BaseException):
+    """Raised wherever the main thread is; no library takes it for an error that it can mend."""
 
 
 class StopRequested(Exception):
@@ -65,38 +69,58 @@ class Supervision:
     def __init__(self, run: RunDirectory, watchdog: Watchdog) -> None:
         self._run, self._watchdog = run, watchdog
         self._received = Reason.NONE
-        self._leave_now: Reason | None = None
+        self._leave_now: Reason | None = None  # all ranks know of it
+        self._interruptible = False  # whether there is somebody who catches what a handler raises
         self._looked = -LOOK
         self._asked: tuple[Agreement, int | None] | None = None
-        for number in SIGNALS:
-            signal.signal(number, self._receive)
+        listen(self._receive)
+        interrupts.heard = self._interrupted
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._leave_now is not None:
-            reason, self._leave_now = self._leave_now, None
-            raise self.ended(reason, None, 0, None)
+        if self._interruptible and self._leave_now is not None:
+            self._interruptible = False
+            raise _LeaveNow
         self._received = max(self._received, SIGNALS[signal.Signals(number)])
+
+    def _interrupted(self, seconds: float) -> None:
+        if seconds > TOGETHER:
+            leave_at_once("Interrupted again: left without a checkpoint; continue from the newest with --auto-resume.")
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
         """Inside, before training, there is nothing to save: all ranks leave within seconds of a request to one.
 
         Raises:
-            RunEnded: a request has come.
+            RunEnded: a request has come, whatever was raised meanwhile: the same signal ends the workers of a library,
+                which complains, and one that is interrupted may raise an error of its own over that.
         """
         over = threading.Event()
         looking = threading.Thread(target=self._look_while_preparing, args=(over,), name="requests", daemon=True)
         looking.start()
+        failure: BaseException | None = None
         try:
-            yield
-        finally:
-            over.set()
-            looking.join(2 * LOOK)
-        # it may have come too late for the thread, or for some ranks' threads
-        (reason,) = agree(max(self._leave_now or Reason.NONE, self._request()))
-        self._leave_now = None
+            self._interruptible = True
+            try:
+                yield
+            finally:
+                self._interruptible = False
+        except BaseException as raised:
+            failure = raised
+            time.sleep(SPREAD)
+        over.set()
+        looking.join(2 * LOOK)
+        told, self._leave_now = self._leave_now, None
+        reason = told or self._received
+        if failure is None:
+            # a request may have come too late for the thread, or for some ranks' threads
+            (answer,) = agree(max(told or Reason.NONE, self._request()))
+            reason = Reason(answer)
+        elif reason and told is None:
+            self._pass_on(reason, control_store(), threading.Event())
         if reason:
-            raise self.ended(Reason(reason), None, 0, None)
+            raise self.ended(reason, None, 0, None) from None
+        if failure is not None:
+            raise failure
 
     def _look_while_preparing(self, over: threading.Event) -> None:
         store = control_store()
@@ -104,14 +128,25 @@ class Supervision:
             reason = _published(store) or self._request()
             if not reason:
                 continue
-            if store is not None:
-                store.set(STOP_KEY, str(int(reason)))
-                over.wait(2 * LOOK if is_main() else 0)  # it serves the store: the others are to read it first
+            self._pass_on(reason, store, over)
             self._leave_now = reason
+            if over.is_set():
+                return
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
             if not over.wait(GRACE):
-                os._exit(reason.exit_code)
+                end = self.ended(reason, None, 0, None)
+                if is_main():
+                    print(end, file=sys.stderr, flush=True)
+                self._run.__exit__(RunEnded, end, None)
+                end_at_once(end.exit_code)
             return
+
+    def _pass_on(self, reason: Reason, store: Store | None, over: threading.Event) -> None:
+        """Tell the other ranks, which look for it while they prepare."""
+        if store is not None:
+            with suppress(*STORE_ERRORS):
+                store.set(STOP_KEY, str(int(reason)))
+            over.wait(2 * LOOK if is_main() else 0)  # it serves the store: the others are to read it first
 
     def _request(self, at_once: bool = False) -> Reason:
         reason = self._received

@@ -21,11 +21,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-
 from diffcse_scale.distributed import rank, world_size
 from diffcse_scale.foundation.environment import host_name
 from diffcse_scale.foundation.exit_codes import ExitCode
+from diffcse_scale.foundation.signals import end_workers
 from diffcse_scale.rendezvous import STORE_ERRORS, Store, control_store
 
 # what a main thread may do for longer than a hang's time without a sign: it depends on disks and on the corpus
@@ -175,8 +174,7 @@ class Watchdog:
         self._report(verdict, ExitCode.HUNG)
         # the launcher ends the others when the first leaves; they, too, are to write their stacks
         time.sleep(2 * self._period + 1)
-        for child in psutil.Process().children(recursive=True):
-            child.kill()
+        end_workers()
         self._leave(ExitCode.HUNG)
 
 

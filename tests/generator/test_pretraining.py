@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shlex
+import signal
 import stat
 from pathlib import Path
 
@@ -20,13 +21,16 @@ from transformers import (
     BertForMaskedLM,
     RobertaConfig,
     RobertaForMaskedLM,
+    TrainerCallback,
 )
 from typer.testing import CliRunner
 
 from diffcse_scale.cli import app
 from diffcse_scale.embedded.grammar import training_sentences
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, RunEnded
+from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.foundation.finite import NotFinite
+from diffcse_scale.foundation.signals import REQUESTS
 from diffcse_scale.generator import pretraining as module
 from diffcse_scale.generator.pretrain_options import PretrainOptions
 from diffcse_scale.generator.pretraining import pretrain_generator
@@ -148,6 +152,18 @@ def test_of_two_ranks_one_makes_vocabulary_and_tokens(options, tmp_path):
     assert record["sentences"] == {"train": 450, "held_out": 50}
 
 
+@pytest.mark.slow
+def test_of_two_ranks_that_train_one_that_is_asked_stops_both(options, tmp_path):
+    arguments = shlex.split(options(steps=100_000).command())[1:]
+    variables = {"DIFFCSE_CACHE": str(tmp_path / "ranks"), "ACCELERATE_USE_CPU": "true"}
+    program = ROOT / "diffcse_scale" / "__main__.py"
+    with Ranks(tmp_path / "outputs", *arguments, program=program, **variables) as ranks:
+        ranks.wait_for(lambda: "'loss'" in ranks.output())
+        ranks.processes[1].send_signal(signal.SIGTERM)
+        assert ranks.wait(100) == [ExitCode.STOPPED] * 2, ranks.output()
+    assert 0 < json.loads((tmp_path / "out" / "training_record.json").read_text())["steps"] < 100_000
+
+
 def test_training_continues_where_a_checkpoint_stopped(options, tmp_path):
     first = pretrain_generator(options(output=str(tmp_path / "first"), steps=30))
     second = pretrain_generator(options(base=str(tmp_path / "first"), steps=30))
@@ -208,6 +224,40 @@ def test_the_umask_says_who_may_read_the_generator(options, tmp_path, bf16):
 
 def test_a_time_limit_ends_the_training(options):
     assert pretrain_generator(options(steps=100_000, seconds=0.5))["steps"] < 2000
+
+
+def _ask(number: int) -> type[TrainerCallback]:
+    """Whoever asks for an end, by signal, in the third step."""
+
+    class Asking(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 2:
+                os.kill(os.getpid(), number)
+
+    return Asking
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", REQUESTS)
+def test_a_signal_ends_the_training_after_its_step_and_keeps_what_was_learnt(options, tmp_path, monkeypatch, number):
+    made = module._trainer
+
+    def trainer(*arguments):
+        asked = made(*arguments)
+        asked.add_callback(_ask(number))
+        return asked
+
+    monkeypatch.setattr(module, "_trainer", trainer)
+    name = signal.Signals(number).name.removeprefix("SIG")
+    with pytest.raises(RunEnded, match=f"Stopped by signal {name} after step 3 of 100000; what was learnt") as end:
+        pretrain_generator(options(steps=100_000, log_every=1))
+    assert end.value.exit_code is ExitCode.STOPPED
+    record = json.loads((tmp_path / "out" / "training_record.json").read_text())
+    assert record["steps"] == len(record["loss"]) == 3
+    monkeypatch.undo()
+    monkeypatch.setenv("DIFFCSE_CACHE", str(tmp_path / "cache"))
+    further = pretrain_generator(options(base=str(tmp_path / "out"), output=str(tmp_path / "further"), steps=1))
+    assert further["held_out_before"] == record["held_out_after"]
 
 
 def test_rare_characters_do_not_fill_the_vocabulary(options, tmp_path):

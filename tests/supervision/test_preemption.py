@@ -7,6 +7,7 @@ main rank has been held.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -134,6 +135,30 @@ def test_before_training_all_ranks_leave_within_seconds_of_a_signal_to_one(toy_w
         assert "before training began; continue with --auto-resume" in ranks.output()
     with started(toy_world, run, f"data.cache_dir={tmp_path}", "max_steps=2") as ranks:
         assert ranks.wait() == DONE, ranks.output()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("everybody", [False, True], ids=["the rank", "its workers too"])
+@pytest.mark.parametrize(
+    ("place", "number", "code"),
+    [
+        ("cleaning", signal.SIGTERM, ExitCode.STOPPED),
+        ("tokenizing", signal.SIGUSR1, ExitCode.PREEMPTED),
+        ("tokenizing", signal.SIGINT, ExitCode.STOPPED),
+    ],
+)
+def test_while_two_workers_prepare_it_is_the_same(toy_world, tmp_path, place, number, code, everybody):
+    run, two = tmp_path / "run", (f"data.cache_dir={tmp_path}", "data.workers=2")
+    with started(toy_world, run, *two, hold=place) as ranks:
+        ranks.wait_for(held(run).exists)
+        busy = next(process.pid for process in ranks.processes if psutil.Process(process.pid).children())
+        workers = psutil.Process(busy).children(recursive=True)
+        assert len(workers) >= 2
+        (os.killpg if everybody else os.kill)(busy, number)  # a rank of this test has a group of its own
+        assert ranks.wait(50) == [code, code], ranks.output()
+        assert ranks.output().count("before training began; continue with --auto-resume") == 1
+        assert "TimeoutError" not in ranks.output() and "abruptly" not in ranks.output()
+        assert not psutil.wait_procs(workers, 5)[1]
 
 
 @pytest.mark.slow

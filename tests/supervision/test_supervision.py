@@ -1,22 +1,28 @@
-"""A worker that the run has forked is ended by a signal at once; the run itself only takes a note."""
+"""A request to stop is a note that the run takes, and acts upon at a place of its own; its workers do not listen."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from diffcse_scale.distributed import is_main
-from diffcse_scale.foundation.exit_codes import Reason
+from diffcse_scale.foundation.errors import RunEnded
+from diffcse_scale.foundation.exit_codes import ExitCode, Reason
 from diffcse_scale.supervision import supervision
 from diffcse_scale.supervision.supervision import SIGNALS, StopRequested, Supervision
+from tests.support.forks import Fork
 from tests.support.ranks import run_ranks
 
 
@@ -31,17 +37,18 @@ def _listening() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_listening")
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_forked_worker_does_not_listen(number: signal.Signals):
+def test_a_forked_worker_does_not_listen_and_term_ends_it(number: signal.Signals):
     # a handler of Python's would not be called while a worker waits in C, as those of a pool do
     queue = multiprocessing.get_context("fork").SimpleQueue()
     worker = multiprocessing.get_context("fork").Process(
         target=lambda: (queue.put(signal.getsignal(number)), time.sleep(60))
     )
     worker.start()
-    assert queue.get() is signal.SIG_DFL
+    assert queue.get() is (signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     os.kill(worker.pid, number)
+    worker.terminate()
     worker.join(10)
-    assert worker.exitcode == -number
+    assert worker.exitcode == -signal.SIGTERM
 
 
 @pytest.mark.usefixtures("_listening")
@@ -54,12 +61,15 @@ class _Run:
     """A run folder that somebody looks at."""
 
     def __init__(self, folder: Path) -> None:
-        self.stop_file, self.looks = folder / "stop", 0
+        self.path, self.stop_file, self.looks = folder, folder / "stop", 0
         self.status = SimpleNamespace(update=lambda **_: None)
 
     def owned(self) -> bool:
         self.looks += 1
         return True
+
+    def __exit__(self, kind: object, error: RunEnded, traceback: object) -> None:
+        print(f"last word: {error.exit_code:d}", flush=True)
 
 
 def _supervised(folder: Path) -> tuple[Supervision, _Run]:
@@ -102,6 +112,80 @@ def test_an_answer_makes_only_that_checkpoint_whole_which_was_asked_about(tmp_pa
         checkpoints.pending = pending
         watcher.tick("training", checkpoints)
     assert committed == [20]  # a step after all of it was found to be written
+
+
+def _stopped_at_work(folder: Path, number: int, everybody: bool) -> None:
+    """The life of a process that is asked to stop while two workers of `datasets` are busy for it."""
+    import datasets
+
+    def work(row: dict[str, int]) -> dict[str, int]:
+        (folder / f"worker-{row['number']}").touch()
+        time.sleep(60)
+        return row
+
+    def ask() -> None:
+        while len(list(folder.glob("worker-*"))) < 2:
+            time.sleep(0.01)
+        (os.killpg if everybody else os.kill)(os.getpid(), number)
+
+    threading.Thread(target=ask, daemon=True).start()
+    datasets.disable_progress_bars()
+    try:
+        with _supervised(folder)[0].preparing():
+            datasets.Dataset.from_dict({"number": [0, 1]}).map(work, num_proc=2)
+    except RunEnded as end:
+        print(end)
+        sys.exit(end.exit_code)
+
+
+@pytest.mark.parametrize("everybody", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in SIGNALS)])
+def test_a_request_while_workers_prepare_is_one_line_and_its_code(tmp_path, number, everybody):
+    code = SIGNALS[number].exit_code
+    process = Fork(_stopped_at_work, tmp_path, number, everybody, output=tmp_path / "said")
+    assert process.wait(20) == code, (tmp_path / "said").read_text()
+    said = (tmp_path / "said").read_text()
+    name = signal.Signals(number).name.removeprefix("SIG")
+    assert said == f"Stopped by signal {name} before training began; continue with --auto-resume.\n"
+
+
+def _deaf(folder: Path) -> None:
+    """The life of a process whose main thread is asked to stop and goes on all the same, and which has a worker."""
+    supervision.GRACE = 0.1
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker.start()
+    (folder / "worker").write_text(str(worker.pid))
+    with _supervised(folder)[0].preparing():
+        os.kill(os.getpid(), signal.SIGTERM)
+        while True:
+            with contextlib.suppress(BaseException):
+                time.sleep(60)
+
+
+@pytest.mark.slow
+def test_a_main_thread_that_does_not_leave_is_not_waited_for(tmp_path):
+    process = Fork(_deaf, tmp_path, output=tmp_path / "said")
+    assert process.wait(20) == ExitCode.STOPPED
+    assert (tmp_path / "said").read_text().splitlines() == [
+        "Stopped by signal TERM before training began; continue with --auto-resume.",
+        "last word: 74",
+    ]
+    assert not psutil.pid_exists(int((tmp_path / "worker").read_text()))
+
+
+@pytest.mark.usefixtures("_listening")
+def test_a_request_counts_more_than_what_a_library_raises_over_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervision, "LOOK", 0.01)
+    watcher, run = _supervised(tmp_path)
+    with pytest.raises(RunEnded, match="Stopped by the stop file before training") as end, watcher.preparing():
+        run.stop_file.touch()
+        try:
+            time.sleep(20)
+        finally:
+            raise TimeoutError("the result was not ready")
+    assert end.value.exit_code is ExitCode.STOPPED
+    with pytest.raises(TimeoutError), watcher.preparing():
+        raise TimeoutError  # nobody has asked for an end
 
 
 def _first_steps(folder: Path) -> tuple[int, str]:
