@@ -136,8 +136,10 @@ class Watchdog:
             verdict = self._verdict()
             if verdict is not None:
                 # a store that does not answer would not answer this either
-                if self._now - self._answered < self._patience / 2 and (store := control_store()) is not None:
-                    store.set(VERDICT, verdict)
+                if self._now - self._answered < self._patience / 2:
+                    with suppress(*STORE_ERRORS):  # rank 0 may have left just now
+                        if (store := control_store()) is not None:
+                            store.set(VERDICT, verdict)
                 self._end(verdict)
 
     def _count(self, seconds: float) -> None:
