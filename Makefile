@@ -1,9 +1,10 @@
-# make install | quickstart | test | test-slow | test-all | storms | test-gpu | gpu-check | test-newest-triton | rehearse-cuda | fuzz | lint | docs
+# make install | quickstart | test | test-slow | test-all | test-gpu | gpu-check | test-newest-triton | rehearse-cuda | fuzz |
+#     crash-points | storms | lint | docs
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install quickstart test test-slow test-all storms test-gpu gpu-check test-newest-triton rehearse-cuda fuzz lint docs clean
+.PHONY: install quickstart test test-slow test-all test-gpu gpu-check test-newest-triton rehearse-cuda fuzz crash-points storms lint docs clean
 
 install: .venv/installed
 
@@ -12,11 +13,11 @@ install: .venv/installed
 TRITON := triton==3.6.0
 
 # torch comes first and by itself: whatever depends on it would otherwise choose a build of its own
-.venv/installed: setup.py constraints.txt
+.venv/installed: setup.py kernels/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "diffcse-scale needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs,eval,lora,onnx,plot,search]'
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --constraint constraints.txt --editable ./kernels --editable '.[dev,docs,eval,lora,onnx,plot,search]'
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install --quiet --constraint constraints.txt $(TRITON) || echo "no triton here: its tests are skipped"
 	touch $@
 
@@ -62,6 +63,11 @@ rehearse-cuda: install
 FUZZ := --inputs 2000 --seed 0
 fuzz: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(FUZZ)
+
+# Programs crashed at every one of their file-system events, and by three ways in which a disk forgets, then gone on with.
+CRASHES := --percent 100
+crash-points: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash_points $(CRASHES)
 
 lint: install
 	$(BIN)/ruff check .

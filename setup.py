@@ -1,4 +1,4 @@
-"""Installs the trainer (diffcse_scale) and the independent kernels package (diffcse_kernels)."""
+"""Installs the trainer (diffcse_scale). The kernels are a package of their own, in the folder `kernels`."""
 
 from __future__ import annotations
 
@@ -34,18 +34,15 @@ setup(
     python_requires=">=3.11",
     packages=[
         *find_packages(include=["diffcse_scale", "diffcse_scale.*"]),
-        *find_packages(where="kernels"),
         "diffcse_scale.recipes",
         "diffcse_scale.ds_configs",
     ],
     # recipes and DeepSpeed configurations stand at the root, where people look for them, and ship in the wheel
     package_dir={
-        "diffcse_kernels": "kernels/diffcse_kernels",
         "diffcse_scale.recipes": "recipes",
         "diffcse_scale.ds_configs": "ds_configs",
     },
     package_data={
-        "diffcse_kernels": ["py.typed"],
         "diffcse_scale": ["py.typed"],
         "diffcse_scale.embedded": ["README.md", "backbone/*"],
         "diffcse_scale.export": ["*.jinja"],
@@ -56,6 +53,7 @@ setup(
     entry_points={"console_scripts": ["diffcse-scale = diffcse_scale.cli:main"]},
     cmdclass={"build_py": BuildWithProgram},
     install_requires=[
+        "diffcse-kernels==0.1.0",
         "torch>=2.11",
         "transformers>=5",
         "deepspeed>=0.19.8",

@@ -55,6 +55,7 @@ def steps(devices: int, folder: Path) -> list[Step]:
         Step("doctor", (*cli, "doctor", "--ranks", str(devices), "--json", str(folder / "doctor.json"))),
         Step("kernels", ("-m", "pytest", "-q", "-m", "gpu", "tests/kernels")),
         Step("crossovers", ("-m", "diffcse_kernels.benchmark", "crossovers")),
+        Step("attention", ("-m", "studies.attention_kernels")),
     ]
     for stage in range(4):
         for chunk in ("null", "8"):

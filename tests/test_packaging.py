@@ -1,13 +1,15 @@
-"""The wheel and the source distribution hold what they promise, and work where there is no checkout."""
+"""The wheels and the source distribution hold what they promise, and work where there is no checkout."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 from typing import NamedTuple
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 
 class Built(NamedTuple):
+    kernels: Path  # the wheel of diffcse-kernels
     wheel: Path  # of the checkout
     sdist: Path  # of the checkout
     wheel_of_sdist: Path
@@ -41,11 +44,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     hook = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
     _run([sys.executable, "-c", hook], source)
     (sdist,) = folder.glob("*.tar.gz")
-    return Built(_wheel(source, folder / "wheel"), sdist, _wheel(sdist, folder / "wheel_of_sdist"))
+    kernels = _wheel(source / "kernels", folder / "kernels_wheel")
+    return Built(kernels, _wheel(source, folder / "wheel"), sdist, _wheel(sdist, folder / "wheel_of_sdist"))
 
 
 def _not_source(folder: Path, names: list[str]) -> set[str]:
     generated = ignore_patterns("__pycache__", "*.egg-info")(str(folder), names)
+    generated |= {"build"} if folder == ROOT / "kernels" else set()
     return generated | {name for name in names if folder == ROOT and (name[0] == "." or name in NOT_SOURCE)}
 
 
@@ -89,40 +94,56 @@ def test_the_wheel_of_the_source_distribution_is_that_of_the_checkout(built: Bui
     assert _contents(built.wheel_of_sdist) == _contents(built.wheel)
 
 
-def test_the_wheel_holds_every_file_of_the_packages_and_no_other(built: Built) -> None:
-    places = {
+def test_the_wheels_hold_every_file_of_the_packages_and_no_other(built: Built) -> None:
+    trainer = {
         "diffcse_scale/": "diffcse_scale/",
-        "kernels/diffcse_kernels/": "diffcse_kernels/",
         "recipes/": "diffcse_scale/recipes/",
         "ds_configs/": "diffcse_scale/ds_configs/",
         "train.py": "diffcse_scale/train.py",
     }
-    expected = {
-        place + name.removeprefix(folder)
-        for name in _names(built.sdist)
-        for folder, place in places.items()
-        if name.startswith(folder)
-    }
-    found = {name for name in _contents(built.wheel) if ".dist-info/" not in name}
-    assert found == expected
+    for wheel, places in ((built.wheel, trainer), (built.kernels, {"kernels/diffcse_kernels/": "diffcse_kernels/"})):
+        expected = {
+            place + name.removeprefix(folder)
+            for name in _names(built.sdist)
+            for folder, place in places.items()
+            if name.startswith(folder)
+        }
+        found = {name for name in _contents(wheel) if ".dist-info/" not in name}
+        assert found == expected
 
 
 @pytest.fixture(scope="module", params=["wheel", "sdist"])
 def installed(request: pytest.FixtureRequest, built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of a new environment that has only this project, and sees all other packages of this one.
+    """The programs of a new environment that has only this project, and sees all other packages of this one."""
+    others = [path for path in sys.path if path.endswith("-packages")]
+    return _environment(tmp_path_factory.mktemp(request.param), others, built.kernels, getattr(built, request.param))
 
-    A .pth file adds their folders to the path. Python does not read the .pth files in those, by which the checkout
-    would be found.
+
+def _environment(folder: Path, others: list[str], *files: Path) -> Path:
+    """The programs of a new environment that has `files`, and sees what lies in the folders `others`.
+
+    A .pth file adds these to the path. Python does not read the .pth files in them, by which the checkout would be
+    found.
     """
-    environment = tmp_path_factory.mktemp(request.param) / "environment"
+    environment = folder / "environment"
     venv.create(environment, symlinks=True)
     (packages,) = environment.glob("lib/python*/site-packages")
-    others = [path for path in sys.path if path.endswith("-packages")]
     (packages / "others.pth").write_text("\n".join(others))
     target = ["--python", str(environment / "bin" / "python")]
-    file = str(getattr(built, request.param))
-    _run([*PIP, *target, "install", *OFFLINE, "--ignore-installed", file], environment)
+    _run([*PIP, *target, "install", *OFFLINE, "--ignore-installed", *map(str, files)], environment)
     return environment / "bin"
+
+
+def _with_what_it_needs(name: str) -> set[str]:
+    """The distributions without which `name` cannot be installed, itself included."""
+    found, left = set(), [name]
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            required = (line for line in metadata.requires(name) or [] if ";" not in line)
+            left += [re.split(r"[^A-Za-z0-9._-]", line)[0] for line in required]
+    return found
 
 
 def test_the_installed_packages_are_used_and_not_the_checkout(installed: Path, tmp_path: Path) -> None:
@@ -148,3 +169,27 @@ def test_the_quickstart_begins(installed: Path, tmp_path: Path) -> None:
     encode = [str(installed / "diffcse-scale"), "encode", "--model", "run", "--input", "text.txt"]
     _run([*encode, "--output", "vectors"], tmp_path)
     assert (tmp_path / "vectors" / "manifest.json").is_file()
+
+
+def test_the_kernels_need_torch_alone(built: Built, tmp_path: Path) -> None:
+    """Their README's example runs where there is nothing but torch and what torch needs."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for name in _with_what_it_needs("torch"):
+        for place in {file.parts[0] for file in metadata.files(name) or []} - {"..", "__pycache__"}:
+            if not (alone / place).exists():
+                (alone / place).symlink_to(Path(str(metadata.distribution(name).locate_file(place))))
+    programs = _environment(tmp_path, [str(alone)], built.kernels)
+    missing = "import importlib.util as u; print(*map(u.find_spec, ('numpy', 'deepspeed', 'diffcse_scale')))"
+    assert _run([str(programs / "python"), "-c", missing], tmp_path).split() == ["None"] * 3
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "kernels" / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert re.search(r"^loss \d", _run([str(programs / "python"), "-c", example], tmp_path), re.MULTILINE)
+
+
+def test_the_trainer_asks_for_these_kernels(built: Built) -> None:
+    version = built.kernels.name.split("-")[1]
+    with zipfile.ZipFile(built.wheel) as archive:
+        (about,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        assert f"Requires-Dist: diffcse-kernels=={version}" in archive.read(about).decode()

@@ -11,6 +11,8 @@ from .replaced_token_bce import replaced_token_bce
 from .sample_tokens import sample_tokens
 from .types import InfoNCEStats, RTDCounts
 
+__version__ = "0.1.0"
+
 __all__ = [
     "InfoNCEStats",
     "RTDCounts",
