@@ -1,10 +1,10 @@
 # make install | quickstart | test | test-slow | test-all | test-gpu | gpu-check | test-newest-triton | rehearse-cuda | fuzz |
-#     crash-points | lint | docs
+#     crash-points | storms | lint | docs
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install quickstart test test-slow test-all test-gpu gpu-check test-newest-triton rehearse-cuda fuzz crash-points lint docs clean
+.PHONY: install quickstart test test-slow test-all test-gpu gpu-check test-newest-triton rehearse-cuda fuzz crash-points storms lint docs clean
 
 install: .venv/installed
 
@@ -36,6 +36,10 @@ test-all: test test-slow
 SAMPLE :=
 test-slow: install
 	$(BIN)/pytest $(PARALLEL) -m 'slow or slurm or realdata' $(SAMPLE)
+
+# On the local SLURM: jobs that are suspended, signalled in their first moments, or requeued in vain, ten of each.
+storms: install
+	DIFFCSE_STORMS=10 $(BIN)/pytest tests/slurm/test_storms.py
 
 # On a machine with a GPU: the kernels and the trainer on it. All other targets leave it alone.
 test-gpu: install

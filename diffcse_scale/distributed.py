@@ -41,6 +41,11 @@ def world_size() -> int:
     return dist.get_world_size() if _active() else 1
 
 
+def launched_rank() -> int:
+    """This process's number as the launcher gave it, whether or not there is a process group; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
 # what the launcher gave as LOCAL_RANK, where that had to become the number of a device
 LAUNCHERS_NUMBER = "DIFFCSE_LOCAL_RANK"
 
@@ -258,8 +263,9 @@ def all_max(value: Tensor) -> Tensor:
     return total
 
 
-# how long a rank waits for others that export, copy or tokenize; whether they live is the watchdog's business
-CONTROL_PATIENCE = timedelta(days=1)
+# how long a rank waits for others, which may export, copy or tokenize, or be suspended with it; whether they live is
+# the watchdog's business. Some timers count milliseconds in 32 bits.
+CONTROL_PATIENCE = timedelta(days=20)
 
 
 @cache

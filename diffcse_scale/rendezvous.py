@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import psutil
@@ -29,7 +31,7 @@ def join(backend: str, seconds: float, device: torch.device | None = None) -> No
     """Meet the other ranks that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT speak of, and form the process group.
 
     Args:
-        seconds: how long to wait for them; twice that long a collective on devices waits.
+        seconds: how long to wait for them.
         device: bound to this rank, where the backend wants to know it.
 
     Raises:
@@ -46,8 +48,10 @@ def join(backend: str, seconds: float, device: torch.device | None = None) -> No
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     address, port, patience = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=seconds)
     try:
+        if not listens:
+            _in_parts(seconds, OSError, lambda part: _reach(address, port, part))
         shared = dist.TCPStore(address, port, is_master=listens, timeout=patience, wait_for_workers=False)
-    except dist.DistError as error:
+    except (dist.DistError, OSError) as error:
         if listens:
             raise
         raise InputError(
@@ -63,7 +67,7 @@ def join(backend: str, seconds: float, device: torch.device | None = None) -> No
         )
     store.set(names[number], host_name())
     try:
-        store.wait(names, patience)
+        _in_parts(seconds, dist.DistError, lambda part: store.wait(names, timedelta(seconds=part)))
     except dist.DistError:
         missing = ", ".join(str(other) for other, name in enumerate(names) if not store.check([name]))
         raise InputError(
@@ -72,11 +76,38 @@ def join(backend: str, seconds: float, device: torch.device | None = None) -> No
         ) from None
     group = dist.PrefixStore("group", store)
     bind_to_the_masters_network()
-    # whoever watches over hung ranks names the silent one after `seconds`; a collective's own patience comes after
-    timeout = CONTROL_PATIENCE if backend == "gloo" else 2 * patience
     bound = device if count > 1 else None
-    dist.init_process_group(backend, timeout=timeout, store=group, rank=number, world_size=count, device_id=bound)
+    # a collective's own patience would go on while its ranks are stopped
+    dist.init_process_group(
+        backend, timeout=CONTROL_PATIENCE, store=group, rank=number, world_size=count, device_id=bound
+    )
     _store = store
+
+
+PARTS = 10
+
+
+def _in_parts(seconds: float, failure: type[Exception], wait: Callable[[float], None]) -> None:
+    """`wait` for so long, after which it raises `failure`; in parts, of which a process that is stopped loses one."""
+    for part in range(1, PARTS + 1):
+        try:
+            return wait(seconds / PARTS)
+        except failure:
+            if part == PARTS:
+                raise
+
+
+def _reach(address: str, port: int, seconds: float) -> None:
+    """Wait until somebody listens there."""
+    start = time.monotonic()
+    while True:
+        left = start + seconds - time.monotonic()
+        try:
+            return socket.create_connection((address, port), max(left, 0.1)).close()
+        except OSError:
+            if left <= 0:
+                raise
+            time.sleep(min(left, 0.2))
 
 
 # each is set to the number of nodes by somebody who starts ranks on several: SLURM, DeepSpeed, torchrun

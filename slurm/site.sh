@@ -36,3 +36,7 @@
 #     preempt_send_user_signal): what was cancelled stays cancelled all the same. Add 77 to start a run again in which a
 #     rank fell silent.
 : "${REQUEUE_ON:=75 138}"
+
+# --- And how often in a row at most without a new checkpoint in the run, or at all where there is no run. After that the
+#     job ends with code 78: it would go round for ever.
+: "${REQUEUES:=5}"

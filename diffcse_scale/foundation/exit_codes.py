@@ -30,7 +30,7 @@ class ExitCode(IntEnum):
     PREEMPTED = 75, "stopped"  # the same: whoever started it is to start it again; EX_TEMPFAIL says just that
     SUPERSEDED = 76, None  # a later incarnation of the job has the run; nothing more was written
     HUNG = 77, "failed"  # a rank fell silent
-    NO_PROGRESS = 78, "failed"  # requeued twice from the same step
+    NO_PROGRESS = 78, "failed"  # queued again and again from the same step, as `slurm/common.sh` counts
     NOT_FINITE = 79, "failed"  # too many steps in a row without a finite loss and gradient
 
 

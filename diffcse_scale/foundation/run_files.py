@@ -6,6 +6,7 @@ RECIPE = "recipe.yaml"  # what was trained, every field
 # how: DeepSpeed configuration, batch table, fingerprints, what tokenization lost, machine, command; again on resume
 RECORD = "run.json"
 INCARNATIONS = "incarnations.jsonl"  # the processes that have had the run, one after another; the last one owns it
+REQUEUES = "requeues"  # since which start its job has made no new checkpoint (`slurm/common.sh`)
 LOCK = ".lock"  # of the process that writes there
 STATUS = "status.json"  # where it is now (`diffcse-scale status`)
 STOP = "stop"  # put there by whoever wants the run to checkpoint and leave; it is taken away when that is done

@@ -31,6 +31,7 @@ from diffcse_scale.foundation.run_files import (
     MODEL,
     RECIPE,
     RECORD,
+    REQUEUES,
     RESULT,
     STATUS,
     STOP,
@@ -39,7 +40,7 @@ from diffcse_scale.foundation.secrets import masked_command
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.model.starting_point import left_out
 from diffcse_scale.recipe import Recipe
-from diffcse_scale.runs.incarnation import Incarnation, Ownership, incarnations, makes_no_progress
+from diffcse_scale.runs.incarnation import Incarnation, Ownership, incarnations
 from diffcse_scale.runs.metrics_file import MetricsFile
 from diffcse_scale.runs.records import Record
 from diffcse_scale.runs.status import ENDED, StatusFile
@@ -63,7 +64,7 @@ CONTENTS = ("data_fingerprint", "development_fingerprint", "models_fingerprint")
 
 # what a start leaves behind that has not got as far as writing recipe.yaml; status.tmp, one of an earlier version
 TRACES = (
-    *(LOCK, INCARNATIONS, STATUS, f"{STATUS}.tmp", "status.tmp", STOP, HANG),
+    *(LOCK, REQUEUES, INCARNATIONS, STATUS, f"{STATUS}.tmp", "status.tmp", STOP, HANG),
     *(RECORD, f"{RECORD}.tmp", f"{RECIPE}.tmp"),
 )
 # seconds after its last heartbeat for which a run on another machine counts as alive
@@ -108,7 +109,7 @@ class RunDirectory:
         Raises:
             InputError: the folder holds a run and `start` is "new", holds none and it is "resume", or holds another
                 recipe's run (names what differs); another process writes there.
-            RunEnded: the run has finished and `start` is "auto", or its job was requeued twice from the same step.
+            RunEnded: the run has finished and `start` is "auto".
         """
         answer: Any = None
         run: RunDirectory | None = None
@@ -229,12 +230,6 @@ def _claim(folder: Path, recipe: Recipe, start: Start) -> RunDirectory:
         raise InputError(f"{folder} exists and is no run of this program; give another --output.")
     now = Incarnation(step=newest_step(folder / CHECKPOINTS))
     history = incarnations(folder / INCARNATIONS)
-    if makes_no_progress(history, now):
-        raise RunEnded(
-            f"Job {now.job} was requeued twice and stands at step {now.step} of {folder} again; make its time limit "
-            "longer, checkpoint_every smaller, or prepare the corpus before with slurm/prepare.sbatch.",
-            ExitCode.NO_PROGRESS,
-        )
     run = RunDirectory(folder)
     run.begun = begun
     folder.mkdir(parents=True, exist_ok=True)
@@ -304,7 +299,7 @@ def _occupied(folder: Path) -> bool:
     if not folder.is_dir():
         return folder.exists()
     # the first that a start writes are its incarnations: without them a run.json is another program's
-    free = TRACES if incarnations(folder / INCARNATIONS) else (LOCK, STOP, INCARNATIONS)
+    free = TRACES if incarnations(folder / INCARNATIONS) else (LOCK, STOP, REQUEUES, INCARNATIONS)
     return any(entry.name not in free for entry in folder.iterdir())
 
 

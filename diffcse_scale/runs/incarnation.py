@@ -86,9 +86,3 @@ class Ownership:
                 return False
             self._size = size
         return True
-
-
-def makes_no_progress(history: list[Incarnation], now: Incarnation) -> bool:
-    """Whether the job, requeued for at least the second time, stands where it stood when it was requeued before."""
-    before = [entry for entry in history if now.succeeds(entry)]
-    return bool(before) and before[-1].restart >= 1 and before[-1].step == now.step

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +74,16 @@ def read_status(run: Path) -> dict[str, Any]:
     status = read_object(run / STATUS, Status)
     if status.get("state") is None or status.get("updated") is None:
         raise InputError(f"{run / STATUS} is not what a run writes: it has no state; give the folder of a run.")
-    return {**status, "seconds_since": max(0.0, time.time() - status["updated"])}
+    return {**status, "seconds_since": max(0.0, _clock_of(run) - (run / STATUS).stat().st_mtime)}
+
+
+def _clock_of(folder: Path) -> float:
+    """The time by the folder's file system, which stamps what a run writes; this machine's may be wrong."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            return os.fstat(probe.fileno()).st_mtime
+    except OSError:  # nothing can be written there
+        return time.time()
 
 
 def status_line(status: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from diffcse_scale.distributed import is_main, local_rank, rank
+from diffcse_scale.distributed import is_main, launched_rank, local_rank
 from diffcse_scale.foundation.errors import InputError, RunEnded, exit_code_of, told
 from diffcse_scale.rendezvous import leave
 
@@ -26,7 +26,7 @@ def run_to_its_end(main: Callable[[], object]) -> None:
             # most mistakes are seen by all ranks, and the launcher ends the others when the first leaves; a mistake
             # that only this rank can see is told all the same
             time.sleep(3)
-        print(f"error: {error}" if local_rank() == 0 else f"error on rank {rank()}: {error}", file=sys.stderr)
+        print(f"error: {error}" if local_rank() == 0 else f"error on rank {launched_rank()}: {error}", file=sys.stderr)
         leave(alone=True)
         sys.exit(exit_code_of(error))
     except Exception as error:

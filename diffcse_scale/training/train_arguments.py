@@ -16,7 +16,8 @@ from diffcse_scale.foundation.launched import check_launched, speaks
 from diffcse_scale.recipe_file import load_recipe
 from diffcse_scale.text.cache import cache_folder
 
-LONGEST = 1e7  # seconds that a rank may be silent: four months; timers hold no more than some years
+# seconds that a rank may be silent: one that waits for its turn may take so long; timers hold no more than some years
+SHORTEST, LONGEST = 1.0, 1e7
 
 
 def parse_arguments(description: str | None, arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -30,8 +31,10 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
         check_launched()
         refuse_empty(sys.argv[1:] if arguments is None else arguments)
         found = _parser(description).parse_intermixed_args(arguments)
-        if not 0 < found.hang_timeout <= LONGEST:
-            raise InputError(f"--hang-timeout is {found.hang_timeout}; give seconds, at most {LONGEST:.0f}.")
+        if not SHORTEST <= found.hang_timeout <= LONGEST:
+            raise InputError(
+                f"--hang-timeout is {found.hang_timeout}; give seconds, from {SHORTEST:.0f} to {LONGEST:.0f}."
+            )
         found.recipe = load_recipe(found.recipe, found.overrides)
         found.called = named(found.deepspeed_config)
         cache_folder(found.recipe.data)
@@ -52,7 +55,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(description: str | None) -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="train.py", description=description, formatter_class=layout)
+    # a shortened --output would be another folder than the one that a job script looks into
+    parser = _Parser(prog="train.py", description=description, formatter_class=layout, allow_abbrev=False)
     parser.add_argument("--recipe", default="quickstart", help="a shipped recipe or a .yaml file (default: quickstart)")
     parser.add_argument("--deepspeed_config", default=None, help="DeepSpeed JSON (default: the shipped zero2.json)")
     parser.add_argument("--output", default=None, help="run folder (default: runs/<recipe name>)")

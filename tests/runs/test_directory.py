@@ -270,18 +270,6 @@ def test_without_locks_across_machines_a_heartbeat_tells_that_a_run_is_alive(tmp
     assert RunDirectory.open(folder, RECIPE, start="auto").owned()
 
 
-def test_a_job_that_makes_no_progress_between_two_requeues_is_ended(tmp_path, monkeypatch):
-    folder = str(tmp_path / "run")
-    _slurm(monkeypatch, 0)
-    started(folder)
-    _slurm(monkeypatch, 1)
-    RunDirectory.open(folder, RECIPE, start="auto")
-    _slurm(monkeypatch, 2)
-    with pytest.raises(RunEnded, match=r"Job 7 was requeued twice and stands at step 0 .* again") as end:
-        RunDirectory.open(folder, RECIPE, start="auto")
-    assert end.value.exit_code == ExitCode.NO_PROGRESS
-
-
 def test_an_incarnation_that_was_superseded_before_it_began_writes_nothing(tmp_path, monkeypatch):
     folder = str(tmp_path / "run")
     _slurm(monkeypatch, 0)

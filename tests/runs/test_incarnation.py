@@ -1,10 +1,10 @@
-"""Which of several processes owns a run, and when a job is requeued in vain."""
+"""Which of several processes owns a run."""
 
 from __future__ import annotations
 
 import pytest
 
-from diffcse_scale.runs.incarnation import Incarnation, Ownership, incarnations, makes_no_progress
+from diffcse_scale.runs.incarnation import Incarnation, Ownership, incarnations
 
 
 def _of_job(restart: int, job: str | None = "7", step: int = 0) -> Incarnation:
@@ -54,23 +54,3 @@ def test_job_and_restart_come_from_slurm(monkeypatch):
 )
 def test_only_a_later_start_of_the_same_job_succeeds_another(earlier, later, succeeds):
     assert later.succeeds(earlier) is succeeds
-
-
-@pytest.mark.parametrize(
-    ("steps", "now", "stuck"),
-    [
-        ([], 0, False),  # the first start
-        ([0], 0, False),  # requeued once: a node may have failed at once
-        ([0, 0], 0, True),
-        ([0, 40], 40, True),
-        ([40, 40], 80, False),
-    ],
-)
-def test_a_job_that_is_requeued_twice_from_one_step_makes_no_progress(steps, now, stuck):
-    history = [_of_job(restart, step=step) for restart, step in enumerate(steps)]
-    assert makes_no_progress(history, _of_job(len(steps), step=now)) is stuck
-
-
-def test_another_jobs_restarts_do_not_count():
-    history = [_of_job(0, job="6"), _of_job(1, job="6")]
-    assert not makes_no_progress(history, _of_job(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 import pytest
@@ -26,6 +27,17 @@ def test_a_change_of_state_is_written_at_once_and_progress_once_a_heartbeat(tmp_
     assert (found["state"], found["step"], found["job"]) == ("evaluating", 1, "7")
     assert 0 <= found["seconds_since"] < 5 and abs(found["updated"] - time.time()) < 5
     assert "\n" not in (tmp_path / "status.json").read_text().rstrip("\n")
+
+
+def test_the_last_sign_is_dated_by_the_file_systems_clock(tmp_path, monkeypatch):
+    StatusFile(tmp_path / "status.json").update(now=True, state="training")
+    now = time.time()
+    with monkeypatch.context() as wrong:
+        wrong.setattr(time, "time", lambda: now + 600)  # this machine is ten minutes ahead
+        assert "NO SIGN OF LIFE" not in status_line(read_status(tmp_path))
+    os.utime(tmp_path / "status.json", (now - 600, now - 600))
+    assert "NO SIGN OF LIFE for 10 min" in status_line(read_status(tmp_path))
+    assert [file.name for file in tmp_path.iterdir()] == ["status.json"]
 
 
 def test_other_ranks_write_nothing(tmp_path):

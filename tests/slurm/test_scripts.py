@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -76,6 +77,95 @@ def test_what_the_environment_sets_wins_over_the_defaults(tmp_path: Path):
         "/my/python",
         "INFO",
     ]
+
+
+def _starts(cwd: Path, *steps: int | None, job: str = "7", restart: int = 0, output: str = "run") -> list[str]:
+    """How each start of a job leaves that is told to stop when the run stands at the next of `steps`."""
+    ends = []
+    for step in steps:
+        file = cwd / "run" / "checkpoints" / "latest"
+        if step is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            (file.parent / "next").write_text(f"step-{step:08d}\n" if step else "none\n")
+        moves = f"if [ -e {file.parent}/next ]; then mv {file.parent}/next {file}; fi"
+        printed = _common(
+            f"scontrol() {{ echo again; }}; output={output}; before=$(reached); {moves}; code=75; (leave) || echo $?",
+            *(cwd,),
+            **{"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": str(restart), "REQUEUES": "2"},
+        )
+        ends.append(printed.split()[-1])
+        restart += 1
+    return ends
+
+
+@pytest.mark.parametrize(
+    ("steps", "ends"),
+    [
+        pytest.param([None] * 3, ["again", "again", "78"], id="never opens its run"),
+        pytest.param([None, 0, 0], ["again", "again", "78"], id="never gets to a checkpoint"),
+        pytest.param([None, None, 8, None, None, None], ["again"] * 5 + ["78"], id="stands still after one"),
+        pytest.param([8, 9, 10, 11, 12, 13], ["again"] * 6, id="gets on"),
+    ],
+)
+def test_a_job_is_queued_again_as_long_as_it_makes_checkpoints(steps: list[int | None], ends: list[str], tmp_path):
+    assert _starts(tmp_path, *steps) == ends
+
+
+def test_what_another_job_has_tried_does_not_count_and_what_a_failed_node_has_saved_does(tmp_path: Path):
+    assert _starts(tmp_path, 8, None, None) == ["again"] * 3
+    assert _starts(tmp_path, None, None, None, job="8") == ["again", "again", "78"]
+    # a start that has made a checkpoint and died with its node left no word
+    (tmp_path / "run/checkpoints/latest").write_text("step-00000009\n")
+    assert _starts(tmp_path, None, None, None, job="8", restart=4) == ["again", "again", "78"]
+
+
+def test_a_job_without_a_run_or_whose_disk_is_full_is_queued_again_so_often_in_all(tmp_path: Path):
+    assert _starts(tmp_path, *[None] * 3, output="") == ["again", "again", "78"]
+    (tmp_path / "run").write_text("no folder")
+    assert _starts(tmp_path, *[None] * 3) == ["again", "again", "78"]
+
+
+def test_every_script_notes_signals_before_all_else_and_ends_alike():
+    beginnings, ends = set(), set()
+    for script in SCRIPTS:
+        commands = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
+        beginnings.add(tuple(commands[:4]))
+        ends.add(commands[-1].split()[0] if script.name != "sweep.sbatch" else "")
+    assert len(beginnings) == 1 and ends == {"leave", "train", ""}
+    *traps, _, source = beginnings.pop()
+    assert [trap.split()[-1] for trap in traps] == ["USR1", "TERM"] and source.startswith("source ")
+
+
+@pytest.mark.parametrize(
+    ("number", "printed", "code"), [(signal.SIGUSR1, "queues itself again", 0), (signal.SIGTERM, "", 143)]
+)
+def test_a_signal_while_the_site_loads_its_modules_is_noted_and_no_step_begins(
+    number: int, printed: str, code: int, tmp_path: Path
+):
+    shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
+    (tmp_path / "slurm" / "site.sh").write_text(f"kill -{number} $$; REQUEUE_ON=75 REQUEUES=5 CONTAINER=\n")
+    for program in ("scontrol", "srun"):
+        (tmp_path / program).write_text(f"#!/bin/sh\necho {program} $1\n")
+        (tmp_path / program).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS_PER_NODE": "1"}
+    done = subprocess.run(
+        ["bash", ROOT / "slurm" / "train.sbatch", "--output", "run"],
+        **{"cwd": tmp_path, "env": {**os.environ, **job, "PATH": path, "DIFFCSE_HOME": str(tmp_path)}},
+        **{"capture_output": True, "text": True},
+    )
+    assert done.returncode == code and printed in done.stdout and "srun" not in done.stdout, done
+
+
+@pytest.mark.parametrize(("word", "kept"), [("older", "137"), ("newer", "77")])
+def test_an_exit_code_in_the_status_counts_only_if_this_start_has_written_it(word: str, kept: str, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    status = tmp_path / "run" / "status.json"
+    status.write_text('{"message": "older", "exit_code": 77}')
+    step = f'run() {{ printf \'{{"message": "{word}", "exit_code": 77}}\' >run/status.json; code=137; }}'
+    quiet = "meeting_place() { :; }; leave() { echo $code; }"
+    printed = _common(f"{step}; {quiet}; train --output run", tmp_path, SLURM_JOB_ID="7")
+    assert printed.split() == [kept]
 
 
 @pytest.mark.slurm

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from diffcse_scale.distributed import rank
 from diffcse_scale.foundation.environment import code_version
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.rendezvous import join
+from diffcse_scale.supervision import ending
 from diffcse_scale.supervision.start_checks import check_interconnect, check_same_everywhere, check_world
 from tests.support.forks import Fork
 from tests.support.launch import environment
@@ -101,6 +104,31 @@ def test_a_rank_that_finds_nobody_says_where_it_looked(tmp_path):
     comers = Comers(tmp_path, (1,), 2, seconds=2)
     ((_, said),) = comers.ends()
     assert f"Rank 1 on {os.uname().nodename} found nobody at 127.0.0.1:{comers.port} within 2 seconds" in said
+
+
+@pytest.mark.slow
+def test_ranks_that_are_stopped_while_they_wait_for_the_others_do_not_give_up(tmp_path):
+    waiting = Comers(tmp_path, (1,), 2, seconds=4)
+    time.sleep(1.5)
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        waiting.processes[0].send_signal(number)
+        time.sleep(6 if number == signal.SIGSTOP else 0)
+    main = {**environment(), **places(2)[0], "MASTER_PORT": waiting.port}
+    assert Fork(_join, 30, output=tmp_path / "main.txt", environment=main).wait(60) == 0
+    assert waiting.ends()[0][0] == 0
+
+
+def test_a_rank_that_is_in_no_group_is_called_by_the_launchers_number(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(ending.time, "sleep", lambda seconds: None)
+
+    def finds_nobody() -> None:
+        raise InputError("Rank 3 found nobody.")
+
+    with pytest.raises(SystemExit):
+        ending.run_to_its_end(finds_nobody)
+    assert capsys.readouterr().err == "error on rank 3: Rank 3 found nobody.\n"
 
 
 @pytest.mark.slow

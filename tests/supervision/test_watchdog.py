@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.rendezvous import join
+from diffcse_scale.supervision import watchdog as module
 from diffcse_scale.supervision.watchdog import Watchdog
 from tests.support.forks import Fork
 from tests.support.launch import environment
@@ -56,6 +59,13 @@ class World:
             process.kill()
             process.wait()
 
+    def pause(self, *ranks: int, seconds: float) -> None:
+        """As a scheduler, a container or Ctrl-Z does it."""
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for rank in ranks:
+                os.kill(self.processes[rank].pid, number)
+            time.sleep(seconds if number == signal.SIGSTOP else 0)
+
     def end(self, rank: int) -> tuple[int, str]:
         code = self.processes[rank].wait(30)
         return code, (self.folder / f"said-{rank}.txt").read_text()
@@ -100,3 +110,64 @@ def test_ranks_that_go_on_are_left_alone(tmp_path):
     with World(tmp_path, (9999, 9999)) as world:
         time.sleep(5)
         assert [process.poll() for process in world.processes] == [None, None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_ranks_that_are_stopped_together_go_on_and_one_that_is_silent_later_is_still_found(tmp_path, ranks):
+    world = World(tmp_path, (9999,) * (ranks - 1) + (180,))
+    with world:
+        for seconds in (5, 1, 4):  # a beat may be twice 1.5 seconds old
+            world.pause(*range(ranks), seconds=seconds)
+        time.sleep(3)
+        assert [process.poll() for process in world.processes] == [None] * ranks
+        found = {world.end(rank) for rank in range(ranks)}
+    said = "No rank has gone on for" if ranks == 1 else "Rank 2 is alive but has not gone on for"
+    assert all(code == ExitCode.HUNG and said in words for code, words in found)
+
+
+@pytest.mark.slow
+def test_of_several_the_one_that_alone_was_stopped_is_named_by_itself_too(tmp_path):
+    with World(tmp_path, (9999, 9999, 9999)) as world:
+        world.pause(1, seconds=2.5)
+        for rank in range(3):
+            code, said = world.end(rank)
+            assert code == ExitCode.HUNG and "Rank 1 has given no sign of life for" in said
+
+
+def test_a_clock_that_leaps_while_the_process_is_stopped_does_not_count(tmp_path, monkeypatch):
+    leap = 0.0
+    real: Callable[[], float] = time.monotonic
+    monkeypatch.setattr(module.time, "monotonic", lambda: real() + leap)
+    watchdog, found = Watchdog(tmp_path, patience=0.2), threading.Event()
+    monkeypatch.setattr(watchdog, "_end", lambda verdict: found.set())
+    with watchdog:
+        for _ in range(5):
+            leap += 1000
+            watchdog.beat("training")
+            assert not found.wait(0.03)
+        assert found.wait(10)  # no beat comes any more
+
+
+def _alone(folder: Path, hangs: bool) -> None:
+    """A rank whose main thread stands still; its last words are not written by a disk that hangs."""
+
+    def report(message: str, code: ExitCode) -> None:
+        print(f"reported, stacks are there: {folder.exists()}", flush=True)
+        if hangs:
+            stands_still()
+
+    module.WRITING = 1.0
+    with Watchdog(folder, 0.3, report) as watchdog:
+        watchdog.beat("training")
+        stands_still()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hangs", [False, True])
+def test_the_verdict_is_told_before_stacks_are_written_and_whether_or_not_they_can_be(tmp_path, hangs):
+    folder, said = tmp_path / "hang", tmp_path / "said.txt"
+    assert Fork(_alone, folder, hangs, output=said).wait(30) == ExitCode.HUNG
+    verdict, report = (line for line in said.read_text().splitlines() if "rank" in line.lower() or "reported" in line)
+    assert "No rank has gone on for" in verdict and report == "reported, stacks are there: False"
+    assert hangs or "in stands_still" in (folder / "rank-0.txt").read_text()

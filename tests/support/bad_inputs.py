@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from diffcse_scale.engine.config_file import load_deepspeed_config, named
 from diffcse_scale.engine.configuration import complete_config
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe_file import load_recipe
+from diffcse_scale.training.train_arguments import parse_arguments
 from tests.fuzz.folders import model_files
 from tests.support.command_line import diffcse_scale
 from tests.support.files import write_files, yaml_bomb
@@ -40,6 +43,18 @@ def typed(*arguments: str, files: Files | None = None, variables: Mapping[str, s
             os.environ.update(before)
         assert done.returncode == 2, done
         return _sentence(done.stderr)
+
+    return make
+
+
+def trained(*arguments: str) -> Maker:
+    """`train.py ARGUMENTS`."""
+
+    def make(folder: Path) -> str:
+        said = io.StringIO()
+        with redirect_stderr(said), suppress(SystemExit):
+            parse_arguments(None, arguments)
+        return _sentence(said.getvalue())
 
     return make
 
@@ -212,6 +227,8 @@ GIVEN: dict[str, Maker | str] = {
     "a recipe in Latin-1": typed("recipe", "mine.yaml", files={"mine.yaml": "name: café".encode("latin-1")}),
     '`--output ""`': typed("encode", "--model", "m", "--input", "a.txt", "--output", ""),
     "`plan --nodes x`": typed("plan", "--nodes", "x"),
+    "`--hang-timeout 0`": trained("--hang-timeout", "0"),
+    "`--outp runs/x`, an option cut short": trained("--outp", "runs/x"),
     "`RANK=x` in the environment": "foundation/test_launched.py",
     '`"zero_optimization": {"reduce_bucket_sise": 1}`': deepspeed('{"zero_optimization": {"reduce_bucket_sise": 1}}'),
     '`"zero_optimization": {"stage": "auto"}`': deepspeed('{"zero_optimization": {"stage": "auto"}}'),
