@@ -22,9 +22,9 @@ from diffcse_scale.runs import claim
 from diffcse_scale.runs.claim import FolderInUse
 from diffcse_scale.runs.directory import RunDirectory
 from diffcse_scale.runs.incarnation import Ownership, incarnations
-from tests.support.file_events import FileEvents, fail
+from tests.support.file_events import FileEvents, fail, variable
 from tests.support.forks import Fork, wait_for_all
-from tests.support.launch import PROGRAMS, Ranks, metrics
+from tests.support.launch import PROGRAMS, Ranks, launch, metrics
 
 RECIPE = load_recipe("quickstart")
 CONTENTS = {"data_fingerprint": "abc", "development_fingerprint": "def", "models_fingerprint": "ghi"}
@@ -292,3 +292,29 @@ def test_of_two_trainings_that_begin_at_once_without_shared_locks_one_is_as_if_a
     assert "seconds ago; stop it, or wait" in first.output() + second.output()
     assert metrics(tmp_path / "run") == metrics(tmp_path / "truth")
     assert (tmp_path / "run" / "result.json").read_bytes() == (tmp_path / "truth" / "result.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_training_whose_file_server_fails_once_is_as_if_it_had_not_and_for_long_says_so(
+    toy_world, tmp_path, monkeypatch
+):
+    def trained(name: str, **asked: object) -> tuple[int, str, Path]:
+        run = tmp_path / name
+        events = variable([run], named="incarnations.jsonl", reads=True, log=str(tmp_path / "log"), **asked)
+        monkeypatch.setenv(*events.popitem())
+        (tmp_path / "log").write_text("")
+        arguments = ("--recipe", str(toy_world / "toy.yaml"), "--output", str(run))
+        ended = launch(*arguments, ranks=1, program=PROGRAMS / "counted_program.py")
+        return ended.returncode, ended.stdout, run
+
+    code, said, truth = trained("truth")
+    assert code == ExitCode.FINISHED, said
+    count = len((tmp_path / "log").read_text().splitlines())
+    for at in (1, count // 2, count):
+        code, said, run = trained(f"once-{at}", do="ESTALE", at=at)
+        assert code == ExitCode.FINISHED, said
+        assert metrics(run) == metrics(truth)
+        assert (run / "result.json").read_bytes() == (truth / "result.json").read_bytes()
+    code, said, run = trained("long", do="ESTALE", at=count // 2, times=10**6)
+    assert code == ExitCode.MISTAKE and "Traceback" not in said, said
+    assert f"{run / 'incarnations.jsonl'}: Stale file handle" in said and "incarnation has" not in said
