@@ -5,10 +5,27 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakSet
 
 UNKNOWN = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}  # what a file system without locks says
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Inside, nobody else has the lock on a file, where the file system has locks.
+
+    Raises:
+        BlockingIOError: somebody else has it.
+    """
+    lock = Lock.take(path)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 class Lock:
