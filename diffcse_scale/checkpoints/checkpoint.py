@@ -9,8 +9,10 @@ sentences. The frozen generator is not in it either, nor are the frozen weights 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -30,7 +32,9 @@ from diffcse_scale.checkpoints.resharding import load_resharded
 from diffcse_scale.checkpoints.shards import ShardWriter
 from diffcse_scale.distributed import barrier, broadcast_object, gather_objects, is_main, rank, world_size
 from diffcse_scale.foundation.durable import sync_folder, write_durably
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.environment import host_name
+from diffcse_scale.foundation.errors import InputError, RunEnded, system_reason
+from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.foundation.strict_json import to_json
 
 log = logging.getLogger(__name__)
@@ -84,6 +88,7 @@ class Checkpoints:
 
         Raises:
             InputError: this one or the one before could not be written (names the rank and why).
+            RunEnded: a later incarnation has the run.
         """
         self.finish()
         partial = self._folder / broadcast_object(f"{checkpoint_name(step)}{PARTIAL}{uuid4().hex[:8]}")
@@ -120,6 +125,7 @@ class Checkpoints:
 
         Raises:
             InputError: it could not be written; what was whole before still is.
+            RunEnded: a later incarnation has the run, and will have its own checkpoint of this step.
         """
         if self._pending is None:
             return
@@ -128,36 +134,43 @@ class Checkpoints:
         try:
             entries = self._writer.written()
         except OSError as failure:
-            error = failure.strerror or str(failure)
+            error = _reason(failure)
         outcomes = gather_objects((entries, error))
         errors = {number: error for number, (_, error) in enumerate(outcomes) if error is not None}
-        if not errors and is_main():
+        committed = False
+        if is_main():
             try:
-                self._commit(step, partial, [entry for entries, _ in outcomes for entry in entries])
+                if not errors:
+                    committed = self._commit(step, partial, [entry for entries, _ in outcomes for entry in entries])
             except OSError as failure:
-                errors[0] = failure.strerror or str(failure)
-        if errors and is_main() and not self._owned():
-            errors = {}  # a later incarnation has the run, and has taken away what was half-written
-            shutil.rmtree(partial, ignore_errors=True)
-        errors = broadcast_object(errors)
-        if errors:
-            if is_main():
+                errors[0] = _reason(failure)
+            if not committed:
                 shutil.rmtree(partial, ignore_errors=True)
-            number, problem = next(iter(errors.items()))
+            with suppress(OSError):  # what was said first counts
+                if errors and not self._owned():
+                    errors = {}  # a later incarnation has taken away what was half-written
+        errors, committed = broadcast_object((errors, committed))
+        if errors:
+            number, (host, problem) = next(iter(errors.items()))
             before = f"{checkpoint_name(self.step)} is whole" if self.step else "there is none before it"
             raise InputError(
                 f"Checkpoint {checkpoint_name(step)} in {self._folder} could not be written by rank {number} "
-                f"({problem.lower()}); {before}; mend the disk and continue with --resume."
+                f"on {host} ({problem}); {before}; mend the disk and continue with --resume."
+            )
+        if not committed:
+            raise RunEnded(
+                f"A later incarnation has taken over {self._folder.parent}; checkpoint {checkpoint_name(step)} of this "
+                "one was not kept.",
+                ExitCode.SUPERSEDED,
             )
         self.step = step
 
-    def _commit(self, step: int, partial: Path, entries: list[Any]) -> None:
+    def _commit(self, step: int, partial: Path, entries: list[Any]) -> bool:
+        """Give a written checkpoint its name; False where the run is another's by now, and nothing was done."""
         write_manifest(partial, entries)
         sync_folder(partial)
         if not self._owned():
-            # a later incarnation has the run, and will have its own checkpoint of this step
-            shutil.rmtree(partial, ignore_errors=True)
-            return
+            return False
         # damaged ones that a resume passed over, or of steps that were skipped: what is resumed from comes before
         for newer in checkpoint_steps(self._folder):
             if newer >= step:
@@ -169,7 +182,13 @@ class Checkpoints:
         best = max((old for old in steps if scores[old] is not None), key=lambda old: scores[old], default=None)
         for old in steps[: -self._keep]:
             if old != best:
-                shutil.rmtree(self._folder / checkpoint_name(old))
+                self._remove(self._folder / checkpoint_name(old))
+        return True
+
+    def _remove(self, folder: Path) -> None:
+        """Take away what is not needed, while the run is this process's; what stays harms nobody."""
+        if self._owned():
+            shutil.rmtree(folder, onerror=_tell)
 
     def _score(self, step: int) -> Any:
         try:
@@ -210,7 +229,7 @@ class Checkpoints:
         elif is_main() and self._owned():  # else they may be those of whoever owns the run
             for entry in self._folder.glob(f"*{PARTIAL}*"):
                 log.warning("Checkpoint %s is half-written; it is deleted.", entry.name)
-                shutil.rmtree(entry, ignore_errors=True)
+                self._remove(entry)
         if latest == 0:
             return None
         for step in reversed(steps):
@@ -253,6 +272,16 @@ class Checkpoints:
         if path is None:
             raise InputError(f"Checkpoint {folder} could not be loaded; delete it to resume from the one before.")
         return state
+
+
+def _reason(error: OSError) -> tuple[str, str]:
+    """Of a rank: on which host, and what the system said of which file."""
+    where = f": {Path(os.fsdecode(error.filename)).name}" if error.filename is not None else ""
+    return host_name(), system_reason(error) + where
+
+
+def _tell(_function: Any, path: str, error: tuple[Any, Any, Any]) -> None:
+    log.warning("%s could not be deleted (%s).", path, system_reason(error[1]))
 
 
 def _shape(engine: Any) -> dict[str, Any]:

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from diffcse_scale.encoding.encode_options import EncodeOptions
 from diffcse_scale.encoding.shard_files import PARTIAL, Floats, shard_name
 from diffcse_scale.foundation.durable import write_durably
 from diffcse_scale.foundation.errors import InputError, first_line, system_reason
 from diffcse_scale.foundation.file_digest import sha256_of
+from diffcse_scale.foundation.locks import locked
 from diffcse_scale.foundation.ownership import WRITTEN_BY, json_of, refuse_run_folder
 from diffcse_scale.foundation.strict_json import to_json
 
@@ -104,7 +104,15 @@ class Manifest:
             self._write()
 
     def record(self, shard: dict[str, Any]) -> None:
-        """A shard is on the disk."""
+        """A shard is on the disk.
+
+        Raises:
+            InputError: the folder is for other work by now: another host's, that shares no lock with this one.
+        """
+        if about := _difference(json.loads((self.folder / MANIFEST).read_text(encoding="utf-8")), self.facts):
+            raise InputError(
+                f"Another process has begun {self.folder} anew, with {about}; choose another --output for one of them."
+            )
         self.shards[shard["shard"]] = shard
         with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
             journal.write(to_json(shard, sort_keys=True) + "\n")
@@ -166,15 +174,15 @@ def begun(
     _check(folder, overwrite, sources)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK, timeout=0):
+        with locked(folder / LOCK):
             known = read_manifest(folder)
-            if overwrite and (known is None or _difference(known, facts)):
+            if overwrite and (known is None or _difference(known.facts, facts)):
                 _clear(folder)
                 known = None
             if known is None or not known.shards:  # nothing to lose: an attempt that came to nothing binds nobody
                 known = Manifest(folder, {WRITTEN_BY: COMMAND, **facts, "ranges": None})
                 known._write()
-            if about := _difference(known, facts):
+            if about := _difference(known.facts, facts):
                 raise InputError(
                     f"{folder} was begun with {about}; repeat the command as it was, choose another --output, or "
                     "--overwrite to begin anew."
@@ -185,7 +193,7 @@ def begun(
                 del known.shards[number]
             known.tidy()
             yield known
-    except Timeout:
+    except BlockingIOError:
         raise InputError(f"Another process is writing to {folder}; wait for it or choose another --output.") from None
     except OSError as error:
         reason = system_reason(error)
@@ -263,9 +271,9 @@ def _clear(folder: Path) -> None:
         log.warning("Left as they were in %s: %s.", folder, ", ".join(stays))
 
 
-def _difference(known: Manifest, facts: dict[str, Any]) -> str:
+def _difference(known: dict[str, Any], facts: dict[str, Any]) -> str:
     """In what the work that was begun is other work; empty if in nothing."""
-    before = json.loads(to_json(known.facts))
+    before = json.loads(to_json(known))
     for name, value in json.loads(to_json(facts)).items():
         if name not in PLACES and before.get(name) != value:
             return f"{name} {before.get(name)}, not {value}" if name not in ("model", "input") else f"another {name}"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow
@@ -40,7 +41,8 @@ def write_shard(file: Path, first: int, matrix: Matrix, texts: list[str] | None)
         matrix: [rows, stored width].
         texts: to be stored too, Parquet only.
     """
-    partial = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
+    # hosts may share the folder, and process numbers
+    partial = file.with_name(f".{file.name}.{uuid4().hex[:8]}{PARTIAL}")
     with partial.open("wb+") as sink:
         if file.suffix == ".npy":
             np.save(sink, matrix)

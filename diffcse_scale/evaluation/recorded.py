@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,7 +48,8 @@ def record(run: Path, report: dict[str, Any], data: str) -> Path:
     else:
         file = _file(run, suite)
         if _known(suite)(file) and not is_whole(earlier := _read(file)):  # of a version that had one file for all data
-            os.replace(file, _file(run, suite, fingerprint(earlier["data"], earlier["tasks"])))
+            with suppress(FileNotFoundError):  # another evaluation has done it just now
+                os.replace(file, _file(run, suite, fingerprint(earlier["data"], earlier["tasks"])))
     write_file(file, as_text({WRITTEN_BY: COMMAND, **report}))
     return file
 

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import psutil
 import yaml
-from filelock import FileLock, Timeout
 
 from diffcse_scale.checkpoints.manifest import LATEST, newest_step
 from diffcse_scale.distributed import barrier, broadcast_object, is_main
@@ -40,10 +39,11 @@ from diffcse_scale.foundation.secrets import masked_command
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.model.starting_point import left_out
 from diffcse_scale.recipe import Recipe
+from diffcse_scale.runs.claim import FolderInUse, SignsOfLife, claim
 from diffcse_scale.runs.incarnation import Incarnation, Ownership, incarnations
 from diffcse_scale.runs.metrics_file import MetricsFile
 from diffcse_scale.runs.records import Record
-from diffcse_scale.runs.status import ENDED, StatusFile
+from diffcse_scale.runs.status import StatusFile
 
 log = logging.getLogger(__name__)
 
@@ -67,15 +67,9 @@ TRACES = (
     *(LOCK, REQUEUES, INCARNATIONS, STATUS, f"{STATUS}.tmp", "status.tmp", STOP, HANG),
     *(RECORD, f"{RECORD}.tmp", f"{RECIPE}.tmp"),
 )
-# seconds after its last heartbeat for which a run on another machine counts as alive
-ALIVE = 60.0
 
 # a new run; the one that is there; whichever of the two it takes; the one that is there, without going on with it
 Start = Literal["new", "resume", "auto", "replay"]
-
-
-class FolderInUse(InputError):
-    """Another process writes there."""
 
 
 class RunDirectory:
@@ -92,8 +86,8 @@ class RunDirectory:
         self.status = StatusFile(None)
         self.begun = False  # whether there is something to resume
         self.replays = False  # whether nothing is to be written but what a replay finds
-        self.ownership: Ownership | None = None  # this process's, on the main rank
-        self.lock: FileLock | None = None  # held by the main rank as long as this object lives
+        self.ownership: Ownership | None = None  # None of a replay; on the main rank it holds the lock
+        self._signs: SignsOfLife | None = None
 
     def best(self, step: int) -> Path:
         """Where the encoder lies that was the best after `step`."""
@@ -116,7 +110,7 @@ class RunDirectory:
         if is_main():
             try:
                 run = _open(path, recipe, start)
-                answer = str(run.path), run.begun, run.replays
+                answer = str(run.path), run.begun, run.replays, run.ownership and run.ownership.incarnation
             except (InputError, RunEnded) as error:
                 answer = error
             except OSError as error:
@@ -127,18 +121,36 @@ class RunDirectory:
             raise answer
         if run is None:
             run = cls(Path(answer[0]))
-            run.begun, run.replays = answer[1:]
+            run.begun, run.replays, incarnation = answer[1:]
+            run.ownership = Ownership(run.path / INCARNATIONS, incarnation) if incarnation else None
         return run
 
     def owned(self) -> bool:
-        """Whether no later incarnation has taken the run over. On the main rank alone."""
-        return self.replays or (self.ownership is not None and self.ownership.lasts())
+        """Whether no later incarnation has taken the run over.
+
+        Raises:
+            OSError: that cannot be said, for the folder cannot be read.
+        """
+        return self.ownership is None or self.ownership.lasts()
+
+    def check_owned(self) -> None:
+        """Called on every rank.
+
+        Raises:
+            RunEnded: a later incarnation has taken the run over.
+        """
+        if not broadcast_object(self.owned() if is_main() else None):
+            raise RunEnded(f"A later incarnation has taken over {self.path}.", ExitCode.SUPERSEDED)
 
     def __enter__(self) -> RunDirectory:
+        if is_main() and self.ownership is not None:
+            self._signs = SignsOfLife(self.path, self.ownership).__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         """The last word of `status.json`: how a run ended early, and why."""
+        if self._signs is not None:
+            self._signs.__exit__()
         if error is None:
             return
         code, message = exit_code_of(error), str(error) or type(error).__name__
@@ -151,7 +163,7 @@ class RunDirectory:
         """Say in `status.json` that the run has failed, from any rank: the main one may be what has failed."""
         if self.replays:
             return
-        status = self.status if is_main() else StatusFile.found(self.path / STATUS)
+        status = self.status if is_main() else StatusFile.found(self.path / STATUS, self.owned)
         status.update(now=True, state=exit_code.state, message=message.splitlines()[0], exit_code=exit_code)
 
     def describe(self, recipe: Recipe, **facts: Any) -> None:
@@ -168,8 +180,7 @@ class RunDirectory:
         written = {"command": masked_command(sys.argv), **facts, "left_out": unused, "environment": environment()}
         if self.replays:
             return
-        if not broadcast_object(self.owned() if is_main() else None):
-            raise RunEnded(f"A later incarnation has taken over {self.path}.", ExitCode.SUPERSEDED)
+        self.check_owned()
         if self.begun:
             begun = read_object(record, Record)
             _check_earlier(self.path, begun, facts)
@@ -188,8 +199,10 @@ class RunDirectory:
         barrier()
 
     def finish(self, **result: Any) -> None:
-        """Write `result.json`, the mark of a finished run, when the disk has all the rest."""
+        """Write `result.json`, the mark of a finished run, when the disk has all the rest; unless it is another's."""
         self.metrics.sync()
+        if not self.owned():
+            return
         write_durably(to_json(result, indent=1), self.path / RESULT)
         self.status.update(now=True, state=ExitCode.FINISHED.state, seconds_left=0, exit_code=ExitCode.FINISHED)
 
@@ -233,15 +246,13 @@ def _claim(folder: Path, recipe: Recipe, start: Start) -> RunDirectory:
     run = RunDirectory(folder)
     run.begun = begun
     folder.mkdir(parents=True, exist_ok=True)
-    run.lock = _lock(folder, history[-1] if history else None, now)
-    run.ownership = Ownership(folder / INCARNATIONS, now)
+    run.ownership = claim(folder, now)
     run.metrics = MetricsFile(run.metrics.path, run.ownership.lasts)
     if run.stop_file.exists() and run.stop_file.stat().st_mtime < psutil.Process().create_time():
         run.stop_file.unlink()  # meant for the run before
     restarts = len(history) if begun else 0
-    run.status = StatusFile(
-        folder / STATUS, run.ownership.lasts, state="preparing", job=now.job, restarts=restarts, step=now.step
-    )
+    facts = {"job": now.job, "restarts": restarts, "step": now.step, "incarnation": now.token}
+    run.status = StatusFile(folder / STATUS, run.ownership.lasts, state="preparing", **facts)
     run.status.update(now=True)
     return run
 
@@ -260,47 +271,15 @@ def _check_checkpoints(folder: Path) -> None:
         )
 
 
-def _lock(folder: Path, owner: Incarnation | None, now: Incarnation) -> FileLock | None:
-    """One run, one writer: the lock, or None where a requeued job takes the run over from its older incarnation."""
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        if owner is not None and now.succeeds(owner):
-            return None  # it may live on behind a dead node or network; it stops by itself
-        raise FolderInUse(
-            f"{folder} is being written by {owner or 'another process'}; wait for it or give another --output."
-        ) from None
-    # not every network file system takes locks across machines
-    if owner is not None and owner.host != now.host and not now.succeeds(owner):
-        seconds = _since_last_sign(folder)
-        if seconds is not None and seconds < ALIVE:
-            lock.release()
-            raise FolderInUse(
-                f"{folder} was being written by {owner} {seconds:.0f} seconds ago; stop it, or wait "
-                f"{ALIVE - seconds:.0f} seconds if it is dead, or give another --output."
-            )
-    return lock
-
-
-def _since_last_sign(folder: Path) -> float | None:
-    """Seconds since the owner's last heartbeat, by the file system's clock; None if it has ended or never wrote."""
-    try:
-        if read_object(folder / STATUS).get("state") in (None, *ENDED):
-            return None
-        (folder / LOCK).touch()
-        return max(0.0, (folder / LOCK).stat().st_mtime - (folder / STATUS).stat().st_mtime)
-    except (OSError, InputError):
-        return None
-
-
 def _occupied(folder: Path) -> bool:
     """Whether something is there. A start that a mistake has stopped leaves traces, which are free."""
     if not folder.is_dir():
         return folder.exists()
-    # the first that a start writes are its incarnations: without them a run.json is another program's
+    names = [entry.name for entry in folder.iterdir()]
+    # the first that a start writes, also one that begins just now, is its line there: without it a run.json is another
+    # program's
     free = TRACES if incarnations(folder / INCARNATIONS) else (LOCK, STOP, REQUEUES, INCARNATIONS)
-    return any(entry.name not in free for entry in folder.iterdir())
+    return any(name not in free for name in names)
 
 
 def _by_content(begun: dict[str, Any]) -> bool:

@@ -1,8 +1,9 @@
 """Which process has a run: a run lives through several, one after another, when its job is requeued or resumed.
 
-`incarnations.jsonl` has a line for each; the last one owns the run. Where a node is cut off, its tasks go on although
-the scheduler has started the job again elsewhere: the older incarnation finds that the last line is not its own and
-stops.
+`incarnations.jsonl` has a line for each, which names the one that it comes after; the last of this chain owns the run.
+Of several that come after the same one, the first line counts: so one of those that begin at once has the run, and all
+know which, though their hosts share no locks. Where a node is cut off, its tasks go on although the scheduler has
+started the job again elsewhere: the older incarnation finds that the last line is not its own and stops.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from diffcse_scale.foundation.locks import Lock
 from diffcse_scale.foundation.objects import parse_json
+from diffcse_scale.foundation.patience import patiently
 
 
 class Incarnation(BaseModel):
@@ -27,6 +30,7 @@ class Incarnation(BaseModel):
         restart: how often the scheduler has started that job again.
         step: the checkpoint it began from.
         began: seconds since the epoch.
+        after: the token of the one that had the run before, empty if nobody had; None as earlier versions did not say.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -38,6 +42,7 @@ class Incarnation(BaseModel):
     token: str = Field(default_factory=lambda: uuid4().hex)
     began: float = Field(default_factory=time.time)
     step: int = 0
+    after: str | None = None
 
     def succeeds(self, other: Incarnation) -> bool:
         """Whether this is the same job, started again later."""
@@ -49,40 +54,75 @@ class Incarnation(BaseModel):
 
 
 def incarnations(file: Path) -> list[Incarnation]:
-    """All that the file records, oldest first; a line cut short is left out."""
+    """All that have had the run, oldest first. A line cut short is left out, and one that came too late.
+
+    Raises:
+        OSError: the file cannot be read, also after a while.
+    """
+
+    def read() -> bytes:
+        try:
+            return file.read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    return _chain(patiently(read))
+
+
+def _chain(content: bytes) -> list[Incarnation]:
     found: list[Incarnation] = []
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return found
-    for line in lines:
-        with suppress(ValueError):  # which pydantic's error is too
-            found.append(Incarnation.model_validate(parse_json(line)))
+    for line in content.decode(errors="replace").splitlines():
+        with suppress(ValueError, TypeError):  # pydantic's error is a ValueError, too
+            entry = Incarnation.model_validate({"token": "", **parse_json(line)})
+            if entry.after in (None, found[-1].token if found else ""):
+                found.append(entry)
     return found
 
 
 class Ownership:
-    """That `incarnation` has the run: from its making on, until a later one is added to the file."""
+    """That `incarnation` has the run: from `begin` on, until a later one does. Every rank has one.
 
-    def __init__(self, file: Path, incarnation: Incarnation) -> None:
-        self._file, self._incarnation = file, incarnation
+    Args:
+        lock: the run's, for as long as this object lives; None where another process has it, or nobody can.
+    """
+
+    def __init__(self, file: Path, incarnation: Incarnation, lock: Lock | None = None) -> None:
+        self._file, self.incarnation, self.lock = file, incarnation, lock
+        self._seen = b""  # the file when it was read last
+
+    def begin(self) -> bool:
+        """Add the line; whether the run is this incarnation's now, and not that of another whose line came first.
+
+        Raises:
+            OSError: it cannot be written or read.
+        """
+        patiently(self._add)
+        return self.lasts()
+
+    def _add(self) -> None:
         # a line cut short by a full disk is ended first
-        before = "" if not file.is_file() or file.read_bytes()[-1:] in (b"", b"\n") else "\n"
-        with file.open("a", encoding="utf-8") as lines:
-            lines.write(before + incarnation.model_dump_json() + "\n")
+        before = "" if not self._file.is_file() or self._file.read_bytes()[-1:] in (b"", b"\n") else "\n"
+        with self._file.open("a", encoding="utf-8") as lines:
+            lines.write(before + self.incarnation.model_dump_json() + "\n")
             lines.flush()
             os.fsync(lines.fileno())
-            self._size = os.fstat(lines.fileno()).st_size
 
     def lasts(self) -> bool:
-        """Whether the last line is still this incarnation's; cheap enough for every step."""
-        try:
-            size = self._file.stat().st_size
-        except OSError:
+        """Whether the run is still this incarnation's; cheap enough for every step.
+
+        Raises:
+            OSError: that cannot be said: the file cannot be read, also after a while, or is gone.
+        """
+        return patiently(self._look)
+
+    def _look(self) -> bool:
+        content = self._file.read_bytes()  # a network file system asks its server when a file is opened
+        if content and content == self._seen:
+            return True
+        history = _chain(content)
+        if not history:
+            raise OSError(0, "It has lost the lines of the processes that had the run", str(self._file))
+        if history[-1].token != self.incarnation.token:
             return False
-        if size != self._size:
-            history = incarnations(self._file)
-            if not history or history[-1].token != self._incarnation.token:
-                return False
-            self._size = size
+        self._seen = content
         return True

@@ -30,20 +30,20 @@ class StatusFile:
     Args:
         path: None writes nothing, as on all ranks but the main one.
         owned: whether the run is still this process's: else nothing is written either.
-        facts: what is known from the start: `job`, `restarts`, `steps`, ...
+        facts: what is known from the start: `job`, `restarts`, `steps`, `incarnation`, ...
     """
 
     def __init__(self, path: Path | None, owned: Callable[[], bool] = lambda: True, **facts: Any) -> None:
         self._path, self._owned, self._facts, self._last = path, owned, dict(facts), 0.0
 
     @classmethod
-    def found(cls, path: Path) -> StatusFile:
+    def found(cls, path: Path, owned: Callable[[], bool] = lambda: True) -> StatusFile:
         """To add to what another process has written."""
         try:
             found = read_object(path)
         except InputError:
             found = {}
-        status = cls(path)
+        status = cls(path, owned)
         status._facts.update(found)
         return status
 
@@ -56,11 +56,13 @@ class StatusFile:
             return
         changed = facts.get("state", self._facts.get("state")) != self._facts.get("state")
         self._facts.update(facts)
-        if not (now or changed or time.monotonic() - self._last >= HEARTBEAT) or not self._owned():
+        if not (now or changed or time.monotonic() - self._last >= HEARTBEAT):
             return
         self._last = time.monotonic()
-        with contextlib.suppress(OSError), replacing(self._path, durably=False) as file:
-            file.write(to_json({**self._facts, "updated": time.time()}) + "\n")
+        with contextlib.suppress(OSError):
+            if self._owned():
+                with replacing(self._path, durably=False) as file:
+                    file.write(to_json({**self._facts, "updated": time.time()}) + "\n")
 
 
 def read_status(run: Path) -> dict[str, Any]:

@@ -125,7 +125,10 @@ class Supervision:
     def _look_while_preparing(self, over: threading.Event) -> None:
         store = control_store()
         while not over.wait(LOOK / 4):
-            reason = _published(store) or self._request()
+            try:
+                reason = _published(store) or self._request()
+            except OSError:  # of a file server: the main thread meets it too, and says so
+                continue
             if not reason:
                 continue
             self._pass_on(reason, store, over)

@@ -61,12 +61,13 @@ class BestModel:
             states = [*self._checkpoints.states(), {"best": facts}]
             kept = {self._run.best(state["best"]["step"]) for state in states if state["best"]}
             for folder in self._run.best(facts["step"]).parent.glob("step-*"):
-                if folder not in kept:
+                if folder not in kept and self._run.owned():
                     shutil.rmtree(folder)
 
     def _export(self, folder: Path) -> None:
         backbone, lora = self._model.encoder.backbone, self._recipe.model.lora
         state, projection = whole_state(backbone), whole_state(self._model.projection)
+        self._run.check_owned()
         if is_main():
             export_sentence_transformer(
                 backbone,
@@ -85,6 +86,8 @@ class BestModel:
     def place(self, result: dict[str, Any]) -> None:
         """It becomes `model/`, with a card; its projection, which no user needs, lies beside it. On the main rank."""
         best, partial = self._run.best(self.facts["step"]), self._run.model.with_suffix(".partial")
+        if not self._run.owned():
+            return
         shutil.rmtree(partial, ignore_errors=True)
         left_out = shutil.ignore_patterns(PROJECTION)
         shutil.copytree(best, partial, ignore=left_out, copy_function=shutil.copyfile)
@@ -94,6 +97,8 @@ class BestModel:
             write_run_card(partial, self._run.path, result)
         except Exception as error:  # whatever it is, a card is not worth a run
             log.warning("The model has no card: %s.", one_line(error))
+        if not self._run.owned():
+            return
         shutil.rmtree(self._run.model, ignore_errors=True)  # of an incarnation that was killed before its result
         publish(partial, self._run.model)
 

@@ -151,6 +151,7 @@ class Trainer:
             self.best.place(result)
             self.run.finish(**result)
         barrier()
+        self.run.check_owned()
         return result
 
     def tick(self, doing: str) -> None:

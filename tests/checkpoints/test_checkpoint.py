@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 import time
 from contextlib import nullcontext
@@ -16,7 +18,9 @@ from diffcse_scale.checkpoints import shards
 from diffcse_scale.checkpoints.checkpoint import Checkpoints
 from diffcse_scale.checkpoints.manifest import checkpoint_steps
 from diffcse_scale.distributed import barrier, gather_objects, rank
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.environment import host_name
+from diffcse_scale.foundation.errors import InputError, RunEnded, exit_code_of
+from diffcse_scale.foundation.exit_codes import ExitCode
 from tests.support.ranks import run_ranks
 from tests.support.small_disk import small_disk
 from tests.support.small_engine import small_engine, train_step, whole_state
@@ -130,7 +134,8 @@ class Cases:
         owner = [True]
         checkpoints = self._saved("superseded", (1,), owned=lambda: owner[0])
         owner[0] = False
-        checkpoints.save(2, {"best": {}})
+        said = [self._ended(lambda: checkpoints.save(2, {"best": {}}))]
+        assert checkpoints.step == 1
         # what the later one is writing is not this one's to delete
         later = self.folder / "superseded" / "step-00000009.partial-1f2e3d4c"
         if rank() == 0:
@@ -147,9 +152,49 @@ class Cases:
         barrier()
         for partial in (self.folder / "superseded").glob("step-00000003.partial-*") if rank() == 0 else ():
             shutil.rmtree(partial, ignore_errors=True)
-        checkpoints.finish()
+        said.append(self._ended(checkpoints.finish))
         barrier()
-        return sorted(entry.name for entry in (self.folder / "superseded").iterdir() if entry.is_dir())
+        return said, sorted(entry.name for entry in (self.folder / "superseded").iterdir() if entry.is_dir())
+
+    def file_server(self) -> Any:
+        """Whether this one has the run cannot be said when a checkpoint is to get its name."""
+        answers: list[Any] = []
+
+        def owned() -> bool:
+            if answers:
+                raise answers[0]
+            return True
+
+        checkpoints = self._saved("server", (1,), owned=owned)
+        answers.append(OSError(errno.ESTALE, os.strerror(errno.ESTALE), "incarnations.jsonl"))
+        said = self._ended(lambda: checkpoints.save(2, {"best": {}}))
+        barrier()
+        return said, checkpoints.step, [folder.name for folder in (self.folder / "server").glob("step-*")]
+
+    def undeletable(self) -> Any:
+        """The oldest checkpoint, which is needed no more, cannot be deleted."""
+        remove = os.rmdir
+
+        def refuse(path: Any, **named: Any) -> None:
+            if str(path).endswith("step-00000001"):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+            remove(path, **named)
+
+        self.warnings.clear()
+        os.rmdir = refuse
+        try:
+            checkpoints = self._saved("busy", (1, 2), keep=1)
+        finally:
+            os.rmdir = remove
+        return checkpoints.step, list(self.warnings)
+
+    def _ended(self, do: Any) -> tuple[str, int]:
+        """What ends a run in `do`, and with which code."""
+        try:
+            do()
+        except (InputError, RunEnded) as end:
+            return str(end), exit_code_of(end)
+        return "", 0
 
     def latest(self) -> Any:
         """What `latest` names while a checkpoint is about to get its name."""
@@ -250,8 +295,25 @@ def test_without_a_checkpoint_there_is_nothing_to_load(found):
     assert [one["none_yet"] for one in found] == [(None, [])] * 2
 
 
-def test_an_incarnation_that_was_superseded_while_writing_leaves_nothing(found):
-    assert found[0]["superseded"] == ["step-00000001"]
+def test_an_incarnation_that_was_superseded_while_writing_leaves_nothing_and_says_so_on_every_rank(found):
+    for said, folders in (one["superseded"] for one in found):
+        assert folders == ["step-00000001"]
+        for (sentence, code), step in zip(said, (2, 3), strict=True):
+            assert code == ExitCode.SUPERSEDED
+            assert f"checkpoint step-{step:08d} of this one was not kept" in sentence
+
+
+def test_a_file_server_that_does_not_say_whose_the_run_is_fails_and_makes_nobody_superseded(found):
+    for (sentence, code), step, there in (one["file_server"] for one in found):
+        reason = f"could not be written by rank 0 on {host_name()} (stale file handle: incarnations.jsonl)"
+        assert code == ExitCode.MISTAKE and reason in sentence
+        assert "step-00000001 is whole" in sentence and (step, there) == (1, ["step-00000001"])
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_is_told_and_ends_nothing(found):
+    assert [one["undeletable"][0] for one in found] == [2, 2]
+    (warning,) = found[0]["undeletable"][1]
+    assert "step-00000001 could not be deleted (device or resource busy)" in warning
 
 
 def test_latest_names_a_checkpoint_only_when_that_has_its_name(found):
@@ -262,6 +324,6 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoint_before_whole(foun
     if found[0]["disk_full"] is None:
         pytest.skip("this user may not mount a small file system")
     for said, last, loaded, leftovers in (one["disk_full"] for one in found):
-        assert f"step-{last + 1:08d}" in said and "(no space left on device)" in said
+        assert f"step-{last + 1:08d}" in said and "(no space left on device" in said
         assert f"step-{last:08d} is whole" in said and said.endswith("continue with --resume.")
         assert loaded[0] == last and not leftovers

@@ -1,7 +1,8 @@
-"""The real program, killed at random moments; and its memory for little and for much input."""
+"""The real program, killed at random moments, two at one folder, and memory for little and for much input."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -9,11 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from diffcse_scale.encoding import EncodeOptions
+from diffcse_scale.encoding.folder_manifest import begun
 from diffcse_scale.encoding.pipeline import encode
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.locks import Lock
 from tests.support.encoding_material import sentence
 from tests.support.memory import PeakMemory
 
@@ -66,6 +71,39 @@ def test_killed_five_times_on_one_and_two_devices_the_files_are_those_of_an_unki
     assert len([name for name in names if name.endswith(".parquet")]) == 150
     for name in names:
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.fixture
+def facts(tmp_path: Path, model_dir: Path) -> dict[str, Any]:
+    """Of a folder that was encoded, `before`; hosts share no locks from then on."""
+    options = EncodeOptions(
+        model=str(model_dir),
+        input=[str(text_of(tmp_path, 20))],
+        output=str(tmp_path / "before"),
+        window=10,
+        devices="cpu",
+    )
+    encode(options, progress=False)
+    found = json.loads((tmp_path / "before" / "manifest.json").read_text())
+    return {name: value for name, value in found.items() if name not in ("written_by", "ranges")}
+
+
+def test_hosts_that_share_no_locks_do_the_same_work_twice_and_no_other_work_in_one_folder(
+    tmp_path: Path, facts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = [json.loads(line) for line in (tmp_path / "before" / "shards.jsonl").read_text().splitlines()]
+    monkeypatch.setattr(Lock, "take", lambda path: None)
+    with begun(tmp_path / "both", facts) as first, begun(tmp_path / "both", facts) as second:
+        for shard in shards:
+            first.record(shard)
+            second.record(shard)
+        first.tidy()
+    assert (tmp_path / "both" / "shards.jsonl").read_bytes() == (tmp_path / "before" / "shards.jsonl").read_bytes()
+    with begun(tmp_path / "other", facts) as first, begun(tmp_path / "other", {**facts, "max_length": 5}) as second:
+        with pytest.raises(InputError, match=r"has begun .*other anew, with max_length 5, not None; choose another"):
+            first.record(shards[0])
+        second.record(shards[1])
+    assert [json.loads(line) for line in (tmp_path / "other" / "shards.jsonl").read_text().splitlines()] == shards[1:]
 
 
 @pytest.mark.slow

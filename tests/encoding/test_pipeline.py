@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from filelock import FileLock
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util.quantization import quantize_embeddings
 
 from diffcse_scale.encoding import EncodeOptions, encode, load, pipeline, work
 from diffcse_scale.encoding.folder_manifest import read_manifest
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.locks import locked
 from tests.support.devices import tolerance
 from tests.support.files import contents
 from tests.support.small_disk import enlarge, small_disk
@@ -222,7 +222,7 @@ def test_two_processes_do_not_write_to_the_same_output(options: Options, text_fi
     chosen = options(text_file)
     Path(chosen.output).mkdir()
     with (
-        FileLock(Path(chosen.output) / ".lock"),
+        locked(Path(chosen.output) / ".lock"),
         pytest.raises(InputError, match="Another process is writing"),
     ):
         encode(chosen, progress=False)

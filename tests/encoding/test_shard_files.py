@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +53,14 @@ def test_restored_int8_is_within_half_a_step_and_signs_are_one() -> None:
     assert (np.abs(found - embeddings) <= 0.51 * steps).all()
     signs = restore(store(embeddings, "binary"), "binary", 11)  # 11 is no multiple of 8
     np.testing.assert_array_equal(signs, np.where(embeddings > 0, 1, -1))
+
+
+def test_processes_of_one_number_on_two_hosts_write_to_different_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh: list[str] = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, place: (fresh.append(Path(source).name), replace(source, place)))
+    for _ in range(2):
+        shards.write_shard(tmp_path / "embeddings-00000.npy", 0, np.zeros((2, 3), np.float32), None)
+    assert len(set(fresh)) == 2 and all(name.endswith(".partial") for name in fresh)

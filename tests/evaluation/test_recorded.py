@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from diffcse_scale.evaluation import recorded
 from diffcse_scale.evaluation.command import evaluate_models
 from diffcse_scale.evaluation.recorded import data_name, evaluations, is_standard, record, standard_results
 from diffcse_scale.evaluation.tasks import STS_TASKS
@@ -46,6 +47,23 @@ def test_each_data_has_its_file_and_only_the_whole_standard_suite_has_the_plain_
 def test_results_of_own_pairs_that_an_earlier_version_left_under_the_plain_name_are_kept_too(tmp_path: Path) -> None:
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "sts.json").write_text(json.dumps(report({"pairs": 2})))
+    record(tmp_path, report(SEVEN), "a")
+    kept = evaluations(tmp_path)
+    assert len(kept) == 2 and len(kept["sts"]["tasks"]) == 9
+
+
+def test_of_two_evaluations_that_end_at_once_neither_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both find a result of an earlier version, which the other has moved when this one comes to it."""
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "sts.json").write_text(json.dumps(report({"pairs": 2})))
+    replace = recorded.os.replace
+
+    def after_the_other(source: Path, place: Path) -> None:
+        replace(source, place)
+        monkeypatch.setattr(recorded.os, "replace", replace)
+        replace(source, place)
+
+    monkeypatch.setattr(recorded.os, "replace", after_the_other)
     record(tmp_path, report(SEVEN), "a")
     kept = evaluations(tmp_path)
     assert len(kept) == 2 and len(kept["sts"]["tasks"]) == 9

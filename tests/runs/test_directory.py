@@ -261,7 +261,7 @@ def test_without_locks_across_machines_a_heartbeat_tells_that_a_run_is_alive(tmp
     _slurm(monkeypatch, 0)
     monkeypatch.setenv("SLURMD_NODENAME", "far-away")
     older = started(folder)
-    older.lock.release()  # as seen from another machine on a file system without locks
+    older.ownership.lock.release()  # as seen from another machine on a file system without locks
     _slurm(monkeypatch, 0, job="8")
     monkeypatch.setenv("SLURMD_NODENAME", "here")
     with pytest.raises(FolderInUse, match=r"job 7 .* on far-away \d+ seconds ago; stop it, or wait"):
@@ -309,7 +309,7 @@ def test_how_a_run_ended_early_and_why_is_the_last_word_of_the_status(tmp_path):
         status = json.loads((run.path / "status.json").read_text())
         assert (status["state"], status["exit_code"]) == (state, code)
         assert status["message"] == str(error).splitlines()[0]
-        run.lock.release()
+        run.ownership.lock.release()
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become an ordinary user, whom permissions bind")

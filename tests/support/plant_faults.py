@@ -114,8 +114,8 @@ FAULTS = [
     Fault(
         "a superseded incarnation goes on writing",
         PACKAGE + "checkpoints/checkpoint.py",
-        "        if not self._owned():\n            # a later",
-        "        if False:\n            # a later",
+        "        if not self._owned():\n            return False",
+        "        if False:\n            return False",
         "tests/checkpoints/test_checkpoint.py -k superseded",
     ),
     Fault(
