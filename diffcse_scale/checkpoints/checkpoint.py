@@ -29,7 +29,7 @@ from diffcse_scale.checkpoints.manifest import (
 from diffcse_scale.checkpoints.resharding import load_resharded
 from diffcse_scale.checkpoints.shards import ShardWriter
 from diffcse_scale.distributed import barrier, broadcast_object, gather_objects, is_main, rank, world_size
-from diffcse_scale.foundation.durable import sync_folder, write_durably
+from diffcse_scale.foundation.durable import remove_folder, sync_folder, write_durably
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.strict_json import to_json
 
@@ -169,7 +169,7 @@ class Checkpoints:
         best = max((old for old in steps if scores[old] is not None), key=lambda old: scores[old], default=None)
         for old in steps[: -self._keep]:
             if old != best:
-                shutil.rmtree(self._folder / checkpoint_name(old))
+                remove_folder(self._folder / checkpoint_name(old))
 
     def _score(self, step: int) -> Any:
         try:

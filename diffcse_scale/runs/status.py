@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffcse_scale.foundation.durable import replacing
+from diffcse_scale.foundation.durable import TEMPORARY, replacing
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.objects import read_object
 from diffcse_scale.foundation.run_files import STATUS
@@ -33,15 +34,23 @@ class StatusFile:
 
     def __init__(self, path: Path | None, owned: Callable[[], bool] = lambda: True, **facts: Any) -> None:
         self._path, self._owned, self._facts, self._last = path, owned, dict(facts), 0.0
+        self._fresh: Path | None = None  # where it is written before it takes its place; None for the usual name
+
+    @property
+    def failure(self) -> tuple[str, int] | None:
+        """Message and exit code of a run that has failed."""
+        facts = self._facts
+        return (facts["message"], facts["exit_code"]) if facts.get("state") == "failed" else None
 
     @classmethod
     def found(cls, path: Path) -> StatusFile:
         """To add to what another process has written."""
         try:
             found = read_object(path)
-        except InputError:
+        except (OSError, InputError):
             found = {}
         status = cls(path)
+        status._fresh = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")  # the main rank may be writing, too
         status._facts.update(found)
         return status
 
@@ -57,8 +66,18 @@ class StatusFile:
         if not (now or changed or time.monotonic() - self._last >= HEARTBEAT) or not self._owned():
             return
         self._last = time.monotonic()
-        with contextlib.suppress(OSError), replacing(self._path, durably=False) as file:
-            file.write(to_json({**self._facts, "updated": time.time()}) + "\n")
+        text = to_json({**self._facts, "updated": time.time()}) + "\n"
+        with contextlib.suppress(OSError):
+            try:
+                with replacing(self._path, durably=False, fresh=self._fresh) as file:
+                    file.write(text)
+            except OSError:
+                if self._facts.get("state") not in ENDED:
+                    raise
+                # on a full disk there is no room for a second file, and these are the last words
+                with self._path.open("r+", encoding="utf-8") as file:
+                    file.write(text)
+                    file.truncate()
 
 
 def read_status(run: Path) -> dict[str, Any]:
