@@ -327,6 +327,16 @@ class Recipe(Section):
             if mine.get(key) != theirs.get(key)
         ]
 
+    @classmethod
+    def lost(cls, other: dict[str, Any]) -> list[str]:
+        """The fields that every recipe has and `other` (a dumped recipe) has not: it is cut."""
+        try:
+            cls.model_validate(other)
+        except ValidationError as error:
+            missing = (problem["loc"] for problem in error.errors() if problem["type"] == "missing")
+            return [".".join(map(str, place)) for place in missing]
+        return []
+
 
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Nested sections to `section.field` and value."""

@@ -91,9 +91,13 @@ MOST_PROBLEMS = 5  # that one sentence names
 
 def explained(error: ValidationError, schema: type[BaseModel]) -> str:
     """What pydantic found with values for `schema`, in a user's words."""
-    problems = error.errors()
+    return few([explain(problem, schema) for problem in error.errors()])
+
+
+def few(problems: Sequence[str]) -> str:
+    """Some problems for one sentence, and how many there are beside them."""
     more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
-    return "; ".join(explain(problem, schema) for problem in problems[:MOST_PROBLEMS]) + more
+    return "; ".join(problems[:MOST_PROBLEMS]) + more
 
 
 def explain(problem: Any, schema: type[BaseModel]) -> str:

@@ -152,6 +152,25 @@ STORE_ERRORS = (dist.DistError, RuntimeError)
 Store = dist.Store
 
 
+FAILURE = "first failure"
+
+
+def first_failure(words: str) -> str | None:
+    """What the first rank that failed has said here, which is `words` if this is it; None if nobody can be asked.
+
+    A new connection would be waited for where rank 0 has gone; the one that is there breaks at once.
+    """
+    try:
+        return words if _store is None or world_size() == 1 else _store.compare_set(FAILURE, "", words).decode()
+    except STORE_ERRORS:
+        return None
+
+
+def lost_a_peer(error: BaseException) -> bool:
+    """Whether all that an error says is that another rank has gone: it is never why a run has failed."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
+
+
 def leave(alone: bool = False) -> None:
     """Leave the process group while Python is whole.
 

@@ -12,7 +12,9 @@ import pytest
 from diffcse_scale.recipe_file import shipped_recipes
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("ds_configs/*.md"), *ROOT.glob("kernels/*.md")])
+PAGES = sorted(
+    [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("ds_configs/*.md"), *ROOT.glob("kernels/*.md")]
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

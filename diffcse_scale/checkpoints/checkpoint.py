@@ -31,7 +31,7 @@ from diffcse_scale.checkpoints.manifest import (
 from diffcse_scale.checkpoints.resharding import load_resharded
 from diffcse_scale.checkpoints.shards import ShardWriter
 from diffcse_scale.distributed import barrier, broadcast_object, gather_objects, is_main, rank, world_size
-from diffcse_scale.foundation.durable import sync_folder, write_durably
+from diffcse_scale.foundation.durable import remove_folder, sync_folder, write_durably
 from diffcse_scale.foundation.environment import host_name
 from diffcse_scale.foundation.errors import InputError, RunEnded, system_reason
 from diffcse_scale.foundation.exit_codes import ExitCode
@@ -188,7 +188,7 @@ class Checkpoints:
     def _remove(self, folder: Path) -> None:
         """Take away what is not needed, while the run is this process's; what stays harms nobody."""
         if self._owned():
-            shutil.rmtree(folder, onerror=_tell)
+            remove_folder(folder)
 
     def _score(self, step: int) -> Any:
         try:
@@ -278,10 +278,6 @@ def _reason(error: OSError) -> tuple[str, str]:
     """Of a rank: on which host, and what the system said of which file."""
     where = f": {Path(os.fsdecode(error.filename)).name}" if error.filename is not None else ""
     return host_name(), system_reason(error) + where
-
-
-def _tell(_function: Any, path: str, error: tuple[Any, Any, Any]) -> None:
-    log.warning("%s could not be deleted (%s).", path, system_reason(error[1]))
 
 
 def _shape(engine: Any) -> dict[str, Any]:

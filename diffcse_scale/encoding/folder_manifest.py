@@ -24,8 +24,8 @@ import numpy as np
 
 from diffcse_scale.encoding.encode_options import EncodeOptions
 from diffcse_scale.encoding.shard_files import PARTIAL, Floats, shard_name
-from diffcse_scale.foundation.durable import write_durably
-from diffcse_scale.foundation.errors import InputError, first_line, system_reason
+from diffcse_scale.foundation.durable import make_folder, unfinished, write_durably
+from diffcse_scale.foundation.errors import InputError, disk_errors_at, error_of_disk, first_line, remedy, system_reason
 from diffcse_scale.foundation.file_digest import sha256_of
 from diffcse_scale.foundation.locks import locked
 from diffcse_scale.foundation.ownership import WRITTEN_BY, json_of, refuse_run_folder
@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 
 COMMAND = "diffcse-scale encode"
 MANIFEST, JOURNAL, LOCK = "manifest.json", "shards.jsonl", ".lock"
-# shards, what killed processes leave of them, and the indexes of `search`
-OURS = ("embeddings-[0-9]*.parquet", "embeddings-[0-9]*.npy", f".embeddings-*{PARTIAL}", "hnsw-*", "ivf-*")
+# shards, and the indexes of `search`
+OURS = ("embeddings-[0-9]*.parquet", "embeddings-[0-9]*.npy", "hnsw-*", "ivf-*")
 FORMAT = 1
 WHERE = "model_folder"
 PLACES = (WHERE, "files")  # may change: the content of model and input counts
@@ -114,7 +114,8 @@ class Manifest:
                 f"Another process has begun {self.folder} anew, with {about}; choose another --output for one of them."
             )
         self.shards[shard["shard"]] = shard
-        with (self.folder / JOURNAL).open("a", encoding="utf-8") as journal:
+        file = self.folder / JOURNAL
+        with disk_errors_at(file), file.open("a", encoding="utf-8") as journal:
             journal.write(to_json(shard, sort_keys=True) + "\n")
             journal.flush()
             os.fsync(journal.fileno())
@@ -132,8 +133,9 @@ class Manifest:
         """Sort the journal, and remove what killed processes left behind."""
         lines = [to_json(shard, sort_keys=True) + "\n" for _, shard in sorted(self.shards.items())]
         write_durably("".join(lines), self.folder / JOURNAL)
-        for partial in self.folder.glob(f".embeddings-*{PARTIAL}"):
-            partial.unlink()
+        for path in self.folder.iterdir():
+            if _is_half_written(path.name):
+                path.unlink()
 
     def _write(self) -> None:
         write_durably(to_json(self.facts, indent=1) + "\n", self.folder / MANIFEST)
@@ -173,7 +175,7 @@ def begun(
     """
     _check(folder, overwrite, sources)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with locked(folder / LOCK):
             known = read_manifest(folder)
             if overwrite and (known is None or _difference(known.facts, facts)):
@@ -195,10 +197,13 @@ def begun(
             yield known
     except BlockingIOError:
         raise InputError(f"Another process is writing to {folder}; wait for it or choose another --output.") from None
-    except OSError as error:
-        reason = system_reason(error)
+    except Exception as error:
+        found = error if isinstance(error, OSError) else error_of_disk(error)
+        if found is None:
+            raise
         raise InputError(
-            f"{folder} cannot be written ({reason}); what is done is kept: mend that and repeat the command."
+            f"{found.filename or folder} cannot be read or written ({system_reason(found)}); what is done is kept: "
+            f"{remedy(found)}, and repeat the command."
         ) from error
 
 
@@ -232,7 +237,7 @@ def _is_sound(facts: dict[str, Any]) -> bool:
 def _digest(file: Path) -> str:
     try:
         return sha256_of(file)
-    except OSError as error:
+    except FileNotFoundError as error:
         return first_line(error)
 
 
@@ -247,7 +252,7 @@ def _check(folder: Path, overwrite: bool, sources: Collection[str | Path]) -> No
         raise InputError(f"{folder} holds what is read, or is a part of it; choose another --output.")
     if not folder.exists() or (not overwrite and _is_ours(folder / MANIFEST)):
         return
-    found = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+    found = sorted(path.name for path in folder.iterdir() if path.name != LOCK and not _is_half_written(path.name))
     if found and not overwrite:
         name = MANIFEST if MANIFEST in found else found[0]
         raise InputError(
@@ -259,7 +264,12 @@ def _check(folder: Path, overwrite: bool, sources: Collection[str | Path]) -> No
 
 
 def _is_our_name(name: str) -> bool:
-    return name in (MANIFEST, JOURNAL) or any(fnmatchcase(name, pattern) for pattern in OURS)
+    return name in (MANIFEST, JOURNAL) or _is_half_written(name) or any(fnmatchcase(name, pattern) for pattern in OURS)
+
+
+def _is_half_written(name: str) -> bool:
+    """Whether a kill has left it, before it had its name."""
+    return unfinished(name) in (MANIFEST, JOURNAL) or fnmatchcase(name, f".embeddings-*{PARTIAL}")
 
 
 def _clear(folder: Path) -> None:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from diffcse_scale.encoding.folder import Embeddings
 from diffcse_scale.encoding.folder_manifest import JOURNAL
 from diffcse_scale.encoding.shard_files import Floats
-from diffcse_scale.foundation.errors import InputError, quoted
+from diffcse_scale.foundation.durable import publish
+from diffcse_scale.foundation.errors import InputError, disk_errors_at, quoted
 from diffcse_scale.foundation.finite import check_rows
 
 BLOCK = 16_384  # rows that are float32 at once
@@ -142,8 +143,9 @@ def _built(faiss: Any, embeddings: Embeddings, kind: str, file: Path) -> Any:
     for _, block in _blocks(embeddings):
         index.add(unit(block))
     partial = file.with_suffix(".partial")
-    faiss.write_index(index, str(partial))
-    partial.rename(file)
+    with disk_errors_at(file):
+        faiss.write_index(index, str(partial))
+        publish(partial, file)
     return index
 
 

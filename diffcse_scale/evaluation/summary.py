@@ -14,6 +14,7 @@ from rich.table import Table
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.objects import read_object, read_yaml_object
+from diffcse_scale.foundation.recorded_recipe import check_recipe
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import flatten
 
@@ -103,6 +104,7 @@ def as_table(group: Group) -> Table:
 
 
 def _recipe(run: Path) -> dict[str, Any]:
+    check_recipe(run)
     return dict(flatten(read_yaml_object(run / run_files.RECIPE)))
 
 

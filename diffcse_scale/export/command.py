@@ -14,6 +14,7 @@ from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.model_files import MODULES_FILE
 from diffcse_scale.foundation.ownership import Place, refuse_run_folder, replaced
 from diffcse_scale.foundation.paths import given_path
+from diffcse_scale.foundation.recorded_recipe import check_recipe
 from diffcse_scale.model.damage import damage_told
 from diffcse_scale.model_folder.appended_projection import append_projection, open_projection
 from diffcse_scale.model_folder.copying import copy_files, own_files
@@ -98,6 +99,7 @@ def export_model(source: str | Path, output: str | Path, options: ExportOptions)
 def _recipe(run: Path | None) -> Recipe | None:
     if run is None:
         return None
+    check_recipe(run)
     return load_recipe(str(run / run_files.RECIPE))
 
 

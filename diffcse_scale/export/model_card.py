@@ -25,6 +25,7 @@ from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError, first_line
 from diffcse_scale.foundation.model_files import CARD, TRANSFORMER_FILE, read_json
 from diffcse_scale.foundation.paths import given_path
+from diffcse_scale.foundation.recorded_recipe import check_recipe
 from diffcse_scale.foundation.secrets import masked
 from diffcse_scale.model.pooling import POOLINGS
 from diffcse_scale.model_folder.copying import own_file
@@ -92,6 +93,7 @@ def run_card(
     folder: Path, run: Path, result: dict[str, Any], model_id: str | None, license: str | None, onnx: Any
 ) -> str:
     """The text of `write_run_card`."""
+    check_recipe(run)
     recipe = load_recipe(str(run / run_files.RECIPE))
     record = read_json(run / run_files.RECORD)
     backbone = backbone_of(recipe, run)

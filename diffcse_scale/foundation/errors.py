@@ -7,7 +7,9 @@ import errno
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.foundation.secrets import masked
@@ -40,6 +42,10 @@ class RunEnded(Exception):
         return self.message
 
 
+class PeerFailed(RunEnded):
+    """Another rank has failed, which this one noticed because they can no longer speak; its message and exit code."""
+
+
 def first_line(error: BaseException) -> str:
     """Of what an error of a library says, or its class where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -55,15 +61,64 @@ def system_reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
+# what a user can do about an error of the system; the first of them are the disk's, whoever wraps them
+_DISK = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or have the quota raised",
+    errno.EIO: "see the system's log, for the disk may be failing",
+    errno.EROFS: "give a place that can be written, or have this one mounted so",
+    errno.ESTALE: "see that the file server's folder is still mounted",
+}
+_TORCH = ("PytorchStreamWriter failed writing", "unexpected pos")  # all that its own writer tells of them
+_ADVICE = {
+    **_DISK,
+    errno.EACCES: "see who may read and write there, or give another place",
+    errno.EPERM: "see who may read and write there, or give another place",
+    errno.ENOENT: "bring it back, or give another place",
+    errno.EMFILE: "raise `ulimit -n`",
+    errno.ENFILE: "raise the machine's limit of open files",
+}
+
+
+def error_of_disk(error: BaseException) -> OSError | None:
+    """What the disk has said, whatever library has wrapped it in an error of its own; None where it is none of that."""
+    if isinstance(error, InputError | RunEnded):
+        return None
+    if isinstance(error, OSError) and error.errno in _DISK:
+        plain = error.strerror == os.strerror(error.errno)  # and not a library's
+        return error if plain else OSError(error.errno, os.strerror(error.errno), error.filename)
+    # torch's writer raises its RuntimeError while it handles what the file said
+    wrapped = error.__cause__ or (error.__context__ if isinstance(error, RuntimeError) else None)
+    if wrapped is not None and (found := error_of_disk(wrapped)) is not None:
+        return found
+    text = str(error)
+    if any(words in text for words in _TORCH):
+        return OSError(errno.ENOSPC, "torch cannot write it, mostly for want of space")
+    number = next((number for number in _DISK if os.strerror(number) in text), None)
+    return None if number is None else OSError(number, os.strerror(number))
+
+
 def disk_is_full(error: BaseException) -> bool:
     """Whether that is what an error says, whatever its class: libraries wrap it in their own."""
-    return os.strerror(errno.ENOSPC) in str(error)
+    return (found := error_of_disk(error)) is not None and found.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def disk_errors_at(path: str | Path) -> Iterator[None]:
+    """Have an error of the disk that arises inside name `path`, unless it names a place itself: most of them do not."""
+    try:
+        yield
+    except Exception as error:
+        found = error_of_disk(error)
+        if found is None or (found is error and found.filename is not None):
+            raise
+        raise OSError(found.errno, found.strerror, found.filename or os.fspath(path)) from error
 
 
 def told(error: BaseException) -> str | None:
     """One sentence for what the user or the machine is to blame for; None for an error of the program.
 
-    A file that cannot be read or written, a full disk and too little memory are the machine's.
+    A file that cannot be read or written, a full or failing disk and too little memory are the machine's.
     """
     if isinstance(error, InputError | RunEnded):
         return str(error)
@@ -71,11 +126,18 @@ def told(error: BaseException) -> str | None:
         return None
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return f"There is not enough memory ({brief(first_line(error), 200)}); give it more, or ask for less at a time."
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{brief(os.fsdecode(error.filename), 300)}: {error.strerror or first_line(error)}."
-    if disk_is_full(error):
-        return f"{brief(first_line(error), 300)}; free some space."
-    return None
+    found = error if isinstance(error, OSError) and error.filename is not None else error_of_disk(error)
+    if found is None:
+        return None
+    if found.filename is None:
+        return f"{brief(first_line(error), 300)}; {remedy(found)}."
+    places = (os.fsdecode(name) for name in (found.filename, found.filename2) if name is not None)
+    return f"{brief(' to '.join(places), 300)}: {found.strerror or first_line(found)}; {remedy(found)}."
+
+
+def remedy(error: OSError) -> str:
+    """What a user can do about it, to go on a sentence with."""
+    return _ADVICE.get(error.errno or 0, "mend that")
 
 
 def exit_code_of(error: BaseException) -> ExitCode:

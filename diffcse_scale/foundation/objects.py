@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from diffcse_scale.foundation.errors import InputError, first_line, system_reason
+from diffcse_scale.foundation.errors import InputError, disk_errors_at, first_line, system_reason
 from diffcse_scale.foundation.unique_keys import load_yaml
 
 LONGEST_NUMBER = 18  # digits of a whole number that every reader can hold
@@ -42,6 +42,7 @@ def read_object(file: Path, schema: type[BaseModel] | None = None) -> dict[str, 
 
     Raises:
         InputError: there is none, or its values are of other kinds.
+        OSError: the disk or its permissions are to blame, and not the file.
     """
     return _read(file, schema, parse_json)
 
@@ -53,12 +54,14 @@ def read_yaml_object(file: Path) -> dict[str, Any]:
 
 def _read(file: Path, schema: type[BaseModel] | None, parse: Callable[[str], Any]) -> dict[str, Any]:
     try:
-        content = parse(file.read_text(encoding="utf-8"))
+        with disk_errors_at(file):
+            text = file.read_text(encoding="utf-8")
+        content = parse(text)
         if not isinstance(content, dict):
             raise ValueError("it holds no object")
         if schema is not None:
             schema.model_validate(content)
-    except OSError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         reason = system_reason(error)
     except UnicodeDecodeError:
         reason = "it is not UTF-8"

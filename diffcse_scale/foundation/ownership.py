@@ -20,8 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from diffcse_scale.foundation import run_files
-from diffcse_scale.foundation.durable import apply_umask, publish, replacing
-from diffcse_scale.foundation.errors import InputError, system_reason
+from diffcse_scale.foundation.durable import (
+    apply_umask,
+    exchange,
+    make_folder,
+    publish,
+    put_back,
+    replacing,
+    sync_folder,
+)
+from diffcse_scale.foundation.errors import InputError, disk_errors_at, remedy, system_reason
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.strict_json import to_json
 
@@ -95,15 +103,11 @@ def write_file(path: Path, text: str) -> None:
                 stream.write(text)
             return
         place = _real(path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        fresh = place.with_name(f".{place.name}.{os.getpid()}.partial")
-        try:
-            with replacing(place, fresh=fresh) as file:
-                file.write(text)
-        finally:
-            fresh.unlink(missing_ok=True)
+        make_folder(place.parent)
+        with replacing(place, fresh=place.with_name(f".{place.name}.{os.getpid()}.partial")) as file:
+            file.write(text)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({system_reason(error)}).") from error
+        raise InputError(f"{path} cannot be written ({system_reason(error)}); {remedy(error)}.") from error
 
 
 def json_of(command: str, *keys: str) -> Known:
@@ -158,6 +162,7 @@ def check_folder(
     for source in map(_real, sources):
         if source == folder or source in folder.parents or folder in source.parents:
             raise InputError(f"{path} is, contains or lies in {source}, which is read; give another folder.")
+    put_back(folder)
     if not os.path.lexists(folder):
         _check_parent(folder, path)
         return Place(folder, command)
@@ -196,18 +201,23 @@ def replaced(place: Place) -> Iterator[Path]:
         InputError: meanwhile somebody has put a file where one was written.
     """
     folder = place.folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        yield fresh
-        apply_umask(fresh)
-        files, _ = _content(fresh)
-        mark = {WRITTEN_BY: place.command, "files": {name: _digest(fresh / name) for name in sorted(files)}}
-        (fresh / MARK).write_text(to_json(mark, indent=1) + "\n", encoding="utf-8")
-        _swap(place, fresh)
-    finally:
+        with disk_errors_at(folder):
+            make_folder(folder.parent)
+            yield fresh
+            apply_umask(fresh)
+            files, _ = _content(fresh)
+            mark = {WRITTEN_BY: place.command, "files": {name: _digest(fresh / name) for name in sorted(files)}}
+            (fresh / MARK).write_text(to_json(mark, indent=1) + "\n", encoding="utf-8")
+            stays = _taken_along(place, fresh)
+            (exchange if folder.exists() else publish)(fresh, folder)
+    except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    if fresh.exists():
+        _clear_away(place, fresh, stays)
 
 
 def files_of(folder: Path) -> list[str]:
@@ -225,33 +235,61 @@ def refuse_run_folder(path: Path) -> None:
                 raise InputError(f"{path} belongs to the run in {run}, which keeps it for itself; give another folder.")
 
 
-def _swap(place: Place, fresh: Path) -> None:
-    """Put `fresh` in the place of the folder; nothing can be renamed over a full folder, so it steps aside."""
+def _taken_along(place: Place, fresh: Path) -> list[str]:
+    """What is not the command's own in the earlier folder, which `fresh` now has too, where that is possible."""
     folder = place.folder
-    if not folder.exists():
-        publish(fresh, folder)
-        return
-    stays = list(_foreign(folder, place.own, fresh))
+    stays = list(_foreign(folder, place.own, fresh)) if folder.exists() else []
     for name in stays:
         if os.path.lexists(fresh / name) or any((fresh / parent).is_file() for parent in Path(name).parents):
             raise InputError(
                 f"{folder}/{name} is in the way of a file that {place.command} writes; nothing was written."
             )
-    old = fresh.with_suffix(".old")
-    folder.rename(old)
-    try:
-        publish(fresh, folder)
-    except OSError:
-        old.rename(folder)
-        raise
     for name in stays:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (old / name).rename(folder / name)
+        (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _link(folder / name, fresh / name)
+        except OSError:  # not every file system has links, nor every file
+            _unlink(fresh / name, folder / name)
+    return stays
+
+
+def _clear_away(place: Place, old: Path, stays: Collection[str]) -> None:
+    """Remove the earlier folder, but for what has come into it meanwhile; what could not be taken along is moved."""
+    sync_folder(place.folder.parent)
+    for name in stays:
+        _unlink(old / name, place.folder / name)
+        if os.path.lexists(old / name) and not os.path.lexists(place.folder / name):
+            (old / name).rename(place.folder / name)
     for name in (*place.own, MARK):
         (old / name).unlink(missing_ok=True)
     for emptied, _, _ in os.walk(old, topdown=False):
-        with suppress(OSError):  # whatever has come into it meanwhile
+        with suppress(OSError):
             Path(emptied).rmdir()
+    if old.exists():
+        old.rename(old.with_suffix(".old"))
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file, or all files of a folder, a second name."""
+    if source.is_symlink() or not source.is_dir():
+        os.link(source, target, follow_symlinks=False)
+        return
+    target.mkdir()
+    for entry in source.iterdir():
+        _link(entry, target / entry.name)
+    shutil.copystat(source, target)
+
+
+def _unlink(name: Path, other: Path) -> None:
+    """Take away what `_link` has made: each name of a file that has the other one, and the folders of such names."""
+    if name.is_symlink() or not name.is_dir():
+        if os.path.lexists(name) and os.path.lexists(other) and os.path.samestat(name.lstat(), other.lstat()):
+            name.unlink()
+        return
+    for entry in list(name.iterdir()):
+        _unlink(entry, other / entry.name)
+    with suppress(OSError):
+        name.rmdir()
 
 
 def _foreign(folder: Path, own: Collection[str], fresh: Path | None = None, within: str = "") -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -34,10 +35,11 @@ from transformers import (
 from diffcse_scale.distributed import agree
 from diffcse_scale.foundation.durable import apply_umask, publish, save_weights
 from diffcse_scale.foundation.environment import environment
-from diffcse_scale.foundation.errors import InputError, RunEnded
+from diffcse_scale.foundation.errors import InputError, RunEnded, disk_errors_at
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.foundation.finite import NotFinite
 from diffcse_scale.foundation.paths import given_path
+from diffcse_scale.foundation.patience import until_written
 from diffcse_scale.foundation.randomness import seed_everything, seed_initial_numbers
 from diffcse_scale.foundation.secrets import masked
 from diffcse_scale.foundation.signals import listening
@@ -106,7 +108,7 @@ def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
             "command": masked(options.command()),
         }
         if trainer.is_world_process_zero():
-            _save(options, model, tokenizer, record)
+            until_written(lambda: _save(options, model, tokenizer, record), "The trained generator")
     if asked.by is not None:
         raise RunEnded(
             f"Stopped by {asked.by} after step {trainer.state.global_step} of {options.steps}; what was learnt is in "
@@ -327,12 +329,14 @@ def _save(
 ) -> None:
     """Everything under a temporary name first, so that a folder with the final name is whole."""
     partial = _partial(options)
-    model.save_pretrained(partial)
-    if options.store_bf16:  # config.json keeps float32, the dtype to load as
-        for file in partial.glob("*.safetensors"):
-            weights = {name: weight.bfloat16() for name, weight in load_file(file).items()}
-            save_weights(weights, file)
-    tokenizer.save_pretrained(partial)
-    (partial / "training_record.json").write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
-    apply_umask(partial)
-    publish(partial, _output(options))
+    shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed
+    with disk_errors_at(partial):
+        model.save_pretrained(partial)
+        if options.store_bf16:  # config.json keeps float32, the dtype to load as
+            for file in partial.glob("*.safetensors"):
+                weights = {name: weight.bfloat16() for name, weight in load_file(file).items()}
+                save_weights(weights, file)
+        tokenizer.save_pretrained(partial)
+        (partial / "training_record.json").write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
+        apply_umask(partial)
+        publish(partial, _output(options))

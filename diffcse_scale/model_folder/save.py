@@ -10,7 +10,7 @@ read: the library would write names that versions before 5.4 do not know, and lo
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ def export_sentence_transformer(
     state: dict[str, Tensor] | None = None,
     adapter: bool = False,
     overwrite: bool = False,
+    beside: Mapping[str, dict[str, Tensor]] | None = None,
 ) -> None:
     """Write the encoder as a directory that `SentenceTransformer` and `AutoModel` load.
 
@@ -59,6 +60,7 @@ def export_sentence_transformer(
         state: the weights, where `encoder` holds only a part of them (ZeRO-3).
         adapter: of an encoder with adapters save these alone, beside the name of their base; else they are merged.
         overwrite: replace the files of another model in `directory` too.
+        beside: weights of what is not the encoder, by the names of their files.
 
     Raises:
         InputError: `directory` holds what this function did not write, and `overwrite` is False.
@@ -72,6 +74,8 @@ def export_sentence_transformer(
         tokenizer.save_pretrained(folder)
         config = encoder.config
         write_modules(folder, pooling, max_length, config.hidden_size, config.num_hidden_layers)
+        for name, weights in (beside or {}).items():
+            save_weights(weights, folder / name)
         if card is not None:
             (folder / CARD).write_text(card, encoding="utf-8")
 

@@ -13,12 +13,20 @@ import yaml
 
 from diffcse_scale.checkpoints.manifest import LATEST, newest_step
 from diffcse_scale.distributed import barrier, broadcast_object, is_main
-from diffcse_scale.foundation.durable import write_durably
+from diffcse_scale.foundation.durable import make_folder, unfinished, write_durably
 from diffcse_scale.foundation.environment import environment
-from diffcse_scale.foundation.errors import InputError, RunEnded, exit_code_of
+from diffcse_scale.foundation.errors import (
+    InputError,
+    PeerFailed,
+    RunEnded,
+    exit_code_of,
+    remedy,
+    system_reason,
+)
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.foundation.objects import read_object, read_yaml_object
 from diffcse_scale.foundation.paths import given_path
+from diffcse_scale.foundation.recorded_recipe import check_recipe, digest_of
 from diffcse_scale.foundation.run_files import (
     BEST,
     CHECKPOINTS,
@@ -39,7 +47,10 @@ from diffcse_scale.foundation.secrets import masked_command
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.model.starting_point import left_out
 from diffcse_scale.recipe import Recipe
+from diffcse_scale.recipe_file import few
+from diffcse_scale.rendezvous import lost_a_peer
 from diffcse_scale.runs.claim import FolderInUse, SignsOfLife, claim
+from diffcse_scale.runs.failures import first_of_all, in_words
 from diffcse_scale.runs.incarnation import Incarnation, Ownership, incarnations
 from diffcse_scale.runs.metrics_file import MetricsFile
 from diffcse_scale.runs.records import Record
@@ -63,10 +74,7 @@ PLACES = ("data.files", "evaluation.data", "model.encoder", "model.discriminator
 CONTENTS = ("data_fingerprint", "development_fingerprint", "models_fingerprint")
 
 # what a start leaves behind that has not got as far as writing recipe.yaml; status.tmp, one of an earlier version
-TRACES = (
-    *(LOCK, REQUEUES, INCARNATIONS, STATUS, f"{STATUS}.tmp", "status.tmp", STOP, HANG),
-    *(RECORD, f"{RECORD}.tmp", f"{RECIPE}.tmp"),
-)
+TRACES = (LOCK, REQUEUES, INCARNATIONS, STATUS, "status.tmp", STOP, HANG, RECORD)
 
 # a new run; the one that is there; whichever of the two it takes; the one that is there, without going on with it
 Start = Literal["new", "resume", "auto", "replay"]
@@ -115,7 +123,8 @@ class RunDirectory:
                 answer = error
             except OSError as error:
                 folder = path or f"runs/{recipe.name}"
-                answer = InputError(f"Output folder {folder} cannot be read or written: {error.strerror or error}.")
+                why = f"{system_reason(error)}; {remedy(error)}"
+                answer = InputError(f"Output folder {folder} cannot be read or written: {why}.")
         answer = broadcast_object(answer)  # one rank looks, all leave together
         if isinstance(answer, InputError | RunEnded):
             raise answer
@@ -148,16 +157,25 @@ class RunDirectory:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        """The last word of `status.json`: how a run ended early, and why."""
+        """The last word of `status.json`: how a run ended early, and why, as the first rank has it that failed.
+
+        Raises:
+            PeerFailed: in the place of an error that says no more than that another rank has gone.
+        """
         if self._signs is not None:
             self._signs.__exit__()
         if error is None:
             return
-        code, message = exit_code_of(error), str(error) or type(error).__name__
+        code = exit_code_of(error)
         if code.state == "failed":
-            self.failed(message, code)
+            own = in_words(error)
+            message, code = first_of_all(own, code, self.path / STATUS)
+            if is_main() or message == own:
+                self.failed(message, code)
+            if lost_a_peer(error):
+                raise PeerFailed(message, code) from None
         elif code.state == "stopped" and is_main():  # every rank leaves so
-            self.status.update(now=True, state=code.state, message=message, exit_code=code)
+            self.status.update(now=True, state=code.state, message=str(error), exit_code=code)
 
     def failed(self, message: str, exit_code: ExitCode) -> None:
         """Say in `status.json` that the run has failed, from any rank: the main one may be what has failed."""
@@ -192,9 +210,9 @@ class RunDirectory:
                     )
             written = {**begun, "resumed": [*begun.get("resumed", []), written]}
         if is_main():
-            write_durably(to_json(written, indent=1), record)
+            text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+            write_durably(to_json(written if self.begun else written | digest_of(text), indent=1), record)
             if not self.begun:
-                text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
                 write_durably(text, self.path / RECIPE)
         barrier()
 
@@ -245,7 +263,7 @@ def _claim(folder: Path, recipe: Recipe, start: Start) -> RunDirectory:
     history = incarnations(folder / INCARNATIONS)
     run = RunDirectory(folder)
     run.begun = begun
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     run.ownership = claim(folder, now)
     run.metrics = MetricsFile(run.metrics.path, run.ownership.lasts)
     if run.stop_file.exists() and run.stop_file.stat().st_mtime < psutil.Process().create_time():
@@ -278,8 +296,9 @@ def _occupied(folder: Path) -> bool:
     names = [entry.name for entry in folder.iterdir()]
     # the first that a start writes, also one that begins just now, is its line there: without it a run.json is another
     # program's
-    free = TRACES if incarnations(folder / INCARNATIONS) else (LOCK, STOP, REQUEUES, INCARNATIONS)
-    return any(name not in free for name in names)
+    begun = bool(incarnations(folder / INCARNATIONS))
+    free = TRACES if begun else (LOCK, STOP, REQUEUES, INCARNATIONS)
+    return any(name not in free and not (begun and unfinished(name) in (*TRACES, RECIPE)) for name in names)
 
 
 def _by_content(begun: dict[str, Any]) -> bool:
@@ -308,9 +327,13 @@ def _same_recipe(recipe: Recipe, saved: Path) -> None:
     record = saved.with_name(RECORD)
     by_content = record.is_file() and _by_content(read_object(record, Record))
     free = (*FREE_TO_CHANGE, *(PLACES if by_content else ()))
-    differences = [line for line in recipe.differences(read_yaml_object(saved)) if line.split(":")[0] not in free]
+    check_recipe(saved.parent)
+    begun = read_yaml_object(saved)
+    if lost := recipe.lost(begun):
+        raise InputError(f"{saved} is not whole: {lost[0]} is missing; bring it back.")
+    differences = [line for line in recipe.differences(begun) if line.split(":")[0] not in free]
     if differences:
         raise InputError(
             f"{saved.parent} holds a run of another recipe, which stays as it is; give another --output "
-            f"(this recipe has {'; '.join(differences)})."
+            f"(this recipe has {few(differences)})."
         )

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcse_scale.foundation.durable import replacing
+from diffcse_scale.foundation.durable import replacing, sync_folder
+from diffcse_scale.foundation.errors import disk_errors_at
 from diffcse_scale.foundation.objects import parse_json
 from diffcse_scale.foundation.strict_json import to_json
 
@@ -37,21 +38,24 @@ class MetricsFile:
         """Append one row; numbers that are not finite become null."""
         if not self._owned():
             return
-        if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(to_json(row) + "\n")
-        self._file.flush()
+        with disk_errors_at(self.path):
+            if self._file is None:
+                self._file = self.path.open("a", encoding="utf-8")
+            self._file.write(to_json(row) + "\n")
+            self._file.flush()
 
     def sync(self) -> None:
-        """Wait until the disk has all rows that were written: a checkpoint, or a result, is to come."""
+        """Wait until the disk has all rows that were written, and the names in the run: a checkpoint is to come."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with disk_errors_at(self.path):
+                os.fsync(self._file.fileno())
+            sync_folder(self.path.parent)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """All rows, oldest first, one in memory at a time; a line that a killed process has cut short is left out."""
         if not self.path.is_file():
             return
-        with self.path.open(encoding="utf-8", errors="replace") as lines:
+        with disk_errors_at(self.path), self.path.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 row = _row(line)
                 if row is not None:

@@ -16,6 +16,7 @@ from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.model_files import MODULES_FILE
 from diffcse_scale.foundation.objects import read_object
 from diffcse_scale.foundation.paths import given_path
+from diffcse_scale.foundation.recorded_recipe import check_recipe
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.recipe_file import load_recipe
 from diffcse_scale.runs.incarnation import Incarnation, incarnations
@@ -105,6 +106,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
 def _read(path: Path, label: str) -> Run:
     if not (path / run_files.RECIPE).is_file():
         raise InputError(f"{path} holds no run: recipe.yaml is not there; give the folder that training wrote.")
+    check_recipe(path)
     return Run(
         path=path,
         label=label,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffcse_scale.foundation.durable import replacing
+from diffcse_scale.foundation.durable import TEMPORARY, replacing
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.objects import read_object
 from diffcse_scale.foundation.run_files import STATUS
@@ -35,15 +35,23 @@ class StatusFile:
 
     def __init__(self, path: Path | None, owned: Callable[[], bool] = lambda: True, **facts: Any) -> None:
         self._path, self._owned, self._facts, self._last = path, owned, dict(facts), 0.0
+        self._fresh: Path | None = None  # where it is written before it takes its place; None for the usual name
+
+    @property
+    def failure(self) -> tuple[str, int] | None:
+        """Message and exit code of a run that has failed."""
+        facts = self._facts
+        return (facts["message"], facts["exit_code"]) if facts.get("state") == "failed" else None
 
     @classmethod
     def found(cls, path: Path, owned: Callable[[], bool] = lambda: True) -> StatusFile:
         """To add to what another process has written."""
         try:
             found = read_object(path)
-        except InputError:
+        except (OSError, InputError):
             found = {}
         status = cls(path, owned)
+        status._fresh = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")  # the main rank may be writing, too
         status._facts.update(found)
         return status
 
@@ -59,10 +67,20 @@ class StatusFile:
         if not (now or changed or time.monotonic() - self._last >= HEARTBEAT):
             return
         self._last = time.monotonic()
+        text = to_json({**self._facts, "updated": time.time()}) + "\n"
         with contextlib.suppress(OSError):
-            if self._owned():
-                with replacing(self._path, durably=False) as file:
-                    file.write(to_json({**self._facts, "updated": time.time()}) + "\n")
+            if not self._owned():
+                return
+            try:
+                with replacing(self._path, durably=False, fresh=self._fresh) as file:
+                    file.write(text)
+            except OSError:
+                if self._facts.get("state") not in ENDED:
+                    raise
+                # on a full disk there is no room for a second file, and these are the last words
+                with self._path.open("r+", encoding="utf-8") as file:
+                    file.write(text)
+                    file.truncate()
 
 
 def read_status(run: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from diffcse_scale.distributed import is_main, launched_rank, local_rank
-from diffcse_scale.foundation.errors import InputError, RunEnded, exit_code_of, told
+from diffcse_scale.foundation.errors import InputError, PeerFailed, RunEnded, exit_code_of, told
 from diffcse_scale.rendezvous import leave
 
 
@@ -17,23 +17,28 @@ def run_to_its_end(main: Callable[[], object]) -> None:
         main()
         leave()
     except RunEnded as end:
+        failed = isinstance(end, PeerFailed)
         if is_main():
-            print(end, file=sys.stderr)
-        leave()
+            print(f"error: {end}" if failed else end, file=sys.stderr)
+        leave(alone=failed)
         sys.exit(exit_code_of(end))
     except InputError as error:
         if local_rank() > 0:
             # most mistakes are seen by all ranks, and the launcher ends the others when the first leaves; a mistake
             # that only this rank can see is told all the same
             time.sleep(3)
-        print(f"error: {error}" if local_rank() == 0 else f"error on rank {launched_rank()}: {error}", file=sys.stderr)
+        print(f"{_whose()}: {error}", file=sys.stderr)
         leave(alone=True)
         sys.exit(exit_code_of(error))
     except Exception as error:
         if (said := told(error)) is None:
             raise
         print(
-            f"error: {said.rstrip('.')}; the newest whole checkpoint stays: mend it and go on with --resume.",
+            f"{_whose()}: {said.rstrip('.')}; the newest whole checkpoint stays: go on with --auto-resume.",
             file=sys.stderr,
         )
         sys.exit(exit_code_of(error))
+
+
+def _whose() -> str:
+    return "error" if local_rank() == 0 else f"error on rank {launched_rank()}"

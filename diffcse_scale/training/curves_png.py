@@ -6,19 +6,27 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from diffcse_scale.foundation.durable import TEMPORARY, publish
+from diffcse_scale.foundation.errors import one_line
 from diffcse_scale.runs.metric_table import METRICS, OF_EVALUATIONS
-from diffcse_scale.runs.metrics_file import Series
+from diffcse_scale.runs.metrics_file import MetricsFile, Series
 
 log = logging.getLogger(__name__)
 
 
-def draw_curves(series: Mapping[str, Series], file: Path) -> None:
-    """Draw the numbers of `metrics.jsonl` into a PNG; without matplotlib (extra `plot`) say so and go on."""
+def draw_curves(metrics: MetricsFile, file: Path) -> None:
+    """Draw the numbers of `metrics.jsonl` into a PNG; where that cannot be done say so and go on."""
     try:
-        from matplotlib.figure import Figure
+        _draw(metrics.series(), file)
     except ImportError:
         log.warning("No %s: matplotlib is not installed (pip install 'diffcse-scale[plot]').", file.name)
-        return
+    except Exception as error:  # whatever it is, a picture is not worth a run
+        log.warning("No %s: %s.", file.name, one_line(error))
+
+
+def _draw(series: Mapping[str, Series], file: Path) -> None:
+    from matplotlib.figure import Figure
+
     drawn = sorted((metric for metric in METRICS.values() if metric.panel), key=lambda metric: _is_score(metric.name))
     panels = [metric for metric in drawn if metric.name in series and series[metric.name].known.values.any()]
     figure = Figure(figsize=(4.5 * len(panels), 3.2), layout="constrained")
@@ -26,7 +34,9 @@ def draw_curves(series: Mapping[str, Series], file: Path) -> None:
         axes.plot(*series[metric.name].known, marker="o" if _is_score(metric.name) else None, markersize=3)
         axes.set(title=metric.panel, xlabel="step")
         axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=150)
+    fresh = file.with_name(file.name + TEMPORARY)
+    figure.savefig(fresh, dpi=150, format="png")
+    publish(fresh, file)
 
 
 def _is_score(name: str) -> bool:

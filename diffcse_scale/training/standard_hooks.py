@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,8 @@ class Evaluation(Hook):
             row[f"dev_spearman_{other}"] = development.spearman(Encoder(encoder.backbone, other), tick)
         if trainer.step > 0:
             trainer.best.offer(trainer.step, score, trainer.tick)
+        else:
+            trainer.before = {name: value if math.isfinite(value) else None for name, value in row.items()}
         trainer.record({**row, EVALUATION: time.perf_counter() - start})
         if is_main():
             shown = "  ".join(f"{name} {value:.2f}" for name, value in row.items())
@@ -112,8 +115,7 @@ class Evaluation(Hook):
         if self._development is None:
             trainer.best.keep({"step": trainer.step}, trainer.tick)
             return
-        before = next((row for row in trainer.run.metrics.rows() if row["step"] == 0), {}) if is_main() else {}
-        result["before"] = {name: value for name, value in before.items() if name not in ("step", EVALUATION)}
+        result["before"] = trainer.before
         result["best"] = trainer.best.facts
         if trainer.generator is not None:
             accuracy = self._development.rtd_accuracy(

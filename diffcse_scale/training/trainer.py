@@ -23,6 +23,7 @@ from diffcse_scale.model.packing import packs
 from diffcse_scale.objective.objective import StepOutput
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.runs.directory import RunDirectory
+from diffcse_scale.runs.metric_table import OF_EVALUATIONS
 from diffcse_scale.runs.metrics import Window
 from diffcse_scale.supervision.supervision import StopRequested, Supervision
 from diffcse_scale.text.batches import Batch, Batches
@@ -72,6 +73,7 @@ class Trainer:
         self.step = 0  # steps done
         self.due = Due.nothing()  # after `step`
         self.evaluation_due = True  # of the weights after `step`
+        self.before: dict[str, Any] = {}  # scores of the untrained encoder
         self.learning_rate = 0.0
         self.gradient_norm: Tensor | float = 0.0
 
@@ -147,7 +149,7 @@ class Trainer:
             hook.on_end(self, result)
         self.tick("exporting")
         if is_main():
-            draw_curves(self.run.metrics.series(), self.run.curves)
+            draw_curves(self.run.metrics, self.run.curves)
             self.best.place(result)
             self.run.finish(**result)
         barrier()
@@ -190,6 +192,8 @@ class Trainer:
         best = self.best.facts
         return {
             "best": best,
+            "best_files": self.best.files,
+            "before": self.before,
             "score": best.get("dev_spearman") if best.get("step") == self.step else None,
             "evaluation_due": self.evaluation_due,
             "window": self.window.state(),
@@ -199,12 +203,20 @@ class Trainer:
         """Continue from the newest whole checkpoint of the run directory, or from the start if there is none yet."""
         state = self.checkpoints.load()
         if state is not None:
-            self.step, self.best.facts, self.evaluation_due = state["step"], state["best"], state["evaluation_due"]
+            self.step, self.evaluation_due, self.before = state["step"], state["evaluation_due"], self._before(state)
+            self.best.restore(state)
             self.window.restore(state["window"], device())
             self.skipped.resume()
         if is_main():
             self.run.metrics.keep(self._stays)
             log.info("Resuming after step %d of %d.", self.step, self.plan.steps)
+
+    def _before(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The scores of the untrained encoder, which earlier versions had in metrics.jsonl alone."""
+        if "before" in state:
+            return dict(state["before"])
+        first = next((row for row in self.run.metrics.rows() if row["step"] == 0), {})
+        return {name: value for name, value in first.items() if name.startswith(OF_EVALUATIONS)}
 
     def _stays(self, row: dict[str, Any]) -> bool:
         """Whether a row of metrics is not going to be written again."""

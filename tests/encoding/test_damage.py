@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ import pytest
 
 from diffcse_scale.encoding import EncodeOptions, encode, load, search
 from diffcse_scale.encoding.prompt import answer
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, told
+from tests.support.file_events import FileEvents, fail
 from tests.support.files import contents
 
 Options = Callable[..., EncodeOptions]
@@ -146,3 +148,14 @@ def test_bytes_from_a_pipe_that_are_no_text_end_the_search_after_the_queries_bef
     with pytest.raises(InputError, match="Query 1 is not UTF-8"):
         answer(folder, [], top=10**12)
     assert len(capsys.readouterr().out.splitlines()) == 1 + 103
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EACCES])
+def test_a_shard_that_cannot_be_read_at_the_moment_is_not_called_damaged(folder: Path, code: int) -> None:
+    with (
+        FileEvents([folder], fail(1, code), only="read", named="00002.parquet", reads=True),
+        pytest.raises(OSError) as raised,
+    ):
+        load(folder).verify()
+    assert "embeddings-00002.parquet" in (told(raised.value) or "")
+    load(folder).verify()

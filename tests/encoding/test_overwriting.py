@@ -11,7 +11,7 @@ import pytest
 from diffcse_scale.encoding import EncodeOptions, encode, load
 from diffcse_scale.encoding.folder_manifest import MANIFEST
 from diffcse_scale.foundation.errors import InputError
-from tests.support.files import contents
+from tests.support.files import contents, write_files
 
 Options = Callable[..., EncodeOptions]
 
@@ -92,3 +92,14 @@ def test_a_run_and_a_file_are_no_places_for_embeddings(options: Options, text_fi
         with pytest.raises(InputError, match=message):
             encode(options(text_file, output=str(output), overwrite=True), progress=False)
     encode(options(text_file, output=str(run / "embeddings")), progress=False)
+
+
+def test_what_a_kill_left_half_written_is_no_other_file(options: Options, text_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    half = {"manifest.json.tmp": "{", "shards.jsonl.tmp": "", ".embeddings-00000.parquet.77.partial": "PAR1"}
+    write_files(out, {**half, "notes.tmp": "mine"})
+    with pytest.raises(InputError, match=r"killed holds other files \(notes\.tmp\)"):
+        encode(options(text_file, output=str(out)), progress=False)
+    (out / "notes.tmp").unlink()
+    encode(options(text_file, output=str(out)), progress=False)
+    assert len(load(out)) == 103 and not set(half) & set(contents(out))

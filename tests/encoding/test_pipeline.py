@@ -204,7 +204,7 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(
         (options(table, column="middle"), "has no column 'middle'"),
         (options(empty), "no row to encode"),
         (options(text_file, output=str(foreign)), r"foreign holds other files \(thesis.tex\); choose another --output"),
-        (options(text_file, output=str(taken / "out")), "cannot be written"),
+        (options(text_file, output=str(taken / "out")), "cannot be read or written"),
         (options(text_file, devices="tpu:7"), "--devices: 'tpu:7' cannot be used here"),
     ]:
         with pytest.raises(InputError, match=complaint):
@@ -235,7 +235,9 @@ def test_a_full_disk_is_one_sentence_and_the_rest_follows_when_there_is_room(
         if not mounted:
             pytest.skip("this user may not mount a small disk")
         chosen = options(text_file, output=str(tmp_path / "disk" / "out"))
-        with pytest.raises(InputError, match=r"cannot be written \(no space left on device\); what is done is kept"):
+        with pytest.raises(
+            InputError, match=r"cannot be read or written \(no space left on device\); what is done is kept"
+        ):
             encode(chosen, progress=False)
         enlarge(tmp_path / "disk", "1m")
         encode(chosen, progress=False)

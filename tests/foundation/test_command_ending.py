@@ -47,11 +47,15 @@ def _write_to_a_folder() -> None:
         (_raise(InputError("This is wrong.")), 2, "error: This is wrong.\n"),
         (_raise(KeyboardInterrupt()), INTERRUPTED, "Interrupted.\n"),
         (_raise(MemoryError()), 2, "error: There is not enough memory (MemoryError); give it more, or ask for less"),
-        (_raise(OSError(28, "No space left on device", "/a/b")), 2, "error: /a/b: No space left on device.\n"),
+        (_raise(OSError(28, "No space left on device", "/a/b")), 2, "error: /a/b: No space left on device; free some"),
         (_raise(RuntimeError("x: No space left on device (os error 28)")), 2, "error: x: No space left on device (os"),
-        (_raise(PermissionError(13, "Permission denied", "/a/b")), 2, "error: /a/b: Permission denied.\n"),
+        (
+            _raise(PermissionError(13, "Permission denied", "/a/b")),
+            2,
+            "error: /a/b: Permission denied; see who may read",
+        ),
         (_raise(PermissionError(13, "Permission denied", b"/a/\xff")), 2, "error: /a/"),
-        (_write_to_a_folder, 2, "error: /: Is a directory.\n"),
+        (_write_to_a_folder, 2, "error: /: Is a directory; mend that."),
     ],
 )
 def test_what_is_not_the_programs_fault_is_one_sentence(

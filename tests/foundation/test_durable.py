@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -13,8 +14,18 @@ import torch
 from safetensors.torch import save_file
 
 from diffcse_scale.export.command import ExportOptions, export_model
-from diffcse_scale.foundation.durable import apply_umask, publish, save_weights, write_durably
+from diffcse_scale.foundation.durable import (
+    apply_umask,
+    exchange,
+    make_folder,
+    publish,
+    remove_folder,
+    save_weights,
+    write_durably,
+)
+from tests.support.file_events import Event, FileEvents, fail
 from tests.support.hand_made_run import write_run
+from tests.support.small_disk import small_disk
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,3 +102,48 @@ def test_a_folder_gets_its_name_when_the_disk_has_all_of_it(tmp_path: Path, monk
     assert set(events[:-2]) == {"fresh/one", "fresh/below/two", "fresh/below", "fresh"} and events[-3] == "fresh"
     assert events[-2:] == ["renamed", "."]
     assert (folder / "below" / "two").read_text() == "2" and (folder / "link").is_symlink()
+
+
+def test_a_new_folders_name_is_on_the_disk_and_those_above_it(tmp_path: Path) -> None:
+    events: list[Event] = []
+    with FileEvents([tmp_path], events.append):
+        make_folder(tmp_path / "runs" / "mine")
+        make_folder(tmp_path / "runs" / "mine")  # it is there
+    flushed = [event.path for event in events if event.what == "flush"]
+    assert flushed == [str(tmp_path), str(tmp_path / "runs")]
+
+
+def test_what_cannot_be_written_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "8k") as mounted:
+        if not mounted:
+            pytest.skip("this user may not mount a small file system")
+        write_durably("old", tmp_path / "disk" / "file")
+        with pytest.raises(OSError, match="No space left on device"):
+            write_durably("x" * 100_000, tmp_path / "disk" / "file")
+        assert [(file.name, file.read_text()) for file in (tmp_path / "disk").iterdir()] == [("file", "old")]
+
+
+def test_a_folder_that_cannot_be_removed_is_told_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("kept", "gone"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    with FileEvents([tmp_path / "kept"], fail(1, errno.EACCES), only="remove"):
+        remove_folder(tmp_path / "kept")
+    remove_folder(tmp_path / "gone")
+    remove_folder(tmp_path / "gone")
+    assert f"{tmp_path / 'kept'} is of no more use and cannot be removed (permission denied); it stays." in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"] and "gone" not in caplog.text
+
+
+def test_two_folders_change_their_names_or_nothing_has_happened(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+        (folder / "name").write_text(folder.name)
+    exchange(one, other)
+    assert ((one / "name").read_text(), (other / "name").read_text()) == ("other", "one")
+    with FileEvents([one], fail(1, errno.EIO), only="flush"), pytest.raises(OSError):
+        exchange(one, other)
+    assert (other / "name").read_text() == "one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -11,6 +12,8 @@ from threading import Thread
 
 import pytest
 
+from diffcse_scale.foundation import durable
+from diffcse_scale.foundation.durable import put_back
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.ownership import (
     MARK,
@@ -22,6 +25,8 @@ from diffcse_scale.foundation.ownership import (
     replaced,
     write_file,
 )
+from tests.support.file_events import FileEvents, kill
+from tests.support.files import write_files
 
 OURS = json.dumps({WRITTEN_BY: "program plan", "value": 1})
 BEFORE_MARKS = json.dumps({"value": 1, "other": 2})
@@ -247,3 +252,52 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     export(tmp_path / "out", "model", "model-2")
     assert (tmp_path / "out").is_symlink()
     assert set(content(tmp_path / "far")) == {"model", "model-2"}
+
+
+@pytest.mark.parametrize("only", ["rename", pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("exchanges", [True, False], ids=["in one piece", "by renames"])
+def test_a_kill_at_any_point_leaves_the_old_or_the_new_and_nothing_of_others_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool, only: str | None
+) -> None:
+    if not exchanges:
+        monkeypatch.setattr(durable, "_exchanged", lambda one, other: False)
+    old, new = {"model": "new model", "model-2": "new model-2"}, {"model": "new model", "sub/part": "new sub/part"}
+    mine = {"notes": "mine", ".git/HEAD": "mine"}
+    killed = 0
+    for at in range(1, 100):
+        out = tmp_path / str(at) / "out"
+        export(out, *old)
+        write_files(out, mine)
+        (out / "link").symlink_to(tmp_path)
+        if (child := os.fork()) == 0:
+            with FileEvents([tmp_path], kill(at), only=only):
+                export(out, *new)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        put_back(out)  # as the next command does
+        assert content(out) in ({**old, **mine}, {**new, **mine}) and (out / "link").is_symlink()
+        if not status:
+            break
+        killed += 1
+        export(out, *new)
+        assert content(out) == {**new, **mine}
+    assert (
+        killed >= (0 if only and exchanges else 3 if only else 20)
+        and content(out) == {**new, **mine}
+        and len(list(out.parent.iterdir())) == 1
+    )
+
+
+def test_what_a_file_system_cannot_link_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export(tmp_path / "out", "model")
+    write_files(tmp_path / "out", {"notes": "mine", "sub/notes": "mine"})
+
+    def link(*arguments: object, **named: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    export(tmp_path / "out", "model", "sub/part")
+    assert content(tmp_path / "out") == {
+        "model": "new model", "notes": "mine", "sub/notes": "mine", "sub/part": "new sub/part"
+    }  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -17,6 +17,7 @@ from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.recipe_file import load_recipe
 from diffcse_scale.runs.directory import FolderInUse, RunDirectory
 from diffcse_scale.runs.metrics_file import MetricsFile
+from diffcse_scale.runs.read import read_runs
 from tests.support.tiny_models import tiny_bert, tiny_tokenizer
 
 RECIPE = load_recipe("quickstart")
@@ -53,6 +54,41 @@ def test_another_recipes_run_is_refused_and_the_difference_shown(tmp_path, start
     other = load_recipe("quickstart", ["optimizer.clip=2.0", "log_every=7"])
     with pytest.raises(InputError, match=r"holds a run of another recipe.*optimizer.clip: 2.0, not 1.0\)"):
         RunDirectory.open(folder, other, start)
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["", "of an earlier version"])
+def test_a_recipe_that_is_cut_is_not_called_another_recipe(tmp_path, knows):
+    """Cut at the end of a line, its last fields would be taken for their defaults, by a resume as by a report."""
+    run = started(str(tmp_path / "run"))
+    saved, record = run.path / "recipe.yaml", run.path / "run.json"
+    lines = saved.read_text().splitlines(keepends=True)
+    if not knows:
+        record.write_text(json.dumps({**FACTS, "plan": {"steps": 1}}))
+    del run
+    for kept in (0, 3, len(lines) // 2, len(lines) - 1):
+        saved.write_text("".join(lines[:kept]))
+        for read in (
+            lambda: RunDirectory.open(str(tmp_path / "run"), RECIPE, "auto"),
+            lambda: read_runs([saved.parent]),
+        ):
+            if kept == len(lines) - 1 and not knows:
+                continue
+            said = "is not as it was written when the run began" if knows else "bring it back|must be a mapping|missing"
+            with pytest.raises(InputError, match=rf"recipe.yaml.* ({said})") as told:
+                read()
+            assert "another recipe" not in str(told.value) and len(str(told.value)) < 300
+
+
+def test_of_many_differences_a_few_are_shown(tmp_path):
+    started(str(tmp_path / "run"))
+    other = [f"optimizer.{name}" for name in ("clip=3", "learning_rate=2", "warmup=0.5", "weight_decay=0.3")]
+    with pytest.raises(InputError, match=r"and 3 more\)") as told:
+        RunDirectory.open(
+            str(tmp_path / "run"),
+            load_recipe("quickstart", [*other, "seed=9", "max_steps=7", "data.limit=9", "data.max_length=9"]),
+            "auto",
+        )
+    assert str(told.value).count(", not ") == 5
 
 
 def test_what_does_not_touch_the_result_may_change_on_resume(tmp_path):
@@ -95,6 +131,14 @@ def test_a_start_that_a_mistake_stopped_leaves_the_folder_free(tmp_path):
     folder = str(tmp_path / "run")
     RunDirectory.open(folder, RECIPE, start="new")
     assert str(RunDirectory.open(folder, load_recipe("quickstart", ["seed=7"]), start="new").path) == folder
+
+
+@pytest.mark.parametrize("half", ["run.json.tmp", "recipe.yaml.tmp", "status.json.tmp", "status.json.77.tmp"])
+def test_what_a_kill_left_half_written_leaves_the_folder_free(tmp_path, half):
+    folder = tmp_path / "run"
+    RunDirectory.open(str(folder), RECIPE, start="new")
+    (folder / half).write_text("{")
+    started(str(folder))
 
 
 @pytest.mark.parametrize("name", ["run.json", "status.json", "hang", "recipe.yaml.tmp"])
@@ -326,7 +370,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(mode):
         os.chmod(folder, mode)
         run = f"{folder}/run"
         result = subprocess.run([sys.executable, "-c", program, run], capture_output=True, text=True, check=False)
-    assert f"InputError: Output folder {run} cannot be read or written: Permission denied." in result.stderr
+    assert f"InputError: Output folder {run} cannot be read or written: permission denied; see" in result.stderr
 
 
 def test_what_training_does_not_use_of_its_encoders_folder_is_kept(tmp_path):

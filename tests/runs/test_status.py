@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -10,6 +11,7 @@ import pytest
 
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.runs.status import StatusFile, read_status, status_line
+from tests.support.small_disk import small_disk
 
 
 def _status(**facts):
@@ -54,6 +56,22 @@ def test_another_process_can_add_the_last_word(tmp_path):
 
 def test_a_status_that_cannot_be_written_does_not_stop_a_run(tmp_path):
     StatusFile(tmp_path / "gone" / "status.json").update(now=True, state="training")
+
+
+def test_on_a_full_disk_the_last_word_takes_the_place_of_the_one_before(tmp_path):
+    with small_disk(tmp_path / "disk", "64k") as mounted:
+        if not mounted:
+            pytest.skip("this user may not mount a small file system")
+        status = StatusFile(tmp_path / "disk" / "status.json", step=9)
+        status.update(now=True, state="training", message="x" * 500)
+        with contextlib.suppress(OSError):
+            (tmp_path / "disk" / "filler").write_bytes(bytes(1 << 20))
+        status.update(now=True, state="evaluating")  # a heartbeat, which can be left out
+        assert read_status(tmp_path / "disk")["state"] == "training"
+        status.update(now=True, state="failed", message="no space", exit_code=2)
+        found = read_status(tmp_path / "disk")
+        assert (found["state"], found["message"]) == ("failed", "no space")
+        assert sorted(file.name for file in (tmp_path / "disk").iterdir()) == ["filler", "status.json"]
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,11 @@ GIVEN: dict[str, Maker | str] = {
     "`--resume` of an earlier version's run whose corpus has sentences with the tokens of another": (
         "runs/test_directory.py"
     ),
+    "`--resume` of a run whose `recipe.yaml` is cut, or a report on it": "runs/test_directory.py",
+    "`--resume` of a run whose best encoder is damaged, or its last steps": "training/test_best_model.py",
+    "a disk that is full, failing or read-only in the middle of a run, a quota that is reached": (
+        "supervision/test_ending.py"
+    ),
     "`--resume` of a run whose `checkpoints/` is gone": "runs/test_directory.py",
     "`--output other`, a folder of something else": "runs/test_directory.py",
     "`name=64`": recipe("name=64"),

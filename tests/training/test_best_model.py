@@ -1,19 +1,26 @@
-"""Which evaluation counts as the best, and who may keep it."""
+"""Which evaluation counts as the best; who may keep it; and that nothing but what was kept then becomes `model/`."""
 
 from __future__ import annotations
 
+import errno
 from math import nan
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from diffcse_scale.foundation.errors import RunEnded
+from diffcse_scale.foundation.errors import InputError, RunEnded
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.recipe_file import load_recipe
 from diffcse_scale.runs.directory import RunDirectory
-from diffcse_scale.training.best_model import BestModel, improves
-from tests.support.files import write_files
+from diffcse_scale.runs.metrics_file import MetricsFile
+from diffcse_scale.training.best_model import BestModel, digests, improves
+from diffcse_scale.training.curves_png import draw_curves
+from tests.support.file_events import FileEvents, fail
+from tests.support.files import contents, write_files
+
+FILES = {"model.safetensors": b"weights", "modules.json": b"[]", "1_Pooling/config.json": b"{}"}
 
 
 @pytest.mark.parametrize(
@@ -53,3 +60,62 @@ def test_what_a_later_incarnation_has_kept_is_not_deleted_or_replaced(tmp_path, 
     with pytest.raises(RunEnded) as end:
         older.check_owned()  # which the trainer does last
     assert end.value.exit_code == ExitCode.SUPERSEDED
+
+
+def resumed(run: Path, state) -> BestModel:
+    """As of a checkpoint with this state."""
+    model = BestModel(load_recipe("quickstart"), None, None, RunDirectory(run), None)
+    model.restore(state)
+    return model
+
+
+@pytest.fixture
+def state(tmp_path):
+    """Of a checkpoint of `tmp_path`, in which the best is that of step 8."""
+    best = RunDirectory(tmp_path).best(8)
+    write_files(best, {**FILES, "projection.safetensors": b"projection"})
+    return {"best": {"step": 8, "dev_spearman": 50.0}, "best_files": digests(best)}
+
+
+def test_the_best_becomes_the_model_and_what_a_kill_left_beside_it_does_not(tmp_path, state):
+    write_files(RunDirectory(tmp_path).best(8), {".permissions.77": b"", "model.safetensors.tmp": b"half"})
+    write_files(tmp_path, {"model/of an earlier end": b"", "model.partial/half": b""})
+    resumed(tmp_path, state).place({})
+    assert contents(tmp_path / "model") == FILES
+    assert (tmp_path / "projection.safetensors").read_bytes() == b"projection"
+    assert not (tmp_path / "model.partial").exists()
+
+
+@pytest.mark.parametrize("moment", ["resume", "end"])
+@pytest.mark.parametrize("damage", ["emptied", "zeroed", "gone", "all gone"])
+@pytest.mark.parametrize("name", ["model.safetensors", "1_Pooling/config.json", "projection.safetensors"])
+def test_damaged_weights_are_named_and_never_become_the_model(tmp_path, state, name, damage, moment):
+    best = RunDirectory(tmp_path).best(8)
+    model = resumed(tmp_path, state)
+    if damage == "all gone":
+        best.rename(tmp_path / "elsewhere")
+    elif damage == "gone":
+        (best / name).unlink()
+    else:
+        (best / name).write_bytes(bytes(0 if damage == "emptied" else (best / name).stat().st_size))
+    said = r"The best encoder so far cannot be used: .*step-00000008.* is gone.*; bring .*step-00000008 back"
+    with pytest.raises(InputError, match=said):
+        model.place({}) if moment == "end" else resumed(tmp_path, state)
+    assert not (tmp_path / "model").exists() and not (tmp_path / "projection.safetensors").exists()
+
+
+def test_a_checkpoint_of_an_earlier_version_does_not_know_the_files(tmp_path, state):
+    resumed(tmp_path, {"best": state["best"]}).place({})
+    assert contents(tmp_path / "model") == FILES
+
+
+def test_a_picture_that_cannot_be_drawn_ends_no_run(tmp_path, caplog):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    metrics.write({"step": 1, "dev_spearman": 40.0})
+    (tmp_path / "curves.png").write_bytes(b"of before")
+    with FileEvents([tmp_path], fail(1, errno.EDQUOT), only="rename"):
+        draw_curves(metrics, tmp_path / "curves.png")
+    assert caplog.text.count("No curves.png: ") == 1 and "Disk quota exceeded" in caplog.text
+    draw_curves(MetricsFile(tmp_path / "none"), tmp_path / "curves.png")  # nothing to draw
+    assert caplog.text.count("No curves.png: ") == 2
+    assert (tmp_path / "curves.png").read_bytes() == b"of before"
