@@ -313,7 +313,7 @@ def test_a_file_server_that_does_not_say_whose_the_run_is_fails_and_makes_nobody
 def test_an_old_checkpoint_that_cannot_be_deleted_is_told_and_ends_nothing(found):
     assert [one["undeletable"][0] for one in found] == [2, 2]
     (warning,) = found[0]["undeletable"][1]
-    assert "step-00000001 could not be deleted (device or resource busy)" in warning
+    assert "step-00000001 is of no more use and cannot be removed (device or resource busy)" in warning
 
 
 def test_latest_names_a_checkpoint_only_when_that_has_its_name(found):

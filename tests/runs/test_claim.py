@@ -216,7 +216,7 @@ def test_a_file_server_that_goes_on_failing_is_named_and_nothing_is_dropped(tmp_
                 do()
             assert error.value.filename == str(run.path / "incarnations.jsonl")
         run.status.update(now=True, state="training")  # a sign of life ends nothing
-        with pytest.raises(InputError, match="cannot be read or written: Input/output error"):
+        with pytest.raises(InputError, match="cannot be read or written: input/output error"):
             opened(tmp_path)
     assert not (run.path / "result.json").exists()
 
