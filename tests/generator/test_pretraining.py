@@ -133,7 +133,7 @@ def test_vocabulary_and_tokens_are_made_once_and_then_read(options, tmp_path):
         pretrain_generator(options(output=str(tmp_path / name), steps=1))
         kept = [*(tmp_path / "cache").glob("wordpiece-*.json"), *(tmp_path / "cache").glob("tokens-*/*")]
         made.append({file: file.stat().st_mtime_ns for file in kept})
-    assert made[0] == made[1] and len(made[0]) == 4  # a vocabulary; ids, offsets and facts
+    assert made[0] == made[1] and len(made[0]) == 5  # a vocabulary; ids, offsets, facts and their list
     pretrain_generator(options(output=str(tmp_path / "third"), steps=1, vocab_size=300))
     assert len(list((tmp_path / "cache").glob("wordpiece-*.json"))) == 2
 
