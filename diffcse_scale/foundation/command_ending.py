@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 
@@ -24,6 +25,8 @@ from diffcse_scale.foundation.signals import (
 
 # what a command line that cannot be read raises; typer has it from click, by one name or another
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+# seconds after which a main thread that is to leave is not waited for
+GRACE = 10.0
 INTERRUPTED, PIPE_CLOSED = map(exit_code_after, (signal.SIGINT, signal.SIGPIPE))
 
 
@@ -35,10 +38,14 @@ def run_command(app: typer.Typer) -> int:
         where the reader of what it prints has gone.
     """
     heard: list[int] = []
+    # a pool whose workers have been ended by the same signal may wait for them for ever
+    deaf = threading.Timer(GRACE, lambda: end_at_once(_stopped_by(heard[0])))
+    deaf.daemon = True
 
     def stop(number: int, _: object) -> None:
         if not heard:
             heard.append(number)
+            deaf.start()
             raise KeyboardInterrupt
 
     def interrupted(seconds: float) -> None:
@@ -54,10 +61,16 @@ def run_command(app: typer.Typer) -> int:
             # what a library raises over a request, or because the same signal has ended its workers, is no news
             if not heard and not isinstance(error, KeyboardInterrupt):
                 return _ended_by(error)
+        finally:
+            deaf.cancel()
         end_workers()
-        number = signal.Signals(heard[0] if heard else signal.SIGINT)
-    words = "Interrupted." if number == signal.SIGINT else f"Stopped by signal {number.name.removeprefix('SIG')}."
-    print(words, file=sys.stderr)
+    return _stopped_by(heard[0] if heard else signal.SIGINT)
+
+
+def _stopped_by(number: int) -> int:
+    """Say so, and return the exit code."""
+    name = signal.Signals(number).name.removeprefix("SIG")
+    print("Interrupted." if number == signal.SIGINT else f"Stopped by signal {name}.", file=sys.stderr, flush=True)
     return exit_code_after(number)
 
 

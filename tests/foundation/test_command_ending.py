@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import typer
 
 from diffcse_scale.foundation.command_ending import INTERRUPTED, PIPE_CLOSED, refuse_empty, run_command
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.signals import REQUESTS
 from tests.support.launch import ROOT, environment
 
 
@@ -96,3 +100,44 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
         command = [sys.executable, "-c", program]
         done = subprocess.run(command, cwd=ROOT, env=environment(), stdout=gone, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (PIPE_CLOSED, b"")
+
+
+BUSY = """
+import sys, time, typer
+import datasets
+from pathlib import Path
+from diffcse_scale.foundation.command_ending import run_command
+
+def work(row):
+    Path(sys.argv[1], str(row["number"])).touch()
+    time.sleep(60)
+    return row
+
+app = typer.Typer()
+
+@app.command()
+def command(folder: str) -> None:
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict({"number": [0, 1]}).map(work, num_proc=2)
+
+sys.exit(run_command(app))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("everybody", [False, True])
+@pytest.mark.parametrize("number", REQUESTS)
+def test_a_request_while_two_workers_are_busy_is_one_line_and_nothing_is_left(
+    tmp_path: Path, number: signal.Signals, everybody: bool
+) -> None:
+    command = [sys.executable, "-c", BUSY, str(tmp_path)]
+    program = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(list(tmp_path.iterdir())) < 2:
+        assert program.poll() is None
+        time.sleep(0.05)
+    workers = psutil.Process(program.pid).children(recursive=True)
+    (os.killpg if everybody else os.kill)(program.pid, number)
+    _, said = program.communicate(timeout=40)
+    words = {signal.SIGINT: "Interrupted.\n"}.get(number, f"Stopped by signal {number.name[3:]}.\n")
+    assert (program.returncode, said) == (128 + number, words)
+    assert len(workers) >= 2 and not psutil.wait_procs(workers, 5)[1]
