@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from datetime import timedelta
 
 import psutil
@@ -133,6 +134,15 @@ def first_failure(words: str) -> str | None:
         return words if _store is None or world_size() == 1 else _store.compare_set(FAILURE, "", words).decode()
     except STORE_ERRORS:
         return None
+
+
+def linger(seconds: float = 2.0) -> None:
+    """Rank 0 has failed, and serves the store in which the others, which lose it now, look why."""
+    if _store is None or world_size() == 1 or dist.get_rank() != 0:
+        return
+    if dist.get_backend() == "gloo":  # NCCL would wait for them
+        dist.destroy_process_group()
+    time.sleep(seconds)
 
 
 def lost_a_peer(error: BaseException) -> bool:
