@@ -166,6 +166,15 @@ def first_failure(words: str) -> str | None:
         return None
 
 
+def linger(seconds: float = 2.0) -> None:
+    """Rank 0 has failed, and serves the store in which the others, which lose it now, look why."""
+    if _store is None or world_size() == 1 or dist.get_rank() != 0:
+        return
+    if dist.get_backend() == "gloo":  # NCCL would wait for them
+        dist.destroy_process_group()
+    time.sleep(seconds)
+
+
 def lost_a_peer(error: BaseException) -> bool:
     """Whether all that an error says is that another rank has gone: it is never why a run has failed."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))

@@ -14,6 +14,7 @@ from diffcse_scale.evaluation.results import as_json, as_table, comparison_as_js
 from diffcse_scale.evaluation.scores import Results
 from diffcse_scale.evaluation.sentence_encoder import Once, encode_with, loading_device, on_devices, parse_devices
 from diffcse_scale.evaluation.suites import LoadedSuite, Subject, load_suites
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.ownership import WRITTEN_BY, check_file, json_of, write_file
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model_folder.layout import check_pooling, model_folder, run_of
@@ -75,6 +76,7 @@ def evaluate_models(
     for model in models[1:]:  # what cannot be loaded is told before the first is measured
         _load(model, pooling, max_length, "cpu")
     titles, reports, results = [], [], []
+    unwritten: InputError | None = None  # raised when the results have been shown
     for model in models:
         about, own_length, of_model = _measure(model, loaded, pooling, max_length, batch_size, used)
         unknown = f", {percent(share)} of them unknown" if (share := about["unknown_tokens"]) else ""
@@ -85,7 +87,10 @@ def evaluate_models(
             reports.append(report)
             run = runs.get(model)
             if run is not None and not suite.part and about["max_length"] == own_length:
-                console.print(escape(f"Written: {record(run, report, suite.data)}"), soft_wrap=True)
+                try:
+                    console.print(escape(f"Written: {record(run, report, suite.data)}"), soft_wrap=True)
+                except InputError as error:
+                    unwritten = error
 
     for title in model_titles(titles):
         console.print(escape(title), soft_wrap=True)
@@ -100,6 +105,8 @@ def evaluate_models(
         content = {WRITTEN_BY: COMMAND, "reports": reports, "comparisons": comparisons}
         write_file(given_path(json_file), as_text(content))
         console.print(escape(f"Written: {json_file}"), soft_wrap=True)
+    if unwritten is not None:
+        raise unwritten
     return results
 
 

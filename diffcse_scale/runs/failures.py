@@ -23,8 +23,8 @@ def in_words(error: BaseException) -> str:
     message = (told(error) or str(error) or type(error).__name__).splitlines()[0]
     if lost_a_peer(error):
         message = (
-            f"it lost another rank, which ended without a word ({brief(message, 200)}); see what that rank said last, "
-            "and whether its machine had memory left."
+            f"it lost another rank ({brief(message, 200)}); see what that one said last, and whether its machine had "
+            "memory left."
         )
     if world_size() == 1 or isinstance(error, RunEnded) or (is_main() and isinstance(error, InputError)):
         return message

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from diffcse_scale.distributed import is_main, launched_rank, local_rank
 from diffcse_scale.foundation.errors import InputError, PeerFailed, RunEnded, exit_code_of, told
-from diffcse_scale.rendezvous import leave
+from diffcse_scale.rendezvous import leave, linger
 
 
 def run_to_its_end(main: Callable[[], object]) -> None:
@@ -32,11 +32,13 @@ def run_to_its_end(main: Callable[[], object]) -> None:
         sys.exit(exit_code_of(error))
     except Exception as error:
         if (said := told(error)) is None:
+            linger()
             raise
         print(
             f"{_whose()}: {said.rstrip('.')}; the newest whole checkpoint stays: go on with --auto-resume.",
             file=sys.stderr,
         )
+        linger()
         sys.exit(exit_code_of(error))
 
 

@@ -35,7 +35,7 @@ class Cases:
         self.warnings: list[str] = []
         handler = logging.Handler()
         handler.emit = lambda record: self.warnings.append(record.getMessage())  # type: ignore[method-assign]
-        logging.getLogger("diffcse_scale.checkpoints.checkpoint").addHandler(handler)
+        logging.getLogger("diffcse_scale").addHandler(handler)
 
     def _saved(self, name: str, steps: tuple[int, ...] = (1, 2), **options: Any) -> Checkpoints:
         """A folder with a checkpoint after each of `steps`, with one training step before each."""

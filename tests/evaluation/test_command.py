@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from diffcse_scale.evaluation.recorded import evaluations
 from diffcse_scale.export import export_sentence_transformer
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model_folder.load import load_model
+from tests.support.file_events import FileEvents, fail
 from tests.support.tiny_models import WORDS, tiny_bert, tiny_tokenizer
 
 PAIRS = "4\ta dog runs\ta cat runs\n1\ta dog runs\ta horse sleeps\n3\tdog eats\tdog sleeps\n2\tcat\thorse runs\n"
@@ -129,6 +131,18 @@ def test_results_of_a_runs_model_are_kept_in_the_run(model_dir: Path, data: Path
         for suite, report in kept.items():
             assert report["model"] == str(model)
             assert [task["value"] for task in report["tasks"]] == [score.value for score in results[suite].scores]
+
+
+def test_what_cannot_be_kept_is_shown_and_then_told(
+    model_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = as_run(model_dir, tmp_path / "run")
+    with (
+        FileEvents([run / "evaluation"], fail(1, errno.EDQUOT, times=1000)),
+        pytest.raises(InputError, match=r"evaluation/.*cannot be written \(disk quota exceeded\); free some space"),
+    ):
+        measure(run, data)
+    assert "STS-B test" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options", [{"suites": ["sts:STS-B dev"]}, {"pooling": "cls"}, {"max_length": 5}])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import json
 import math
 import os
@@ -30,10 +32,13 @@ from diffcse_scale.embedded.grammar import training_sentences
 from diffcse_scale.foundation.errors import InputError, RunEnded
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.foundation.finite import NotFinite
+from diffcse_scale.foundation.patience import until_written
 from diffcse_scale.foundation.signals import REQUESTS
 from diffcse_scale.generator import pretraining as module
 from diffcse_scale.generator.pretrain_options import PretrainOptions
 from diffcse_scale.generator.pretraining import pretrain_generator
+from tests.support.file_events import FileEvents, fail
+from tests.support.files import write_files
 from tests.support.launch import ROOT, Ranks
 from tests.support.tiny_models import tiny_tokenizer
 
@@ -328,3 +333,16 @@ def test_a_model_that_has_diverged_is_not_written(options, tmp_path):
     with pytest.raises(NotFinite, match="not finite for the held-out sentences; lower learning_rate"):
         pretrain_generator(options(learning_rate=1e30, warmup=0))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_generator_that_cannot_be_written_at_once_is_kept_and_what_a_kill_left_is_not_shipped(
+    options, tmp_path, monkeypatch, caplog
+):
+    write_files(tmp_path / ".out.partial", {"model-00001-of-00002.safetensors": b"of another model"})
+    monkeypatch.setattr(module, "until_written", functools.partial(until_written, period=0))
+    with FileEvents([tmp_path / ".out.partial"], fail(1, errno.ENOSPC, times=2), only="open"):
+        pretrain_generator(options())
+    assert "The trained generator cannot be written yet: " in caplog.text and "free some space" in caplog.text
+    assert load_file(tmp_path / "out" / "model.safetensors") and not (tmp_path / ".out.partial").exists()
+    assert not list((tmp_path / "out").glob("model-0*"))
