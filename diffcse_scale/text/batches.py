@@ -231,7 +231,9 @@ class Batches:
 
     def _parts(self, lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Which sentences of the global batch are in each of this rank's chunks."""
-        order = np.arange(len(lengths)) if self.official else np.argsort(lengths, kind="stable")
+        # numbers of 8 or 16 bits are sorted in one pass over them
+        narrow = lengths.astype(np.min_scalar_type(lengths.max()))
+        order = np.arange(len(lengths)) if self.official else np.argsort(narrow, kind="stable")
         if self.chunk is not None:
             # what all ranks work on at a time is a run of sentences of about one length
             runs = np.split(order, range(self.chunk * self.world_size, len(order), self.chunk * self.world_size))
