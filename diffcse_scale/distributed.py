@@ -165,6 +165,23 @@ class _GatherRows(torch.autograd.Function):
         return total[first : first + ctx.share].to(gradient.dtype), None
 
 
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        return all_sum(value, ranks)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return all_sum(gradient.contiguous(), ctx.ranks), None
+
+
+def sum_over_ranks(value: Tensor, ranks: Ranks = PROCESS_GROUP) -> Tensor:
+    """Sum of `value` over all ranks, same shape and dtype, differentiably: its gradient is summed over them too."""
+    return value if ranks.world_size == 1 else _SumOverRanks.apply(value, ranks)
+
+
 def row_counts(rows: Tensor, ranks: Ranks = PROCESS_GROUP) -> list[int]:
     """Every rank's number of rows, in rank order. Waits for the device."""
     counts = torch.zeros(ranks.world_size, dtype=torch.int64, device=rows.device)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from diffcse_scale.distributed import CONTROL_PATIENCE, world_size
+from diffcse_scale.foundation.descriptors import allow_all_descriptors
 from diffcse_scale.foundation.environment import host_name
 from diffcse_scale.foundation.errors import InputError, first_line
 
@@ -35,13 +36,15 @@ def join(backend: str, seconds: float, device: torch.device | None = None) -> No
         device: bound to this rank, where the backend wants to know it.
 
     Raises:
-        InputError: not all have come (names those that are missing), or one has come twice.
+        InputError: not all have come (names those that are missing), one has come twice, or this process may not have
+            as many connections as there will be.
         DistNetworkError: this is rank 0 and cannot listen.
     """
     global _store
     if dist.is_initialized():
         return
     number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    check_descriptors(number, count)
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     # torchrun's agent listens itself, and goes on to do so when it starts the ranks again
     listens = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -108,6 +111,32 @@ def _reach(address: str, port: int, seconds: float) -> None:
             if left <= 0:
                 raise
             time.sleep(min(left, 0.2))
+
+
+LAZY = "TORCH_GLOO_LAZY_INIT"  # 1: gloo connects two ranks when they first meet, and not all with all at the start
+OTHER_DESCRIPTORS = 64  # what a rank has open beside its connections, and some to spare
+
+
+def descriptors_needed(number: int, count: int) -> int:
+    """How many a rank has open: counted with 1 to 8 ranks, which have one gloo group of ours and one of DeepSpeed's."""
+    connections = 2 * ((count - 1).bit_length() * 2 + 5) if os.environ.get(LAZY) == "1" else 2 * count + 2
+    of_the_store = 2 * count + 1 if number == 0 else 0
+    return connections + of_the_store + OTHER_DESCRIPTORS
+
+
+def check_descriptors(number: int, count: int) -> None:
+    """Whether this process may have as many connections as there will be: gloo aborts when it may not.
+
+    Raises:
+        InputError: it may not, though its soft limit has been raised as far as it can be.
+    """
+    needed, allowed = descriptors_needed(number, count), allow_all_descriptors()
+    if count > 1 and needed > allowed:
+        raise InputError(
+            f"Rank {number} of {count} on {host_name()} needs about {needed:,} open files, most of them connections to "
+            f"other ranks, and may have {allowed:,.0f}; raise the hard limit there (ulimit -Hn; for SLURM LimitNOFILE "
+            f"in slurmd's service), or set {LAZY}=1 for all ranks."
+        )
 
 
 # each is set to the number of nodes by somebody who starts ranks on several: SLURM, DeepSpeed, torchrun

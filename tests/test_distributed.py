@@ -65,6 +65,9 @@ FAULTS = {
     "the gather's backward keeps only local gradients": lambda: mock.patch.object(
         distributed._GatherRows, "backward", staticmethod(_broken_gather_backward)
     ),
+    "the sum's backward keeps only local gradients": lambda: mock.patch.object(
+        distributed._SumOverRanks, "backward", staticmethod(lambda ctx, gradient: (gradient, None))
+    ),
     "token means are per rank": lambda: mock.patch.object(
         replaced_tokens, "all_sum", lambda count, ranks: count * ranks.world_size
     ),
@@ -72,7 +75,7 @@ FAULTS = {
         ReplacedTokens, "__call__", _unmultiplied
     ),
     "batch normalisation sees only its own rank": lambda: mock.patch.object(
-        projection, "gather_rows", lambda rows, ranks: rows
+        projection, "sum_over_ranks", lambda value, ranks: value
     ),
 }
 

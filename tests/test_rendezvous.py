@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import time
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from diffcse_scale import distributed, rendezvous
 from diffcse_scale.distributed import CONTROL_PATIENCE, barrier, is_main
-from diffcse_scale.rendezvous import bind_to_the_masters_network, interface_to, join
+from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.rendezvous import bind_to_the_masters_network, descriptors_needed, interface_to, join
 from tests.support.ranks import places, run_ranks
 
 
@@ -52,6 +56,39 @@ def _late() -> float:
 
 def test_a_barrier_waits_for_the_last(tmp_path):
     assert all(seconds >= 1 for seconds in run_ranks(_late, 2, tmp_path))
+
+
+def _meet(world_size: int, soft: int, hard: int) -> tuple[float, int] | str:
+    """What ranks that may have so many descriptors add up to and have open, or the sentence that they leave with."""
+    dist.destroy_process_group()  # of `run_ranks`, which has asked nobody
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        join("gloo", 60)
+    except InputError as error:
+        dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+        return str(error)
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    return float(total), len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.slow
+def test_eight_ranks_under_a_low_limit_raise_it_or_say_one_sentence(tmp_path):
+    for total, opened in run_ranks(_meet, 8, tmp_path, 8, 34, 4096):
+        assert total == 8 and opened <= descriptors_needed(0, 8)
+    for rank, sentence in enumerate(run_ranks(_meet, 8, tmp_path, 8, 34, 40)):
+        needed = descriptors_needed(rank, 8)
+        assert f"Rank {rank} of 8 on " in sentence and f"needs about {needed} open files" in sentence
+        assert "may have 40; raise the hard limit there" in sentence
+
+
+@pytest.mark.parametrize(
+    ("rank", "count", "lazy", "needed"),
+    [(5, 8, "", 18), (0, 8, "", 35), (5, 1024, "", 2050), (0, 1024, "", 4099), (5, 1024, "1", 50)],
+)
+def test_what_a_rank_needs_is_what_was_counted(monkeypatch, rank, count, lazy, needed):
+    monkeypatch.setenv(rendezvous.LAZY, lazy)
+    assert descriptors_needed(rank, count) == needed + rendezvous.OTHER_DESCRIPTORS
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Load a checkpoint into another world size or ZeRO stage: every rank reads its own part from the shards of all.
 
-Nothing is converted on disk. The shards are memory-mapped, and each rank copies into the tensors of its optimizer what
-belongs there: no more is read than it needs, nothing is held twice, and no rank waits for a main one.
+Nothing is converted on disk. A rank opens the shards that have something of its own, by their names and memory-mapped,
+and copies it into the tensors of its optimizer: no more is read than it needs, nothing is held twice, no rank waits for
+a main one, and the folder is never searched. Of W shards a rank of V opens at most W / V + 3 at ZeRO-1 and 2; a few
+more at ZeRO-3, which cuts each parameter for itself, where parameters have hardly more elements than there are ranks.
 (DeepSpeed's `ds_to_universal` would write a second checkpoint for that; what it writes can only be read at the side of
 ZeRO-3 on which it was saved, knows no ZeRO-0, leaves out buffers such as BatchNorm's running statistics, and gives
 at ZeRO-3 the weight decay of the first parameter group to all.)
@@ -12,7 +14,7 @@ Frozen parameters and learning rates are not read: the recipe gives both.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -92,6 +94,16 @@ def pieces(
         )
 
 
+def homes(
+    stage: int, numels: Mapping[str, int], paddings: Sequence[int], world_size: int, length: int
+) -> Iterator[tuple[str, int, int]]:
+    """Each parameter with `first` and `part`: rank (first + i) // part has its element i. Arguments as for `pieces`."""
+    position = 0
+    for (name, numel), padding in zip(numels.items(), paddings, strict=True):
+        yield (name, 0, -(-numel // world_size)) if stage == 3 else (name, position, length)
+        position += numel + padding
+
+
 def load_resharded(engine: Any, folder: Path, saved_stage: int, saved_world_size: int) -> None:
     """Fill the engine's weights, optimizer and buffers from a checkpoint of any shape. Called on every rank.
 
@@ -165,19 +177,43 @@ def _readable(engine: Any, stage: int, saved_stage: int) -> bool:
 
 
 class _Saved:
-    """A checkpoint, memory-mapped: `parts` has the pieces of each parameter, from all ranks, with their tensors."""
+    """A checkpoint, memory-mapped; of its shards the first, which says how all are laid out, and those asked for."""
 
     def __init__(self, folder: Path, stage: int, ranks: int, module: nn.Module, moments: Sequence[str]) -> None:
         model_file = "zero_pp_rank_0_mp_rank_00_model_states.pt" if stage == 3 else MODEL_FILE
         self.model = _read(folder, model_file)
-        self._moments = moments
+        self._folder, self._stage, self._ranks, self._moments = folder, stage, ranks, moments
         self.scaler: Any = None
         self.step = 0.0
-        self.parts: dict[str, list[tuple[Piece, dict[str, Tensor]]]] = {}
-        for group in self._whole(module) if stage == 0 else self._sharded(folder, stage, ranks):
+        self._parts: dict[str, list[tuple[Piece, dict[str, Tensor]]]] = {}
+        self._opened: set[int] = set()
+        self._lengths: list[int] = []
+        self._homes: dict[str, tuple[int, int]] = {}
+        if stage == 0:
+            self._add(self._whole(module))
+        else:
+            self._prefix = "bf16_" if (folder / _shard_name(0, "bf16_")).exists() else ""
+            self._open(0)
+
+    def parts(self, piece: Piece) -> list[tuple[Piece, dict[str, Tensor]]]:
+        """The pieces of all shards that `piece` has elements of, and perhaps others of that parameter, with tensors."""
+        if piece.name in self._homes:
+            first, part = self._homes[piece.name]
+            # another model's parameter may be larger than what was saved
+            for r in range((first + piece.start) // part, min((first + piece.stop - 1) // part + 1, self._ranks)):
+                self._open(r)
+        return self._parts.get(piece.name, [])
+
+    def _open(self, r: int) -> None:
+        if r not in self._opened:
+            self._opened.add(r)
+            self._add(self._shard(r))
+
+    def _add(self, groups: Iterable[Group]) -> None:
+        for group in groups:
             self.step = max(self.step, group.step)
             for piece in group.pieces:
-                self.parts.setdefault(piece.name, []).append((piece, group.tensors))
+                self._parts.setdefault(piece.name, []).append((piece, group.tensors))
 
     def copy_buffers(self, module: nn.Module) -> None:
         """Into `module`: BatchNorm's running statistics and the like."""
@@ -194,32 +230,35 @@ class _Saved:
             tensors = {key: value.reshape(-1) for key, value in values.items()}
             yield Group([Piece(name, 0, len(tensors[WEIGHT]), 0)], tensors, float(states[index]["step"]))
 
-    def _sharded(self, folder: Path, stage: int, ranks: int) -> Iterator[Group]:
-        length: list[int] = []
-        for r in range(ranks):
-            shard = _read(folder, f"*zero_pp_rank_{r}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
-            self.scaler = shard["loss_scaler"]
-            weights = shard["fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"]
-            optimizer = shard["optimizer_state_dict" if stage == 3 else "base_optimizer_state"]
-            states = optimizer["state"] if isinstance(optimizer, dict) else optimizer
+    def _shard(self, r: int) -> Iterator[Group]:
+        stage = self._stage
+        shard = _read(self._folder, _shard_name(r, self._prefix))["optimizer_state_dict"]
+        weights = shard["fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"]
+        optimizer = shard["optimizer_state_dict" if stage == 3 else "base_optimizer_state"]
+        states = optimizer["state"] if isinstance(optimizer, dict) else optimizer
+        if r == 0:
             # the last rank's part is saved without its padding, the first one's has none
-            length = length or [len(weight) for weight in weights]
-            for g, shapes in enumerate(self.model["param_shapes"]):
-                numels = {name: shape.numel() for name, shape in shapes.items()}
-                paddings = [0] * len(numels) if stage == 3 else shard["param_alignment_paddings"][g]
-                tensors = {WEIGHT: weights[g], **{key: states[g][key] for key in self._moments}}
-                yield Group(
-                    list(pieces(stage, numels, paddings, r, ranks, length[g])), tensors, float(states[g]["step"])
-                )
+            self._lengths, self.scaler = [len(weight) for weight in weights], shard["loss_scaler"]
+        for g, (shapes, length) in enumerate(zip(self.model["param_shapes"], self._lengths, strict=True)):
+            numels = {name: shape.numel() for name, shape in shapes.items()}
+            paddings = [0] * len(numels) if stage == 3 else shard["param_alignment_paddings"][g]
+            layout = stage, numels, paddings
+            if r == 0:
+                self._homes |= {name: (first, part) for name, first, part in homes(*layout, self._ranks, length)}
+            tensors = {WEIGHT: weights[g], **{key: states[g][key] for key in self._moments}}
+            yield Group(list(pieces(*layout, r, self._ranks, length)), tensors, float(states[g]["step"]))
 
 
-def _read(folder: Path, pattern: str) -> dict[str, Any]:
+def _shard_name(rank: int, prefix: str) -> str:
+    return f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
     try:
-        (file,) = folder.glob(pattern)
-        return read_shard(file, mmap=True)
+        return read_shard(folder / name, mmap=True)
     except (ValueError, OSError, RuntimeError, UnpicklingError) as error:
-        problem = "is missing" if isinstance(error, ValueError) else f"cannot be read ({error})"
-        raise InputError(f"Checkpoint {folder} is damaged: {pattern} {problem}.") from None
+        problem = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise InputError(f"Checkpoint {folder} is damaged: {name} {problem}.") from None
 
 
 def _own_groups(engine: Any, step: float, states: Any, moments: Sequence[str]) -> Iterator[Group]:
@@ -251,7 +290,7 @@ def _copy(saved: _Saved, groups: list[Group]) -> None:
     )  # fmt: skip
     for piece, tensors in bar:
         missing = piece.stop - piece.start
-        for part, values in saved.parts.get(piece.name, []):
+        for part, values in saved.parts(piece):
             start, stop = max(piece.start, part.start), min(piece.stop, part.stop)
             if start >= stop:
                 continue

@@ -8,14 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from diffcse_scale.distributed import PROCESS_GROUP, Ranks, gather_rows
+from diffcse_scale.distributed import PROCESS_GROUP, Ranks, sum_over_ranks
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):
     """`BatchNorm1d` whose statistics are those of the global batch, on any device, with exact gradients.
 
-    Each rank contributes its count, mean and sum of squared deviations through one differentiable gather; they
-    are combined by Chan's formula, which does not cancel as E[x^2] - E[x]^2 does. (`SyncBatchNorm` refuses CPUs.)
+    Ranks add up their counts, sums and sums of squares in one differentiable exchange, of one size for any number of
+    ranks. A rank takes its squares from its own mean, in which nothing cancels; those of the means are added and
+    subtracted again in float64, which keeps what float32 rows can tell apart. (`SyncBatchNorm` refuses CPUs.)
     Computed in at least float32 whatever the precision of the run.
 
     Args:
@@ -42,15 +43,15 @@ class GlobalBatchNorm(nn.BatchNorm1d):
             return normal
 
     def _batch_statistics(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        mean = rows.mean(0)
-        deviation = (rows - mean).square().sum(0)
-        count = torch.full_like(mean, rows.shape[0])
-        counts, means, deviations = gather_rows(torch.stack([count, mean, deviation])[None], ranks=self.ranks).unbind(1)
-        total = counts.sum(0)
-        mean = (counts * means).sum(0) / total
-        deviation = (deviations + counts * (means - mean).square()).sum(0)
+        own = rows.mean(0)
+        deviation, own = (rows - own).square().sum(0).double(), own.double()
+        count = own.new_full((1,), rows.shape[0])
+        sums = sum_over_ranks(torch.cat([count, count * own, deviation + count * own.square()]), self.ranks)
+        total, mean, squares = sums.split([1, len(own), len(own)])
+        mean = mean / total
+        deviation = (squares - total * mean.square()).clamp(min=0)
         self._update_running(mean.detach(), deviation.detach() / (total - 1).clamp(min=1))
-        return mean, deviation / total
+        return mean.to(rows.dtype), (deviation / total).to(rows.dtype)
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, unbiased_variance: Tensor) -> None:

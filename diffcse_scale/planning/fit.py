@@ -12,7 +12,7 @@ from diffcse_scale.planning.rehearsal import Rehearsal
 from diffcse_scale.planning.shape_networks import Networks, load_networks
 from diffcse_scale.planning.sharding import Sharding
 from diffcse_scale.recipe import Recipe
-from diffcse_scale.text.batches import share_of
+from diffcse_scale.text.batches import chunk_of, share_of
 
 # of an accelerator's memory, for its context, its libraries' workspaces and what its allocator cannot use: an
 # assumption, not measured
@@ -40,13 +40,13 @@ class Planner:
     def __init__(self, recipe: Recipe, sharding: Sharding, budget: float) -> None:
         self.recipe, self.sharding, self.budget = recipe, sharding, budget
         self.share = share_of(recipe.batch.sentences, sharding.world_size, recipe.batch.length_groups)
-        self.chunk = None if recipe.batch.chunk is None else min(recipe.batch.chunk, self.share)
+        self.chunk = chunk_of(self.share, recipe.batch.chunk)
         self.networks: Networks = load_networks(recipe)
         self._rehearsals: dict[bool, Rehearsal] = {}
 
     def need(self, stage: int, share: int, chunk: int | None) -> Need:
         """The memory of a device at its peak."""
-        chunk = None if chunk is None or chunk >= share else chunk
+        chunk = chunk_of(share, chunk)
         moments = self._rehearsal(chunk is not None).moments(share, chunk)
         return device_memory(moments, self.networks, self.sharding.at_stage(stage))
 
@@ -67,7 +67,7 @@ class Planner:
 
     def largest_batch(self) -> int | None:
         """Sentences of the global batch, with the recipe's chunk; None if not even one a device fits."""
-        share = _largest(lambda share: self._fits(share, self.chunk), LARGEST)
+        share = _largest(lambda share: self._fits(share, self.recipe.batch.chunk), LARGEST)
         return None if share is None else share * self.sharding.world_size
 
     def _fits(self, share: int, chunk: int | None) -> bool:

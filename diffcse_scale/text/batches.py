@@ -129,6 +129,11 @@ def share_of(global_batch: int, world_size: int, length_groups: int = 1) -> int:
     return share
 
 
+def chunk_of(share: int, chunk: int | None) -> int | None:
+    """To how many sentences at once a share is cut by a recipe's `batch.chunk`; None where it fits in one chunk."""
+    return None if chunk is None or chunk >= share else chunk
+
+
 class Batches:
     """The shares of one rank, by step.
 
@@ -168,7 +173,9 @@ class Batches:
         if recipe.objective.rtd_weight > 0 and edits is None:
             seed = derive_seed(recipe.seed, "corruption")
             self.corruption = Corruption.of(tokenizers.discriminator, recipe.objective.masking_ratio, seed)
-        share_of(self.sentences, world_size, self.length_groups)
+        share = share_of(self.sentences, world_size, self.length_groups)
+        if self.chunk is not None and self.chunk > share:
+            self.chunk = None  # as one run of all ranks' chunks the batch would give one the shortest, one the longest
         if len(tokens) < self.sentences:
             raise InputError(
                 f"The corpus has {len(tokens)} sentences, fewer than one global batch (batch.sentences = "
@@ -224,7 +231,9 @@ class Batches:
 
     def _parts(self, lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Which sentences of the global batch are in each of this rank's chunks."""
-        order = np.arange(len(lengths)) if self.official else np.argsort(lengths, kind="stable")
+        # numbers of 8 or 16 bits are sorted in one pass over them
+        narrow = lengths.astype(np.min_scalar_type(lengths.max()))
+        order = np.arange(len(lengths)) if self.official else np.argsort(narrow, kind="stable")
         if self.chunk is not None:
             # what all ranks work on at a time is a run of sentences of about one length
             runs = np.split(order, range(self.chunk * self.world_size, len(order), self.chunk * self.world_size))

@@ -125,10 +125,12 @@ class DevelopmentSet:
     ) -> dict[str, float]:
         """Recall on replaced and on kept tokens and their mean, dropout off, over at least 5,000 replaced tokens.
 
-        Sentences are edited again, with new corruption, until there are enough. Called on every rank.
+        Sentences are edited again, with new corruption, until there are enough. Called on every rank: all make as many
+        passes, and where they are more than the sentences, several have the same one and corrupt it differently.
         """
         sentences = sorted({sentence for pair in self.pairs for sentence in pair[1:]})
-        mine = sentences[: len(sentences) // world_size() * world_size()][rank() :: world_size()]
+        each = max(1, len(sentences) // world_size())
+        mine = [sentences[(rank() + turn * world_size()) % len(sentences)] for turn in range(each)]
         streams = [truncated_ids(tokenizer, mine, recipe.data.max_length) for tokenizer in self.tokenizers.streams]
         was_training = model.training
         model.eval()

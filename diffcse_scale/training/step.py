@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffcse_scale.distributed import world_size
 from diffcse_scale.engine.launch import device
 from diffcse_scale.model.generator import Generator
 from diffcse_scale.objective.objective import Objective, StepOutput
 from diffcse_scale.recipe import Recipe
-from diffcse_scale.text.batches import Batch, Chunk
+from diffcse_scale.text.batches import Batch, Chunk, chunk_of
 from diffcse_scale.training.chunking import ChunkedStep
 
 
@@ -37,7 +38,9 @@ class TrainingStep:
     def __init__(self, engine: Any, generator: Generator | None, recipe: Recipe) -> None:
         self.engine, self.generator = engine, generator
         self.objective = Objective(recipe.objective, recipe.batch.exchange)
-        self.chunked = ChunkedStep(engine, self.objective) if recipe.batch.chunk else None
+        # a share that is one chunk is one graph: nothing is gathered or computed twice for it
+        chunk = chunk_of(recipe.batch.sentences // world_size(), recipe.batch.chunk)
+        self.chunked = ChunkedStep(engine, self.objective) if chunk else None
         self._stream = torch.cuda.Stream(device()) if device().type == "cuda" else None
         self._next: _Edited | None = None
 

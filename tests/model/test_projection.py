@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffcse_scale.model.projection import BatchNormProjection, GlobalBatchNorm, MLPProjection, make_projection
-from tests.support.ranks_in_threads import ranks_in_threads, together
+from tests.support.ranks_in_threads import RankInThread, ranks_in_threads, together
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -73,3 +73,16 @@ def test_ranks_normalise_by_the_statistics_of_all_rows(shares):
         torch.testing.assert_close(torch.cat(mine), theirs, atol=1e-12, rtol=1e-12)
     for layer in layers:
         torch.testing.assert_close(dict(layer.named_buffers()), dict(truth.named_buffers()), atol=1e-12, rtol=1e-12)
+
+
+def test_what_a_rank_exchanges_does_not_grow_with_their_number(monkeypatch):
+    sent, reduce = [], RankInThread.all_reduce
+    monkeypatch.setattr(RankInThread, "all_gather", None)
+    monkeypatch.setattr(RankInThread, "all_reduce", lambda own, total: sent.append(total.nbytes) or reduce(own, total))
+    for world_size in (2, 8):
+        layers = [GlobalBatchNorm(5, ranks=ranks) for ranks in ranks_in_threads(world_size)]
+        rows = torch.randn(world_size, 3, 5, requires_grad=True)
+        together(lambda layer, own: layer(own).square().mean().backward(), layers, rows.unbind())
+        # forward and backward: a count, and for each column a sum and a sum of squares
+        assert sent == [8 * (1 + 2 * 5)] * 2 * world_size
+        sent.clear()

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from diffcse_scale.distributed import imagined_ranks
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.backbone import load_backbone
+from diffcse_scale.planning.fit import Planner
 from diffcse_scale.planning.rehearsal import Rehearsal, _Stage
 from diffcse_scale.planning.shape_networks import load_networks
 from diffcse_scale.planning.sharding import read_sharding
@@ -82,3 +83,9 @@ def _fill_with_zeros(module: torch.nn.Module) -> None:
     with torch.no_grad():
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             tensor.zero_()
+
+
+@pytest.mark.parametrize(("chunk", "planned"), [(16, None), (100, None), (15, 15)])
+def test_a_chunk_that_holds_the_share_is_planned_as_none(recipe, chunk, planned):
+    cut = recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"chunk": chunk})})
+    assert Planner(cut, sharding(cut), budget=2**30).chunk == planned

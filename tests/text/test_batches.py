@@ -184,8 +184,18 @@ def test_chunks_that_ranks_work_on_together_have_nearly_the_same_length(make: An
         assert first.attention_mask.sum(-1).max() <= second.attention_mask.sum(-1).min()
 
 
-def test_ranks_hold_equal_shares_with_nearly_equal_work(make: Any) -> None:
-    shares = [make(rank=rank, world_size=4).batch(0).chunks for rank in range(4)]
+def test_a_batch_is_sorted_by_numbers_that_are_sorted_in_one_pass(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every rank sorts the global batch: numpy compares 64-bit numbers, and counts those of at most 16 bits."""
+    sort, sorted_by = np.argsort, []
+    monkeypatch.setattr(np, "argsort", lambda keys, **options: sorted_by.append(keys.itemsize) or sort(keys, **options))
+    make().batch(0)
+    assert sorted_by == [1]
+
+
+@pytest.mark.parametrize("chunk", [None, 5, 100], ids=str)
+def test_ranks_hold_equal_shares_with_nearly_equal_work(make: Any, chunk: int | None) -> None:
+    """Also where a chunk is more than a share: not the shortest sentences to one rank, and the longest to another."""
+    shares = [make(rank=rank, world_size=4, batch={"chunk": chunk}).batch(0).chunks for rank in range(4)]
     assert [sum(len(chunk.input_ids) for chunk in chunks) for chunks in shares] == [4, 4, 4, 4]
     tokens = [sum(int(chunk.attention_mask.sum()) for chunk in chunks) for chunks in shares]
     lengths = make().batch(0).chunks[0].attention_mask.sum(-1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffcse_scale.text.order import epoch_order, permute
+from diffcse_scale.text.order import BLOCK, ROUNDS, epoch_order, permute
 
 
 @settings(max_examples=200, deadline=None)
@@ -23,6 +25,29 @@ def test_any_part_is_known_without_the_rest(n: int) -> None:
     assert [int(permute(np.array([p]), n, key=3)[0]) for p in positions] == whole.tolist()
     assert len(set(whole.tolist())) == 5
     assert 0 <= whole.min() <= whole.max() < n
+
+
+def test_blocks_do_not_show() -> None:
+    """A Feistel network in Python's own numbers, at positions on both sides of a block's end and far beyond it."""
+    n, key = 50_000, 2**63 + 5
+    side, word = math.isqrt(n - 1) + 1, 2**64
+
+    def mix(value: int) -> int:
+        value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % word
+        value = (value ^ value >> 27) * 0x94D049BB133111EB % word
+        return value ^ value >> 31
+
+    def once(value: int) -> int:
+        left, right = divmod(value, side)
+        for index in range(1, ROUNDS + 1):
+            round_key = (key + index * 0x9E3779B97F4A7C15) % word
+            left, right = right, (left + mix(mix((right + round_key) % word) ^ round_key) % side) % side
+        found = left * side + right
+        return found if found < n else once(found)
+
+    whole = permute(np.arange(n), n, key)
+    for position in (0, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, n - 1):
+        assert int(whole[position]) == once(position)
 
 
 def test_the_order_of_a_seed_stays_what_it_was() -> None:

@@ -14,13 +14,19 @@ from typing import Any
 import pytest
 import torch
 
+from diffcse_scale.engine.engine import initialize
+from diffcse_scale.engine.launch import start_process_group
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.compiled import has_compiler
 from diffcse_scale.objective.objective import Objective
 from diffcse_scale.recipe_file import load_recipe
+from diffcse_scale.text.batches import Batch
 from diffcse_scale.training.chunking import ChunkedStep
+from diffcse_scale.training.step import TrainingStep
 from tests.support.devices import most_ranks, tolerance
 from tests.support.launch import PROGRAMS, launch, metrics
+from tests.support.programs.chunking_program import Case
+from tests.support.ranks import run_ranks
 from tests.support.toys import toy_chunk, toy_model
 
 PROGRAM = PROGRAMS / "chunking_program.py"
@@ -91,13 +97,48 @@ def test_one_and_two_ranks_and_compiled_layers_agree_with_dropout_on(toy_world, 
         )  # 6 steps of AdamW on sums in another order
 
 
+def _collectives(chunk: int | None) -> dict[str, int]:
+    """How often each is called in a step of six sentences a device at ZeRO-3, which gathers every weight it uses."""
+    case = Case(3, chunk=min(chunk or 6, 6))
+    recipe = load_recipe("quickstart", ["batch.sentences=12", f"batch.chunk={json.dumps(chunk)}"])
+    step = TrainingStep(initialize(case.model(), case.recipe(), case.config()), None, recipe)
+    batch = Batch(0, 0, [replace(chunk, edited_ids=ids) for chunk, ids in zip(*case.share(0), strict=True)], 12)
+    with torch.profiler.profile() as seen:
+        step(batch)
+    return {event.key: event.count for event in seen.key_averages() if event.key.startswith("c10d::")}
+
+
+def _collectives_of_each(chunks: list[int | None]) -> list[dict[str, int]]:
+    start_process_group()
+    return [_collectives(chunk) for chunk in chunks]
+
+
+@pytest.mark.slow
+def test_a_chunk_that_holds_the_share_gathers_weights_as_often_as_none(tmp_path):
+    for without, equal, larger, cut in run_ranks(_collectives_of_each, 2, tmp_path, [None, 6, 100, 3]):
+        assert without == equal == larger
+        assert cut["c10d::_allgather_base_"] > 2 * without["c10d::_allgather_base_"] > 20
+
+
+@pytest.mark.parametrize(("chunk", "passes"), [(None, 1), (13, 1), (12, 1), (11, 8), (6, 8)])
+def test_a_share_of_one_chunk_is_one_graph(chunk, passes):
+    engine = WithoutDeepSpeed(toy_model(load_recipe("quickstart").objective))
+    chunks, edited = _chunks(1 if passes == 1 else 2)
+    recipe = load_recipe("quickstart", ["batch.sentences=12", f"batch.chunk={json.dumps(chunk)}"])
+    chunks = [replace(chunk, edited_ids=ids) for chunk, ids in zip(chunks, edited, strict=True)]
+    TrainingStep(engine, None, recipe)(Batch(0, 0, chunks, 12))
+    # each chunk twice through the encoder and once through RTD; projection and InfoNCE
+    assert engine.calls == passes
+
+
 class WithoutDeepSpeed:
     """An engine that is plain PyTorch, as at ZeRO-0 on one rank."""
 
     def __init__(self, module):
-        self.module = module
+        self.module, self.calls = module, 0
 
     def __call__(self, *arguments):
+        self.calls += 1
         return self.module(*arguments)
 
     def backward(self, loss):

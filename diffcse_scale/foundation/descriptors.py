@@ -1,0 +1,15 @@
+"""How many files and connections this process may have open."""
+
+from __future__ import annotations
+
+import resource
+from contextlib import suppress
+
+
+def allow_all_descriptors() -> float:
+    """Raise the soft limit (`ulimit -n`) to the hard one, which only an administrator may raise; returns it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS allows fewer than its hard limit says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return float("inf") if soft == resource.RLIM_INFINITY else soft
