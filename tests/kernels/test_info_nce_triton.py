@@ -88,6 +88,22 @@ def test_options(options: dict[str, Any], dtype: torch.dtype) -> None:
     check({"queries": queries, "keys": keys}, dtype, **options)
 
 
+MIXED = [(torch.bfloat16, torch.float32), (torch.float32, torch.float16), (torch.float16, torch.bfloat16)]
+
+
+@pytest.mark.parametrize(("of_queries", "of_keys"), MIXED, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_queries_and_keys_may_differ_in_dtype(of_queries: torch.dtype, of_keys: torch.dtype, reduction: str) -> None:
+    inputs = {"queries": rows(9, 16, of_queries), "keys": rows(12, 16, of_keys, seed=1)}
+    loss, gradients = loss_and_gradients(info_nce, inputs, impl="triton", reduction=reduction)
+    exact = {name: value.double().cpu() for name, value in inputs.items()}
+    truth, true_gradients = loss_and_gradients(eager_info_nce, exact, reduction=reduction)
+    assert error(loss, truth) < 5e-6  # nothing was rounded to the smaller of the two dtypes
+    for gradient, true, given in zip(gradients, true_gradients, inputs.values(), strict=True):
+        assert gradient.dtype == given.dtype
+        assert error(gradient, true) < 5e-6 + torch.finfo(given.dtype).eps
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_hard_negatives_weights_and_a_learnt_temperature(reduction: str) -> None:
     dtype = torch.float32

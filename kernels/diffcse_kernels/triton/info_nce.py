@@ -36,8 +36,7 @@ def contrast(
     """`reference.contrast`."""
     with torch.cuda.device_of(queries), torch.autocast(queries.device.type, enabled=False):
         pair = Pair(
-            Rows.of(queries, options.normalize),
-            Rows.of(columns, options.normalize),
+            *Rows.both(queries, columns, options.normalize),
             temperature.float().reciprocal().reshape(1),
             options.normalize,
             options.positive_offset,

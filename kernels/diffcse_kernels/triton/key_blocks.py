@@ -46,15 +46,14 @@ def block_gradients(
             accumulate_(grad_k, weights.T, similarity.weighted(pair.q.values[rows], relative[rows]))
             del weights  # or two strips would be alive while the next one is made
         grad_q *= (factors / unit)[:, None]
-        grad_k *= largest_factor / (unit * similarity.storage_unit(queries.dtype))
+        grad_k *= largest_factor / (unit * similarity.storage_unit(pair.q.values.dtype))
     return grad_q, grad_k
 
 
 def _pair(queries: Tensor, keys: Tensor, scale: Tensor, positive_offset: int | None) -> Pair:
     nowhere = len(keys)  # a column that no row has
     return Pair(
-        Rows.of(queries, normalize=False),
-        Rows.of(keys, normalize=False),
+        *Rows.both(queries, keys, normalize=False),
         scale.float().reshape(1),
         normalized=False,
         positive=nowhere if positive_offset is None else positive_offset,

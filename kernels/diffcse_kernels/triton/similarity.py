@@ -66,6 +66,12 @@ class Rows(NamedTuple):
         norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float32)
         return cls(values, norms.reciprocal().masked_fill_(norms <= NORM_EPS, 0.0))
 
+    @classmethod
+    def both(cls, queries: Tensor, columns: Tensor, normalize: bool) -> tuple[Rows, Rows]:
+        """Rows to be multiplied with each other, in the dtype that holds the numbers of both."""
+        dtype = torch.promote_types(queries.dtype, columns.dtype)
+        return cls.of(queries.to(dtype), normalize), cls.of(columns.to(dtype), normalize)
+
 
 class Pair(NamedTuple):
     """Two sets of rows and what makes logits of them."""
