@@ -88,6 +88,14 @@ def test_options(options: dict[str, Any], dtype: torch.dtype) -> None:
     check({"queries": queries, "keys": keys}, dtype, **options)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", [0.01, 1.0, 30.0])
+def test_dot_products_of_rows_of_any_length(dtype: torch.dtype, length: float) -> None:
+    inputs = {"queries": rows(20, 16, dtype) * length, "keys": rows(24, 16, dtype, seed=1)}
+    temperature = max(1.0, 4 * length)  # logits of the same size
+    check(inputs, dtype, normalize=False, temperature=temperature)
+
+
 MIXED = [(torch.bfloat16, torch.float32), (torch.float32, torch.float16), (torch.float16, torch.bfloat16)]
 
 

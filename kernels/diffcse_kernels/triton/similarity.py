@@ -153,9 +153,17 @@ def storage_unit(dtype: torch.dtype) -> float:
     return 2.0**15 if dtype == torch.float16 else 1.0  # or those below 6e-8 would become 0
 
 
-def weighted(rows: Tensor, factors: Tensor) -> Tensor:
-    """storage_unit * rows * factors[:, None] in the dtype of the rows, for factors of at most 1."""
-    return (rows * (factors * storage_unit(rows.dtype))[:, None]).to(rows.dtype)
+def unit_of_queries(pair: Pair) -> Tensor:
+    """[1] float32: what `weighted` multiplies by, so that queries of any length fit into float16."""
+    largest = pair.scale.new_ones(1)
+    if pair.q.values.dtype == torch.float16 and not pair.normalized and pair.q.values.numel():
+        largest = pair.q.values.abs().amax().float().clamp_min(NORM_EPS).reshape(1)
+    return storage_unit(pair.q.values.dtype) / largest
+
+
+def weighted(rows: Tensor, factors: Tensor, unit: Tensor) -> Tensor:
+    """unit * rows * factors[:, None] in the dtype of the rows, for factors of at most 1 over the norm of the row."""
+    return (rows * (factors * unit)[:, None]).to(rows.dtype)
 
 
 def unit_of_exponentials(pair: Pair) -> Tensor:
