@@ -201,8 +201,12 @@ def test_autocast_changes_nothing() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_the_operators_keep_their_promises_to_pytorch() -> None:
-    queries, keys = (rows(6, 4, torch.float32, seed=seed).requires_grad_() for seed in (0, 1))
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_operators_keep_their_promises_to_pytorch(transposed: bool) -> None:
+    queries, keys = (rows(6, 4, torch.float32, seed=seed) for seed in (0, 1))
+    if transposed:
+        queries, keys = (values.T.contiguous().T for values in (queries, keys))
+    queries, keys = queries.requires_grad_(), keys.requires_grad_()
     temperature = torch.tensor(0.1, device=DEVICE)
     options = (6, 0, None, 0.0, True, True, True, False, "triton")
     coefficients = torch.full((6,), 0.5, device=DEVICE)
