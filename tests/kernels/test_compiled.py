@@ -41,3 +41,6 @@ def test_shipped_configurations_compile_without_spills(target: str) -> None:
     for row in rows:
         if target in TENSOR_CORES and row["case"].startswith(WITH_PRODUCTS) and "fp32" not in row["case"]:
             assert row[TENSOR_CORES[target]] > 0, row
+        # a whole tile of weights leaves in stores of 16 bytes, though the number of columns is no multiple of anything
+        if target in TENSOR_CORES and row["case"].startswith("exponentials_kernel"):
+            assert row["wide_stores"] >= 4, row

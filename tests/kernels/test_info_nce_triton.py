@@ -96,6 +96,18 @@ def test_dot_products_of_rows_of_any_length(dtype: torch.dtype, length: float) -
     check(inputs, dtype, normalize=False, temperature=temperature)
 
 
+@pytest.mark.parametrize("columns", [1, 31, 33])
+def test_rows_of_a_strip_begin_at_multiples_of_16_bytes(columns: int) -> None:
+    both = similarity.Rows.both(rows(5, 16, torch.bfloat16), rows(columns, 16, torch.bfloat16, seed=1), True)
+    pair = similarity.Pair(*both, torch.ones(1, device=DEVICE), normalized=True, positive=0)
+    shifts = torch.ones(5, device=DEVICE)
+    weights, *_ = similarity.exponentials(pair, slice(0, 5), shifts, similarity.unit_of_exponentials(pair))
+    assert weights.shape == (5, columns)
+    assert weights.stride(0) * weights.element_size() % 16 == 0
+    whole = weights.as_strided((5, weights.stride(0)), weights.stride())
+    assert not whole[:, columns:].any()  # what lies between the rows is no leftover of other memory
+
+
 MIXED = [(torch.bfloat16, torch.float32), (torch.float32, torch.float16), (torch.float16, torch.bfloat16)]
 
 

@@ -142,10 +142,15 @@ def _row_maxima(pair: Pair, bound: float, with_sums: bool) -> tuple[Tensor, Tens
 def strips(pair: Pair) -> Iterator[slice]:
     """Slices of rows whose exponentials fit the budget."""
     block = tiles_for(pair.q.values).block_m
-    rows = WORKSPACE_BYTES // (len(pair.k.values) * pair.k.values.element_size())
+    rows = WORKSPACE_BYTES // (_stride(len(pair.k.values)) * pair.k.values.element_size())
     height = max(1, rows // block) * block
     for start in range(0, len(pair.q.values), height):
         yield slice(start, min(start + height, len(pair.q.values)))
+
+
+def _stride(columns: int) -> int:
+    """From one row of a strip to the next: all begin where 16 bytes can be stored and loaded at once."""
+    return triton.cdiv(columns, 16) * 16
 
 
 def storage_unit(dtype: torch.dtype) -> float:
@@ -182,14 +187,15 @@ def exponentials(pair: Pair, rows: slice, shifts: Tensor, unit: Tensor) -> tuple
     height, columns, width = rows.stop - rows.start, len(pair.k.values), pair.q.values.shape[1]
     shape = tiles_for(pair.q.values)
     row_tiles, column_tiles = triton.cdiv(height, shape.block_m), triton.cdiv(columns, shape.block_n)
-    weights = pair.k.values.new_empty(height, columns)
+    weights = pair.k.values.new_empty(height, _stride(columns))
     sums, maxima = (shifts.new_empty(height, column_tiles) for _ in range(2))
     positives = shifts.new_full((height,), -torch.inf)
     strip = pair.strip(rows)
     exponentials_kernel[(row_tiles * column_tiles,)](
-        *strip.tensors(), shifts, unit, weights, sums, maxima, positives, *strip.numbers(), **constants(shape, width),
+        *strip.tensors(), shifts, unit, weights, sums, maxima, positives, *strip.numbers(), weights.stride(0),
+        **constants(shape, width),
     )  # fmt: skip
-    return weights, sums.sum(dim=1), maxima.amax(dim=1), positives
+    return weights[:, :columns], sums.sum(dim=1), maxima.amax(dim=1), positives
 
 
 def constants(shape: Tiles, width: int) -> dict[str, int | bool | str]:
@@ -288,7 +294,7 @@ def row_maxima_kernel(
 @triton.jit
 def exponentials_kernel(
     queries, columns, q_inverse, k_inverse, scale_pointer, shifts, unit_pointer, weights, sums, maxima, positives,
-    num_rows, num_columns, width, positive, hard_negative, bonus,
+    num_rows, num_columns, width, positive, hard_negative, bonus, stride,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """weights = unit * k_inverse * (negatives - shifts).exp(), rounded; by tile of columns also the exact sums of the
@@ -311,10 +317,11 @@ def exponentials_kernel(
     shift = tl.load(shifts + row, mask=is_row, other=float("inf"))
     exponentials = tl.exp(negatives - shift[:, None])
     factor = tl.load(k_inverse + column, mask=is_column, other=0.0) * tl.load(unit_pointer)
-    first = row_tile.to(tl.int64) * BLOCK_M * num_columns + column_tile * BLOCK_N
-    inside = tl.arange(0, BLOCK_M)[:, None] * num_columns + tl.arange(0, BLOCK_N)[None, :]
+    first = row_tile.to(tl.int64) * BLOCK_M * stride + column_tile * BLOCK_N
+    inside = tl.arange(0, BLOCK_M)[:, None] * stride + tl.arange(0, BLOCK_N)[None, :]
     rounded = (exponentials * factor[None, :]).to(weights.dtype.element_ty)
-    tl.store(weights + first + inside, rounded, mask=is_row[:, None] & is_column[None, :])
+    # zeros beyond the last column: a mask that ends at a multiple of 16 leaves the stores wide
+    tl.store(weights + first + inside, rounded, mask=is_row[:, None] & (column < stride)[None, :])
     place = row.to(tl.int64) * tl.cdiv(num_columns, BLOCK_N) + column_tile
     tl.store(sums + place, tl.sum(exponentials, 1), mask=is_row)
     tl.store(maxima + place, tl.max(negatives, 1), mask=is_row)

@@ -11,7 +11,7 @@ from tests.support.kernels.compile_offline import Case
 
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 VECTORS = ("q_inverse", "k_inverse", "scale_pointer", "maxima", "sums", "positives", "shifts", "unit_pointer")
-SIZES = ("num_rows", "num_columns", "width", "columns_a_split", "num_partners")
+SIZES = ("num_rows", "num_columns", "width", "columns_a_split", "num_partners", "stride")
 POSITIONS = ("positive", "hard_negative", "first_partner")
 
 
@@ -42,7 +42,9 @@ def cases(target: str) -> list[Case]:
 
 
 def _case(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], options: dict[str, int]) -> Case:
-    """Pointers and the width are multiples of 16, as a launch would find."""
+    """Pointers, the width and the stride of strips are multiples of 16; batches and keys may have any number."""
     own = {argument: types[argument] for argument in kernel.arg_names if argument in types}
-    divisible = tuple(argument for argument, kind in own.items() if kind.startswith("*") or argument == "width")
+    divisible = tuple(
+        argument for argument, kind in own.items() if kind.startswith("*") or argument in ("width", "stride")
+    )
     return Case(name, kernel, own, constants, divisible, options)

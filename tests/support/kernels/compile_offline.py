@@ -3,7 +3,7 @@
     TRITON_INTERPRET=0 python -m tests.support.kernels.compile_offline sm_90
 
 Prints one JSON line a case: {"case": ..., "stack": bytes, "shared": bytes, "registers": ..., "mma": count,
-"wgmma": count}; for AMD only {"case": ..., "shared": bytes}.
+"wgmma": count, "wide_stores": count}; for AMD only {"case": ..., "shared": bytes}.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def usage(kernel: Any) -> dict[str, int]:
         "stack": int(found[2]),
         "mma": len(re.findall(r"\bmma\.sync", ptx)),
         "wgmma": len(re.findall(r"wgmma\.mma_async", ptx)),
+        "wide_stores": len(re.findall(r"st\.global\.v4\.b32", ptx)),
     }
 
 
