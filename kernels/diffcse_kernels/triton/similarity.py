@@ -15,11 +15,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..crossovers import device_class
 from ..reference.info_nce import NORM_EPS
 
 WORKSPACE_BYTES = 512 * 2**20  # for the exponentials of a strip of rows
 PROGRAMS = 512  # enough for any GPU; fixed, so that results do not depend on how many processors it has
 LARGEST_EXPONENT = 80.0  # exp(-80) is still a normal float32 (and bfloat16) number
+
+
+RAGGED = ["num_rows", "num_columns", "positive", "hard_negative"]  # one kernel for any number of them
 
 
 class Tiles(NamedTuple):
@@ -45,9 +49,22 @@ def tiles_for(values: Tensor) -> Tiles:
     return tiles(values.dtype, hopper=not is_nvidia or torch.cuda.get_device_capability(values.device) >= (9, 0))
 
 
-def precision() -> str:
-    """How float32 operands are multiplied: as `torch.set_float32_matmul_precision` says."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+def precision(dtype: torch.dtype, architecture: str) -> str:
+    """How operands are multiplied: float32 as `torch.set_float32_matmul_precision` says, where there is TF32.
+
+    Args:
+        dtype: of the operands.
+        architecture: as `crossovers.device_class` names it, "cpu" for the interpreter.
+    """
+    if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest":
+        return "ieee"
+    is_amd = architecture.startswith("gfx")
+    return "ieee" if is_amd and not architecture.startswith("gfx94") else "tf32"
+
+
+def precision_for(values: Tensor) -> str:
+    """`precision` for a tensor's dtype and device."""
+    return precision(values.dtype, device_class(values.device) if values.device.type == "cuda" else "cpu")
 
 
 class Rows(NamedTuple):
@@ -134,7 +151,7 @@ def _row_maxima(pair: Pair, bound: float, with_sums: bool) -> tuple[Tensor, Tens
     if rows:
         row_maxima_kernel[(row_tiles, splits)](
             *pair.tensors(), maxima, sums, positives, *pair.numbers(), tiles_a_split * shape.block_n,
-            LARGEST=bound, WITH_SUMS=with_sums, **constants(shape, width),
+            LARGEST=bound, WITH_SUMS=with_sums, **constants(shape, width, precision_for(pair.q.values)),
         )  # fmt: skip
     return maxima, sums, positives
 
@@ -193,19 +210,19 @@ def exponentials(pair: Pair, rows: slice, shifts: Tensor, unit: Tensor) -> tuple
     strip = pair.strip(rows)
     exponentials_kernel[(row_tiles * column_tiles,)](
         *strip.tensors(), shifts, unit, weights, sums, maxima, positives, *strip.numbers(), weights.stride(0),
-        **constants(shape, width),
+        **constants(shape, width, precision_for(pair.q.values)),
     )  # fmt: skip
     return weights[:, :columns], sums.sum(dim=1), maxima.amax(dim=1), positives
 
 
-def constants(shape: Tiles, width: int) -> dict[str, int | bool | str]:
+def constants(shape: Tiles, width: int, precision: str = "ieee") -> dict[str, int | bool | str]:
     """The compile-time arguments that both kernels share."""
     return {
         "BLOCK_M": shape.block_m,
         "BLOCK_N": shape.block_n,
         "BLOCK_D": shape.block_d,
         "EVEN_D": width % shape.block_d == 0,
-        "PRECISION": precision(),
+        "PRECISION": precision,
         "num_warps": shape.num_warps,
         "num_stages": shape.num_stages,
     }
@@ -243,7 +260,7 @@ def _logits_tile(
     return logits
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*RAGGED, "columns_a_split"])
 def row_maxima_kernel(
     queries, columns, q_inverse, k_inverse, scale_pointer, maxima, sums, positives,
     num_rows, num_columns, width, positive, hard_negative, bonus, columns_a_split,
@@ -291,7 +308,7 @@ def row_maxima_kernel(
         tl.store(sums + place, total, mask=is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RAGGED)
 def exponentials_kernel(
     queries, columns, q_inverse, k_inverse, scale_pointer, shifts, unit_pointer, weights, sums, maxima, positives,
     num_rows, num_columns, width, positive, hard_negative, bonus, stride,
