@@ -108,6 +108,25 @@ def test_rows_of_a_strip_begin_at_multiples_of_16_bytes(columns: int) -> None:
     assert not whole[:, columns:].any()  # what lies between the rows is no leftover of other memory
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_strided_views_are_what_their_copies_are(dtype: torch.dtype) -> None:
+    views = rows(27, 16, dtype).unflatten(0, (-1, 3)).unbind(1)  # as a trainer has the views of a sentence
+    names = ("queries", "keys", "hard_negatives")
+    strided = info_nce(**dict(zip(names, views, strict=True)), impl="triton")
+    copies = info_nce(**dict(zip(names, (view.clone() for view in views), strict=True)), impl="triton")
+    torch.testing.assert_close(strided, copies, rtol=0, atol=0)
+    transposed = rows(16, 9, dtype).T, rows(16, 9, dtype, seed=1).T
+    found = info_nce(*transposed, impl="triton")
+    torch.testing.assert_close(found, info_nce(*(view.contiguous() for view in transposed), impl="triton"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_negatives_that_are_all_opposite_at_a_low_temperature(dtype: torch.dtype) -> None:
+    queries = torch.ones(6, 16, dtype=dtype, device=DEVICE) + rows(6, 16, dtype) / 16
+    keys = -queries.flip(0)  # logits near -100: exponentials relative to the largest possible one would all be 0
+    check({"queries": queries, "keys": keys}, dtype, temperature=0.01)
+
+
 MIXED = [(torch.bfloat16, torch.float32), (torch.float32, torch.float16), (torch.float16, torch.bfloat16)]
 
 
