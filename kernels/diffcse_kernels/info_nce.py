@@ -79,7 +79,8 @@ def info_nce(
     so a caller that gathered them from other processes reduces it back with the adjoint of its gather.
 
     The reference computes float64 inputs in float64 and all others in float32. Triton multiplies the inputs as
-    they are and accumulates in float32; the weights of the gradients are rounded to the dtype of the inputs.
+    they are, in the dtype that holds both where queries and keys differ, and accumulates in float32; the weights of the
+    gradients are rounded to that dtype.
     Autocast changes neither. Gradients have the dtype of their input. There is no second derivative.
 
     Args:

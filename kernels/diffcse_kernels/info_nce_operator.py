@@ -147,7 +147,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     empty = queries.new_empty(0, dtype=compute_dtype(queries, columns))
     inputs = ((queries, grad_queries), (columns, grad_columns), (temperature, grad_temperature))
-    found = [torch.empty_like(x) if wanted else empty.clone() for x, wanted in inputs]
+    found = [x.new_empty(x.shape) if wanted else empty.clone() for x, wanted in inputs]
     return found[0], found[1], found[2]
 
 

@@ -37,7 +37,10 @@ def test_only_gradients_that_backward_will_ask_for_are_made(monkeypatch: pytest.
 
 def operator_arguments(case: dict[str, Any]) -> tuple[Any, ...]:
     """What the public function hands to `diffcse_kernels::info_nce`."""
-    queries, keys = (random_rows(count, 4, seed=count, dtype=torch.float32).requires_grad_() for count in (6, 9))
+    queries, keys = (random_rows(4, count, seed=count, dtype=torch.float32).T for count in (6, 9))
+    if not case.get("transposed"):
+        queries, keys = queries.contiguous(), keys.contiguous()
+    queries, keys = queries.requires_grad_(), keys.requires_grad_()
     coefficients = None if case.get("reduction") == "none" else torch.full((6,), 0.5)
     needs = (coefficients is not None,) * 2 + (bool(case.get("learnt")),)
     temperature = torch.tensor(0.1, requires_grad=bool(case.get("learnt")))
@@ -58,14 +61,22 @@ def operator_arguments(case: dict[str, Any]) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize(
-    "case", [{}, {"reduction": "none", "positive_offset": 2}, {"normalize": False, "learnt": True}]
+    "case",
+    [
+        {},
+        {"reduction": "none", "positive_offset": 2},
+        {"normalize": False, "learnt": True},
+        {"transposed": True},
+        {"transposed": True, "normalize": False},
+    ],
+    ids=str,
 )
 def test_the_operators_keep_their_promises_to_pytorch(case: dict[str, Any]) -> None:
     arguments = operator_arguments(case)
     torch.library.opcheck(torch.ops.diffcse_kernels.info_nce.default, arguments)
     queries, keys, temperature, _, *options, impl = arguments
     plain = [tensor.detach() for tensor in (queries, keys, temperature)]
-    needs = (True, False, True)
+    needs = (True, bool(case.get("transposed")), True)
     backward = (torch.ones(6), *plain, *options[:-3], *needs, impl)
     torch.library.opcheck(torch.ops.diffcse_kernels.info_nce_backward.default, backward)
     scaling = (plain[0], torch.tensor(3.0), torch.bfloat16)
@@ -85,6 +96,17 @@ def test_compiles_into_one_graph_with_the_same_result(options: dict[str, Any]) -
     }
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(loss_and_gradients(compiled, inputs), loss_and_gradients(step, inputs), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_inductor_takes_transposed_rows(reduction: str) -> None:
+    def step(queries: Tensor, keys: Tensor) -> Tensor:
+        return info_nce(queries.T, keys.T, reduction=reduction).sum()
+
+    inputs = {name: random_rows(4, 6, seed=seed, dtype=torch.float32) for seed, name in enumerate(("queries", "keys"))}
+    compiled = torch.compile(step, fullgraph=True)
+    torch.testing.assert_close(loss_and_gradients(compiled, inputs), loss_and_gradients(step, inputs))
 
 
 def test_a_second_derivative_is_refused() -> None:

@@ -88,6 +88,61 @@ def test_options(options: dict[str, Any], dtype: torch.dtype) -> None:
     check({"queries": queries, "keys": keys}, dtype, **options)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", [0.01, 1.0, 30.0])
+def test_dot_products_of_rows_of_any_length(dtype: torch.dtype, length: float) -> None:
+    inputs = {"queries": rows(20, 16, dtype) * length, "keys": rows(24, 16, dtype, seed=1)}
+    temperature = max(1.0, 4 * length)  # logits of the same size
+    check(inputs, dtype, normalize=False, temperature=temperature)
+
+
+@pytest.mark.parametrize("columns", [1, 31, 33])
+def test_rows_of_a_strip_begin_at_multiples_of_16_bytes(columns: int) -> None:
+    both = similarity.Rows.both(rows(5, 16, torch.bfloat16), rows(columns, 16, torch.bfloat16, seed=1), True)
+    pair = similarity.Pair(*both, torch.ones(1, device=DEVICE), normalized=True, positive=0)
+    shifts = torch.ones(5, device=DEVICE)
+    weights, *_ = similarity.exponentials(pair, slice(0, 5), shifts, similarity.unit_of_exponentials(pair))
+    assert weights.shape == (5, columns)
+    assert weights.stride(0) * weights.element_size() % 16 == 0
+    whole = weights.as_strided((5, weights.stride(0)), weights.stride())
+    assert not whole[:, columns:].any()  # what lies between the rows is no leftover of other memory
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_strided_views_are_what_their_copies_are(dtype: torch.dtype) -> None:
+    views = rows(27, 16, dtype).unflatten(0, (-1, 3)).unbind(1)  # as a trainer has the views of a sentence
+    names = ("queries", "keys", "hard_negatives")
+    strided = info_nce(**dict(zip(names, views, strict=True)), impl="triton")
+    copies = info_nce(**dict(zip(names, (view.clone() for view in views), strict=True)), impl="triton")
+    torch.testing.assert_close(strided, copies, rtol=0, atol=0)
+    transposed = rows(16, 9, dtype).T, rows(16, 9, dtype, seed=1).T
+    found = info_nce(*transposed, impl="triton")
+    torch.testing.assert_close(found, info_nce(*(view.contiguous() for view in transposed), impl="triton"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_negatives_that_are_all_opposite_at_a_low_temperature(dtype: torch.dtype) -> None:
+    queries = torch.ones(6, 16, dtype=dtype, device=DEVICE) + rows(6, 16, dtype) / 16
+    keys = -queries.flip(0)  # logits near -100: exponentials relative to the largest possible one would all be 0
+    check({"queries": queries, "keys": keys}, dtype, temperature=0.01)
+
+
+MIXED = [(torch.bfloat16, torch.float32), (torch.float32, torch.float16), (torch.float16, torch.bfloat16)]
+
+
+@pytest.mark.parametrize(("of_queries", "of_keys"), MIXED, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_queries_and_keys_may_differ_in_dtype(of_queries: torch.dtype, of_keys: torch.dtype, reduction: str) -> None:
+    inputs = {"queries": rows(9, 16, of_queries), "keys": rows(12, 16, of_keys, seed=1)}
+    loss, gradients = loss_and_gradients(info_nce, inputs, impl="triton", reduction=reduction)
+    exact = {name: value.double().cpu() for name, value in inputs.items()}
+    truth, true_gradients = loss_and_gradients(eager_info_nce, exact, reduction=reduction)
+    assert error(loss, truth) < 5e-6  # nothing was rounded to the smaller of the two dtypes
+    for gradient, true, given in zip(gradients, true_gradients, inputs.values(), strict=True):
+        assert gradient.dtype == given.dtype
+        assert error(gradient, true) < 5e-6 + torch.finfo(given.dtype).eps
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_hard_negatives_weights_and_a_learnt_temperature(reduction: str) -> None:
     dtype = torch.float32
@@ -177,8 +232,12 @@ def test_autocast_changes_nothing() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_the_operators_keep_their_promises_to_pytorch() -> None:
-    queries, keys = (rows(6, 4, torch.float32, seed=seed).requires_grad_() for seed in (0, 1))
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_operators_keep_their_promises_to_pytorch(transposed: bool) -> None:
+    queries, keys = (rows(6, 4, torch.float32, seed=seed) for seed in (0, 1))
+    if transposed:
+        queries, keys = (values.T.contiguous().T for values in (queries, keys))
+    queries, keys = queries.requires_grad_(), keys.requires_grad_()
     temperature = torch.tensor(0.1, device=DEVICE)
     options = (6, 0, None, 0.0, True, True, True, False, "triton")
     coefficients = torch.full((6,), 0.5, device=DEVICE)

@@ -123,6 +123,23 @@ def test_triton_equals_the_whole_block_in_float64(dtype: torch.dtype, shape: tup
     assert error(found[3:], truth[3:]) <= triton_tolerance(dtype)
 
 
+@needs_triton
+def test_triton_takes_rows_and_keys_of_different_dtypes() -> None:
+    for dtypes in ((torch.bfloat16, torch.float32), (torch.float32, torch.float16), (torch.float16, torch.bfloat16)):
+        queries, keys = (unit_rows(9, 8, seed).to(dtype) for seed, dtype in enumerate(dtypes))
+        found = results(key_blocks, (queries, keys), 0, TRITON_DEVICE, impl="triton")
+        assert error(found, exact((queries, keys), 0)) <= tolerance(torch.float32)
+
+
+@pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
+@needs_triton
+def test_triton_takes_rows_of_any_length(dtype: torch.dtype) -> None:
+    queries, keys = (unit_rows(9, 8, seed) * length for seed, length in enumerate((100.0, 0.01)))
+    inputs = queries.to(dtype), keys.to(dtype)
+    found = results(key_blocks, inputs, 0, TRITON_DEVICE, impl="triton")
+    assert error(found, exact(inputs, 0)) <= triton_tolerance(dtype)
+
+
 def joined_blocks(queries: Tensor, blocks: Sequence[Tensor], own: int, offset: int, **impl: str) -> list[Tensor]:
     """Sum of the losses and both gradients, made as `key_blocks` says; block `own` holds all positives."""
     scale = SCALE.to(queries.device, torch.promote_types(queries.dtype, torch.float32))

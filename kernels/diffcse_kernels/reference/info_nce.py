@@ -41,8 +41,9 @@ def contrast(
         k, k_inverse = _rows(columns.to(dtype), options.normalize)
         if coefficients is None:
             needs = Needs(False, False, False)
-        grad_q = torch.empty_like(q) if needs.queries or needs.temperature else None
-        grad_k = torch.zeros_like(k) if needs.columns else None
+        # not as the rows lie, which may be transposed: the operator promises contiguous gradients
+        grad_q = q.new_empty(q.shape) if needs.queries or needs.temperature else None
+        grad_k = k.new_zeros(k.shape) if needs.columns else None
         losses, positives, is_right = _sweep(q, k, scale, coefficients, options, grad_q, grad_k)
         stats = _stats(q, k[: options.num_keys], positives / scale, is_right)
         grad_temperature = None

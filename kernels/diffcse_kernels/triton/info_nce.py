@@ -36,8 +36,7 @@ def contrast(
     """`reference.contrast`."""
     with torch.cuda.device_of(queries), torch.autocast(queries.device.type, enabled=False):
         pair = Pair(
-            Rows.of(queries, options.normalize),
-            Rows.of(columns, options.normalize),
+            *Rows.both(queries, columns, options.normalize),
             temperature.float().reciprocal().reshape(1),
             options.normalize,
             options.positive_offset,
@@ -61,7 +60,7 @@ def _gradients(pair: Pair, coefficients: Tensor, needs: Needs) -> tuple[Tensor, 
     totals_q = torch.empty_like(q.values, dtype=torch.float32) if needs.queries or needs.temperature else None
     totals_k = torch.zeros_like(k.values, dtype=torch.float32) if needs.columns else None
     # float16 would lose small numbers: what is stored is relative to the largest value, and put right at the end
-    unit = similarity.unit_of_exponentials(pair)
+    unit, unit_of_queries = similarity.unit_of_exponentials(pair), similarity.unit_of_queries(pair)
     largest_coefficient = coefficients.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
     for rows in similarity.strips(pair):
         weights, sums, largest[rows], positives[rows] = similarity.exponentials(pair, rows, shifts[rows], unit)
@@ -73,7 +72,7 @@ def _gradients(pair: Pair, coefficients: Tensor, needs: Needs) -> tuple[Tensor, 
             product_(totals_q[rows], weights, k.values)
         if totals_k is not None:
             factors = relative[rows] * q.inverse_norms[rows]
-            accumulate_(totals_k, weights.T, similarity.weighted(q.values[rows], factors))
+            accumulate_(totals_k, weights.T, similarity.weighted(q.values[rows], factors, unit_of_queries))
         del weights  # or two strips would be alive while the next one is made
     shared = largest_coefficient * scale / unit
     pulls = coefficients * scale * (logsumexp - positives).sigmoid()
@@ -87,7 +86,7 @@ def _gradients(pair: Pair, coefficients: Tensor, needs: Needs) -> tuple[Tensor, 
             tiny = torch.finfo(torch.float32).tiny  # a row without a direction has an inverse norm of 0
             grad_temperature = -(radials / q.inverse_norms.clamp_min(tiny)).sum() * scale[0]
     if totals_k is not None:
-        factors = (shared / similarity.storage_unit(q.values.dtype)).expand(len(k.values))
+        factors = (shared / unit_of_queries).expand(len(k.values))
         column_pulls = torch.zeros_like(k.inverse_norms)
         column_pulls[partners] = pulls
         finish_(totals_k, factors.contiguous(), k, q.values, -pair.positive, column_pulls, pair.normalized)

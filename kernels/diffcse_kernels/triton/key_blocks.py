@@ -37,24 +37,23 @@ def block_gradients(
     with torch.cuda.device_of(queries), torch.autocast(queries.device.type, enabled=False):
         pair = _pair(queries, keys, scale, positive_offset)
         shifts, factors = shifts.float(), factors.float()
-        unit = similarity.unit_of_exponentials(pair)
+        unit, unit_of_queries = similarity.unit_of_exponentials(pair), similarity.unit_of_queries(pair)
         largest_factor = factors.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
         relative = factors / largest_factor
         for rows in similarity.strips(pair):
             weights, *_ = similarity.exponentials(pair, rows, shifts[rows], unit)
             product_(grad_q[rows], weights, pair.k.values)
-            accumulate_(grad_k, weights.T, similarity.weighted(pair.q.values[rows], relative[rows]))
+            accumulate_(grad_k, weights.T, similarity.weighted(pair.q.values[rows], relative[rows], unit_of_queries))
             del weights  # or two strips would be alive while the next one is made
         grad_q *= (factors / unit)[:, None]
-        grad_k *= largest_factor / (unit * similarity.storage_unit(queries.dtype))
+        grad_k *= largest_factor / (unit * unit_of_queries)
     return grad_q, grad_k
 
 
 def _pair(queries: Tensor, keys: Tensor, scale: Tensor, positive_offset: int | None) -> Pair:
     nowhere = len(keys)  # a column that no row has
     return Pair(
-        Rows.of(queries, normalize=False),
-        Rows.of(keys, normalize=False),
+        *Rows.both(queries, keys, normalize=False),
         scale.float().reshape(1),
         normalized=False,
         positive=nowhere if positive_offset is None else positive_offset,

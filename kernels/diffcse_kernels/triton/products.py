@@ -10,29 +10,44 @@ from torch import Tensor
 
 def product_(out: Tensor, left: Tensor, right: Tensor) -> None:
     """out = left.float() @ right.float()."""
-    if left.dtype == torch.float32 or left.device.type != "cuda":
-        torch.mm(left.float(), right.float(), out=out)
-    else:
+    if left.dtype != torch.float32 and makes_float32(left.dtype, left.device):
         torch.mm(left, right, out_dtype=torch.float32, out=out)
+    else:
+        torch.mm(left.float(), right.float(), out=out)
 
 
 def accumulate_(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left.float() @ right.float()."""
-    if left.dtype == torch.float32 or left.device.type != "cuda":
-        total.addmm_(left.float(), right.float())
-    elif _adds_to_float32(left.dtype):
+    if left.dtype == torch.float32:
+        total.addmm_(left, right)
+    elif adds_to_float32(left.dtype, left.device):
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
-    else:
+    elif makes_float32(left.dtype, left.device):
         total += torch.mm(left, right, out_dtype=torch.float32)
+    else:
+        total.addmm_(left.float(), right.float())
 
 
 @cache
-def _adds_to_float32(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch's addmm adds half-precision products to float32: some releases demand one dtype."""
-    total = torch.zeros(16, 16, device="cuda")
-    half = total.to(dtype)
+def makes_float32(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether this PyTorch's `mm` makes float32 of half-precision operands there, without rounding it on the way."""
+    ones, out = torch.ones(16, 16, dtype=dtype, device=device), torch.empty(16, 16, device=device)
+    left = ones.clone()
+    left[:, 0] = 2.0**-9  # 15 and a bit: more digits than half precision has
     try:
-        torch.addmm(total, half, half, out_dtype=torch.float32, out=total)
-    except RuntimeError:
+        torch.mm(left, ones, out_dtype=torch.float32, out=out)
+    except (RuntimeError, TypeError):
         return False
-    return True
+    return torch.equal(out, torch.full_like(out, 15 + 2.0**-9))
+
+
+@cache
+def adds_to_float32(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether its `addmm` adds them to float32, in place: some releases refuse, some compute wrong numbers."""
+    ones = torch.ones(16, 16, dtype=dtype, device=device)
+    total = torch.full((16, 16), 1 + 2.0**-18, device=device)
+    try:
+        torch.addmm(total, ones, ones, out_dtype=torch.float32, out=total)
+    except (RuntimeError, TypeError):
+        return False
+    return torch.equal(total, torch.full_like(total, 17 + 2.0**-18))

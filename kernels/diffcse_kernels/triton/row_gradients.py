@@ -50,7 +50,7 @@ def constants(width: int) -> dict[str, int]:
     return {"BLOCK_M": max(1, 4096 // block_d), "BLOCK_D": block_d, "num_warps": max(4, min(32, block_d // 512))}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "first_partner", "num_partners"])
 def row_gradients_kernel(
     totals, rows, inverse_norms, factors, partners, partner_factors, radials,
     num_rows, width, first_partner, num_partners,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..counter import counter_uniform
 from ..reference.sample_tokens import logit_offsets
-from .similarity import precision
+from .similarity import precision_for
 
 SLICE = 32  # tokens; a wider one costs more when it is computed again, a narrower one more workspace
 WORKSPACE_BYTES = 32 * 2**20  # few enough rows at once that their states stay in L2 while the vocabulary passes
@@ -102,7 +102,7 @@ def _sample_rows(
     weigh_slices_kernel[(triton.cdiv(rows, block_t), triton.cdiv(vocabulary, block_v))](
         hidden, embedding, offsets, scale, maxima, masses, rows, vocabulary, width,
         SLICE=SLICE, BLOCK_T=block_t, BLOCK_V=block_v, BLOCK_D=block_d, EVEN_D=width % block_d == 0,
-        PRECISION=precision(), num_warps=num_warps, num_stages=num_stages,
+        PRECISION=precision_for(hidden), num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     block_t, slices, block_d, num_warps = draw_tiles(vocabulary)
     draw_kernel[(triton.cdiv(rows, block_t),)](

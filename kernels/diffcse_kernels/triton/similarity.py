@@ -15,11 +15,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..crossovers import device_class
 from ..reference.info_nce import NORM_EPS
 
 WORKSPACE_BYTES = 512 * 2**20  # for the exponentials of a strip of rows
 PROGRAMS = 512  # enough for any GPU; fixed, so that results do not depend on how many processors it has
 LARGEST_EXPONENT = 80.0  # exp(-80) is still a normal float32 (and bfloat16) number
+
+
+RAGGED = ["num_rows", "num_columns", "positive", "hard_negative"]  # one kernel for any number of them
 
 
 class Tiles(NamedTuple):
@@ -45,9 +49,22 @@ def tiles_for(values: Tensor) -> Tiles:
     return tiles(values.dtype, hopper=not is_nvidia or torch.cuda.get_device_capability(values.device) >= (9, 0))
 
 
-def precision() -> str:
-    """How float32 operands are multiplied: as `torch.set_float32_matmul_precision` says."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+def precision(dtype: torch.dtype, architecture: str) -> str:
+    """How operands are multiplied: float32 as `torch.set_float32_matmul_precision` says, where there is TF32.
+
+    Args:
+        dtype: of the operands.
+        architecture: as `crossovers.device_class` names it, "cpu" for the interpreter.
+    """
+    if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest":
+        return "ieee"
+    is_amd = architecture.startswith("gfx")
+    return "ieee" if is_amd and not architecture.startswith("gfx94") else "tf32"
+
+
+def precision_for(values: Tensor) -> str:
+    """`precision` for a tensor's dtype and device."""
+    return precision(values.dtype, device_class(values.device) if values.device.type == "cuda" else "cpu")
 
 
 class Rows(NamedTuple):
@@ -65,6 +82,12 @@ class Rows(NamedTuple):
             return cls(values, values.new_ones(len(values), dtype=torch.float32))
         norms = torch.linalg.vector_norm(values, dim=1, dtype=torch.float32)
         return cls(values, norms.reciprocal().masked_fill_(norms <= NORM_EPS, 0.0))
+
+    @classmethod
+    def both(cls, queries: Tensor, columns: Tensor, normalize: bool) -> tuple[Rows, Rows]:
+        """Rows to be multiplied with each other, in the dtype that holds the numbers of both."""
+        dtype = torch.promote_types(queries.dtype, columns.dtype)
+        return cls.of(queries.to(dtype), normalize), cls.of(columns.to(dtype), normalize)
 
 
 class Pair(NamedTuple):
@@ -128,7 +151,7 @@ def _row_maxima(pair: Pair, bound: float, with_sums: bool) -> tuple[Tensor, Tens
     if rows:
         row_maxima_kernel[(row_tiles, splits)](
             *pair.tensors(), maxima, sums, positives, *pair.numbers(), tiles_a_split * shape.block_n,
-            LARGEST=bound, WITH_SUMS=with_sums, **constants(shape, width),
+            LARGEST=bound, WITH_SUMS=with_sums, **constants(shape, width, precision_for(pair.q.values)),
         )  # fmt: skip
     return maxima, sums, positives
 
@@ -136,10 +159,15 @@ def _row_maxima(pair: Pair, bound: float, with_sums: bool) -> tuple[Tensor, Tens
 def strips(pair: Pair) -> Iterator[slice]:
     """Slices of rows whose exponentials fit the budget."""
     block = tiles_for(pair.q.values).block_m
-    rows = WORKSPACE_BYTES // (len(pair.k.values) * pair.k.values.element_size())
+    rows = WORKSPACE_BYTES // (_stride(len(pair.k.values)) * pair.k.values.element_size())
     height = max(1, rows // block) * block
     for start in range(0, len(pair.q.values), height):
         yield slice(start, min(start + height, len(pair.q.values)))
+
+
+def _stride(columns: int) -> int:
+    """From one row of a strip to the next: all begin where 16 bytes can be stored and loaded at once."""
+    return triton.cdiv(columns, 16) * 16
 
 
 def storage_unit(dtype: torch.dtype) -> float:
@@ -147,9 +175,17 @@ def storage_unit(dtype: torch.dtype) -> float:
     return 2.0**15 if dtype == torch.float16 else 1.0  # or those below 6e-8 would become 0
 
 
-def weighted(rows: Tensor, factors: Tensor) -> Tensor:
-    """storage_unit * rows * factors[:, None] in the dtype of the rows, for factors of at most 1."""
-    return (rows * (factors * storage_unit(rows.dtype))[:, None]).to(rows.dtype)
+def unit_of_queries(pair: Pair) -> Tensor:
+    """[1] float32: what `weighted` multiplies by, so that queries of any length fit into float16."""
+    largest = pair.scale.new_ones(1)
+    if pair.q.values.dtype == torch.float16 and not pair.normalized and pair.q.values.numel():
+        largest = pair.q.values.abs().amax().float().clamp_min(NORM_EPS).reshape(1)
+    return storage_unit(pair.q.values.dtype) / largest
+
+
+def weighted(rows: Tensor, factors: Tensor, unit: Tensor) -> Tensor:
+    """unit * rows * factors[:, None] in the dtype of the rows, for factors of at most 1 over the norm of the row."""
+    return (rows * (factors * unit)[:, None]).to(rows.dtype)
 
 
 def unit_of_exponentials(pair: Pair) -> Tensor:
@@ -168,24 +204,25 @@ def exponentials(pair: Pair, rows: slice, shifts: Tensor, unit: Tensor) -> tuple
     height, columns, width = rows.stop - rows.start, len(pair.k.values), pair.q.values.shape[1]
     shape = tiles_for(pair.q.values)
     row_tiles, column_tiles = triton.cdiv(height, shape.block_m), triton.cdiv(columns, shape.block_n)
-    weights = pair.k.values.new_empty(height, columns)
+    weights = pair.k.values.new_empty(height, _stride(columns))
     sums, maxima = (shifts.new_empty(height, column_tiles) for _ in range(2))
     positives = shifts.new_full((height,), -torch.inf)
     strip = pair.strip(rows)
     exponentials_kernel[(row_tiles * column_tiles,)](
-        *strip.tensors(), shifts, unit, weights, sums, maxima, positives, *strip.numbers(), **constants(shape, width),
+        *strip.tensors(), shifts, unit, weights, sums, maxima, positives, *strip.numbers(), weights.stride(0),
+        **constants(shape, width, precision_for(pair.q.values)),
     )  # fmt: skip
-    return weights, sums.sum(dim=1), maxima.amax(dim=1), positives
+    return weights[:, :columns], sums.sum(dim=1), maxima.amax(dim=1), positives
 
 
-def constants(shape: Tiles, width: int) -> dict[str, int | bool | str]:
+def constants(shape: Tiles, width: int, precision: str = "ieee") -> dict[str, int | bool | str]:
     """The compile-time arguments that both kernels share."""
     return {
         "BLOCK_M": shape.block_m,
         "BLOCK_N": shape.block_n,
         "BLOCK_D": shape.block_d,
         "EVEN_D": width % shape.block_d == 0,
-        "PRECISION": precision(),
+        "PRECISION": precision,
         "num_warps": shape.num_warps,
         "num_stages": shape.num_stages,
     }
@@ -223,7 +260,7 @@ def _logits_tile(
     return logits
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*RAGGED, "columns_a_split"])
 def row_maxima_kernel(
     queries, columns, q_inverse, k_inverse, scale_pointer, maxima, sums, positives,
     num_rows, num_columns, width, positive, hard_negative, bonus, columns_a_split,
@@ -271,10 +308,10 @@ def row_maxima_kernel(
         tl.store(sums + place, total, mask=is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RAGGED)
 def exponentials_kernel(
     queries, columns, q_inverse, k_inverse, scale_pointer, shifts, unit_pointer, weights, sums, maxima, positives,
-    num_rows, num_columns, width, positive, hard_negative, bonus,
+    num_rows, num_columns, width, positive, hard_negative, bonus, stride,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """weights = unit * k_inverse * (negatives - shifts).exp(), rounded; by tile of columns also the exact sums of the
@@ -297,10 +334,11 @@ def exponentials_kernel(
     shift = tl.load(shifts + row, mask=is_row, other=float("inf"))
     exponentials = tl.exp(negatives - shift[:, None])
     factor = tl.load(k_inverse + column, mask=is_column, other=0.0) * tl.load(unit_pointer)
-    first = row_tile.to(tl.int64) * BLOCK_M * num_columns + column_tile * BLOCK_N
-    inside = tl.arange(0, BLOCK_M)[:, None] * num_columns + tl.arange(0, BLOCK_N)[None, :]
+    first = row_tile.to(tl.int64) * BLOCK_M * stride + column_tile * BLOCK_N
+    inside = tl.arange(0, BLOCK_M)[:, None] * stride + tl.arange(0, BLOCK_N)[None, :]
     rounded = (exponentials * factor[None, :]).to(weights.dtype.element_ty)
-    tl.store(weights + first + inside, rounded, mask=is_row[:, None] & is_column[None, :])
+    # zeros beyond the last column: a mask that ends at a multiple of 16 leaves the stores wide
+    tl.store(weights + first + inside, rounded, mask=is_row[:, None] & (column < stride)[None, :])
     place = row.to(tl.int64) * tl.cdiv(num_columns, BLOCK_N) + column_tile
     tl.store(sums + place, tl.sum(exponentials, 1), mask=is_row)
     tl.store(maxima + place, tl.max(negatives, 1), mask=is_row)

@@ -11,15 +11,16 @@ from tests.support.kernels.compile_offline import Case
 
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 VECTORS = ("q_inverse", "k_inverse", "scale_pointer", "maxima", "sums", "positives", "shifts", "unit_pointer")
-SIZES = ("num_rows", "num_columns", "width", "columns_a_split", "num_partners")
+SIZES = ("num_rows", "num_columns", "width", "columns_a_split", "num_partners", "stride")
 POSITIONS = ("positive", "hard_negative", "first_partner")
 
 
 def cases(target: str) -> list[Case]:
     """Both similarity kernels for every dtype at a width of 768, and the row kernel for narrow and wide rows."""
     found = []
-    for dtype, pointer in TYPES.items():
-        constants = similarity.constants(similarity.tiles(dtype, hopper=target != "sm_80"), 768)
+    for dtype, precision in precisions(target):
+        pointer = TYPES[dtype]
+        constants = similarity.constants(similarity.tiles(dtype, hopper=target != "sm_80"), 768, precision)
         options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
         types = {"queries": pointer, "columns": pointer, "weights": pointer, "bonus": "fp32"}
         types |= dict.fromkeys(VECTORS, "*fp32") | dict.fromkeys(SIZES + POSITIONS, "i32")
@@ -28,8 +29,10 @@ def cases(target: str) -> list[Case]:
             (similarity.row_maxima_kernel, {"LARGEST": 0.0, "WITH_SUMS": True}),
             (similarity.exponentials_kernel, {}),
         ):
-            found.append(_case(f"{kernel.__name__} {pointer} {own}", kernel, types, constants | own, options))
-        for width in (768, 4096):
+            found.append(
+                _case(f"{kernel.__name__} {pointer} {precision} {own}", kernel, types, constants | own, options)
+            )
+        for width in (768, 4096) if precision == "ieee" else ():
             shape = row_gradients.constants(width)
             constants_of_rows = {"PROJECT": True} | shape
             options_of_rows = {"num_warps": constants_of_rows.pop("num_warps")}
@@ -41,8 +44,20 @@ def cases(target: str) -> list[Case]:
     return found
 
 
+def precisions(target: str) -> list[tuple[torch.dtype, str]]:
+    """How each dtype is multiplied there, float32 also as `torch.set_float32_matmul_precision("high")` has it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    fast = similarity.precision(torch.float32, target)
+    torch.set_float32_matmul_precision(before)
+    plain = [(dtype, "ieee") for dtype in TYPES]
+    return plain if fast == "ieee" else [*plain, (torch.float32, fast)]
+
+
 def _case(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], options: dict[str, int]) -> Case:
-    """Pointers and the width are multiples of 16, as a launch would find."""
+    """Pointers, the width and the stride of strips are multiples of 16; batches and keys may have any number."""
     own = {argument: types[argument] for argument in kernel.arg_names if argument in types}
-    divisible = tuple(argument for argument, kind in own.items() if kind.startswith("*") or argument == "width")
+    divisible = tuple(
+        argument for argument, kind in own.items() if kind.startswith("*") or argument in ("width", "stride")
+    )
     return Case(name, kernel, own, constants, divisible, options)

@@ -7,6 +7,7 @@ from itertools import product
 import torch
 from diffcse_kernels.triton import sample_tokens as triton_sample_tokens
 
+from tests.support.kernels.compile_cases_info_nce import precisions
 from tests.support.kernels.compile_offline import Case
 
 WIDTHS = [768, 400]  # one that the tiles divide, one that they do not
@@ -16,8 +17,7 @@ SIZES = {"rows": "i32", "vocabulary": "i32", "width": "i32"}
 
 
 def cases(target: str) -> list[Case]:
-    precisions = [(dtype, "ieee") for dtype in DTYPES] + [(torch.float32, "tf32")]
-    products = [_weigh(width, *precision) for width, precision in product(WIDTHS, precisions)]
+    products = [_weigh(width, *precision) for width, precision in product(WIDTHS, precisions(target))]
     return products + [_draw(*choice) for choice in product(VOCABULARIES, DTYPES)]
 
 

@@ -3,7 +3,8 @@
     TRITON_INTERPRET=0 python -m tests.support.kernels.compile_offline sm_90
 
 Prints one JSON line a case: {"case": ..., "stack": bytes, "shared": bytes, "registers": ..., "mma": count,
-"wgmma": count}; for AMD only {"case": ..., "shared": bytes}.
+"wgmma": count, "wide_stores": count}; for AMD only {"case": ..., "shared": bytes}. "specialized" are the whole
+numbers of which some values compile a kernel of their own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
+    "gfx950": GPUTarget("hip", "gfx950", 64),
 }
 CUDA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -69,6 +71,7 @@ def usage(kernel: Any) -> dict[str, int]:
         "stack": int(found[2]),
         "mma": len(re.findall(r"\bmma\.sync", ptx)),
         "wgmma": len(re.findall(r"wgmma\.mma_async", ptx)),
+        "wide_stores": len(re.findall(r"st\.global\.v4\.b32", ptx)),
     }
 
 
@@ -79,6 +82,11 @@ def main(target_name: str) -> None:
     for case in all_cases(target_name):
         kernel = compiled(case, target)
         row: dict[str, Any] = {"case": case.name, "shared": kernel.metadata.shared}
+        row["specialized"] = [
+            parameter.name
+            for parameter in case.kernel.params
+            if case.types.get(parameter.name) == "i32" and not parameter.do_not_specialize
+        ]
         if target.backend == "cuda":
             row |= usage(kernel)
         print(json.dumps(row), flush=True)
