@@ -7,8 +7,10 @@ rank. Whoever presses Ctrl-C wants an end all the same, so a thread hears it too
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ REQUESTS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 OF_TERMINALS = (signal.SIGHUP, signal.SIGINT)
 # seconds within which Ctrl-C counts as one: a terminal tells all processes at once, and launchers pass it on to theirs
 TOGETHER = 2.0
+PR_SET_PDEATHSIG = 1  # of Linux
 
 Handler = Callable[[int, FrameType | None], Any]
 _handlers: dict[signal.Signals, Handler] = {}
@@ -48,18 +51,28 @@ def listening(handler: Handler) -> Iterator[None]:
             signal.signal(number, handler_before)
 
 
+def _note_thread() -> None:
+    """Before a fork: the system ends a worker with the thread that has forked it, and a main thread lives longest."""
+    global _forked_by_main
+    _forked_by_main = threading.current_thread() is threading.main_thread()
+
+
 def _leave_workers_alone() -> None:
     """In a forked worker: a request, which may reach all processes at once, is for the one that has forked it.
 
-    Only TERM ends it, with which pools end their workers; a Python handler would wait for as long as its C code.
+    Only TERM ends it, with which pools end their workers; a Python handler would wait for as long as its C code. And
+    where the one that has forked it is killed it goes, too: nobody would end it.
     """
+    if _handlers and _forked_by_main and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.set_wakeup_fd(-1)
     for number, handler in _handlers.items():
         if signal.getsignal(number) == handler:
             signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
 
 
-os.register_at_fork(after_in_child=_leave_workers_alone)
+_forked_by_main = False
+os.register_at_fork(before=_note_thread, after_in_child=_leave_workers_alone)
 
 
 class Interrupts:

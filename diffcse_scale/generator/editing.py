@@ -17,8 +17,8 @@ from tqdm import tqdm
 from diffcse_scale.foundation.durable import publish, replacing
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.file_digest import sha256_of
+from diffcse_scale.foundation.locks import shared_lock
 from diffcse_scale.foundation.randomness import derive_seed
-from diffcse_scale.foundation.shared_lock import shared_lock
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.model.backbone import load_tokenizers, without_weights
 from diffcse_scale.model.generator import load_generator

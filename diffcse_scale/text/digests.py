@@ -14,8 +14,8 @@ from uuid import uuid4
 
 from diffcse_scale.foundation.durable import replacing
 from diffcse_scale.foundation.file_digest import sha256_of
+from diffcse_scale.foundation.locks import shared_lock
 from diffcse_scale.foundation.model_files import existing_folder
-from diffcse_scale.foundation.shared_lock import shared_lock
 from diffcse_scale.text.cache import fingerprint
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from diffcse_scale.foundation.durable import publish
 from diffcse_scale.foundation.environment import host_name
 from diffcse_scale.foundation.errors import InputError, one_line, system_reason
 from diffcse_scale.foundation.file_digest import sha256_of
-from diffcse_scale.foundation.shared_lock import shared_lock
+from diffcse_scale.foundation.locks import shared_lock
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.text.cache import try_to_write, writing
 from diffcse_scale.text.digests import digest, remember

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
+from multiprocessing.connection import Connection
 
+import psutil
 import pytest
 
 from diffcse_scale.foundation.signals import OF_TERMINALS, REQUESTS, Interrupts, listening
@@ -36,3 +39,23 @@ def test_a_thread_hears_ctrl_c_and_how_long_after_the_first_one() -> None:
             os.kill(os.getpid(), number)
             time.sleep(0.02 * count)
     assert len(heard) == 2 and heard[0] == 0 and 0.06 <= heard[1] < 2
+
+
+def _with_a_worker(line: Connection) -> None:
+    with listening(lambda *_: None):
+        if worker := os.fork():
+            line.send(worker)
+        time.sleep(60)
+
+
+def test_a_worker_of_a_process_that_is_killed_goes_too() -> None:
+    fork = multiprocessing.get_context("fork")
+    line, other = fork.Pipe()
+    process = fork.Process(target=_with_a_worker, args=(other,))
+    process.start()
+    worker = psutil.Process(line.recv())
+    time.sleep(0.05)  # it has begun
+    process.kill()
+    process.join()
+    _, alive = psutil.wait_procs([worker], timeout=5)
+    assert not alive or worker.status() == psutil.STATUS_ZOMBIE

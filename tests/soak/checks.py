@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,3 +146,10 @@ def hang_is_explained(run: Run, launch: Launch, silent: str) -> Iterator[str]:
         yield f"the log does not name {silent}"
     if not any(file.stat().st_mtime > launch.began for file in (run.path / "hang").glob("rank-*.txt")):
         yield "there are no stacks"
+
+
+def failure_is_told(run: Run, error: str) -> Iterator[str]:
+    """`status.json` has the error of the disk, and not what another rank said of it."""
+    status = json.loads((run.path / "status.json").read_text())
+    if status["state"] != "failed" or os.strerror(getattr(errno, error)).lower() not in status["message"].lower():
+        yield f"status.json says {status['state']}: {status.get('message')}"

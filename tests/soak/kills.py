@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -21,6 +22,8 @@ WRITING = 0.03  # seconds that the writing of a toy checkpoint takes, about
 
 START, TRAINING, EVALUATION, CHECKPOINT, END = "start-up", "training", "evaluation", "checkpoint", "end"
 WEIGHTS = {START: 3, TRAINING: 6, EVALUATION: 4, CHECKPOINT: 4, END: 2}
+AT_WORK = (TRAINING, EVALUATION, CHECKPOINT)
+HANGS = ("--hang-timeout", str(HANG_TIMEOUT))
 
 
 def send(number: signal.Signals, launch: Launch, run: Run, victim: str) -> None:
@@ -34,6 +37,20 @@ def send(number: signal.Signals, launch: Launch, run: Run, victim: str) -> None:
 def kill_all(launch: Launch, run: Run, victim: str) -> None:
     """As when a machine fails."""
     launch.signal(signal.SIGKILL)
+
+
+def pause_all(launch: Launch, run: Run, victim: str) -> None:
+    """As `scontrol suspend` does, for longer than a hang takes; then a request to stop."""
+    launch.signal(signal.SIGSTOP)
+    time.sleep(1.5 * HANG_TIMEOUT)
+    launch.signal(signal.SIGCONT)
+    time.sleep(1.0)
+    send(signal.SIGTERM, launch, run, victim)
+
+
+def interrupt(number: signal.Signals, launch: Launch, run: Run, victim: str) -> None:
+    """As a terminal does: every process in it gets the signal."""
+    launch.signal(number)
 
 
 def write_stop_file(launch: Launch, run: Run, victim: str) -> None:
@@ -81,13 +98,19 @@ KINDS = {
     "USR1 to a rank": Kind(
         partial(send, signal.SIGUSR1), "rank", {ExitCode.PREEMPTED}, frozenset({256 - signal.SIGUSR1}), graceful=True
     ),
+    "paused, then TERM to a rank": Kind(
+        pause_all, "rank", {ExitCode.STOPPED}, graceful=True, options=HANGS, moments=AT_WORK
+    ),
+    # DeepSpeed's main launcher has an end of its own, and does not wait for the ranks
+    "Ctrl-C": Kind(partial(interrupt, signal.SIGINT), "", {128 + signal.SIGINT}, graceful=True, moments=AT_WORK),
+    "terminal closed": Kind(partial(interrupt, signal.SIGHUP), "", {-signal.SIGHUP}, graceful=True, moments=AT_WORK),
     "stop file": Kind(write_stop_file, "", {ExitCode.STOPPED}, graceful=True),
     "rank stopped (SIGSTOP)": Kind(
         partial(send, signal.SIGSTOP),
         "rank",
         {ExitCode.HUNG},
         frozenset({ExitCode.MISTAKE}),  # it has not come to where the ranks meet
-        options=("--hang-timeout", str(HANG_TIMEOUT)),
+        options=HANGS,
         gone_after=HANG_TIMEOUT + 45,  # the launcher waits 30 s for it to obey TERM, which it cannot
     ),
 }

@@ -1,6 +1,6 @@
 """train.py that also writes down what it trains on: a line a step, in `$SOAK_RECORD/rank<N>.jsonl`, before it begins.
 
-`$SOAK_PAUSE` makes every step so many seconds longer.
+`$SOAK_PAUSE` makes every step so many seconds longer, and `$FILE_EVENTS` lets a file-system call fail.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from diffcse_scale.supervision import launchers  # noqa: F401  as train.py does
 from diffcse_scale.distributed import rank
 from diffcse_scale.text.batches import Batch
 from diffcse_scale.training.trainer import Trainer
+from tests.support.file_events import from_environment
 
 train_step = Trainer._train_step
 
@@ -36,4 +37,6 @@ def recorded(self: Trainer, batch: Batch) -> None:
 
 
 Trainer._train_step = recorded  # type: ignore[method-assign]
+if (events := from_environment()) is not None:
+    events.__enter__()  # until the process ends
 runpy.run_path(str(Path(__file__).parents[2] / "train.py"), run_name="__main__")

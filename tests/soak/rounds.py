@@ -7,13 +7,16 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
+from typing import Any
 
 from diffcse_scale.foundation.exit_codes import ExitCode
+from diffcse_scale.foundation.run_files import INCARNATIONS
 from tests.soak import checks
 from tests.soak.bench import Bench, Row
 from tests.soak.kills import CHECKPOINT, EVALUATION, KINDS, START, TRAINING, Kind, Moment, choose_victim, owns
-from tests.soak.launch import Launch
+from tests.soak.launch import RANKS, Launch
 from tests.soak.world import CHECKPOINT_EVERY, STEPS
+from tests.support.file_events import variable
 
 LEFT_TO_END, LAUNCHED_AGAIN = "left to end", "launched again when finished"
 UNHARMED = (LEFT_TO_END, LAUNCHED_AGAIN)
@@ -126,6 +129,29 @@ def take_over(freeze: bool, bench: Bench, row: Row) -> None:
     _compare(bench, row, newer, row.resumed, graceful=False)
 
 
+def disk_fails(bench: Bench, row: Row) -> None:
+    """One call that changes a file fails, on one rank: it ends in one sentence, or goes on without what is lost."""
+    error = bench.rng.choice(("ENOSPC", "EDQUOT", "EIO", "EROFS", "ESTALE"))
+    _let_fail(bench, row, error, bench.rng.randint(1, 150), {ExitCode.MISTAKE, ExitCode.FINISHED})
+    if row.code == ExitCode.MISTAKE:
+        row.violations += checks.failure_is_told(bench.run, error)
+
+
+def file_server_stumbles(bench: Bench, row: Row) -> None:
+    """One look at a file fails, on one rank, as when a file server begins again; the run goes on."""
+    _let_fail(bench, row, "ESTALE", bench.rng.randint(1, 300), {ExitCode.FINISHED}, named=INCARNATIONS, reads=True)
+
+
+def _let_fail(bench: Bench, row: Row, error: str, at: int, codes: set[int], **options: Any) -> None:
+    rank = bench.rng.randrange(RANKS)
+    row.victim = f"rank {rank} {error}"
+    launch = bench.launch(variables=variable([bench.run.path], error, at, rank=rank, **options))
+    launch.wait_until(lambda: False, PATIENCE)
+    _note(bench, row, launch, "")
+    _end(bench, row, launch, codes, 60)
+    _compare(bench, row, launch, row.resumed, graceful=False)
+
+
 def _has_begun(launch: Launch, step: int) -> bool:
     return (launch.begun() or 0) >= min(step, STEPS)
 
@@ -160,6 +186,8 @@ ROUNDS: dict[str, Callable[[Bench, Row], None]] = {
     **{name: partial(strike, kind) for name, kind in KINDS.items()},
     TAKEN_OVER: partial(take_over, False),
     TAKEN_OVER_FROZEN: partial(take_over, True),
+    "disk fails": disk_fails,
+    "file server stumbles": file_server_stumbles,
     LEFT_TO_END: let_it_end,
     LAUNCHED_AGAIN: let_it_end,
 }

@@ -22,7 +22,7 @@ import diffcse_scale.text.tokens
 from diffcse_scale.encoding.rows import open_rows
 from diffcse_scale.evaluation.tasks import load_sts
 from diffcse_scale.foundation.errors import InputError
-from diffcse_scale.foundation.shared_lock import shared_lock
+from diffcse_scale.foundation.locks import shared_lock
 from diffcse_scale.generator.wordpiece import wordpiece_of
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text import digests, prepared
