@@ -86,7 +86,7 @@ def main(arguments: Namespace) -> None:
             computed_in = precision(config)
             facts = {"plan": asdict(plan), "precision": computed_in, "corpus": tokens.facts(), **contents}
             run.describe(recipe, **facts, interconnect=interconnect, deepspeed_config=config)
-            print_start(recipe, plan, computed_in, engine, tokens, development)
+            print_start(recipe, plan, computed_in, engine, tokens, tokenizers.encoder, development)
             hooks = all_hooks(recipe, development, added)
             trainer = Trainer(recipe, plan, engine, generator, batches, tokenizers.encoder, run, supervision, hooks)
             if arguments.start == "replay":

@@ -96,7 +96,7 @@ def open_rows(
         source.check()
     with locked(folder):
         for index, source in enumerate(sources):
-            rows, (name,) = source.read(data.columns, folder / f"source-{index}", workers(data))
+            rows, (name,) = source.read(data.columns, folder / f"source-{index}", workers(data), one=True)
             parts.append(Part(rows, name, source.parse))
     names = [origin(name) for source in sources for name in source.names]
     identity, earlier = zip(

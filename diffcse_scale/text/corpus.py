@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,11 @@ class Flaw(IntEnum):
 
 @dataclass(frozen=True)
 class CorpusReport:
-    """Rows read = empty + undecodable + duplicate + unused (beyond `data.limit`) + kept."""
+    """Rows read = empty + undecodable + duplicate + unused (beyond `data.limit`) + kept.
+
+    `columns` are the names that the sentences of a row have in the first file; none in what was written before there
+    was such a thing.
+    """
 
     read: int
     empty: int
@@ -45,6 +49,14 @@ class CorpusReport:
     duplicate: int
     unused: int
     kept: int
+    columns: Sequence[str] = field(default=(), compare=False)
+
+    @property
+    def pairs(self) -> str:
+        """Which column is what; nothing where there is one."""
+        roles = ("sentence", "positive", "hard negative")[: len(self.columns)]
+        what = [f"{column} is the {role}" for column, role in zip(self.columns, roles, strict=True)]
+        return ", ".join(what) if len(what) > 1 else ""
 
     @property
     def level(self) -> int:
@@ -64,8 +76,9 @@ def load_corpus(data: DataRecipe, *, seed: int = 0) -> datasets.Dataset:
 
     Returns:
         Dataset with string columns `text_0` (sentences), with `text_1` (pairs) and `text_2` (hard negatives)
-        where `data.columns` names two or three. Stripped of surrounding white space; rows that are empty or
-        undecodable in one of the columns, and repetitions of an earlier row, are left out.
+        where `data.columns` names two or three, or they have the usual names. Stripped of surrounding white
+        space; rows that are empty or undecodable in one of the columns, and repetitions of an earlier row, are
+        left out.
 
     Raises:
         InputError: missing or malformed file, no text column, nothing left; with `data.strict` the first
@@ -84,9 +97,16 @@ def read_corpus(data: DataRecipe, *, seed: int = 0) -> tuple[datasets.Dataset, C
         source.check()
     with locked(folder):
         parts = [_clean(source, data, folder / f"source-{index}") for index, source in enumerate(sources)]
-    parts = [part for part in parts if len(part)]
-    if not parts:
+    whole = [(source, *part) for source, part in zip(sources, parts, strict=True) if len(part[0])]
+    if not whole:
         raise InputError(f"Corpus {', '.join(data.files)} is empty.")
+    parts, names = [rows for _, rows, _ in whole], whole[0][2]
+    for source, _, others in whole:
+        if len(others) != len(names):
+            raise InputError(
+                f"Corpus {source} has {' and '.join(others)}, and {whole[0][0]} has {' and '.join(names)}; train on "
+                "files of sentences, of pairs or of triples, not of several kinds."
+            )
     rows = datasets.concatenate_datasets(parts)
     flaws, keep = _column(rows, "flaw"), first_occurrences(_column(rows, "hash"))
     keep &= flaws == Flaw.NONE
@@ -100,6 +120,7 @@ def read_corpus(data: DataRecipe, *, seed: int = 0) -> tuple[datasets.Dataset, C
         duplicate=len(rows) - empty - undecodable - len(distinct),
         unused=len(distinct) - len(kept),
         kept=len(kept),
+        columns=names,
     )
     if not report.kept:
         raise InputError(f"Corpus {', '.join(data.files)} has no usable sentence: {report}.")
@@ -113,7 +134,12 @@ def first_rows(corpus: datasets.Dataset) -> list[str]:
         "   |   ".join(" ".join(text.split()) for text in row.values())
         for row in corpus.select(range(min(len(corpus), FIRST)))
     ]
-    return [row if len(row) <= LONGEST_SHOWN else row[:LONGEST_SHOWN] + "..." for row in rows]
+    return [shortened(row) for row in rows]
+
+
+def shortened(row: str) -> str:
+    """As much of a row as a line of a terminal has room for."""
+    return row if len(row) <= LONGEST_SHOWN else row[:LONGEST_SHOWN] + "..."
 
 
 def corpus_fingerprint(data: DataRecipe, *, seed: int = 0) -> str:
@@ -122,8 +148,8 @@ def corpus_fingerprint(data: DataRecipe, *, seed: int = 0) -> str:
     return fingerprint(CLEANING, data.columns, [source.identity(cache_folder(data)) for source in sources])
 
 
-def _clean(source: Source, data: DataRecipe, folder: Path) -> datasets.Dataset:
-    """All rows of one source, stripped, with their `flaw` and `hash`.
+def _clean(source: Source, data: DataRecipe, folder: Path) -> tuple[datasets.Dataset, tuple[str, ...]]:
+    """All rows of one source, stripped, with their `flaw` and `hash`; and the names of their columns.
 
     Raises:
         InputError: a malformed row; with `data.strict` an empty or undecodable one.
@@ -131,7 +157,7 @@ def _clean(source: Source, data: DataRecipe, folder: Path) -> datasets.Dataset:
     folder.mkdir(parents=True, exist_ok=True)
     raw, names = source.read(data.columns, folder, workers(data))
     if not len(raw):
-        return raw
+        return raw, names
     rows = raw.map(
         _clean_batch,
         batched=True,
@@ -155,7 +181,7 @@ def _clean(source: Source, data: DataRecipe, folder: Path) -> datasets.Dataset:
         if source.of_files and flaw == Flaw.MALFORMED:
             raise InputError(f"Corpus file {where}: {source.of_files.malformed.format(' and '.join(names))}.")
         raise InputError(f"Corpus file {where}: {flaw.name.lower()}; mend it, or set data.strict=false to skip it.")
-    return rows
+    return rows, names
 
 
 def rows_at_once(rows: datasets.Dataset) -> int:
