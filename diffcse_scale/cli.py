@@ -165,7 +165,7 @@ def export(
 def plan(
     recipe: Annotated[str, typer.Option(help="a shipped recipe or a .yaml file")] = "quickstart",
     deepspeed_config: Annotated[
-        Path | None, typer.Option("--deepspeed_config", help="DeepSpeed JSON (default: the shipped zero2.json)")
+        Path | None, typer.Option("--deepspeed_config", help="a shipped one, as zero3, or a .json file  [zero2]")
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="section.field=value", help="changes to the recipe")

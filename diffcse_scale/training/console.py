@@ -28,7 +28,7 @@ from diffcse_scale.training.schedule import Plan
 
 NEXT_COMMANDS = """\
 Next, with your own text (one sentence a line) and a real backbone:
-  deepspeed train.py --deepspeed_config ds_configs/zero2.json --recipe bert_base_sts \\
+  diffcse-scale train --deepspeed_config zero2 --recipe bert_base_sts \\
       data.files=YOUR.txt evaluation.data=STS_FOLDER
   diffcse-scale evaluate --model {model} --data STS_FOLDER
 In Python:

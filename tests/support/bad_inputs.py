@@ -216,6 +216,7 @@ GIVEN: dict[str, Maker | str] = {
     '`--output ""`': typed("encode", "--model", "m", "--input", "a.txt", "--output", ""),
     "`plan --nodes x`": typed("plan", "--nodes", "x"),
     "`RANK=x` in the environment": "foundation/test_launched.py",
+    "no such file, as `--deepspeed_config zero4`": typed("plan", "--deepspeed_config", "zero4"),
     '`"zero_optimization": {"reduce_bucket_sise": 1}`': deepspeed('{"zero_optimization": {"reduce_bucket_sise": 1}}'),
     '`"zero_optimization": {"stage": "auto"}`': deepspeed('{"zero_optimization": {"stage": "auto"}}'),
     '`"fp16"` and `"bf16"`, both enabled': deepspeed(
