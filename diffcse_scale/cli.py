@@ -29,7 +29,17 @@ app = typer.Typer(
 )
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
+    """Everything but the training loop itself, which is `train.py`."""
+    if version:
+        from importlib.metadata import version as version_of
+
+        print(f"diffcse-scale {version_of('diffcse-scale')}")
+        raise typer.Exit
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(
     context: typer.Context,
     processes: Annotated[int | None, typer.Option(min=1, help="ranks on this machine; all devices if absent")] = None,
@@ -38,8 +48,7 @@ def train(
     from diffcse_scale.training.launcher import launch
     from diffcse_scale.training.train_arguments import parse_arguments
 
-    if not {"-h", "--help"} & set(context.args):  # which train.py itself answers
-        parse_arguments(None, context.args)
+    parse_arguments(f"{train.__doc__}\n\n--processes N: ranks on this machine; all devices if absent.", context.args)
     launch(processes, context.args)
 
 
