@@ -22,7 +22,7 @@ from diffcse_scale.foundation.errors import InputError, either
 from diffcse_scale.generator.pretrain_options import PretrainOptions
 from diffcse_scale.model_folder.layout import check_pooling, model_folder
 from diffcse_scale.recipe import DataRecipe, Pooling
-from diffcse_scale.recipe_file import annotated, explained, load_recipe
+from diffcse_scale.recipe_file import annotated, explained, listed, load_recipe
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.splitlines()[0]
@@ -87,9 +87,10 @@ def recipe(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="section.field=value", help="changes to the recipe")
     ] = None,
+    names: Annotated[bool, typer.Option("--list", help="a line for each shipped recipe instead")] = False,
 ) -> None:
     """Print a recipe with all its fields and what they mean, to make one's own from: `... quickstart > mine.yaml`."""
-    print(annotated(load_recipe(name, overrides or ())))
+    print("\n".join(listed()) if names else annotated(load_recipe(name, overrides or ())))
 
 
 @app.command()

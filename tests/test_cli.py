@@ -47,6 +47,12 @@ def test_the_help_of_train_shows_every_option_of_train_py():
         assert name in output
 
 
+def test_every_shipped_recipe_has_a_line_in_the_list_that_fits_a_terminal():
+    lines = diffcse_scale("recipe", "--list").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(file.stem for file in (ROOT / "recipes").glob("*.yaml"))
+    assert all(25 < len(line) < 80 for line in lines)
+
+
 def test_every_option_of_pretrain_generator_is_a_documented_field():
     from diffcse_scale.generator.pretrain_options import PretrainOptions
 
