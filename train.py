@@ -86,7 +86,7 @@ def main(arguments: Namespace) -> None:
             plan = make_plan(recipe, len(tokens), tokens.views, world_size())
             facts = {"plan": asdict(plan), "precision": precision(config), "corpus": tokens.facts(), **contents}
             run.describe(recipe, **facts, interconnect=interconnect, deepspeed_config=config)
-            print_start(recipe, plan, precision(config), engine, tokens, development)
+            print_start(recipe, plan, precision(config), engine, tokens, tokenizers.encoder, development)
             hooks = all_hooks(recipe, development, added)
             trainer = Trainer(recipe, plan, engine, generator, batches, tokenizers.encoder, run, supervision, hooks)
             if arguments.start == "replay":

@@ -80,7 +80,7 @@ class DiffCSE:
             development: (score, sentence, sentence): chooses the best of the encoders along the way. Without it the
                 last one is taken, unless an override sets `evaluation.data`.
             processes: ranks on this machine; all devices if None.
-            deepspeed_config: a DeepSpeed JSON; the shipped zero2.json if None.
+            deepspeed_config: a DeepSpeed JSON, or a shipped one by name, as `zero3`; the shipped zero2.json if None.
 
         Raises:
             InputError: what `train.py` would refuse, or `output` holds another run.

@@ -22,14 +22,24 @@ from diffcse_scale.foundation.errors import InputError, either
 from diffcse_scale.generator.pretrain_options import PretrainOptions
 from diffcse_scale.model_folder.layout import check_pooling, model_folder
 from diffcse_scale.recipe import DataRecipe, Pooling
-from diffcse_scale.recipe_file import annotated, explained, load_recipe
+from diffcse_scale.recipe_file import annotated, explained, listed, load_recipe
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.splitlines()[0]
 )
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
+    """Everything but the training loop itself, which is `train.py`."""
+    if version:
+        from importlib.metadata import version as version_of
+
+        print(f"diffcse-scale {version_of('diffcse-scale')}")
+        raise typer.Exit
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(
     context: typer.Context,
     processes: Annotated[int | None, typer.Option(min=1, help="ranks on this machine; all devices if absent")] = None,
@@ -38,8 +48,7 @@ def train(
     from diffcse_scale.training.launcher import launch
     from diffcse_scale.training.train_arguments import parse_arguments
 
-    if not {"-h", "--help"} & set(context.args):  # which train.py itself answers
-        parse_arguments(None, context.args)
+    parse_arguments(f"{train.__doc__}\n\n--processes N: ranks on this machine; all devices if absent.", context.args)
     launch(processes, context.args)
 
 
@@ -78,9 +87,10 @@ def recipe(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="section.field=value", help="changes to the recipe")
     ] = None,
+    names: Annotated[bool, typer.Option("--list", help="a line for each shipped recipe instead")] = False,
 ) -> None:
     """Print a recipe with all its fields and what they mean, to make one's own from: `... quickstart > mine.yaml`."""
-    print(annotated(load_recipe(name, overrides or ())))
+    print("\n".join(listed()) if names else annotated(load_recipe(name, overrides or ())))
 
 
 @app.command()
@@ -165,7 +175,7 @@ def export(
 def plan(
     recipe: Annotated[str, typer.Option(help="a shipped recipe or a .yaml file")] = "quickstart",
     deepspeed_config: Annotated[
-        Path | None, typer.Option("--deepspeed_config", help="DeepSpeed JSON (default: the shipped zero2.json)")
+        Path | None, typer.Option("--deepspeed_config", help="a shipped one, as zero3, or a .json file  [zero2]")
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="section.field=value", help="changes to the recipe")

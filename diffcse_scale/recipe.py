@@ -35,6 +35,11 @@ def _as_list(value: Any) -> Any:
     return list(map(str, names)) if numbers else value
 
 
+def _as_columns(value: Any) -> Any:
+    """Names or numbers, also in one text with commas between: `a,b`; a name with a comma in it is given in a list."""
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else _as_list(value)
+
+
 def _as_separator(value: Any) -> Any:
     """The character that a word of `SEPARATORS` means, or a character itself."""
     value = {**SEPARATORS, "\\t": "\t"}.get(value, value) if isinstance(value, str) else value
@@ -67,7 +72,7 @@ HEADER = (
 )
 Separator = Annotated[str | None, BeforeValidator(_as_separator)]
 OneOrMore = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
-Columns = Annotated[Annotated[list[str], Field(min_length=1, max_length=3)] | None, BeforeValidator(_as_list)]
+Columns = Annotated[Annotated[list[str], Field(min_length=1, max_length=3)] | None, BeforeValidator(_as_columns)]
 FolderName = Annotated[str, AfterValidator(_a_folders_name)]
 
 
@@ -164,7 +169,8 @@ class DataRecipe(Section):
     )
     columns: Columns = Field(
         None,
-        description="one column of sentences, two of pairs, or three with a hard negative; found by itself if absent",
+        description="a column of sentences, two of pairs, or three with a hard negative, by name or number, as a,b,c; "
+        "found by their usual names if absent",
     )
     max_length: int = Field(
         32, ge=3, le=2**20, description="tokens a sentence, special ones included; longer are truncated"

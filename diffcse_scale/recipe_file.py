@@ -21,6 +21,15 @@ def shipped_recipes() -> dict[str, str]:
     return {file.stem: file.read_text(encoding="utf-8") for file in sorted(shipped("recipes").glob("*.yaml"))}
 
 
+def listed() -> list[str]:
+    """A line for each shipped recipe: its name, and the first sentence of the comment that it begins with."""
+    lines = []
+    for name, text in shipped_recipes().items():
+        about = text.partition("\n")[0].removeprefix("# ").partition(". ")[0].partition(": ")[0].rstrip(".")
+        lines.append(f"{name:<24}{textwrap.shorten(about, 55, placeholder='...')}")
+    return lines
+
+
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override and validate a recipe.
 

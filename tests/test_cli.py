@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 from typing import get_args
 
 import pytest
 from diffcse_kernels.benchmark import command as kernels
 
 from diffcse_scale import cli
+from diffcse_scale.engine.config_file import shipped_configs
 from tests.support.command_line import diffcse_scale
 from tests.support.launch import ROOT, environment
 
@@ -29,6 +31,26 @@ def test_help_of_the_module_run_as_a_program_names_every_command():
         "doctor",
     ):
         assert command in output
+
+
+def test_the_version_is_that_of_the_package():
+    assert diffcse_scale("--version").stdout == f"diffcse-scale {version('diffcse-scale')}\n"
+
+
+def test_the_help_of_train_shows_every_option_of_train_py():
+    output = diffcse_scale("train", "--help").stdout
+    assert "--processes" in output
+    for option in ("--recipe", "--deepspeed_config", "--output", "--resume", "--auto-resume", "--replay", "--hook"):
+        assert option in output
+    assert "--hang-timeout" in output and "section.field=value" in output
+    for name in shipped_configs():
+        assert name in output
+
+
+def test_every_shipped_recipe_has_a_line_in_the_list_that_fits_a_terminal():
+    lines = diffcse_scale("recipe", "--list").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(file.stem for file in (ROOT / "recipes").glob("*.yaml"))
+    assert all(25 < len(line) < 80 for line in lines)
 
 
 def test_every_option_of_pretrain_generator_is_a_documented_field():

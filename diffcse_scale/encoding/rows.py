@@ -96,7 +96,7 @@ def open_rows(
     for source in sources:
         source.check()
     for index, source in enumerate(sources):
-        rows, (name,) = source.read(data.columns, folder / f"rows-{index}", cache, workers(data))
+        rows, (name,) = source.read(data.columns, folder / f"rows-{index}", cache, workers(data), one=True)
         parts.append(Part(rows, name, source.parse))
     names = [origin(name) for source in sources for name in source.names]
     identity, earlier = zip(*((one.identity(cache), one.earlier_identity()) for one in sources), strict=True)

@@ -61,24 +61,34 @@ WORDS = {
 }  # fmt: skip
 
 
+def shipped_configs() -> dict[str, Path]:
+    """Name to file of every configuration that comes with the package."""
+    return {file.stem: file for file in sorted(shipped("ds_configs").glob("*.json"))}
+
+
 def named(path: str | Path | None) -> str:
     """What messages call the configuration in the file `path` (None: the shipped zero2.json)."""
     return f"DeepSpeed configuration {'zero2.json' if path is None else brief(str(path), 200)}"
 
 
 def load_deepspeed_config(path: str | Path | None) -> dict[str, Any]:
-    """Read a DeepSpeed JSON (None: the shipped zero2.json) and refuse what would be ignored or contradict the recipe.
+    """Read a DeepSpeed JSON and refuse what would be ignored or contradict the recipe.
 
     What says "auto" and is DeepSpeed's or the recipe's to decide is left out, as are top-level keys that are null.
+
+    Args:
+        path: of the file, or the name of a shipped one (`zero3`), which counts before a file; None for zero2.json.
 
     Raises:
         InputError: missing file, malformed JSON, unknown key, a value of another kind, or a setting that belongs in the
             recipe.
     """
     called = named(path)
-    path = shipped("ds_configs") / "zero2.json" if path is None else path
+    names = shipped_configs()
+    path = names["zero2"] if path is None else names.get(str(path), path)
+    otherwise = f"shipped are {', '.join(names)}"
     try:
-        config = _decided(_read_json(read_text(path, called, "ds_configs/ has one a stage"), called))
+        config = _decided(_read_json(read_text(path, called, otherwise), called))
     except RecursionError:
         raise InputError(f"{called} is nested too deeply.") from None
     config = {key: value for key, value in config.items() if value is not None}

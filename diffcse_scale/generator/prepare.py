@@ -17,6 +17,8 @@ def prepare_corpus(recipe: Recipe) -> None:
     else:
         tokens = make_edits(recipe, tokenizers)
     print(f"{len(tokens):,} sentences are ready in {cache_folder(recipe.data)}; {tokens}. The first as they were read:")
+    if tokens.report.pairs:
+        print(f"  ({tokens.report.pairs})")
     for row in tokens.first:
         print(f"  {row}")
     if recipe.objective.edits is not None:

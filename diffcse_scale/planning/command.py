@@ -11,10 +11,13 @@ from rich.table import Table
 
 from diffcse_scale.engine.config_file import load_deepspeed_config, named
 from diffcse_scale.foundation.ownership import WRITTEN_BY, check_file, json_of, write_file
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.planning.fit import RESERVE, Planner, as_json
 from diffcse_scale.planning.sharding import read_sharding
+from diffcse_scale.recipe import Recipe
 from diffcse_scale.recipe_file import load_recipe
+from diffcse_scale.text.sources import find_sources
 
 COMMAND = "diffcse-scale plan"
 GIB = 2**30
@@ -46,7 +49,7 @@ def plan(
     if json_file is not None:
         known = json_of(COMMAND, "recipe", "nodes", "stage", "memory", "stages", "largest_chunk")
         check_file(json_file, f"a plan of {COMMAND}", known, overwrite, [recipe_name, deepspeed_config or recipe_name])
-    recipe = load_recipe(recipe_name, overrides)
+    recipe = _with_columns(load_recipe(recipe_name, overrides))
     config, devices = load_deepspeed_config(deepspeed_config), nodes * devices_per_node
     sharding = read_sharding(config, recipe, devices, on_cpu, named(deepspeed_config))
     budget = device_memory * GIB
@@ -56,6 +59,14 @@ def plan(
     if json_file is not None:
         write_file(json_file, to_json({WRITTEN_BY: COMMAND, **report}, indent=1) + "\n")
     return report
+
+
+def _with_columns(recipe: Recipe) -> Recipe:
+    """The recipe with the columns of its corpus, where that is on this machine: a hard negative is a third row."""
+    if recipe.data.columns is not None or not all(given_path(file).is_file() for file in recipe.data.files):
+        return recipe
+    names = find_sources(recipe.data)[0].columns(None)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"columns": list(names)})})
 
 
 def _print(report: dict[str, Any], console: Console) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,11 @@ class Flaw(IntEnum):
 
 @dataclass(frozen=True)
 class CorpusReport:
-    """Rows read = empty + undecodable + duplicate + unused (beyond `data.limit`) + kept."""
+    """Rows read = empty + undecodable + duplicate + unused (beyond `data.limit`) + kept.
+
+    `columns` are the names that the sentences of a row have in the first file; none in what was written before there
+    was such a thing.
+    """
 
     read: int
     empty: int
@@ -46,6 +50,14 @@ class CorpusReport:
     duplicate: int
     unused: int
     kept: int
+    columns: Sequence[str] = field(default=(), compare=False)
+
+    @property
+    def pairs(self) -> str:
+        """Which column is what; nothing where there is one."""
+        roles = ("sentence", "positive", "hard negative")[: len(self.columns)]
+        what = [f"{column} is the {role}" for column, role in zip(self.columns, roles, strict=True)]
+        return ", ".join(what) if len(what) > 1 else ""
 
     @property
     def level(self) -> int:
@@ -65,8 +77,9 @@ def load_corpus(data: DataRecipe, *, seed: int = 0) -> datasets.Dataset:
 
     Returns:
         Dataset with string columns `text_0` (sentences), with `text_1` (pairs) and `text_2` (hard negatives)
-        where `data.columns` names two or three. Stripped of surrounding white space; rows that are empty or
-        undecodable in one of the columns, and repetitions of an earlier row, are left out.
+        where `data.columns` names two or three, or they have the usual names. Stripped of surrounding white
+        space; rows that are empty or undecodable in one of the columns, and repetitions of an earlier row, are
+        left out.
 
     Raises:
         InputError: missing or malformed file, no text column, nothing left; with `data.strict` the first
@@ -84,9 +97,16 @@ def read_corpus(data: DataRecipe, *, seed: int = 0) -> tuple[datasets.Dataset, C
     for source in sources:
         source.check()
     parts = [_cleaned(source, data, folder, index) for index, source in enumerate(sources)]
-    parts = [part for part in parts if len(part)]
-    if not parts:
+    whole = [(source, *part) for source, part in zip(sources, parts, strict=True) if len(part[0])]
+    if not whole:
         raise InputError(f"Corpus {', '.join(data.files)} is empty.")
+    parts, names = [rows for _, rows, _ in whole], whole[0][2]
+    for source, _, others in whole:
+        if len(others) != len(names):
+            raise InputError(
+                f"Corpus {source} has {' and '.join(others)}, and {whole[0][0]} has {' and '.join(names)}; train on "
+                "files of sentences, of pairs or of triples, not of several kinds."
+            )
     rows = datasets.concatenate_datasets(parts)
     flaws, keep = _column(rows, "flaw"), first_occurrences(_column(rows, "hash"))
     keep &= flaws == Flaw.NONE
@@ -100,6 +120,7 @@ def read_corpus(data: DataRecipe, *, seed: int = 0) -> tuple[datasets.Dataset, C
         duplicate=len(rows) - empty - undecodable - len(distinct),
         unused=len(distinct) - len(kept),
         kept=len(kept),
+        columns=names,
     )
     if not report.kept:
         raise InputError(f"Corpus {', '.join(data.files)} has no usable sentence: {report}.")
@@ -113,7 +134,12 @@ def first_rows(corpus: datasets.Dataset) -> list[str]:
         "   |   ".join(" ".join(text.split()) for text in row.values())
         for row in corpus.select(range(min(len(corpus), FIRST)))
     ]
-    return [row if len(row) <= LONGEST_SHOWN else row[:LONGEST_SHOWN] + "..." for row in rows]
+    return [shortened(row) for row in rows]
+
+
+def shortened(row: str) -> str:
+    """As much of a row as a line of a terminal has room for."""
+    return row if len(row) <= LONGEST_SHOWN else row[:LONGEST_SHOWN] + "..."
 
 
 def corpus_fingerprint(data: DataRecipe, *, seed: int = 0) -> str:
@@ -122,8 +148,8 @@ def corpus_fingerprint(data: DataRecipe, *, seed: int = 0) -> str:
     return fingerprint(CLEANING, data.columns, [source.identity(cache_folder(data)) for source in sources])
 
 
-def _cleaned(source: Source, data: DataRecipe, folder: Path, index: int) -> datasets.Dataset:
-    """All rows of source number `index`, stripped, with their `flaw` and `hash`.
+def _cleaned(source: Source, data: DataRecipe, folder: Path, index: int) -> tuple[datasets.Dataset, tuple[str, ...]]:
+    """All rows of source number `index`, stripped, with their `flaw` and `hash`; and the names of their columns.
 
     Raises:
         InputError: a malformed row; with `data.strict` an empty or undecodable one.
@@ -131,22 +157,21 @@ def _cleaned(source: Source, data: DataRecipe, folder: Path, index: int) -> data
     cache = cache_folder(data)
 
     def make(fresh: Path) -> None:
-        raw, names = source.read(data.columns, folder / f"rows-{index}", cache, workers(data))
+        raw, columns = source.read(data.columns, folder / f"rows-{index}", cache, workers(data))
         fresh.mkdir()
         if len(raw):
-            _clean(raw, names, source.parse, data, fresh)
+            _clean(raw, columns, source.parse, data, fresh)
 
-    rows = prepared(folder / f"cleaned-{index}", cache, open_arrow, make)
+    rows, names = prepared(folder / f"cleaned-{index}", cache, open_arrow, make), source.columns(data.columns)
     flaws = _column(rows, "flaw") if len(rows) else np.zeros(0)
     refused = flaws != Flaw.NONE if data.strict else flaws == Flaw.MALFORMED
     if refused.any():
         first = int(refused.argmax())
-        names, flaw = source.columns(data.columns) if source.of_files else (), Flaw(int(flaws[first]))
-        where = source.place(first, names)
+        flaw, where = Flaw(int(flaws[first])), source.place(first, names)
         if source.of_files and flaw == Flaw.MALFORMED:
             raise InputError(f"Corpus file {where}: {source.of_files.malformed.format(' and '.join(names))}.")
         raise InputError(f"Corpus file {where}: {flaw.name.lower()}; mend it, or set data.strict=false to skip it.")
-    return rows
+    return rows, names
 
 
 def _clean(raw: datasets.Dataset, names: Sequence[str], parse: Parse | None, data: DataRecipe, folder: Path) -> None:

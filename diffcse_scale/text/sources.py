@@ -32,12 +32,13 @@ from diffcse_scale.text.formats import (
     write_arrow,
 )
 from diffcse_scale.text.prepared import prepared
-from diffcse_scale.text.table_layout import NOTHING_KNOWN, USUAL_COLUMNS, Layout
+from diffcse_scale.text.table_layout import NOTHING_KNOWN, USUAL_COLUMNS, USUAL_PAIRS, Layout
 
 HUB = "hub"
 # name, name:split or name:config:split
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.+-]+){0,2}")
 EMBEDDED_SENTENCES = 20_000
+GRADES = ("label", "labels", "score", "scores", "similarity")  # titles of what tells pairs apart
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Source:
                 check_content(name, self.of_files)
 
     def read(
-        self, columns: list[str] | None, place: Path, cache: Path, workers: int
+        self, columns: list[str] | None, place: Path, cache: Path, workers: int, one: bool = False
     ) -> tuple[datasets.Dataset, tuple[str, ...]]:
         """All rows in the order of the files, and the names of the columns that hold sentences.
 
@@ -104,28 +105,31 @@ class Source:
 
         Args:
             place: in the cache, where rows of files are.
+            one: as `choose_columns` has it.
 
         Raises:
             InputError: unreadable or malformed file, no such column, no text column.
         """
+        names = self.columns(columns, one)
         if self.format == EMBEDDED:
-            return datasets.Dataset.from_dict({"text": _embedded(self.size, self.seed)}), ("text",)
+            return datasets.Dataset.from_dict({"text": _embedded(self.size, self.seed)}), names
         if self.of_files is None:
-            rows = self._from_hub()
-            types = {name: _kind(feature) for name, feature in rows.features.items()}
-            names = choose_columns(self.names[0], types, columns)
-            return rows.select_columns(list(names)), names
-        names = self.columns(columns)
+            return self._from_hub().select_columns(list(names)), names
         return prepared(place, cache, open_arrow, partial(self._write, names, workers)), names
 
-    def columns(self, wanted: list[str] | None) -> tuple[str, ...]:
-        """The names of the columns of files that hold sentences.
+    def columns(self, wanted: list[str] | None, one: bool = False) -> tuple[str, ...]:
+        """The names of the columns that hold sentences; of files by their first rows.
 
         Raises:
-            InputError: unreadable or malformed file, no such column, no text column.
+            InputError: as `choose_columns`; an unreadable file.
         """
-        assert self.of_files is not None
-        return choose_columns(remote.origin(self.names[0]), self.of_files.column_types(self.names), wanted)
+        if self.format == EMBEDDED:
+            return ("text",)
+        if self.of_files is None:
+            types = {name: _kind(feature) for name, feature in self._from_hub().features.items()}
+        else:
+            types = self.of_files.column_types(self.names)
+        return choose_columns(remote.origin(self.names[0]), types, wanted, one)
 
     def place(self, row: int, columns: tuple[str, ...]) -> str:
         """`file, line n` of row `row` (from 0). Reads several files again one by one: for error messages."""
@@ -210,10 +214,14 @@ def check_names(data: DataRecipe) -> None:
         find_sources(DataRecipe(files=local))
 
 
-def choose_columns(where: str, types: dict[str, str], wanted: list[str] | None) -> tuple[str, ...]:
-    """The columns to train on: those wanted; else the one called `text` or `sentence`, or the only one of strings.
+def choose_columns(where: str, types: dict[str, str], wanted: list[str] | None, one: bool = False) -> tuple[str, ...]:
+    """The columns to train on: those wanted; else `text` or `sentence`, the only one of strings, or a usual pair.
 
-    Columns of type 'null' may be asked for, and count where there is no other.
+    Columns of type 'null' may be asked for, and count where there is no other. A number that is no column's name is a
+    place, from 1.
+
+    Args:
+        one: pairs are not looked for: one column is read, which an option `--column` names.
 
     Raises:
         InputError: a wanted column is missing or holds no strings; or the choice is not clear.
@@ -226,8 +234,10 @@ def choose_columns(where: str, types: dict[str, str], wanted: list[str] | None) 
         raise InputError(f"Corpus {where} is empty.")
     if not strings:
         raise InputError(f"Corpus {where} has no column of text; {there}.")
-    there += ": set data.columns"
-    for name in wanted or ():
+    remedy = "give --column" if one else "set data.columns"
+    there += f": {remedy}"
+    wanted = [_in_place(name, list(types)) for name in wanted or ()]
+    for name in wanted:
         if name not in types:
             raise InputError(f"Corpus {where} has no column {quoted(name)}; {there}.")
         if name not in (*strings, *nothing):
@@ -237,10 +247,32 @@ def choose_columns(where: str, types: dict[str, str], wanted: list[str] | None) 
     candidates = [name for name in USUAL_COLUMNS if name in strings] or strings
     if len(candidates) == 1:
         return tuple(candidates)
+    if pair := () if one or candidates != strings else _usual_pair(strings):
+        grades = [name for name in types if name.lower() in GRADES]
+        if not grades:
+            return pair
+        raise InputError(
+            f"Corpus {where} has a column {quoted(grades[0])} beside {' and '.join(pair)}, which may say that not all "
+            f"pairs are alike; if they are, set data.columns={','.join(pair)}."
+        )
     both = candidates[:2] == list(USUAL_COLUMNS)
     what = "a column called text and one called sentence" if both else f"{len(strings)} columns of text"
     unclear = what if both else f"{what} and none called text or sentence"
     raise InputError(f"Corpus {where} has {unclear}; {there}.")
+
+
+def _in_place(name: str, names: list[str]) -> str:
+    """The name of a column that is given by name or by its place, from 1."""
+    by_place = name not in names and name.isdecimal() and 1 <= int(name) <= len(names)
+    return names[int(name) - 1] if by_place else name
+
+
+def _usual_pair(names: list[str]) -> tuple[str, ...]:
+    """Anchor, positive and, if it is there, hard negative; none where one is missing or two could be it."""
+    found = [[name for name in names if name.lower() in usual] for usual in USUAL_PAIRS]
+    if any(len(names) > 1 for names in found) or not all(found[:2]):
+        return ()
+    return tuple(name for names in found for name in names)
 
 
 def _files(entry: str, data: DataRecipe) -> list[str]:

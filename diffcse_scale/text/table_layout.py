@@ -20,6 +20,12 @@ from diffcse_scale.text.compressed import open_bytes
 from diffcse_scale.text.remote import origin
 
 USUAL_COLUMNS = ("text", "sentence")
+# of pairs, and of triples with a hard negative
+USUAL_PAIRS = (
+    ("anchor", "query", "sentence1", "sent0"),
+    ("positive", "pos", "sentence2", "sent1"),
+    ("negative", "neg", "hard_negative", "hard_neg"),
+)
 SAMPLE = 1_000  # rows of each file that are looked at
 LONGEST_SHOWN = 80  # characters of a row in a message
 TITLE = re.compile(r"\w[\w .:()/-]{0,63}")
@@ -75,9 +81,9 @@ def layout_of(name: str, usual: str, asked: Layout) -> Layout:
     header = asked.header
     if header is None:
         named = not first or _names_columns(first, asked)
-        if asked.columns and not named:
+        if (by_name := _by_name(asked)) and not named:
             raise InputError(
-                f"Corpus file {origin(name)} has no column {asked.columns[0]!r}, only {_shown(first, separator)}; name "
+                f"Corpus file {origin(name)} has no column {by_name[0]!r}, only {_shown(first, separator)}; name "
                 "one of these, or set data.header=false if that is text (as an option: --no-header)."
             )
         header = named or _stands_over_numbers(first, rest)
@@ -144,7 +150,15 @@ def _is_header(rows: list[list[str]] | None, asked: Layout) -> bool:
 
 def _names_columns(first: Sequence[str], asked: Layout) -> bool:
     names = {field.strip().lower() for field in first}
-    return any(column.lower() in names for column in (asked.columns or USUAL_COLUMNS))
+    if any(column.lower() in names for column in asked.columns):
+        return True
+    anchors, positives, _ = (names.intersection(usual) for usual in USUAL_PAIRS)
+    return not _by_name(asked) and bool(names.intersection(USUAL_COLUMNS) or (anchors and positives))
+
+
+def _by_name(asked: Layout) -> list[str]:
+    """Of the wanted columns those that are not numbers."""
+    return [column for column in asked.columns if not column.isdecimal()]
 
 
 def _stands_over_numbers(first: Sequence[str], rest: Sequence[Sequence[str]]) -> bool:

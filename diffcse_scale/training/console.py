@@ -6,11 +6,13 @@ import logging
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
 from diffcse_scale.distributed import is_main
 from diffcse_scale.engine.offload import describe_optimizer
@@ -19,13 +21,14 @@ from diffcse_scale.model.attention import attention_kernels
 from diffcse_scale.objective.objective import in_words
 from diffcse_scale.recipe import EMBEDDED, Recipe
 from diffcse_scale.runs.directory import RunDirectory
+from diffcse_scale.text.corpus import FIRST, shortened
 from diffcse_scale.text.tokens import TokenizedCorpus
 from diffcse_scale.training.development import DevelopmentSet
 from diffcse_scale.training.schedule import Plan
 
 NEXT_COMMANDS = """\
 Next, with your own text (one sentence a line) and a real backbone:
-  deepspeed train.py --deepspeed_config ds_configs/zero2.json --recipe bert_base_sts \\
+  diffcse-scale train --deepspeed_config zero2 --recipe bert_base_sts \\
       data.files=YOUR.txt evaluation.data=STS_FOLDER
   diffcse-scale evaluate --model {model} --data STS_FOLDER
 In Python:
@@ -66,13 +69,17 @@ def print_start(
     precision: str,
     engine: Any,
     tokens: TokenizedCorpus,
+    tokenizer: PreTrainedTokenizerBase,
     development: DevelopmentSet | None = None,
 ) -> None:
-    """The batch table, on the main rank."""
+    """The batch table, on the main rank; `tokenizer` is the encoder's."""
     if not is_main():
         return
     table = Table(title=f"recipe {recipe.name}", title_justify="left", show_header=False)
+    if tokens.report.pairs:
+        table.add_row("columns", Text(tokens.report.pairs))
     table.add_row("first rows", Text("\n".join(tokens.first)))
+    table.add_row("as tokens", Text("\n".join(_as_tokens(tokens, tokenizer))))
     for name, value in plan.table():
         table.add_row(name, value)
     table.add_row("corpus", f"{len(tokens):,} sentences; {tokens.losses}")
@@ -84,6 +91,16 @@ def print_start(
     table.add_row("optimizer", describe_optimizer(engine))
     table.add_row("attention kernel", attention_kernels())
     Console().print(table)
+
+
+def _as_tokens(tokens: TokenizedCorpus, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The first rows as the encoder sees them, a line each."""
+    first = np.arange(min(len(tokens), FIRST))
+    columns = [tokens.rows(first, view) for view in range(tokens.columns)]
+    rows = [
+        [" ".join(tokenizer.convert_ids_to_tokens(ids.tolist())) for ids in row] for row in zip(*columns, strict=True)
+    ]
+    return [shortened("   |   ".join(row)) for row in rows]
 
 
 def _in_words(device: torch.device) -> str:

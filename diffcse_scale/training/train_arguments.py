@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from diffcse_scale.engine.config_file import load_deepspeed_config, named
+from diffcse_scale.engine.config_file import load_deepspeed_config, named, shipped_configs
 from diffcse_scale.foundation.command_ending import refuse_empty
 from diffcse_scale.foundation.errors import InputError, brief
 from diffcse_scale.foundation.exit_codes import ExitCode
@@ -58,7 +58,8 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     # a shortened --output would be another folder than the one that a job script looks into
     parser = _Parser(prog="train.py", description=description, formatter_class=layout, allow_abbrev=False)
     parser.add_argument("--recipe", default="quickstart", help="a shipped recipe or a .yaml file (default: quickstart)")
-    parser.add_argument("--deepspeed_config", default=None, help="DeepSpeed JSON (default: the shipped zero2.json)")
+    configs = f"a shipped DeepSpeed configuration ({', '.join(shipped_configs())}) or a .json file (default: zero2)"
+    parser.add_argument("--deepspeed_config", default=None, help=configs)
     parser.add_argument("--output", default=None, help="run folder (default: runs/<recipe name>)")
     start = parser.add_mutually_exclusive_group()
     start.set_defaults(start="new")

@@ -16,6 +16,7 @@ from diffcse_scale.foundation.randomness import derive_seed
 from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import Chunk, make_chunk
+from diffcse_scale.text.sources import find_sources
 from diffcse_scale.text.tokenizers import known_ids
 
 PROBES, PROBE_LENGTH = 4, 16
@@ -38,8 +39,7 @@ def check_views_differ(engine: Any, recipe: Recipe, tokenizer: PreTrainedTokeniz
     Raises:
         InputError: the views are equal, the corpus has one column, and the recipe does not say `model.dropout: 0`.
     """
-    pairs = len(recipe.data.columns or ()) > 1  # one column is taken where none is named
-    if pairs or recipe.objective.contrastive_weight == 0 or recipe.model.dropout == 0:
+    if len(recipe.data.columns or ()) > 1 or recipe.objective.contrastive_weight == 0 or recipe.model.dropout == 0:
         return
     engine.train()
     # compiled layers drop what eager ones do, and are not to be compiled for a probe
@@ -47,7 +47,7 @@ def check_views_differ(engine: Any, recipe: Recipe, tokenizer: PreTrainedTokeniz
         views = engine(DiffCSENetworks.encode, _probe(recipe, tokenizer)).double().unflatten(0, (-1, 2))
     difference = torch.linalg.vector_norm(views[:, 0] - views[:, 1]) / torch.linalg.vector_norm(views[:, 0])
     (differ,) = agree(not difference <= TOLERANCE)  # NaN is no view at all, and another mistake
-    if not differ:
+    if not differ and len(find_sources(recipe.data, recipe.seed)[0].columns(recipe.data.columns)) == 1:
         raise InputError(_refusal(recipe))
 
 

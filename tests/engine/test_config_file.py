@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from diffcse_scale.engine.config_file import load_deepspeed_config
+from diffcse_scale.engine.config_file import load_deepspeed_config, shipped_configs
 from diffcse_scale.foundation.errors import InputError
 
 
@@ -85,3 +85,16 @@ def test_what_a_file_leaves_open_is_left_out(file: Path) -> None:
         "steps_per_print": 2000,
         "zero_force_ds_cpu_optimizer": "auto",
     }
+
+
+def test_a_shipped_configuration_is_given_by_name_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(__file__).parents[2] / "ds_configs"
+    assert sorted(shipped_configs()) == sorted(file.stem for file in folder.glob("*.json"))
+    for name in shipped_configs():
+        assert load_deepspeed_config(name) == load_deepspeed_config(folder / f"{name}.json")
+    assert load_deepspeed_config(None) == load_deepspeed_config("zero2")
+    with pytest.raises(InputError, match=r"zero4 cannot be read: no such file; shipped are zero0, zero1, "):
+        load_deepspeed_config("zero4")

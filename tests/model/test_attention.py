@@ -25,6 +25,7 @@ from diffcse_scale.model.encoder import Encoder, encode_sentences
 from diffcse_scale.model.generator import load_generator
 from diffcse_scale.model_folder.load import load_model
 from diffcse_scale.recipe_file import load_recipe
+from diffcse_scale.text.corpus import CorpusReport
 from diffcse_scale.training.console import print_start
 from diffcse_scale.training.schedule import make_plan
 from tests.support.tiny_models import (
@@ -36,6 +37,7 @@ from tests.support.tiny_models import (
     tiny_backbone,
     tiny_byte_tokenizer,
     tiny_config,
+    tiny_tokenizer,
 )
 
 
@@ -142,6 +144,11 @@ def test_what_loads_a_model_without_a_recipe_leaves_cudnn_out(cudnn_preferred, t
 class SentencesOf(str):
     losses = "nothing lost"
     first = ("A first [row].",)
+    columns = 2
+    report = CorpusReport(8, 0, 0, 0, 0, 8, columns=("query", "answer"))
+
+    def rows(self, indices, view=0):
+        return [np.array([5 + view, 6]) for _ in indices]
 
 
 def test_the_start_table_names_the_attention_kernels(capsys):
@@ -153,12 +160,15 @@ def test_the_start_table_names_the_attention_kernels(capsys):
         basic_optimizer=torch.optim.AdamW([torch.zeros(1)]),
     )
     choose_attention_kernels(True)
-    start = recipe, make_plan(recipe, 64, 2, 1), "float32", engine, SentencesOf("a corpus")
+    start = recipe, make_plan(recipe, 64, 2, 1), "float32", engine, SentencesOf("a corpus"), tiny_tokenizer()
     print_start(*start)
     choose_attention_kernels()
     print_start(*start)
     first, second = capsys.readouterr().out.split("recipe quickstart")[1:]
     assert "A first [row]." in first
+    assert "query is the sentence, answer is the positive" in first
+    words = tiny_tokenizer().convert_ids_to_tokens
+    assert f"{' '.join(words([5, 6]))}   |   {' '.join(words([6, 6]))}" in first
     assert "attention kernel" in first and "cuDNN" in first
     assert "8 sentences; nothing lost" in first
     assert "the CPU, 1 threads a rank" in second and "AdamW" in second

@@ -95,3 +95,12 @@ def test_a_mistake_is_one_sentence(arguments, words):
     result = diffcse_scale("plan", *arguments)
     assert result.returncode == 2
     assert result.stderr.strip().splitlines()[-1].startswith("error: ") and words in result.stderr
+
+
+def test_a_hard_negative_that_a_corpus_has_by_itself_is_planned_for(recipe_file, tmp_path):
+    corpus = tmp_path / "triples.csv"
+    corpus.write_text("anchor,positive,negative\na,b,c\n")
+    changes = f"data.files={corpus}", "objective.rtd_weight=0"
+    found, named = plan(str(recipe_file), None, changes), plan(str(recipe_file), None, (*changes, "data.columns=1,2,3"))
+    pairs = plan(str(recipe_file), None, (*changes, "data.columns=1,2"))
+    assert found["memory"] == named["memory"] and found["memory"]["peak"] > pairs["memory"]["peak"]

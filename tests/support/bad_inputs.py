@@ -166,6 +166,12 @@ GIVEN: dict[str, Maker | str] = {
     "a CSV file whose first row may be a header or a sentence": prepared(
         "data.files=sheet.csv", files={"sheet.csv": SHEET}
     ),
+    "a CSV file of `sentence1`, `sentence2` and `score`, without `data.columns`": prepared(
+        "data.files=graded.csv", files={"graded.csv": b"sentence1,sentence2,score\na,b,0\nc,d,5\n"}
+    ),
+    "`'data.files=[pairs.csv,more.txt]'`, pairs beside sentences": prepared(
+        "data.files=[pairs.csv,more.txt]", files={"pairs.csv": b"anchor,positive\na,b\n", "more.txt": b"c\n"}
+    ),
     "the same with `data.columns=text`": prepared(
         "data.files=sheet.csv", "data.columns=text", files={"sheet.csv": SHEET}
     ),
@@ -235,6 +241,7 @@ GIVEN: dict[str, Maker | str] = {
     "`--hang-timeout 0`": trained("--hang-timeout", "0"),
     "`--outp runs/x`, an option cut short": trained("--outp", "runs/x"),
     "`RANK=x` in the environment": "foundation/test_launched.py",
+    "no such file, as `--deepspeed_config zero4`": typed("plan", "--deepspeed_config", "zero4"),
     '`"zero_optimization": {"reduce_bucket_sise": 1}`': deepspeed('{"zero_optimization": {"reduce_bucket_sise": 1}}'),
     '`"zero_optimization": {"stage": "auto"}`': deepspeed('{"zero_optimization": {"stage": "auto"}}'),
     '`"fp16"` and `"bf16"`, both enabled': deepspeed(

@@ -62,6 +62,41 @@ def test_pairs_and_triples_take_the_columns_in_the_order_asked_for(tmp_path: Pat
     assert report == CorpusReport(read=4, empty=1, undecodable=0, duplicate=1, unused=0, kept=2)
 
 
+ANCHORS = {
+    "by the usual names": ("positive,id,anchor\nb,1,a\n", None, "anchor positive"),
+    "and a hard negative": ("sent0,sent1,hard_neg\na,b,c\n", None, "sent0 sent1 hard_neg"),
+    "in capitals, with another separator": ("Query;Positive;Source\na;b;web\n", None, "Query Positive"),
+    "names with commas between": ("x,y,z\nc,a,b\n", "y, z,x", "y z x"),
+    "by place": ("x,id,y\nb,1,a\n", "3,1", "y x"),
+    "by place, one": ("anchor,positive\nb,a\n", "2", "positive"),
+    "by place, without a header": ("b;a\nd;c\n", "2,1", "2 1"),
+    "a name that is a number": ("3,text,1\na,c,b\n", "3,1", "3 1"),
+    "text before pairs": ("anchor,positive,text\nx,y,a\n", None, "text"),
+    "graded, but asked for": ("sentence1,sentence2,score\na,b,5\n", "sentence1,sentence2", "sentence1 sentence2"),
+}
+
+
+@pytest.mark.parametrize("case", ANCHORS)
+def test_columns_are_found_by_name_by_place_and_by_what_they_are_called_as_a_rule(
+    tmp_path: Path, recipe: MakeRecipe, case: str
+) -> None:
+    content, asked, names = ANCHORS[case]
+    path = tmp_path / "a.csv"
+    path.write_text(content)
+    header = False if content.startswith("b;a") else None
+    corpus, report = read_corpus(recipe(path, columns=asked, header=header))
+    assert " ".join(report.columns) == names
+    assert list(corpus[0].values()) == ["a", "b", "c"][: len(report.columns)]
+
+
+def test_the_start_says_which_column_is_what(tmp_path: Path, recipe: MakeRecipe) -> None:
+    (tmp_path / "a.csv").write_text("neg,query,pos\nc,a,b\n")
+    _, report = read_corpus(recipe(tmp_path / "a.csv"))
+    assert report.pairs == "query is the sentence, pos is the positive, neg is the hard negative"
+    (tmp_path / "b.txt").write_text("a\n")
+    assert not read_corpus(recipe(tmp_path / "b.txt"))[1].pairs
+
+
 def test_the_only_text_column_is_found_whatever_its_name(tmp_path: Path, recipe: MakeRecipe) -> None:
     path = tmp_path / "a.csv"
     path.write_text("label,review\n1,good\n0,bad\n")
@@ -157,6 +192,26 @@ REFUSALS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
         {"a.jsonl": b'{"left": "x", "right": "y"}\n'},
         {"files": "a.jsonl"},
         "2 columns of text .* its columns are left, right: set data.columns",
+    ),
+    "graded pairs": (
+        {"a.csv": b"sentence1,sentence2,score\na,b,0\nc,d,5\n"},
+        {"files": "a.csv"},
+        "a column 'score' beside sentence1 and sentence2, .*; if they are, set data.columns=sentence1,sentence2",
+    ),
+    "two that could be the anchor": (
+        {"a.csv": b"anchor,query,positive\na,b,c\n"},
+        {"files": "a.csv"},
+        "3 columns of text .*: set data.columns",
+    ),
+    "a place beyond the last": (
+        {"a.csv": b"anchor,positive\na,b\n"},
+        {"files": "a.csv", "columns": "1,3"},
+        "no column '3'; its columns are anchor, positive",
+    ),
+    "sentences beside pairs": (
+        {"a.csv": b"anchor,positive\na,b\n", "b.txt": b"c\n"},
+        {"files": ["a.csv", "b.txt"]},
+        r"b.txt has text, and .*a.csv has anchor and positive; train on files of sentences, of pairs or of triples",
     ),
     "missing column": (
         {"a.parquet": parquet(["x"])},

@@ -54,6 +54,13 @@ def test_a_run_starts_where_the_family_drops_and_nowhere_else(family, packed):
         check(backbone_of(family, 0.0), f"batch.packed={packed}")
 
 
+def test_pairs_that_a_corpus_has_by_itself_need_no_dropout(tmp_path):
+    (tmp_path / "pairs.csv").write_text("anchor,positive\na,b\n")
+    check(backbone_of("bert", 0.0), f"data.files={tmp_path / 'pairs.csv'}")
+    with pytest.raises(InputError, match=EQUAL):
+        check(backbone_of("bert", 0.0), f"data.files={tmp_path / 'pairs.csv'}", "data.columns=1")
+
+
 @pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3", "llama"])
 def test_dropout_of_adapters_does_not_count_for_they_begin_as_nothing(family):
     pytest.importorskip("peft")
