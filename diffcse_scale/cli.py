@@ -24,9 +24,7 @@ from diffcse_scale.model_folder.layout import check_pooling, model_folder
 from diffcse_scale.recipe import DataRecipe, Pooling
 from diffcse_scale.recipe_file import annotated, explained, listed, load_recipe
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.splitlines()[0]
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback(invoke_without_command=True)
