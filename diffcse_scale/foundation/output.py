@@ -33,6 +33,10 @@ def outlive_readers() -> None:
         stream = getattr(sys, name)
         if not isinstance(stream, io.TextIOWrapper):
             continue  # closed, or a program's own
+        try:
+            descriptor = stream.fileno()
+        except io.UnsupportedOperation:
+            continue  # in memory
         stream.flush()
-        lasting = io.BufferedWriter(_Outliving(stream.fileno(), "w", closefd=False))
+        lasting = io.BufferedWriter(_Outliving(descriptor, "w", closefd=False))
         setattr(sys, name, io.TextIOWrapper(lasting, stream.encoding, stream.errors, line_buffering=True))

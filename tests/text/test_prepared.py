@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import logging
 import multiprocessing
 import os
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -90,7 +92,8 @@ def test_a_disk_that_may_only_be_read_serves_what_is_there_and_refuses_the_rest(
         if not mounted:
             pytest.skip("this user may not mount")
         first = USES[use](cache)
-        os.system(f"mount -o remount,ro {cache}")
+        gc.collect()  # what is still open for writing would keep it so
+        subprocess.run(["mount", "-o", "remount,ro", str(cache)], check=True)
         try_to_write.cache_clear()  # another process
         assert USES[use](cache) == first
         (tmp_path / "corpus.txt").write_text("Something else.\nAnd more.")
