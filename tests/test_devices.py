@@ -42,6 +42,7 @@ def test_the_default_tests_and_what_they_start_see_no_gpu() -> None:
         assert (variables["DS_ACCELERATOR"], variables["CUDA_VISIBLE_DEVICES"]) == ("cpu", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "words"), [("cuda", "torch finds no GPU here"), ("gpu", "DIFFCSE_TEST_DEVICE is gpu; it may be")]
 )

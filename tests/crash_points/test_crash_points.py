@@ -23,7 +23,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if case.ranks > 1 else name for name, case in CASES.items()]
+)
 def test_what_a_crash_leaves_is_gone_on_with_to_the_same_end(name: str, world: Path, tmp_path: Path) -> None:
     trial = Trial(name, world, tmp_path)
     trial.record()

@@ -85,6 +85,7 @@ def test_activations_can_be_recomputed():
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_the_generator_writes_the_same_tokens():
     model = tiny_masked_lm("bert", vocab_size=60, initializer_range=0.5).double()
     allow_packing(model)

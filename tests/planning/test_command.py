@@ -97,6 +97,7 @@ def test_a_mistake_is_one_sentence(arguments, words):
     assert result.stderr.strip().splitlines()[-1].startswith("error: ") and words in result.stderr
 
 
+@pytest.mark.slow
 def test_a_hard_negative_that_a_corpus_has_by_itself_is_planned_for(recipe_file, tmp_path):
     corpus = tmp_path / "triples.csv"
     corpus.write_text("anchor,positive,negative\na,b,c\n")
