@@ -85,6 +85,8 @@ class Kind(NamedTuple):
 # A launcher whose rank died leaves with the code of the rank that it looks at first: the dead one, or one that failed
 # because the dead did not answer.
 DEAD_RANK = {256 - signal.SIGKILL, ExitCode.FAILED}
+# one that is itself interrupted has a traceback of its own, or dies of the signal
+INTERRUPTED = {128 + signal.SIGINT, -signal.SIGINT, ExitCode.FAILED}
 KINDS = {
     "rank killed": Kind(partial(send, signal.SIGKILL), "rank", DEAD_RANK),
     "rank killed while it writes": Kind(partial(send, signal.SIGKILL), "rank", DEAD_RANK, moments=(CHECKPOINT,)),
@@ -101,8 +103,7 @@ KINDS = {
     "paused, then TERM to a rank": Kind(
         pause_all, "rank", {ExitCode.STOPPED}, graceful=True, options=HANGS, moments=AT_WORK
     ),
-    # DeepSpeed's main launcher has an end of its own, and does not wait for the ranks
-    "Ctrl-C": Kind(partial(interrupt, signal.SIGINT), "", {128 + signal.SIGINT}, graceful=True, moments=AT_WORK),
+    "Ctrl-C": Kind(partial(interrupt, signal.SIGINT), "", INTERRUPTED, graceful=True, moments=AT_WORK),
     "terminal closed": Kind(partial(interrupt, signal.SIGHUP), "", {-signal.SIGHUP}, graceful=True, moments=AT_WORK),
     "stop file": Kind(write_stop_file, "", {ExitCode.STOPPED}, graceful=True),
     "rank stopped (SIGSTOP)": Kind(
