@@ -132,7 +132,7 @@ def take_over(freeze: bool, bench: Bench, row: Row) -> None:
 def disk_fails(bench: Bench, row: Row) -> None:
     """One call that changes a file fails, on one rank: it ends in one sentence, or goes on without what is lost."""
     error = bench.rng.choice(("ENOSPC", "EDQUOT", "EIO", "EROFS", "ESTALE"))
-    _let_fail(bench, row, error, bench.rng.randint(1, 150), {ExitCode.MISTAKE, ExitCode.FINISHED})
+    _let_fail(bench, row, error, bench.rng.randint(1, 60), {ExitCode.MISTAKE, ExitCode.FINISHED})
     if row.code == ExitCode.MISTAKE:
         row.violations += checks.failure_is_told(bench.run, error)
 
