@@ -108,11 +108,11 @@ def test_a_rank_that_finds_nobody_says_where_it_looked(tmp_path):
 
 @pytest.mark.slow
 def test_ranks_that_are_stopped_while_they_wait_for_the_others_do_not_give_up(tmp_path):
-    waiting = Comers(tmp_path, (1,), 2, seconds=4)
+    waiting = Comers(tmp_path, (1,), 2, seconds=12)
     time.sleep(1.5)
     for number in (signal.SIGSTOP, signal.SIGCONT):
         waiting.processes[0].send_signal(number)
-        time.sleep(6 if number == signal.SIGSTOP else 0)
+        time.sleep(14 if number == signal.SIGSTOP else 0)
     main = {**environment(), **places(2)[0], "MASTER_PORT": waiting.port}
     assert Fork(_join, 30, output=tmp_path / "main.txt", environment=main).wait(60) == 0
     assert waiting.ends()[0][0] == 0
