@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 
 from tests.support import devices
 
@@ -24,6 +25,10 @@ if not torch.cuda.is_available():
     # without a GPU the Triton kernels run in Triton's interpreter, which reads this when triton is first imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(1)
+
+# heard by the tests and by what they start, though under nohup and in the background both are ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # the same inputs in every run

@@ -200,6 +200,7 @@ def test_the_truth_is_the_formula_in_float64(workload: Workload, formula: Callab
         assert workload.errors(Outcome(np.append(found.value[1:], -1), ()), truth)[0] > 0.5
 
 
+@pytest.mark.slow
 def test_memory_is_what_the_call_took_beyond_its_inputs() -> None:
     """Eager holds the logits and their softmax, 64 MiB each, at least; the reference two blocks of 32 MiB."""
     shape = Shape(4096, 4096, 8)

@@ -34,6 +34,7 @@ def test_overrides_and_devices_reach_the_plan(planned):
     assert report["memory"]["peak"] == next(s["peak"] for s in report["stages"] if s["stage"] == 2)
 
 
+@pytest.mark.slow
 def test_reserved_memory_stands_beside_the_tensors_and_says_whether_it_fits(planned, recipe_file, capsys):
     _, on_cpu = planned
     assert on_cpu["memory"]["reserved"] == on_cpu["memory"]["peak"]
@@ -61,6 +62,7 @@ def test_the_largest_batch_is_about_the_last_that_fits(planned, recipe_file):
         assert plan(str(recipe_file), None, overrides, 2, 2, 1.0, on_cpu=True)["fits"] is fits
 
 
+@pytest.mark.slow
 def test_the_file_of_json_is_replaced_where_it_is_a_plan_or_the_user_means_it(planned, recipe_file, tmp_path):
     file, options = tmp_path / "notes.json", {"devices_per_node": 2, "on_cpu": True}
     file.write_text('{"recipe": "soup"}')

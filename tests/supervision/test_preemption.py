@@ -110,7 +110,8 @@ def test_it_may_be_any_rank(toy_world, tmp_path, truth):
     assert_goes_on(toy_world, run, truth)
 
 
-@pytest.mark.parametrize(("text", "code"), [("requeue\n", ExitCode.PREEMPTED), slow("", ExitCode.STOPPED)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("text", "code"), [("requeue\n", ExitCode.PREEMPTED), ("", ExitCode.STOPPED)])
 def test_a_stop_file_does_as_a_signal_does_and_is_taken_away(toy_world, tmp_path, truth, text, code):
     run = tmp_path / "run"
     # between two log lines: the window of the next one is a part of what is saved

@@ -94,6 +94,7 @@ class Comers:
         return [(code, output.read_text()) for code, output in zip(codes, self.outputs, strict=True)]
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_come_are_named(tmp_path):
     ends = Comers(tmp_path, (0, 2), 4, seconds=5).ends()
     assert [code for code, _ in ends] == [1, 1]

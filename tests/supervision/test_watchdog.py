@@ -99,6 +99,7 @@ def test_when_none_is_behind_that_is_what_is_said(tmp_path):
         assert all("No rank has gone on for" in world.end(rank)[1] for rank in range(3))
 
 
+@pytest.mark.slow
 def test_what_may_take_long_is_not_a_hang(tmp_path):
     with World(tmp_path, (20, 20), doing="exporting") as world:
         time.sleep(6)

@@ -18,7 +18,8 @@ def small_disk(folder: Path, size: str = "1m") -> Iterator[bool]:
         yield mounted
     finally:
         if mounted:
-            subprocess.run(["umount", str(folder)], check=True)
+            # at once, though something that was read there may still be mapped
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def enlarge(folder: Path, size: str) -> None:

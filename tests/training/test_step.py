@@ -123,7 +123,7 @@ def test_the_recipe_says_how_embeddings_of_different_devices_meet(batches, excha
     assert asked == [exchange]
 
 
-@pytest.mark.parametrize("ring", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("ring", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_on_two_and_four_ranks_a_ring_learns_what_gathering_does(toy_world, tmp_path, ring):
     found = {}
     for exchange, ranks in (("gather", 2), ("ring", ring)):
