@@ -143,7 +143,7 @@ def test_adapters_on_a_decoder_learn(toy_world, decoder, tmp_path, stage):
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_run_of_equal_views_ends_before_the_corpus_is_read(toy_world, decoder, tmp_path, stage):
     pytest.importorskip("peft")
-    result = _lora_example(toy_world, decoder, tmp_path, stage, "model.dropout=null", "data.files=missing.txt")
+    result = _lora_example(toy_world, decoder, tmp_path, stage, "model.dropout=null")
     assert result.returncode == 2
     assert f"error: The {EQUAL}: {decoder} has no dropout" in result.stdout
     assert "set model.dropout=0.1" in result.stdout
