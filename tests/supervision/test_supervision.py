@@ -148,7 +148,7 @@ def test_a_request_while_workers_prepare_is_one_line_and_its_code(tmp_path, numb
     name = signal.Signals(number).name.removeprefix("SIG")
     assert first == f"Stopped by signal {name} before training began; continue with --auto-resume."
     # a pool whose workers TERM has ended, too, may wait for them for ever, and is not waited for
-    assert more in ([], [f"last word: {code}"] if everybody and number == signal.SIGTERM else [])
+    assert more in ([], [f"last word: {code:d}"] if everybody and number == signal.SIGTERM else [])
 
 
 def _deaf(folder: Path) -> None:
