@@ -15,6 +15,7 @@ import typer
 from diffcse_scale.foundation.errors import InputError, RunEnded, exit_code_of, told
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.foundation.signals import (
+    GRACE,
     TOGETHER,
     Interrupts,
     end_at_once,
@@ -25,8 +26,6 @@ from diffcse_scale.foundation.signals import (
 
 # what a command line that cannot be read raises; typer has it from click, by one name or another
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-# seconds after which a main thread that is to leave is not waited for
-GRACE = 10.0
 INTERRUPTED, PIPE_CLOSED = map(exit_code_after, (signal.SIGINT, signal.SIGPIPE))
 
 

@@ -25,6 +25,8 @@ REQUESTS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 OF_TERMINALS = (signal.SIGHUP, signal.SIGINT)
 # seconds within which Ctrl-C counts as one: a terminal tells all processes at once, and launchers pass it on to theirs
 TOGETHER = 2.0
+# seconds after which a main thread that is to leave, but waits for workers or another rank, is not waited for
+GRACE = 10.0
 PR_SET_PDEATHSIG = 1  # of Linux
 
 Handler = Callable[[int, FrameType | None], Any]

@@ -22,7 +22,7 @@ from diffcse_scale.checkpoints.checkpoint import Checkpoints
 from diffcse_scale.distributed import Agreement, agree, is_main
 from diffcse_scale.foundation.errors import RunEnded
 from diffcse_scale.foundation.exit_codes import Reason
-from diffcse_scale.foundation.signals import TOGETHER, end_at_once, listen
+from diffcse_scale.foundation.signals import GRACE, TOGETHER, end_at_once, listen
 from diffcse_scale.rendezvous import STORE_ERRORS, Store, control_store
 from diffcse_scale.runs.directory import RunDirectory
 from diffcse_scale.supervision.beginning import interrupts, leave_at_once
@@ -39,8 +39,6 @@ SIGNALS = {
 REQUEUE = "requeue"
 # seconds between two looks at what does not come by itself
 LOOK = 1.0
-# seconds after which a main thread that is to leave, but waits for a rank that has left, is not waited for
-GRACE = 10.0
 # seconds within which one signal reaches all processes that it is sent to
 SPREAD = 0.1
 STOP_KEY = "stop"

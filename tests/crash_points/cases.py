@@ -12,7 +12,8 @@ from pathlib import Path
 import yaml
 
 from diffcse_scale.checkpoints.manifest import checkpoint_name
-from tests.crash_points.promises import RESULT, RUN
+from diffcse_scale.foundation.run_files import RESULT
+from tests.crash_points.promises import RUN
 from tests.support.launch import ROOT, TIMINGS, metrics
 from tests.support.toy_run import write_run
 from tests.support.toy_world import write_toy_world

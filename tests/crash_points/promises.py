@@ -6,13 +6,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-RUN, RESULT = "run", "result.json"
+from diffcse_scale.foundation.run_files import STATUS
+
+RUN = "run"
 
 
 def told_checkpoint(work: Path) -> str:
     """The checkpoint that a run's status names."""
     try:
-        return json.loads((work / RUN / "status.json").read_text(encoding="utf-8")).get("last_checkpoint") or ""
+        return json.loads((work / RUN / STATUS).read_text(encoding="utf-8")).get("last_checkpoint") or ""
     except (OSError, ValueError):
         return ""
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from subprocess import TimeoutExpired
 
 from diffcse_scale.foundation.durable import write_durably
-from tests.crash_points.cases import CASES, RESULT, RUN, Case
+from diffcse_scale.foundation.run_files import RESULT
+from tests.crash_points.cases import CASES, Case
 from tests.crash_points.disk import MODELS, Disk, Point
-from tests.crash_points.promises import PROMISES
+from tests.crash_points.promises import PROMISES, RUN
 from tests.support.forks import Fork, run_program, wait_for_all
 from tests.support.launch import ROOT, environment
 from tests.support.ranks import places

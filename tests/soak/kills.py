@@ -34,9 +34,9 @@ def send(number: signal.Signals, launch: Launch, run: Run, victim: str) -> None:
         process.send_signal(number)
 
 
-def kill_all(launch: Launch, run: Run, victim: str) -> None:
-    """As when a machine fails."""
-    launch.signal(signal.SIGKILL)
+def send_to_all(number: signal.Signals, launch: Launch, run: Run, victim: str) -> None:
+    """A signal to every process: as when a machine fails, or as a terminal does."""
+    launch.signal(number)
 
 
 def pause_all(launch: Launch, run: Run, victim: str) -> None:
@@ -46,11 +46,6 @@ def pause_all(launch: Launch, run: Run, victim: str) -> None:
     launch.signal(signal.SIGCONT)
     time.sleep(1.0)
     send(signal.SIGTERM, launch, run, victim)
-
-
-def interrupt(number: signal.Signals, launch: Launch, run: Run, victim: str) -> None:
-    """As a terminal does: every process in it gets the signal."""
-    launch.signal(number)
 
 
 def write_stop_file(launch: Launch, run: Run, victim: str) -> None:
@@ -93,7 +88,7 @@ KINDS = {
     # DeepSpeed's main launcher does not tell that its node launcher was killed
     "node launcher killed": Kind(partial(send, signal.SIGKILL), "node launcher", {0}, graceful=True),
     "main launcher killed": Kind(partial(send, signal.SIGKILL), "main launcher", {-signal.SIGKILL}, graceful=True),
-    "everything killed": Kind(kill_all, "main launcher", {-signal.SIGKILL}),
+    "everything killed": Kind(partial(send_to_all, signal.SIGKILL), "main launcher", {-signal.SIGKILL}),
     "TERM to a rank": Kind(
         partial(send, signal.SIGTERM), "rank", {ExitCode.STOPPED}, frozenset({256 - signal.SIGTERM}), graceful=True
     ),
@@ -103,8 +98,8 @@ KINDS = {
     "paused, then TERM to a rank": Kind(
         pause_all, "rank", {ExitCode.STOPPED}, graceful=True, options=HANGS, moments=AT_WORK
     ),
-    "Ctrl-C": Kind(partial(interrupt, signal.SIGINT), "", INTERRUPTED, graceful=True, moments=AT_WORK),
-    "terminal closed": Kind(partial(interrupt, signal.SIGHUP), "", {-signal.SIGHUP}, graceful=True, moments=AT_WORK),
+    "Ctrl-C": Kind(partial(send_to_all, signal.SIGINT), "", INTERRUPTED, graceful=True, moments=AT_WORK),
+    "terminal closed": Kind(partial(send_to_all, signal.SIGHUP), "", {-signal.SIGHUP}, graceful=True, moments=AT_WORK),
     "stop file": Kind(write_stop_file, "", {ExitCode.STOPPED}, graceful=True),
     "rank stopped (SIGSTOP)": Kind(
         partial(send, signal.SIGSTOP),
