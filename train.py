@@ -1,12 +1,11 @@
 """Train DiffCSE. The whole program on one page: read the recipe, build, fit.
 
-    deepspeed train.py --deepspeed_config ds_configs/zero2.json      # the embedded example; or `python train.py`
-    deepspeed --num_gpus 8 train.py --deepspeed_config ds_configs/zero2.json \\
-        --recipe bert_base_sts data.files=corpus.txt evaluation.data=sts/ --output runs/mine
-    deepspeed ... --output runs/mine --resume                                             # continue that run
-    deepspeed ... --output runs/mine --auto-resume                     # begin it, continue it, or see that it is done
-    deepspeed ... --hook mine:Tell                                    # call a class of mine.py while it trains
-    sbatch slurm/train.sbatch --recipe bert_base_sts data.files=corpus.txt                # a cluster
+deepspeed train.py --deepspeed_config zero2                      # the embedded example; or `python train.py`
+deepspeed --num_gpus 8 train.py --recipe bert_base_sts data.files=corpus.txt evaluation.data=sts/ --output runs/mine
+deepspeed train.py --output runs/mine --resume                    # continue that run with its own recipe
+deepspeed ... --output runs/mine --auto-resume                     # start it, or continue it if it is there
+deepspeed ... --dry-run --hook mine:Tell               # check everything, with a hook from mine.py, and stop
+sbatch slurm/train.sbatch --recipe bert_base_sts data.files=corpus.txt                # a cluster
 """
 
 from __future__ import annotations
@@ -44,6 +43,7 @@ from diffcse_scale.text.tokens import tokenize
 from diffcse_scale.training.console import print_start, print_summary, setup_logging
 from diffcse_scale.training.development import DevelopmentSet, fingerprints
 from diffcse_scale.training.hook import load_hooks
+from diffcse_scale.training.publishing import publish
 from diffcse_scale.training.schedule import make_plan
 from diffcse_scale.training.standard_hooks import all_hooks
 from diffcse_scale.training.trainer import Trainer
@@ -65,8 +65,7 @@ def main(arguments: Namespace) -> None:
         RunDirectory.open(arguments.output, recipe, arguments.start) as run,
         Watchdog(run.hang, arguments.hang_timeout, run.failed) as watchdog,
     ):
-        supervision = Supervision(run, watchdog)
-        with supervision.preparing():
+        with Supervision(run, watchdog).preparing() as supervision:
             interconnect = check_interconnect(device())
             # what can be wrong is loaded before the corpus is tokenized, which may take long
             tokenizers = load_tokenizers(recipe.model)
@@ -86,14 +85,15 @@ def main(arguments: Namespace) -> None:
             plan = make_plan(recipe, len(tokens), tokens.views, world_size())
             facts = {"plan": asdict(plan), "precision": precision(config), "corpus": tokens.facts(), **contents}
             run.describe(recipe, **facts, interconnect=interconnect, deepspeed_config=config)
-            print_start(recipe, plan, precision(config), engine, tokens, tokenizers.encoder, development)
-            hooks = all_hooks(recipe, development, added)
+            shown = print_start(recipe, plan, precision(config), engine, tokens, tokenizers.encoder, development)
+            hooks = all_hooks(recipe, development, added, arguments.track, shown)
             trainer = Trainer(recipe, plan, engine, generator, batches, tokenizers.encoder, run, supervision, hooks)
-            if arguments.start == "replay":
-                return trainer.skipped.replay()
+            if run.is_trial:
+                return trainer.without_training(arguments)
             if run.begun:
                 trainer.resume()
         print_summary(recipe, run, trainer.fit())
+    publish(run.path, arguments.push_to_hub)
 
 
 if __name__ == "__main__":

@@ -27,13 +27,12 @@ COLUMNS = ("text", "positive", "hard_negative")
 
 
 class DiffCSE:
-    """A recipe that waits for its text.
-
-        model = DiffCSE("bert_base_sts", "batch.sentences=128").fit(sentences, output="runs/mine")
-        model.encode(["A sentence."])
+    """A recipe to train on text that `fit` is given.
 
     Training runs as a program of its own (`train.py` under DeepSpeed's launcher, on all devices), so that nothing of
     it stays in the notebook's process.
+
+    Source: Chuang et al., 2022 (arXiv 2204.10298); a recipe says what of it is trained.
 
     Args:
         recipe: a shipped recipe or a .yaml file.
@@ -43,6 +42,16 @@ class DiffCSE:
 
     Raises:
         InputError: there is no such recipe, or a field is wrong.
+
+    Example:
+        >>> from diffcse_scale import DiffCSE
+        >>> sentences = [f"A dog number {number} runs." for number in range(20)]
+        >>> small = DiffCSE("quickstart", "batch.sentences=8", "max_steps=2", "log_every=1")
+        >>> model = small.fit(sentences, output="runs/mine", processes=1)
+        Starting train.py with DeepSpeed; loading PyTorch takes a while.
+        ...
+        >>> model.encode(["A sentence."]).shape  # `model` is a SentenceTransformer
+        (1, 128)
     """
 
     def __init__(self, recipe: str = "bert_base_sts", *overrides: str, hooks: Sequence[str] = ()) -> None:
@@ -57,7 +66,7 @@ class DiffCSE:
                 raise InputError(f'{name} is {quoted(given)}; DiffCSE("quickstart", "seed=1", hooks=["mine:Tell"]).')
         for override in overrides:
             if override.partition("=")[0] in ("data.files", "data.columns"):
-                raise InputError(f"{brief(override)} contradicts the corpus that `fit` is given; take it out.")
+                raise InputError(f"{brief(override)} contradicts the corpus that `fit` is given; remove it.")
         recipe = os.fspath(recipe)
         self._texts = cache_folder(load_recipe(recipe, overrides).data) / "from_python"
         self.recipe, self.overrides, self.hooks = recipe, overrides, hooks
@@ -89,7 +98,7 @@ class DiffCSE:
         from diffcse_scale.model_folder.load import load_model
 
         if processes is not None and (not isinstance(processes, int) or isinstance(processes, bool) or processes < 1):
-            raise InputError(f"processes is {quoted(processes)}; give how many ranks this machine is to have, or None.")
+            raise InputError(f"processes is {quoted(processes)}; give the number of ranks on this machine, or None.")
         for name, path in (("output", output), ("deepspeed_config", deepspeed_config or "zero2.json")):
             if not isinstance(path, str | os.PathLike) or not os.fspath(path):
                 raise InputError(f"{name} is {quoted(path)}; give a path.")
@@ -159,7 +168,7 @@ def _as_pairs(development: Iterable[tuple[float, str, str]]) -> Iterator[dict[st
         plain = score if isinstance(score, int | float) else float(score)
         yield {"score": plain, "first": texts[0], "second": texts[1]}
     if number < 1:
-        raise InputError(f"development has {number + 1} pairs; a correlation needs two or more.")
+        raise InputError(f"development has {number + 1} pairs; a correlation needs at least two.")
 
 
 def _check_rows(given: object, called: str, wanted: str) -> None:
@@ -174,7 +183,7 @@ def _check_text(called: str, texts: Sequence[str]) -> None:
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
-        raise InputError(f"{called} is {quoted(texts)}, with half of a surrogate pair, which is no text.") from None
+        raise InputError(f"{called} is {quoted(texts)}, with half of a surrogate pair, which is not text.") from None
 
 
 def _on_one_line(value: object) -> str:
@@ -211,5 +220,5 @@ def _train(arguments: list[str]) -> None:
     if said:
         raise InputError(said[-1])
     checkpoints = Path(arguments[arguments.index("--output") + 1]) / CHECKPOINTS
-    more = "; the same call goes on from its last checkpoint" if any(checkpoints.glob("*")) else ""
-    raise RuntimeError(f"Training ended with exit code {process.returncode}; what it printed says why{more}.")
+    more = "; the same call continues from its last checkpoint" if any(checkpoints.glob("*")) else ""
+    raise RuntimeError(f"Training ended with exit code {process.returncode}; its output says why{more}.")

@@ -1,4 +1,4 @@
-"""Everything that crosses ranks. No other file of the project names a collective.
+"""Communication between ranks. No other file of this package names a collective.
 
 Gradients do not depend on the number of ranks. Write the global objective as J = sum over ranks of J_r, where
 J_r holds the terms of rank r's own rows, and let every exchange below be differentiable: the backward of a gather
@@ -10,9 +10,7 @@ W * J_r. Losses therefore multiply by the world size and divide by global counts
 from __future__ import annotations
 
 import os
-import statistics
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
@@ -23,8 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffcse_scale.foundation.environment import host_name
-from diffcse_scale.foundation.errors import InputError
+__all__ = ["PROCESS_GROUP", "Ranks", "all_mean", "gather_objects", "is_main", "rank", "world_size"]
 
 
 def _active() -> bool:
@@ -32,18 +29,25 @@ def _active() -> bool:
 
 
 def rank() -> int:
-    """This process's number; 0 without a process group."""
+    """This process's number; 0 without a process group.
+
+    Example:
+        >>> from diffcse_scale.distributed import rank
+        >>> rank()
+        0
+    """
     return dist.get_rank() if _active() else 0
 
 
 def world_size() -> int:
-    """Number of processes; 1 without a process group."""
+    """Number of processes; 1 without a process group.
+
+    Example:
+        >>> from diffcse_scale.distributed import world_size
+        >>> world_size()
+        1
+    """
     return dist.get_world_size() if _active() else 1
-
-
-def launched_rank() -> int:
-    """This process's number as the launcher gave it, whether or not there is a process group; 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))
 
 
 # what the launcher gave as LOCAL_RANK, where that had to become the number of a device
@@ -56,22 +60,21 @@ def local_rank() -> int:
 
 
 def is_main() -> bool:
-    """True on the one rank that prints and writes."""
+    """True on the one rank that prints and writes.
+
+    Example:
+        >>> from diffcse_scale.distributed import is_main
+        >>> is_main()
+        True
+    """
     return rank() == 0
 
 
 def collectives() -> list[tuple[Any, str]]:
     """Module and name of each function that ranks exchange through, whoever calls it; for timing them."""
-    names = (
-        "all_gather",
-        "all_gather_into_tensor",
-        "all_reduce",
-        "all_to_all_single",
-        "barrier",
-        "broadcast",
-        "reduce",
-    )
-    return [(dist, name) for name in (*names, "reduce_scatter", "reduce_scatter_tensor")]
+    names = ["all_gather", "all_gather_into_tensor", "all_gather_single", "all_reduce", "all_to_all_single", "barrier"]
+    names += ["broadcast", "reduce", "reduce_scatter", "reduce_scatter_single", "reduce_scatter_tensor"]
+    return [(dist, name) for name in names if hasattr(dist, name)]
 
 
 def barrier() -> None:
@@ -109,11 +112,29 @@ class Transfer(NamedTuple):
         return self.arriving
 
 
+_due: list[Callable[[], object]] = []
+
+
+def before_next_exchange(call: Callable[[], object]) -> None:
+    """Have `call` called once, when losses or BatchNorm next exchange with other ranks."""
+    _due[:] = [call]
+
+
+def _exchanging() -> None:
+    if _due:
+        _due.pop()()
+
+
 class Ranks:
     """All ranks, seen from one of them: what losses and BatchNorm are handed, and exchange through.
 
     These are those of the process group, asked anew each time, so that networks may be built before it is there. A
     test hands in others, which meet in one process.
+
+    Example:
+        >>> from diffcse_scale.distributed import PROCESS_GROUP, Ranks
+        >>> isinstance(PROCESS_GROUP, Ranks), PROCESS_GROUP.world_size
+        (True, 1)
     """
 
     @property
@@ -126,18 +147,31 @@ class Ranks:
         """How many there are."""
         return world_size()
 
-    def all_gather(self, rows: Tensor) -> list[Tensor]:
-        """Every rank's `rows`, contiguous and of one shape, in rank order, without a gradient."""
-        gathered = [torch.empty_like(rows) for _ in range(self.world_size)]
-        dist.all_gather(gathered, rows)
+    def all_gather(self, rows: Tensor) -> Tensor:
+        """Every rank's `rows`, contiguous and of one shape, one below another in rank order, without a gradient."""
+        _exchanging()
+        gathered = rows.new_empty(self.world_size * len(rows), *rows.shape[1:])
+        # its name until torch 2.12
+        gather = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+        getattr(dist, gather)(gathered, rows)
         return gathered
+
+    def all_to_all(self, rows: Tensor, shares: Sequence[int]) -> Tensor:
+        """Of contiguous `rows`, each rank's next `shares` go to it: what all ranks have for this one, [W, n, ...]."""
+        _exchanging()
+        own = shares[self.rank]
+        received = rows.new_empty(self.world_size, own, *rows.shape[1:])
+        dist.all_to_all_single(received.flatten(0, 1), rows, [own] * self.world_size, list(shares))
+        return received
 
     def all_reduce(self, total: Tensor) -> None:
         """Put the sum of every rank's `total` in its place."""
+        _exchanging()
         dist.all_reduce(total)
 
     def pass_on(self, block: Tensor, into: Tensor) -> Transfer:
-        """Start to send `block` to the next rank and to receive the previous rank's; touch neither meanwhile."""
+        """Start to send `block` to the next rank and to receive the previous rank's `into`; touch neither."""
+        _exchanging()
         following, previous = (self.rank + 1) % self.world_size, (self.rank - 1) % self.world_size
         operations = [dist.P2POp(dist.isend, block, following), dist.P2POp(dist.irecv, into, previous)]
         # nothing is sent for an empty block: both of its ends know that it is
@@ -150,19 +184,22 @@ PROCESS_GROUP = Ranks()
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, ranks: Ranks) -> Tensor:
-        ctx.share, ctx.ranks = rows.shape[0], ranks
-        return torch.cat(ranks.all_gather(rows.contiguous()))
+    def forward(ctx: Any, rows: Tensor, shares: Sequence[int], ranks: Ranks) -> Tensor:
+        ctx.shares, ctx.ranks = shares, ranks
+        # a gather wants equal shapes: the shorter shares travel with zeros below them
+        largest = max(shares)
+        gathered = ranks.all_gather(F.pad(rows, (*(0, 0) * (rows.dim() - 1), 0, largest - len(rows))).contiguous())
+        if min(shares) == largest:
+            return gathered
+        return torch.cat([block[:share] for block, share in zip(gathered.split(largest), shares, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        # the reduction runs in at least float32: W bfloat16 addends would lose what they share. gloo has no
-        # reduce-scatter for every dtype, so the sum is complete everywhere and each rank keeps its own rows
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        # a reduce-scatter whose sum is made where it is needed: it travels in the gradient's own dtype and is added up
+        # in at least float32, as W bfloat16 addends would lose what they share. gloo's own sends twice as much
         (gradient,) = gradients
-        total = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True).contiguous()
-        ctx.ranks.all_reduce(total)
-        first = ctx.ranks.rank * ctx.share
-        return total[first : first + ctx.share].to(gradient.dtype), None
+        parts = ctx.ranks.all_to_all(gradient.contiguous(), ctx.shares)
+        return parts.sum(0, dtype=torch.promote_types(gradient.dtype, torch.float32)).to(gradient.dtype), None, None
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -201,13 +238,7 @@ def gather_rows(rows: Tensor, shares: Sequence[int] | None = None, ranks: Ranks 
     """
     if ranks.world_size == 1:
         return rows
-    if shares is None or len(set(shares)) == 1:
-        return _GatherRows.apply(rows, ranks)
-    # collectives want equal shapes: the shorter shares travel with zeros below them
-    largest = max(shares)
-    padded = F.pad(rows, (*(0, 0) * (rows.dim() - 1), 0, largest - len(rows)))
-    blocks = _GatherRows.apply(padded, ranks).split(largest)
-    return torch.cat([block[:share] for block, share in zip(blocks, shares, strict=True)])
+    return _GatherRows.apply(rows, shares or [len(rows)] * ranks.world_size, ranks)
 
 
 def ring(block: Tensor, shares: Sequence[int], ranks: Ranks = PROCESS_GROUP) -> Iterator[tuple[int, Tensor]]:
@@ -267,7 +298,20 @@ def all_sum(value: Tensor, ranks: Ranks = PROCESS_GROUP) -> Tensor:
 
 @torch.no_grad()
 def all_mean(value: Tensor) -> Tensor:
-    """Mean of `value` over all ranks, without a gradient."""
+    """Mean of `value` over all ranks, without a gradient.
+
+    Args:
+        value: floating point, of the same shape and dtype on every rank.
+
+    Returns:
+        The mean, on every rank.
+
+    Example:
+        >>> import torch
+        >>> from diffcse_scale.distributed import all_mean
+        >>> all_mean(torch.tensor(0.5))
+        tensor(0.5000)
+    """
     return all_sum(value) / world_size()
 
 
@@ -316,45 +360,24 @@ def agree(*flags: int) -> list[int]:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Every rank's `value` (any small picklable object), in rank order, on every rank."""
+    """Every rank's `value` (any small picklable object), in rank order, on every rank.
+
+    Args:
+        value: what `pickle` takes, and not large.
+
+    Returns:
+        A value of each rank.
+
+    Example:
+        >>> from diffcse_scale.distributed import gather_objects
+        >>> gather_objects({"host": "node1"})
+        [{'host': 'node1'}]
+    """
     if world_size() == 1:
         return [value]
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, value, group=_control())
     return gathered
-
-
-def all_reduce_rate(device: torch.device, mebibytes: int = 16, repeats: int = 5) -> dict[str, float]:
-    """Whether all ranks reach each other, and how fast. Called on every rank.
-
-    Returns:
-        `latency_ms` of four bytes, and `gigabytes_per_second` (1e9 bytes, "bus" bandwidth: 2 (W - 1) / W times the
-        bytes of one rank), both medians, measured on this rank.
-
-    Raises:
-        InputError: a sum is wrong.
-    """
-    small = torch.ones(1, device=device)
-    large = torch.ones(mebibytes * 2**18, device=device)
-    latency, seconds = (_median_seconds(tensor, repeats) for tensor in (small, large))
-    if float(small) != world_size() or float(large[-1]) != world_size():
-        raise InputError(
-            f"An all-reduce over {world_size()} ranks gave a wrong sum on rank {rank()} ({host_name()}); exclude that "
-            "node, or look at its network."
-        )
-    moved = 2 * (world_size() - 1) / world_size() * large.numel() * 4
-    return {"latency_ms": latency * 1e3, "gigabytes_per_second": moved / seconds / 1e9}
-
-
-def _median_seconds(tensor: Tensor, repeats: int) -> float:
-    times = []
-    for _ in range(repeats + 1):  # the first makes connections
-        tensor.fill_(1)
-        start = time.perf_counter()
-        dist.all_reduce(tensor)
-        tensor.view(-1)[0].item()  # waits for the device
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
 
 
 def broadcast_object(value: Any) -> Any:

@@ -7,14 +7,28 @@ is the whole change: same arguments, same numbers, without the matrix of all sim
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from diffcse_kernels import info_nce
+from diffcse_kernels import NegativeSet, info_nce
+from diffcse_kernels.gather import gather_rows, place, row_counts
 from sentence_transformers import SentenceTransformer, losses, util
 from torch import Tensor
 
-from diffcse_scale.distributed import gather_rows, rank, row_counts, world_size
+__all__ = ["MultipleNegativesRankingLoss"]
+
+PAIRWISE = {util.cos_sim: util.pairwise_cos_sim, util.dot_score: util.pairwise_dot_score}
+
+
+class _Batch(NamedTuple):
+    """Columns of this rank's rows, and those of all ranks whose rows compete."""
+
+    queries: Tensor  # [n, H]
+    documents: list[Tensor]  # positives and negatives, each [n, H]
+    all_queries: Tensor  # [N, H]
+    all_documents: list[Tensor]  # each [N, H]
+    first: int  # of the N rows, the one that is this rank's row 0
 
 
 class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
@@ -24,20 +38,39 @@ class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
 
         F.cross_entropy(scale * cos_sim(a, torch.cat([p, n1, n2, ...])), torch.arange(N))
 
-    With `gather_across_devices` documents come from all ranks, and a rank's last batch may be smaller than the
+    and, with `directions`, `partition_mode` and `hardness_mode`, to what the original makes of them. With
+    `gather_across_devices` queries and documents come from all ranks, and a rank's last batch may be smaller than the
     others'. It may be wrapped as the original may, in `MatryoshkaLoss` for example.
+
+    Source: equation 4 of van den Oord et al., 2018 (arXiv 1807.03748); `directions` are those of GTE (Li et al., 2023,
+    arXiv 2308.03281).
 
     Args:
         model: what is trained.
         scale: the inverse of the temperature.
         similarity_fct: `cos_sim` or `dot_score` of `sentence_transformers.util`.
-        gather_across_devices: take the documents of all ranks as candidates.
+        gather_across_devices: let the rows of all ranks compete.
         impl: which kernel: "auto", "triton" or "reference".
-        options: the original's others. Of `directions` it takes ("query_to_doc",), which is the default, and
-            ("query_to_doc", "doc_to_query") with `partition_mode="per_direction"`.
+        margin: whatever is more similar to a query (or, in directions from documents, to its document) than the two
+            are to each other by more than this is no negative of it; None keeps all. The original has no such option.
+        arguments, options: the original's others.
 
     Raises:
-        ValueError: an option that needs the matrix of similarities.
+        ValueError: another similarity, or a margin with options that leave it without its positive.
+
+    Example:
+        >>> from diffcse_scale.embedded import backbone_path
+        >>> from diffcse_scale.model_folder.load import load_model
+        >>> import torch
+        >>> from sentence_transformers import losses
+        >>> from diffcse_scale.losses import MultipleNegativesRankingLoss
+        >>> model, _ = load_model(backbone_path(), pooling="mean", device="cpu")
+        >>> loss, original = MultipleNegativesRankingLoss(model), losses.MultipleNegativesRankingLoss(model)
+        >>> columns = [model.tokenize(texts) for texts in (["A dog runs.", "It rains."], ["A dog.", "Rain falls."])]
+        >>> with torch.no_grad():
+        ...     found = [each.eval()(columns, None) for each in (loss, original)]
+        >>> torch.allclose(*found)
+        True
     """
 
     def __init__(
@@ -46,21 +79,22 @@ class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
         scale: float = 20.0,
         similarity_fct: Any = util.cos_sim,
         gather_across_devices: bool = False,
+        *arguments: Any,
         impl: str = "auto",
+        margin: float | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(model, scale, similarity_fct, gather_across_devices, **options)
+        super().__init__(model, scale, similarity_fct, gather_across_devices, *arguments, **options)
         self.impl = impl
-        directions = options.get("directions", ("query_to_doc",))
-        both = set(directions) == {"query_to_doc", "doc_to_query"} and options.get("partition_mode") == "per_direction"
-        if similarity_fct not in (util.cos_sim, util.dot_score):
+        self.margin = margin
+        if similarity_fct not in PAIRWISE:
             raise ValueError(f"similarity_fct must be cos_sim or dot_score, not {similarity_fct}")
-        if options.get("hardness_mode") is not None or not (both or set(directions) == {"query_to_doc"}):
+        lacks_positive = "doc_to_doc" in self.directions and "doc_to_query" not in self.directions
+        self.in_parts = lacks_positive or (self.hardness_mode is not None and self.hardness_strength > 0)
+        if self.in_parts and margin is not None:
             raise ValueError(
-                "hardness_mode, joint directions and those within queries or documents need the whole matrix of "
-                "similarities: take sentence_transformers' own loss for them"
+                "margin cannot be used with hardness_mode, nor with doc_to_doc without doc_to_query: leave out one"
             )
-        self.both_directions = both
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Mean over this rank's rows; data-parallel trainers average it, and its gradient, over ranks.
@@ -74,26 +108,108 @@ class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
         """
         if len(embeddings) < 2:
             raise ValueError(f"a batch needs at least two columns (anchor, positive), not {len(embeddings)}")
-        queries, positives, *negatives = embeddings
-        gather = self.gather_across_devices and world_size() > 1
-        shares = row_counts(queries) if gather else [len(queries)]
-        loss = self._contrast(queries, positives, negatives, shares)
-        return (loss + self._contrast(positives, queries, [], shares)) / 2 if self.both_directions else loss
-
-    def _contrast(self, queries: Tensor, positives: Tensor, negatives: list[Tensor], shares: list[int]) -> Tensor:
-        """One direction; `shares` are the rows of all ranks whose documents are candidates, or of this one alone."""
-        if len(shares) > 1:
-            positives = gather_rows(positives, shares)
-            negatives = [gather_rows(column, shares) for column in negatives]
+        rank, ranks = place("world") if self.gather_across_devices else (0, 1)
+        shares = row_counts(embeddings[0])[0] if ranks > 1 else [len(embeddings[0])]
+        queries, *documents = embeddings
+        all_queries = queries if self.directions == ("query_to_doc",) else gather_rows(queries, shares)
+        all_documents = [gather_rows(column, shares) for column in documents]
+        batch = _Batch(queries, documents, all_queries, all_documents, sum(shares[:rank]))
         # every rank's rows weigh the same, whatever the size of its batch
-        weight = len(shares) / sum(shares)
-        return weight * info_nce(
-            queries,
+        return (self._in_parts(batch) if self.in_parts else self._with_positives(batch)) * ranks / sum(shares)
+
+    def _with_positives(self, batch: _Batch) -> Tensor:
+        """Sum of the losses; documents, where they are compared, meet their queries among the others."""
+        if "doc_to_query" not in self.directions:
+            return self._from_queries(batch, reduction="sum")
+        if self.partition_mode == "per_direction":
+            back = self._info_nce(batch.documents[0], batch.all_queries, batch.first, reduction="sum")
+            return (self._from_queries(batch, reduction="sum") + back) / 2
+        losses, of_queries = self._from_queries(batch, reduction="none", return_lse=True)
+        same = batch.all_documents if "doc_to_doc" in self.directions else []
+        _, of_documents = self._info_nce(
+            batch.documents[0],
+            batch.all_queries,
+            batch.first,
+            negatives=[NegativeSet(column, excluded_offset=batch.first) for column in same],
+            reduction="none",
+            return_lse=True,
+        )
+        # one softmax over both: log(e^x + e^y) is x + log(1 + e^(y - x))
+        return (losses + torch.logaddexp(losses.new_zeros(()), of_documents - of_queries)).sum()
+
+    def _from_queries(self, batch: _Batch, **options: Any) -> Any:
+        positives, *negatives = batch.all_documents
+        queries = [NegativeSet(batch.all_queries, excluded_offset=batch.first)]
+        return self._info_nce(
+            batch.queries,
             positives,
-            1 / self.scale,
-            positive_offset=sum(shares[: rank()]) if len(shares) > 1 else 0,
+            batch.first,
             hard_negatives=torch.cat(negatives) if negatives else None,
+            negatives=queries if "query_to_query" in self.directions else (),
+            **options,
+        )
+
+    def _in_parts(self, batch: _Batch) -> Tensor:
+        """Sum of the losses from the logsumexp of each direction's negatives; what is a row's own comes one by one."""
+        mode, strength = self.hardness_mode, self.hardness_strength
+        of_others = strength if mode in ("in_batch_negatives", "all_negatives") else 0.0
+        of_own = strength if mode in ("hard_negatives", "all_negatives") else 0.0
+        positives, *hard = [self._similarities(batch.queries, column) for column in batch.documents]
+        parts = {"query_to_doc": [self._others(batch.queries, batch.all_documents, batch.first, of_others)]}
+        parts["query_to_doc"] += [self.scale * own + of_own * own.detach() for own in hard]
+        for direction, rows, columns in (
+            ("query_to_query", batch.queries, [batch.all_queries]),
+            ("doc_to_query", batch.documents[0], [batch.all_queries]),
+            ("doc_to_doc", batch.documents[0], batch.all_documents),
+        ):
+            if direction in self.directions:
+                parts[direction] = [self._others(rows, columns, batch.first)]
+        positives = self.scale * positives
+        softmaxes = list(parts.values())
+        if self.partition_mode == "joint":
+            again = [positives] if "doc_to_query" in self.directions else []  # the positive is in two directions
+            softmaxes = [sum(softmaxes, again)]
+        excesses = torch.stack([torch.logsumexp(torch.stack(logits), 0) - positives for logits in softmaxes])
+        return torch.logaddexp(torch.zeros_like(excesses), excesses).mean(0).sum()
+
+    def _similarities(self, rows: Tensor, others: Tensor) -> Tensor:
+        """Those of each row and the one beside it, [n]."""
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        return PAIRWISE[self.similarity_fct](rows.to(dtype), others.to(dtype))
+
+    def _others(self, rows: Tensor, columns: Sequence[Tensor], first: int, hardness: float = 0.0) -> Tensor:
+        """Logsumexp [n] of each row's similarities with what belongs to the other rows.
+
+        They are multiplied by the scale, and by `hardness` without a gradient. The next row's first column stands in
+        for the positive, which is what leaves the own one out.
+        """
+        total = len(columns[0])
+        if total == 1:
+            dtype = torch.promote_types(rows.dtype, torch.float32)
+            return rows.new_full((len(rows),), torch.finfo(dtype).min, dtype=dtype)
+        numbers = torch.arange(total, device=rows.device)
+        _, logsumexp = self._info_nce(
+            rows,
+            columns[0].roll(-1, 0),
+            first,
+            self.scale + hardness,
+            query_ids=numbers[first : first + len(rows)],
+            key_ids=numbers.roll(-1),
+            negatives=[NegativeSet(column, excluded_offset=first) for column in columns[1:]],
+            reduction="none",
+            return_lse=True,
+        )
+        # its gradient is that of the scale's part alone
+        return torch.lerp(logsumexp.detach(), logsumexp, self.scale / (self.scale + hardness))
+
+    def _info_nce(self, rows: Tensor, keys: Tensor, first: int, scale: float | None = None, **options: Any) -> Any:
+        return info_nce(
+            rows,
+            keys,
+            1 / (scale or self.scale),
+            positive_offset=first,
             normalize=self.similarity_fct is util.cos_sim,
-            reduction="sum",
+            margin=self.margin,
             impl=self.impl,
+            **options,
         )

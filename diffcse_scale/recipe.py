@@ -7,206 +7,152 @@ never part of a recipe; that is a DeepSpeed configuration, see `ds_configs/`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
+
+from diffcse_scale.recipe_values import FILE_FORMATS as FILE_FORMATS
+from diffcse_scale.recipe_values import HEADER as HEADER
+from diffcse_scale.recipe_values import SEPARATOR as SEPARATOR
+from diffcse_scale.recipe_values import SEPARATORS as SEPARATORS
+from diffcse_scale.recipe_values import Columns as Columns
+from diffcse_scale.recipe_values import Decay, FolderName
+from diffcse_scale.recipe_values import OneOrMore as OneOrMore
+from diffcse_scale.recipe_values import OptimizerName as OptimizerName
+from diffcse_scale.recipe_values import Pooling as Pooling
+from diffcse_scale.recipe_values import Schedule as Schedule
+from diffcse_scale.recipe_values import Section as Section
+from diffcse_scale.recipe_values import Separator as Separator
+from diffcse_scale.recipe_values import Share as Share
+
+__all__ = ["BatchRecipe", "DataRecipe", "EvaluationRecipe", "LoraRecipe", "ModelRecipe", "ObjectiveRecipe"]
+__all__ += ["OptimizerRecipe", "Recipe"]
 
 EMBEDDED = "embedded"
-
-
-SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}  # of the fields of a table that is text
-
-
-def _as_list(value: Any) -> Any:
-    """One name without a list; a number is the name of a column that has no other."""
-    names = value if isinstance(value, list) else [value]
-    numbers = all(isinstance(name, str | int) and not isinstance(name, bool) for name in names)
-    return list(map(str, names)) if numbers else value
-
-
-def _as_columns(value: Any) -> Any:
-    """Names or numbers, also in one text with commas between: `a,b`; a name with a comma in it is given in a list."""
-    return [name.strip() for name in value.split(",")] if isinstance(value, str) else _as_list(value)
-
-
-def _as_separator(value: Any) -> Any:
-    """The character that a word of `SEPARATORS` means, or a character itself."""
-    value = {**SEPARATORS, "\\t": "\t"}.get(value, value) if isinstance(value, str) else value
-    if value is not None and not (isinstance(value, str) and len(value) == 1 and value not in '"\r\n'):
-        raise ValueError(f"give {', '.join(SEPARATORS)}, or one other character")
-    return value
-
-
-def _a_folders_name(name: str) -> str:
-    if not name.strip() or name in (".", "..") or "/" in name or not name.isprintable():
-        raise ValueError("must be the name of a folder, without / and control characters; --output takes a path")
-    if len(name.encode(errors="replace")) > 200:
-        raise ValueError("must have at most 200 bytes, as it names a folder")
-    return name
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Pooling = Literal["cls", "mean", "last", "first_last_mean"]  # the rows of model/pooling.py
-OptimizerName = Literal["adamw"]  # the rows of engine/optimizer.py
-Schedule = Literal["linear", "cosine", "constant"]  # the rows of training/schedule.py
-FILE_FORMATS = "text, .gz/.xz/.zst text, .jsonl, .csv, .tsv, .parquet"  # in help texts; the table is text/formats.py
-SEPARATOR = (
-    f"of the fields of .csv and .tsv files: {', '.join(SEPARATORS)}, or a character; what a file leaves no doubt of, "
-    "if absent"
-)
-HEADER = (
-    "the first row of .csv and .tsv files names the columns; without a header they are called 1, 2, 3; what a file "
-    "leaves no doubt of, if absent"
-)
-Separator = Annotated[str | None, BeforeValidator(_as_separator)]
-OneOrMore = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
-Columns = Annotated[Annotated[list[str], Field(min_length=1, max_length=3)] | None, BeforeValidator(_as_columns)]
-FolderName = Annotated[str, AfterValidator(_a_folders_name)]
-
-
-LARGEST = 2**63 - 1  # of whole numbers: tensors, seeds and files hold 64 bits
-
-
-class Section(BaseModel):
-    """Unknown keys are refused, and what no program could work with; a recipe never changes once it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*")
-    @classmethod
-    def _usable(cls, value: Any) -> Any:
-        for part in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(part, int) and abs(part) > LARGEST:
-                raise ValueError(f"must be at most {LARGEST}")
-            if isinstance(part, str) and any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in part):
-                raise ValueError("holds a NUL or half of a surrogate pair, which is no text")
-        return value
 
 
 class LoraRecipe(Section):
     """Low-rank adapters on a frozen encoder (arXiv 2106.09685), through `peft`."""
 
-    rank: int = Field(16, ge=1, le=2**16, description="rank of the two matrices that each adapted layer gets")
-    alpha: float = Field(32.0, gt=0, description="an adapter's output is multiplied by alpha / rank")
+    rank: int = Field(16, ge=1, le=2**16, description="Rank of the two matrices of each adapter.")
+    alpha: float = Field(32.0, gt=0, description="An adapter's output is multiplied by alpha / rank.")
     dropout: Share = Field(
         0.1,
-        description="dropout before each adapter; it cannot tell two views apart, as adapters begin as nothing: "
-        "model.dropout must, in a backbone that has none",
+        description="Dropout before each adapter. It does not make the two views differ at the start, because adapters "
+        "start at zero; in a backbone without dropout set model.dropout too.",
     )
-    target_modules: Annotated[list[str] | None, BeforeValidator(_as_list)] = Field(
-        None, min_length=1, description="names of the linear layers that get adapters; all of them if absent"
+    target_modules: OneOrMore | None = Field(
+        None, description="Names of the linear layers that get adapters. Default: all linear layers."
     )
     base: Literal["float32", "bfloat16", "nf4"] = Field(
-        "float32", description="how the frozen weights are held; 'nf4' is QLoRA's 4 bits, through bitsandbytes"
+        "float32", description="Dtype of the frozen weights. 'nf4' is QLoRA's 4 bits and needs bitsandbytes."
     )
     export: Literal["merged", "adapter"] = Field(
-        "merged", description="the exported model: whole weights in float32, or the adapters beside the base's name"
+        "merged",
+        description="What is exported: 'merged' writes all weights in float32, 'adapter' the adapters and the base's "
+        "name.",
     )
 
 
 class ModelRecipe(Section):
     """The networks."""
 
-    encoder: str = Field(description="the backbone that is trained and kept: a folder, a Hub name, or 'embedded'")
+    encoder: str = Field(description="The backbone to train and keep: a folder, a Hub name, or 'embedded'.")
     discriminator: str | None = Field(
         None,
-        description="another masked language model as discriminator, which may have a tokenizer of its own (the "
-        "generator's then is the same); absent: a copy of the encoder",
+        description="Another masked language model as discriminator. It may have its own tokenizer, which must also be "
+        "the generator's. Default: a copy of the encoder.",
     )
     generator: str | None = Field(
-        None, description="the frozen masked language model that edits sentences; needed unless rtd_weight is 0"
+        None, description="The frozen masked language model that edits sentences. Needed unless rtd_weight is 0."
     )
     generator_precision: Literal["float32", "bfloat16"] | None = Field(
-        None, description="what the generator computes in; absent: bfloat16 on accelerators that have it, else float32"
+        None, description="Precision of the generator. Default: bfloat16 on accelerators that have it, else float32."
     )
-    pooling: Pooling = Field("cls", description="how token vectors become the sentence embedding h")
+    pooling: Pooling = Field("cls", description="How token vectors become the sentence embedding h.")
     attention: Literal["bidirectional"] | None = Field(
-        None, description="'bidirectional' lets the tokens of a decoder-only encoder see later ones too"
+        None, description="'bidirectional' lets the tokens of a decoder-only encoder attend to later tokens too."
     )
     cudnn_attention: bool = Field(
         False,
-        description="cuDNN may compute attention on a GPU, where PyTorch prefers it and dropout is a multiple of 1/16; "
-        "it makes a plan for every new shape",
+        description="Allow cuDNN's attention on a GPU. PyTorch uses it where it prefers it and dropout is a multiple "
+        "of 1/16. cuDNN makes a plan for every new shape.",
     )
     dropout: float | None = Field(
         None,
         ge=0,
         lt=1,
-        description="every dropout probability in the encoder; those of its configuration if absent; 0 says that equal "
-        "views of a sentence are meant",
+        description="Every dropout probability in the encoder. Default: those of its configuration. Set 0 only where "
+        "the two views of a sentence are meant to be equal.",
     )
-    lora: LoraRecipe | None = Field(None, description="train adapters and leave the encoder itself as it is")
+    lora: LoraRecipe | None = Field(None, description="Train adapters and leave the encoder's own weights as they are.")
     projection: Literal["batchnorm", "mlp", "none"] = Field(
-        "batchnorm", description="the network between h and z, used in training only"
+        "batchnorm", description="The network between h and z. It is used in training only."
     )
     checkpoint: str | None = Field(
-        None, description="folder of an official DiffCSE or SimCSE checkpoint whose weights replace the initial ones"
+        None, description="Folder of an official DiffCSE or SimCSE checkpoint. Training starts from its weights."
     )
-    gradient_checkpointing: bool = Field(False, description="recompute activations in backward to save memory")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass to save memory."
+    )
     compile: bool = Field(
-        False, description="the networks' layers go through torch.compile, which needs a C++ compiler and ZeRO below 3"
+        False, description="Compile the networks' layers with torch.compile. Needs a C++ compiler and ZeRO below 3."
     )
-    trust_remote_code: bool = Field(False, description="allow code that comes with a Hub model to run")
+    trust_remote_code: bool = Field(False, description="Allow code that comes with a Hub model to run.")
 
 
 class DataRecipe(Section):
     """The corpus."""
 
     files: OneOrMore = Field(
-        description=f"{FILE_FORMATS}; paths, addresses (hf://...), globs, a Hub dataset, or 'embedded'"
+        description=f"Files of {FILE_FORMATS}: paths, addresses (hf://...), globs, a Hub dataset, or 'embedded'."
     )
     columns: Columns = Field(
         None,
-        description="a column of sentences, two of pairs, or three with a hard negative, by name or number, as a,b,c; "
-        "found by their usual names if absent",
+        description="Columns by name or number, such as a,b,c: one of sentences, two of pairs, or three, the third a "
+        "hard negative. Default: columns with the usual names.",
     )
     max_length: int = Field(
-        32, ge=3, le=2**20, description="tokens a sentence, special ones included; longer are truncated"
+        32, ge=3, le=2**20, description="Tokens per sentence, including special tokens. Longer sentences are truncated."
     )
     separator: Separator = Field(None, description=SEPARATOR)
     header: bool | None = Field(None, description=HEADER)
-    limit: int | None = Field(None, ge=1, description="use only the first so many sentences that remain after cleaning")
-    strict: bool = Field(False, description="an undecodable or empty line stops the run instead of being skipped")
+    limit: int | None = Field(None, ge=1, description="Use only this many sentences, the first that cleaning leaves.")
+    strict: bool = Field(False, description="Stop at an undecodable or empty line instead of skipping it.")
     workers: int | None = Field(
-        None, ge=1, le=4096, description="processes that tokenize; the number of cores if absent"
+        None, ge=1, le=4096, description="Number of processes that tokenize. Default: the number of cores."
     )
-    cache_dir: str | None = Field(None, description="where tokenized text is kept; ~/.cache/diffcse-scale if absent")
+    cache_dir: str | None = Field(None, description="Folder for tokenized text. Default: ~/.cache/diffcse-scale.")
 
 
 class BatchRecipe(Section):
     """Sizes of a training step."""
 
     sentences: int = Field(
-        64, ge=2, le=2**30, description="the global batch: sentences whose embeddings compete in one InfoNCE"
+        64, ge=2, le=2**30, description="The global batch: sentences whose embeddings compete in one InfoNCE."
     )
     chunk: int | None = Field(
         None,
         ge=1,
-        description="sentences of a device's share whose activations are alive at once; absent: all of them",
+        description="Sentences of a device's share whose activations are in memory at once. Default: all of them.",
     )
     length_groups: int = Field(
-        1, ge=1, description="without chunks: a share is sorted by length and padded in so many groups, to save padding"
+        1,
+        ge=1,
+        description="Without chunks: sort a share by length and pad it in this many groups, which saves padding.",
     )
     packed: bool = Field(
         True,
-        description="networks compute no padding, where their family allows it; never with fidelity 'official'",
+        description="Compute nothing for padding, where the model family allows it. Never with fidelity 'official'.",
     )
-    exchange: Literal["gather", "ring"] = Field(
-        "gather",
-        description="how the embeddings of different devices meet in InfoNCE: every device holds all of them, or they "
-        "travel round a ring, which is slower and whose memory does not grow with the number of devices",
+    exchange: Literal["auto", "gather", "ring"] = Field(
+        "auto",
+        description="How devices exchange embeddings for InfoNCE. With 'gather' every device holds all of them. With "
+        "'ring' they are passed on: slower, but memory does not grow with the devices. 'auto' is 'ring' if all "
+        "embeddings take more than 4 GiB.",
     )
 
     @model_validator(mode="after")
@@ -220,25 +166,63 @@ class ObjectiveRecipe(Section):
     """contrastive_weight * InfoNCE + rtd_weight * RTD (DiffCSE, equation 4)."""
 
     fidelity: Literal["sampled", "official"] = Field(
-        "sampled", description="'sampled' follows the paper's words, 'official' the official program's arithmetic"
+        "sampled", description="'sampled' follows the paper, 'official' the official program's arithmetic."
     )
-    temperature: float = Field(0.05, gt=0, description="the cosine is divided by it")
-    contrastive_weight: float = Field(1.0, ge=0, description="weight of InfoNCE; 0 is the paper's RTD-only ablation")
+    temperature: float = Field(0.05, gt=0, description="Cosines are divided by the temperature.")
+    contrastive_weight: float = Field(1.0, ge=0, description="Weight of InfoNCE. 0 is the paper's RTD-only ablation.")
     rtd_weight: float = Field(
         0.0041,
         ge=0,
-        description="lambda, the weight of replaced-token detection; 0 is SimCSE; published is 0.005, for fidelity "
-        "'official', which is about 0.0041 where padding does not count",
+        description="Lambda, the weight of replaced-token detection. 0 is SimCSE. The published value is 0.005 with "
+        "fidelity 'official'; it equals about 0.0041 where padding does not count.",
     )
-    masking_ratio: Share = Field(0.30, description="share of tokens corrupted before the generator")
+    masking_ratio: Share = Field(0.30, description="Share of tokens that are masked for the generator.")
     edits: int | None = Field(
         None,
         ge=1,
-        description="edited versions of each sentence, made before by `diffcse-scale prepare --edits`: training then "
-        "needs no generator; absent: it edits while training",
+        description="Number of edited versions of each sentence that `diffcse-scale prepare --edits` made. Training "
+        "then needs no generator. Default: the generator edits during training.",
     )
     hard_negative_weight: float = Field(
-        0.0, description="added to the logit of a sentence with its own hard negative (three columns)"
+        0.0, description="Added to the logit of a sentence with its own hard negative (three columns)."
+    )
+    false_negatives: Literal["mask", "keep"] = Field(
+        "mask",
+        description="For pairs and triples: 'mask' does not contrast an anchor with a text equal to the anchor or its "
+        "positive, 'keep' does. Fidelity 'official' always uses 'keep'.",
+    )
+    condition: Literal["own", "other", "detached"] = Field(
+        "own",
+        description="Which z the discriminator gets: that of the same sentence ('own'). For studies: 'other' is the z "
+        "of another sentence on the same device, 'detached' is its own z without a gradient.",
+    )
+    discriminator_warmup: int = Field(
+        0,
+        ge=0,
+        description="Number of first steps in which RTD trains only the discriminator and not the encoder.",
+    )
+    discriminator_rate: float = Field(
+        1.0,
+        gt=0,
+        description="Learning rate of discriminator and RTD head, as a multiple of optimizer.learning_rate.",
+    )
+    rtd_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Target norm of RTD's gradient in z, as a share of InfoNCE's. Lambda starts at rtd_weight and is "
+        "adjusted to this target. Default: lambda stays rtd_weight.",
+    )
+    parameter_share_every: int | None = Field(
+        None,
+        ge=1,
+        description="every so many steps RTD's gradient is compared with InfoNCE's on the encoder's parameters too, at "
+        "ZeRO-0; a step with it takes about twice as long; absent: in z alone",
+    )
+    loss_precision: Literal["model", "float32"] = Field(
+        "model",
+        description="Dtype in which InfoNCE multiplies embeddings: 'model' uses the networks' compute dtype and "
+        "accumulates in float32. Fidelity 'official' always uses float32.",
     )
 
     @model_validator(mode="after")
@@ -247,20 +231,47 @@ class ObjectiveRecipe(Section):
             raise ValueError("contrastive_weight and rtd_weight are both 0: there is nothing to learn")
         if self.edits is not None and self.fidelity == "official":
             raise ValueError("edits must be absent: fidelity 'official' edits with dropout, anew in every step")
+        for name in ("rtd_share", "parameter_share_every"):
+            if getattr(self, name) is not None and not self.terms_meet:
+                raise ValueError(
+                    f"{name} needs both terms in z: weights above 0, and a condition that is not 'detached'"
+                )
         return self
+
+    @property
+    def terms_meet(self) -> bool:
+        """Whether InfoNCE and RTD both have a gradient in z."""
+        return self.contrastive_weight > 0 and self.rtd_weight > 0 and self.condition != "detached"
+
+    @property
+    def masks_false_negatives(self) -> bool:
+        """Whether batches say which texts are equal."""
+        return self.false_negatives == "mask" and self.fidelity != "official"
+
+    @property
+    def contrasts_in_float32(self) -> bool:
+        """Whether InfoNCE multiplies in at least float32, whatever the networks compute in."""
+        return self.loss_precision == "float32" or self.fidelity == "official"
 
 
 class OptimizerRecipe(Section):
     """The optimizer and its schedule."""
 
-    name: OptimizerName = Field("adamw", description="the optimizer")
-    learning_rate: float = Field(gt=0, description="at its largest")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled; not applied to biases and normalisation weights")
-    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of AdamW's two moments")
-    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment")
-    schedule: Schedule = Field("linear", description="decay to 0 after the warm-up")
-    warmup: Share = Field(0.0, description="share of all steps over which the learning rate rises from 0")
-    clip: float = Field(1.0, ge=0, description="largest norm of the whole gradient; 0 turns clipping off")
+    name: OptimizerName = Field("adamw", description="The optimizer.")
+    learning_rate: float = Field(gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(
+        0.0, ge=0, description="Decoupled weight decay. It does not apply to biases and normalisation weights."
+    )
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="Decay rates of AdamW's two moments.")
+    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+    schedule: Schedule = Field("linear", description="How the learning rate falls to 0 after the warm-up.")
+    warmup: Share = Field(0.0, description="Share of all steps over which the learning rate rises from 0.")
+    clip: float = Field(1.0, ge=0, description="Largest norm of the whole gradient. 0 turns clipping off.")
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether the learning rate of a step does not depend on how many there are."""
+        return self.schedule == "constant" and self.warmup == 0
 
 
 class EvaluationRecipe(Section):
@@ -268,27 +279,37 @@ class EvaluationRecipe(Section):
 
     data: str | None = Field(
         None,
-        description="folder with STSB/dev.tsv, file of score TAB sentence TAB sentence, 'hub', 'embedded'; or none",
+        description="A folder with STSB/dev.tsv, a file of graded pairs, 'hub' or 'embedded'. With null nothing is "
+        "evaluated.",
     )
-    every: int = Field(125, ge=1, description="steps between evaluations")
+    every: int = Field(125, ge=1, description="Steps between evaluations.")
     max_length: int = Field(
-        128, ge=3, le=2**20, description="tokens a sentence in evaluation and in the exported model"
+        128, ge=3, le=2**20, description="Tokens per sentence in evaluation and in the exported model."
     )
 
 
 class Recipe(Section):
-    """Everything that a result is a function of, together with the seed."""
+    """Everything that determines a result, including the seed.
 
-    name: FolderName = Field(description="of the run; its folder is runs/NAME unless --output says otherwise")
-    seed: int = Field(42, ge=0, description="of everything that is drawn: order, dropout, corruption, sampling")
-    epochs: float = Field(1.0, gt=0, le=1e9, description="passes over the corpus; a fraction is allowed")
-    max_steps: int | None = Field(None, ge=1, description="stop after so many steps, whatever the epochs say")
-    log_every: int = Field(10, ge=1, description="steps between log lines")
-    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
-    keep_checkpoints: int = Field(2, ge=1, description="how many of the newest checkpoints stay, beside the best")
-    checkpoint_background: bool = Field(True, description="write checkpoints while training goes on")
+    Example:
+        >>> from diffcse_scale.recipe import Recipe
+        >>> model = {"encoder": "bert-base-uncased", "generator": "distilbert-base-uncased"}
+        >>> others = {"data": {"files": "corpus.txt"}, "optimizer": {"learning_rate": 7e-6}}
+        >>> recipe = Recipe.model_validate({"name": "mine", "model": model, **others})
+        >>> recipe.batch.sentences, recipe.objective.temperature, recipe.steps(per_epoch=100)
+        (64, 0.05, 100)
+    """
+
+    name: FolderName = Field(description="Run name. Output goes to runs/NAME unless --output is given.")
+    seed: int = Field(42, ge=0, description="Seed of all random choices: order, dropout, corruption, sampling.")
+    epochs: float = Field(1.0, gt=0, le=1e9, description="Passes over the corpus. A fraction is allowed.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many steps even if epochs asks for more.")
+    log_every: int = Field(10, ge=1, description="Steps between log lines.")
+    checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(2, ge=1, description="Number of newest checkpoints to keep, besides the best.")
+    checkpoint_background: bool = Field(True, description="Write checkpoints while training continues.")
     max_skipped_steps: int = Field(
-        5, ge=1, description="steps in a row whose loss or gradient is not finite, and which are skipped, before a stop"
+        5, ge=1, description="Skip steps whose loss or gradient is not finite; stop after this many in a row."
     )
     model: ModelRecipe
     data: DataRecipe
@@ -296,6 +317,11 @@ class Recipe(Section):
     objective: ObjectiveRecipe = ObjectiveRecipe()
     optimizer: OptimizerRecipe
     evaluation: EvaluationRecipe = EvaluationRecipe()
+
+    def steps(self, per_epoch: int) -> int:
+        """Of the whole run, where an epoch has `per_epoch`."""
+        steps = max(1, math.floor(per_epoch * self.epochs))
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
     @property
     def packed(self) -> bool:
@@ -322,8 +348,9 @@ class Recipe(Section):
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Lines `section.field: mine, not theirs` for each field in which `other` (a dumped recipe) differs.
 
-        Fields that were not there yet when `other` was dumped have their defaults.
+        Fields that were not there yet when `other` was dumped are `completed`, or have their defaults.
         """
+        other = completed(other)
         with suppress(ValidationError):
             other = type(self).model_validate(other).model_dump(mode="json")
         mine, theirs = dict(flatten(self.model_dump(mode="json"))), dict(flatten(other))
@@ -339,9 +366,24 @@ class Recipe(Section):
         try:
             cls.model_validate(other)
         except ValidationError as error:
-            missing = (problem["loc"] for problem in error.errors() if problem["type"] == "missing")
-            return [".".join(map(str, place)) for place in missing]
+            return [".".join(map(str, found["loc"])) for found in error.errors() if found["type"] == "missing"]
         return []
+
+
+# what runs did before `objective` had a field for it, where that is not the field's default
+BEFORE = {"false_negatives": "keep", "loss_precision": "float32"}
+
+
+def unsaid(dumped: dict[str, Any]) -> dict[str, str]:
+    """The fields of `BEFORE` that the recipe of a run is too old to have, as `objective.field`, and what it did."""
+    objective = dumped.get("objective")
+    said = objective if isinstance(objective, dict) else BEFORE
+    return {f"objective.{name}": value for name, value in BEFORE.items() if name not in said}
+
+
+def completed(dumped: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of a run with the fields that are `unsaid`."""
+    return {**dumped, "objective": {**BEFORE, **dumped["objective"]}} if unsaid(dumped) else dumped
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

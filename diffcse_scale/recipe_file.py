@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from diffcse_scale.foundation.errors import InputError, brief, nearest, quoted
+from diffcse_scale.foundation.errors import InputError, brief, either, nearest, quoted
 from diffcse_scale.foundation.shipped import shipped
 from diffcse_scale.foundation.text_file import read_text
 from diffcse_scale.foundation.unique_keys import DuplicateKey, load_yaml
-from diffcse_scale.recipe import Recipe, Section
+from diffcse_scale.recipe import Recipe, Section, completed
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -40,27 +42,38 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         InputError: no such recipe, malformed YAML, unknown key (names the nearest), wrong type or range.
     """
-    values = _read_yaml(name_or_path)
+    return _validated(_parsed(_read(name_or_path), brief(name_or_path, 200)), overrides, name_or_path)
+
+
+def load_recorded(file: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """As `load_recipe`, of a run, in which an earlier version has not written what there was no field for."""
+    return _validated(completed(_parsed(_read(str(file)), brief(str(file), 200))), overrides, str(file))
+
+
+def _validated(values: dict[str, Any], overrides: Sequence[str], called: str) -> Recipe:
     for override in overrides:
         _apply_override(values, override)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"Recipe {brief(name_or_path, 200)}: {explained(error, Recipe)}.") from None
+        raise InputError(f"Recipe {brief(called, 200)}: {explained(error, Recipe)}.") from None
 
 
-def _read_yaml(name_or_path: str) -> dict[str, Any]:
-    called = brief(name_or_path, 200)
+def _read(name_or_path: str) -> str:
+    """The text of the file."""
+    recipes = shipped_recipes()
     if name_or_path.endswith((".yaml", ".yml")):
-        text = read_text(name_or_path, f"Recipe {called}", f"shipped recipes are {', '.join(shipped_recipes())}")
-    else:
-        recipes = shipped_recipes()
-        if name_or_path not in recipes:
-            raise InputError(
-                f"Recipe {quoted(name_or_path)} is not shipped{nearest(name_or_path, recipes)}; "
-                f"there are {', '.join(recipes)}, or give the path of a .yaml file."
-            )
-        text = recipes[name_or_path]
+        called = brief(name_or_path, 200)
+        return read_text(name_or_path, f"Recipe {called}", f"shipped recipes are {', '.join(recipes)}")
+    if name_or_path not in recipes:
+        raise InputError(
+            f"Recipe {quoted(name_or_path)} is not shipped{nearest(name_or_path, recipes)}; "
+            f"there are {', '.join(recipes)}, or give the path of a .yaml file."
+        )
+    return recipes[name_or_path]
+
+
+def _parsed(text: str, called: str) -> dict[str, Any]:
     try:
         values = load_yaml(text)
     except DuplicateKey as error:
@@ -86,7 +99,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         reason = " ".join(str(getattr(error, "problem", error)).split())
         raise InputError(
-            f"Override {quoted(override)} has no YAML value ({brief(reason, 120)}); put quotes around what is text."
+            f"Override {quoted(override)} has no YAML value ({brief(reason, 120)}); {_quoting(brief(key))}."
         ) from None
     for section in sections:
         values = values.setdefault(section, {})
@@ -124,8 +137,13 @@ def explain(problem: Any, schema: type[BaseModel]) -> str:
     given = problem.get("input")
     shown = "" if isinstance(given, dict) else f" (given: {quoted(given)})"
     if problem["type"] == "string_type" and isinstance(given, int | float):
-        shown += f"; put quotes around what is text ({key}=\"'...'\" on a command line)"
+        shown += f"; {_quoting(key)}"
     return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _quoting(key: str) -> str:
+    """How a value that YAML would take for something else is said to be text; the shell takes a pair of quotes away."""
+    return f"put quotes around what is text ({key}=\"'...'\" on a command line)"
 
 
 def _fields_of(location: Sequence[int | str], schema: type[BaseModel]) -> dict[str, Any]:
@@ -139,16 +157,79 @@ def _fields_of(location: Sequence[int | str], schema: type[BaseModel]) -> dict[s
     return dict(schema.model_fields)
 
 
-def annotated(section: Section, indent: str = "") -> str:
-    """YAML that reads back as `section`, a comment above each field."""
-    values, lines = section.model_dump(mode="json"), []
+@dataclass(frozen=True)
+class Comments:
+    """What a file says of a field: in lines above it, and beside it."""
+
+    above: Sequence[str] = ()
+    beside: str = ""
+
+
+def explained_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> str:
+    """YAML of a recipe with all its fields: their meaning, and the comments of its file.
+
+    A field that is overridden loses what the file says beside it, for that is about the file's value.
+
+    Raises:
+        InputError: as `load_recipe`.
+    """
+    recipe = load_recipe(name_or_path, overrides)
+    comments = _comments(_read(name_or_path))
+    for override in overrides:
+        key = override.partition("=")[0]
+        comments[key] = Comments(comments.get(key, Comments()).above)
+    return annotated(recipe, comments)
+
+
+def _comments(text: str) -> dict[str, Comments]:
+    """Those of all sections and fields (`section.field`) of YAML that can be read."""
+    lines, found = text.splitlines(), {}
+
+    def look(mapping: yaml.MappingNode, section: str) -> None:
+        for key, value in mapping.value:
+            number = key.start_mark.line
+            first = number
+            while first and lines[first - 1].lstrip().startswith("#"):
+                first -= 1
+            is_beside = value.end_mark.line == number and getattr(value, "flow_style", True)
+            end = value.end_mark.column if is_beside else key.end_mark.column + 1
+            beside = lines[number][end:].strip()
+            above = [line.strip() for line in lines[first:number]]
+            found[f"{section}{key.value}"] = Comments(above, beside if beside.startswith("#") else "")
+            if isinstance(value, yaml.MappingNode) and not value.flow_style:
+                look(value, f"{section}{key.value}.")
+
+    whole = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert isinstance(whole, yaml.MappingNode)  # it was read as a recipe
+    look(whole, "")
+    return found
+
+
+def annotated(section: Section, comments: Mapping[str, Comments] | None = None, inside: str = "") -> str:
+    """YAML that reads back as `section`: above each field its meaning, with `comments` on the fields of a file.
+
+    Args:
+        inside: where the section is, as "model.".
+    """
+    values, lines, indent = section.model_dump(mode="json"), [], "  " * inside.count(".")
     for name, field in type(section).model_fields.items():
         inner = getattr(section, name)
-        about = field.description or type(inner).__doc__
-        lines += textwrap.wrap(about or "", 110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+        own = (comments or {}).get(f"{inside}{name}", Comments())
+        about = " ".join(filter(None, (field.description or type(inner).__doc__, _choices(field.annotation))))
+        meaning = textwrap.wrap(about, 110 - len(indent), initial_indent="# ", subsequent_indent="# ")
+        # a file that was printed has the meanings already
+        lines += [indent + line for line in (*(line for line in own.above if line not in meaning), *meaning)]
+        beside = f"  {own.beside}" if own.beside else ""
         if isinstance(inner, Section):
-            lines += [f"{indent}{name}:", annotated(inner, indent + "  ")]
+            lines += [f"{indent}{name}:{beside}", annotated(inner, comments, f"{inside}{name}.")]
         else:
             value = yaml.safe_dump(values[name], default_flow_style=True, width=10**6).removesuffix("...\n").rstrip()
-            lines.append(f"{indent}{name}: {value}")
+            lines.append(f"{indent}{name}: {value}{beside}")
     return "\n".join(lines)
+
+
+def _choices(annotation: Any) -> str:
+    """A sentence with the words that a field may be, where there are several and no others."""
+    literals = [part for part in (annotation, *get_args(annotation)) if get_origin(part) is Literal]
+    words = [word for literal in literals for word in get_args(literal)]
+    return f"One of {either(words)}." if len(words) > 1 else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import statistics
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,7 +13,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from diffcse_scale.distributed import CONTROL_PATIENCE, world_size
+from diffcse_scale.distributed import CONTROL_PATIENCE, PROCESS_GROUP, rank, world_size
 from diffcse_scale.foundation.descriptors import allow_all_descriptors
 from diffcse_scale.foundation.environment import host_name
 from diffcse_scale.foundation.errors import InputError, first_line
@@ -58,33 +59,55 @@ def join(backend: str, seconds: float, device: torch.device | None = None) -> No
         if listens:
             raise
         raise InputError(
-            f"Rank {number} on {host_name()} found nobody at {place} within {seconds:.0f} seconds "
-            f"({first_line(error)}); see whether rank 0 started there, and whether this machine reaches it."
+            f"Rank {number} on {host_name()} found no other rank at {place} within {seconds:.0f} seconds "
+            f"({first_line(error)}); check that rank 0 started there and that this machine can reach it."
         ) from None
     store = dist.PrefixStore(f"attempt {attempt}", shared)
-    names = [f"host of rank {other}" for other in range(count)]
     if store.add(f"arrivals of rank {number}", 1) > 1:
         raise InputError(
-            f"Rank {number} has come twice to {place}, now from {host_name()}; RANK must be another on every process, "
-            "and MASTER_PORT on every run."
+            f"Rank {number} has come twice to {place}, now from {host_name()}; RANK must differ between processes, "
+            "and MASTER_PORT between runs."
         )
-    store.set(names[number], host_name())
+    store.set(host_key(number), host_name())
+    if store.add("arrivals", 1) == count:
+        store.set(ALL_HERE, "")
     try:
-        _in_parts(seconds, dist.DistError, lambda part: store.wait(names, timedelta(seconds=part)))
+        _in_parts(seconds, dist.DistError, lambda part: store.wait([ALL_HERE], timedelta(seconds=part)))
     except dist.DistError:
-        missing = ", ".join(str(other) for other, name in enumerate(names) if not store.check([name]))
         raise InputError(
-            f"Only some of the {count} ranks came within {seconds:.0f} seconds: missing is {missing}; see whether "
-            "their nodes started them, or ask for fewer."
+            f"Only some of the {count} ranks came within {seconds:.0f} seconds: missing is {_missing(store, count)}; "
+            "check that their nodes started them, or ask for fewer."
         ) from None
     group = dist.PrefixStore("group", store)
     bind_to_the_masters_network()
+    os.environ.setdefault(BY_ONE_QUESTION, "1")
     bound = device if count > 1 else None
     # a collective's own patience would go on while its ranks are stopped
     dist.init_process_group(
         backend, timeout=CONTROL_PATIENCE, store=group, rank=number, world_size=count, device_id=bound
     )
     _store = store
+
+
+ALL_HERE, MISSING = "all are here", "who is missing"
+# 1: gloo asks the store for the addresses of all ranks at once, and not for one after another
+BY_ONE_QUESTION = "GLOO_ENABLE_STORE_V2_API"
+
+
+def host_key(number: int) -> str:
+    """Where the store has the name of a rank's host."""
+    return f"host of rank {number}"
+
+
+def _missing(store: dist.Store, count: int) -> str:
+    """The ranks that have not come: one of those that wait asks for each, and tells the others."""
+    try:
+        if store.add("looks who is missing", 1) == 1:
+            found = ", ".join(str(other) for other in range(count) if not store.check([host_key(other)]))
+            store.set(MISSING, found)
+        return store.get(MISSING).decode()
+    except STORE_ERRORS:
+        return "not known, since rank 0 has left"
 
 
 PARTS = 10
@@ -195,6 +218,15 @@ def first_failure(words: str) -> str | None:
         return None
 
 
+def failure_is_told(store: Store | None = None) -> bool:
+    """Whether a rank that failed has said why, as far as can be asked; a thread asks by a `store` of its own."""
+    store = _store if store is None else store
+    try:
+        return store is not None and store.check([FAILURE])
+    except STORE_ERRORS:
+        return False
+
+
 def linger(seconds: float = 2.0) -> None:
     """Rank 0 has failed, and serves the store in which the others, which lose it now, look why."""
     if _store is None or world_size() == 1 or dist.get_rank() != 0:
@@ -205,8 +237,12 @@ def linger(seconds: float = 2.0) -> None:
 
 
 def lost_a_peer(error: BaseException) -> bool:
-    """Whether all that an error says is that another rank has gone: it is never why a run has failed."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
+    """Whether all that an error says is that another rank has gone: it is never why a run has failed.
+
+    NCCL has one class for that and for all that can be wrong with this rank itself, so its errors are this rank's own.
+    """
+    gloo = isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    return gloo or isinstance(error, dist.DistNetworkError)
 
 
 def leave(alone: bool = False) -> None:
@@ -227,3 +263,36 @@ def leave(alone: bool = False) -> None:
 def control_store() -> dist.Store | None:
     """A connection of its own to what all ranks can read and write, for a thread; None for a single process."""
     return None if _store is None or world_size() == 1 else _store.clone()  # type: ignore[attr-defined]
+
+
+def all_reduce_rate(device: torch.device, mebibytes: int = 16, repeats: int = 5) -> dict[str, float]:
+    """Whether all ranks reach each other, and how fast. Called on every rank.
+
+    Returns:
+        `latency_ms` of four bytes, and `gigabytes_per_second` (1e9 bytes, "bus" bandwidth: 2 (W - 1) / W times the
+        bytes of one rank), both medians, measured on this rank.
+
+    Raises:
+        InputError: a sum is wrong.
+    """
+    small = torch.ones(1, device=device)
+    large = torch.ones(mebibytes * 2**18, device=device)
+    latency, seconds = (_median_seconds(tensor, repeats) for tensor in (small, large))
+    if float(small) != world_size() or float(large[-1]) != world_size():
+        raise InputError(
+            f"An all-reduce over {world_size()} ranks gave a wrong sum on rank {rank()} ({host_name()}); exclude that "
+            "node, or check its network."
+        )
+    moved = 2 * (world_size() - 1) / world_size() * large.numel() * 4
+    return {"latency_ms": latency * 1e3, "gigabytes_per_second": moved / seconds / 1e9}
+
+
+def _median_seconds(tensor: torch.Tensor, repeats: int) -> float:
+    times = []
+    for _ in range(repeats + 1):  # the first makes connections
+        tensor.fill_(1)
+        start = time.perf_counter()
+        PROCESS_GROUP.all_reduce(tensor)
+        tensor.view(-1)[0].item()  # waits for the device
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])

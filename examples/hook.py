@@ -1,8 +1,8 @@
-"""Train with a hook of one's own: the largest gradient norm of the run goes to its result.
+"""Train with a hook of your own, which adds the largest gradient norm of the run to its result.
 
     python examples/hook.py OUTPUT
 
-On the command line the same is, where this file lies: `deepspeed .../train.py --hook hook:LargestGradient`.
+On the command line, from this file's folder: `deepspeed .../train.py --hook hook:LargestGradient`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from diffcse_scale.training import Hook
 
 
 class LargestGradient(Hook):
-    """Looks at every row of metrics.jsonl."""
+    """Reads every row of metrics.jsonl."""
 
     def __init__(self) -> None:
         self.largest = 0.0

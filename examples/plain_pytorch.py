@@ -1,8 +1,8 @@
-"""InfoNCE in a loop of one's own: unsupervised SimCSE in plain PyTorch.
+"""Use InfoNCE in a loop of your own: unsupervised SimCSE in plain PyTorch.
 
     python examples/plain_pytorch.py [ENCODER]
 
-ENCODER is a folder or Hub name of a transformers model; by default the tiny one in this package.
+ENCODER is a folder or Hub name of a transformers model. The default is the tiny model of this package.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The InfoNCE kernel in sentence-transformers' own trainer: one import is all that changes.
+"""Use the InfoNCE kernel in sentence-transformers' own trainer. Only one import changes.
 
     python examples/sentence_transformers_trainer.py OUTPUT [ENCODER]
 
-ENCODER is a folder or Hub name of a transformers model; by default the tiny one in this package.
+ENCODER is a folder or Hub name of a transformers model. The default is the tiny model of this package.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ trainer = SentenceTransformerTrainer(
         report_to="none",
         disable_tqdm=True,
     ),
-    # the same sentence twice, told apart by dropout: unsupervised SimCSE
+    # unsupervised SimCSE: the same sentence twice, and dropout makes the views differ
     train_dataset=Dataset.from_dict({"anchor": sentences, "positive": sentences}),
     loss=MultipleNegativesRankingLoss(model, scale=20),
 )

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# What the task on each node executes with LAUNCHER=deepspeed: node.sh [CONTAINER...] PYTHON train.py ...
-# DeepSpeed's launcher starts the node's ranks, as many as the host file gives each node slots.
+# The task on each node runs this with LAUNCHER=deepspeed: node.sh [CONTAINER...] PYTHON train.py ...
+# DeepSpeed's launcher starts as many ranks on each node as the host file gives it slots.
 hosts=$(mktemp)
 printf '%s\n' "$DIFFCSE_HOSTS" >"$hosts"
-exec 3<"$hosts" && rm "$hosts" # it stays open under its number, and nothing has to be cleaned up
-# the launcher hands its ranks the GPUs 0, 1, ...; on a shared node this job may have others, or none, and train.py takes
-# these
+exec 3<"$hosts" && rm "$hosts" # it stays open under its number, so it needs no clean-up
+# the launcher gives its ranks the GPUs 0, 1, ...; on a shared node this job may have others, or none, and train.py uses
+# those
 if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then export DIFFCSE_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES; fi
 ranks=${DIFFCSE_HOSTS##*=}
 IFS=, read -ra devices <<<"${CUDA_VISIBLE_DEVICES-}"
 case ${DS_ACCELERATOR-},${devices[0]-} in cpu,* | , | ,-1 | ,NoDevFiles) devices=() ;; esac
 if [ ${#devices[@]} -gt 0 ] && [ ${#devices[@]} -lt "$ranks" ]; then
-    # ranks that see one device would each take it for their own
+    # if several ranks see one device, each would use it
     echo "error: $(hostname) has too few devices for $ranks ranks (CUDA_VISIBLE_DEVICES is $CUDA_VISIBLE_DEVICES); give" \
         "sbatch --gpus-per-node=$ranks, or another --ntasks-per-node." >&2
     exit 2

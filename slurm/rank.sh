@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What each task of srun executes: rank.sh COMMAND... with the variables by which torch and DeepSpeed know a rank.
-# `exec`, so that the command has the task's process and gets its signals.
+# Each task of srun runs this: rank.sh COMMAND... It sets the variables by which torch and DeepSpeed identify a rank.
+# `exec` replaces the task's process, so that the command receives its signals.
 export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
 exec "$@"

@@ -1,11 +1,12 @@
 # shellcheck shell=bash
-# What differs from site to site: the one file here to edit. All other scripts read it; what is set already, wins.
+# Settings of your site. This is the only file here that you need to edit; all other scripts read it. A variable that is
+# already set keeps its value.
 
-# --- What sbatch is told. sbatch reads these variables where it is called, so read this file there first:
+# --- Options of sbatch. sbatch reads these variables where you call it, so source this file there first:
 #
 #         source slurm/site.sh
 #
-# They count for more than #SBATCH lines and for less than options on the command line.
+# They override #SBATCH lines; options on the command line override them.
 # export SBATCH_ACCOUNT=lab
 # export SBATCH_PARTITION=gpu
 # export SBATCH_QOS=normal
@@ -15,28 +16,33 @@
 # module load python/3.11 cuda/12.8
 # PYTHON=/shared/envs/diffcse/bin/python
 
-# --- A container instead: an image, what runs it (apptainer or pyxis), and the host:container folders that it sees
-#     beside the working directory and the repository, comma between two. PYTHON is then the one in the image.
+# --- Or a container: an image, the tool that runs it (apptainer or pyxis), and the host:container folders to mount
+#     besides the working directory and the repository, separated by commas. PYTHON is then the one in the image.
 # CONTAINER=/shared/images/diffcse.sif
+#     CONTAINER_COPY is a path on each node's own disk. The nodes of a job copy the image there first, from one to the
+#     next (sbcast), so that 1,000 ranks do not read it, or an environment's 69,000 files, from the shared disk.
+# CONTAINER_COPY=/tmp/diffcse-$USER-${SLURM_JOB_ID:-}.sif
+#     The name must differ between jobs, because another job may still run from its copy. Most sites empty /tmp after a
+#     job.
 : "${CONTAINER:=}"
+: "${CONTAINER_COPY:=}"
 : "${CONTAINER_TOOL:=apptainer}"
 : "${CONTAINER_MOUNTS:=}"
 
-# --- Folders, on a file system that all nodes see: tokenized corpora and models of the Hub.
+# --- Folders for tokenized corpora and for models of the Hub, on a file system that all nodes share.
 # export DIFFCSE_CACHE=/scratch/$USER/diffcse-cache
 # export HF_HOME=/scratch/$USER/huggingface
 
-# --- Network: none beyond the cluster, a proxy, or the interface between nodes where the first one found is wrong.
+# --- Network: no internet, a proxy, or the interface between nodes, where the one chosen automatically is wrong.
 # export HF_HUB_OFFLINE=1
 # export https_proxy=http://proxy:3128 no_proxy=localhost
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 
-# --- After which exit codes a job queues itself again: 75, it was preempted by USR1 and has checkpointed; 138, USR1 met a
-#     rank that was still starting. Add 74 where preemption with a GraceTime sends TERM (SlurmctldParameters has no
-#     preempt_send_user_signal): what was cancelled stays cancelled all the same. Add 77 to start a run again in which a
-#     rank fell silent.
-: "${REQUEUE_ON:=75 138}"
+# --- Exit codes after which a job queues itself again. 75: USR1 preempted it and it wrote a checkpoint. 138: USR1 came
+#     while a rank was still starting. 77 and 80: a rank was silent or lost. Add 74 where preemption with a GraceTime
+#     sends TERM (SlurmctldParameters without preempt_send_user_signal); a cancelled job still stays cancelled.
+: "${REQUEUE_ON:=75 77 80 138}"
 
-# --- And how often in a row at most without a new checkpoint in the run, or at all where there is no run. After that the
-#     job ends with code 78: it would go round for ever.
+# --- How often in a row a job may queue itself again without a new checkpoint in its run (or at all, if it has no run).
+#     After that it ends with code 78, because it would repeat for ever.
 : "${REQUEUES:=5}"

@@ -186,7 +186,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--rows", type=Path, default=ROWS)
-    parser.add_argument("--table", action="store_true", help="of the rows that are there, without measuring")
+    parser.add_argument(
+        "--table", action="store_true", help="Print the table of the existing rows and measure nothing."
+    )
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher passes it
     arguments = parser.parse_args()

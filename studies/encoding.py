@@ -66,7 +66,7 @@ class Run:
     @property
     def shards(self) -> int:
         """Finished so far."""
-        journal = self.output / "shards.jsonl"
+        journal = self.output / "_shards.jsonl"
         return journal.read_text().count("\n") if journal.is_file() else 0
 
     def wait(self, shards: float, delay: float = 0.0) -> bool:
@@ -185,7 +185,7 @@ def alternate(run: Run, model: SentenceTransformer, sentences: list[str], refere
 
 
 def window_of(run: Run) -> int:
-    return int(json.loads((run.output / "manifest.json").read_text())["window"])
+    return int(json.loads((run.output / "_manifest.json").read_text())["window"])
 
 
 def killed(arguments: list[str], output: Path, kills: int, whole: Run) -> Row:
@@ -260,46 +260,48 @@ def _killed_sentence(row: Row) -> str:
 PAGE = """\
 # Encoding: rate, memory, kills
 
-**Question.** How fast is `diffcse-scale encode` beside `SentenceTransformer.encode`, does its memory grow, and do kills
-leave a trace?
+**Question.** How fast is `diffcse-scale encode` compared with `SentenceTransformer.encode`? Does its memory grow, and
+do kills change its output?
 
     export DIFFCSE_DATA=...
     python -m studies.encoding measure --model MODEL
     python -m studies.encoding report
 
-The first {sentences:,} sentences of `$DIFFCSE_DATA/corpus`, model `{model}`, {precision}. One run of `encode` was
-stopped after every second shard while `SentenceTransformer.encode` (batches of 32, its default, and as many threads as
-cores) encoded {block:,} of the same sentences in another process, so that what else the machine did met both.
-`encoding.jsonl` holds the rows.
+The input is the first {sentences:,} sentences of `$DIFFCSE_DATA/corpus`; the model is `{model}` in {precision}. One run
+of `encode` was paused after every second shard. During each pause `SentenceTransformer.encode` (batches of 32, its
+default, and as many threads as cores) encoded {block:,} of the same sentences in another process. So other work on the
+machine affected both. `encoding.jsonl` has the rows.
 
 | | sentences/s |
 |---|---|
 | `encode`, a process a core | {ours:.0f} |
 | `SentenceTransformer.encode` | {theirs:.0f} |
 
-Medians of {blocks} blocks; the ratio of a block is **{ratio:.2f}** in the median, from {least:.2f} to {most:.2f}.
-The whole took `encode` {seconds:,.0f} s of its own time, the start included. Load averages of the machine at the end:
-{load}; threads that wait for one another suffer from a loaded machine more than processes that do not. What the load
-changes least is the processor time a sentence: `SentenceTransformer.encode` with *one* thread needs
-**{processor:.2f} times** that of `encode`, whose reading, tokenizing and writing are counted.
+These are medians of {blocks} blocks. The median ratio of a block is **{ratio:.2f}**, from {least:.2f} to {most:.2f}.
+`encode` took {seconds:,.0f} s of its own time for all sentences, the start included. Load averages of the machine at
+the end: {load}. A loaded machine slows threads that wait for one another more than independent
+processes. The load affects processor time per sentence least: `SentenceTransformer.encode` with *one* thread needs
+**{processor:.2f} times** that of `encode`, including reading, tokenizing and writing.
 
-Batch sizes of `SentenceTransformer.encode`, sentences/s (few sentences, the better of two: an indication):
+This is the rate of `SentenceTransformer.encode` by batch size, in sentences/s (few sentences, the better of two, so
+only an indication):
 
 | batch | {sizes} |
 {rule}|
 | | {rates} |
 
-Embeddings differ by at most {difference:.0e} in any component (another padding, another rounding).
+Embeddings differ by at most {difference:.0e} in any component, because padding and therefore rounding differ.
 
-Where the gain comes from: padding, as a share of the real tokens:
-{padding}. Then each core computes by itself.
+The gain comes from less padding, and from one independent process per core. This is the padding as a share of the real
+tokens:
+{padding}.
 
-Memory of all processes together that belongs to no file was at most {first:,.0f} MB in the first half of the run and
-{second:,.0f} MB in the second.
+The memory of all processes together that belongs to no file was at most {first:,.0f} MB in the first half of the run
+and {second:,.0f} MB in the second.
 
 {killed}
 
-Not measured here: GPUs.
+We did not measure GPUs here.
 
 Machine: {processors}, no GPU, shared with other work; Python {python}, {versions}.
 """
@@ -331,15 +333,15 @@ def memory(run: Run) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["measure", "report"])
-    parser.add_argument("--model", help="to measure: a run or a model folder")
+    parser.add_argument("--model", help="The model to measure: a run or a model folder.")
     parser.add_argument("--pooling", default=None)
     parser.add_argument("--sentences", type=int, default=200_000)
-    parser.add_argument("--reference-rows", type=int, default=2048, help="of SentenceTransformer.encode in a pause")
+    parser.add_argument("--reference-rows", type=int, default=2048, help="Rows for SentenceTransformer.encode.")
     parser.add_argument("--window", type=int, default=8192)
     parser.add_argument("--precision", default="float32")
-    parser.add_argument("--kills", type=int, default=5, help="0 leaves the second run out")
+    parser.add_argument("--kills", type=int, default=5, help="How often the second run is killed; 0 leaves it out.")
     parser.add_argument("--rows", type=Path, default=ROWS)
-    parser.add_argument("--work", type=Path, default=None, help="where a temporary folder is made for the embeddings")
+    parser.add_argument("--work", type=Path, default=None, help="Parent of the temporary folder of embeddings.")
     options = parser.parse_args()
     if options.what == "measure":
         measure(options)

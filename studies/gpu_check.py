@@ -123,7 +123,7 @@ def check(chosen: Sequence[Step], folder: Path, longest: float = LONGEST) -> int
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point: 0, 1 where a step failed, 2 where there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", metavar="NAME,NAME", help="these steps")
+    parser.add_argument("--only", metavar="NAME,NAME", help="Run only these steps.")
     options = parser.parse_args(arguments)
     if (error := device_error()) is not None:
         print(

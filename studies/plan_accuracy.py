@@ -68,9 +68,9 @@ LENGTH = 32
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", action="append", choices=[*CASES, "tiny"], help="default: all cases")
-    parser.add_argument("--results", type=Path, help="append a line of JSON for every case")
-    parser.add_argument("--default-allocator", action="store_true", help="measure with glibc's default settings")
+    parser.add_argument("--case", action="append", choices=[*CASES, "tiny"], help="A case (default: all cases).")
+    parser.add_argument("--results", type=Path, help="Append a line of JSON per case to this file.")
+    parser.add_argument("--default-allocator", action="store_true", help="Measure with glibc's default settings.")
     parser.add_argument("--rank-in", type=Path, help=argparse.SUPPRESS)  # this process is a rank
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments, rest = parser.parse_known_args()

@@ -200,11 +200,11 @@ def about(rows: list[Row]) -> dict[str, Any]:
 
 HEAD = """# The training step
 
-How long a step takes, beside the official program's arithmetic in plain PyTorch
-(`studies/baselines/official_step.py`) and sentence-transformers' `MultipleNegativesRankingLoss`
-(`studies/baselines/sentence_transformers_step.py`). Each row is the median of 2 to 5 steps after one that warms up, in
-a process of its own. The machine is shared: steps of one row differ by up to a fifth, and *matmul* shows how much of
-the machine a row's process had.
+This page compares the time of a step with the official program's arithmetic in plain PyTorch
+(`studies/baselines/official_step.py`) and with sentence-transformers' `MultipleNegativesRankingLoss`
+(`studies/baselines/sentence_transformers_step.py`). Each row is the median of 2 to 5 steps after one warm-up step, in
+its own process. The machine is shared: steps of one row differ by up to a fifth, and *matmul* shows how much of the
+machine a row's process had.
 
     python -m studies.step_times measure
     python -m studies.step_times curves
@@ -212,11 +212,11 @@ the machine a row's process had.
 
 Machines, 2 cores, no GPU: {machines}. Python {python}, {versions}.
 
-Networks have the shapes of bert-base (encoder and discriminator) and distilbert-base (generator), or `bert-small` of
-`benchmark step` where a table says so, with random weights; 64 sentences in two views; one rank. *Of matmul rate*
-compares the arithmetic that a step needs (`benchmark/flop.py`) with a large product in the same precision in the same
-process. *fp32* and *bf16* say what products are made in; weights and optimizer are float32 in all rows. Every process
-leaves freed memory to the C library, unless a table says otherwise.
+The networks have the shapes of bert-base (encoder and discriminator) and distilbert-base (generator), with random
+weights. Some tables use `bert-small` of `benchmark step` and say so. A batch is 64 sentences in two views, on one rank.
+*Of matmul rate* compares the arithmetic of a step (`model/arithmetic.py`) with a large product in the same precision
+and process. *fp32* and *bf16* are the precision of products; weights and optimizer are float32 in all rows. Every
+process leaves freed memory to the C library, unless a table says otherwise.
 """
 
 TEXT = """All rows come from one run, one after another. Packed rows compute at most an eighth more tokens than are
@@ -224,36 +224,36 @@ real. On one rank ZeRO-2 has nothing to share: its flat copies of weights and gr
 the time in float32.
 """
 
-CONTRASTIVE = """Without replaced-token detection, on rows of 32 real tokens, where there is no padding to leave
-out: the two do the same work, and ours computes a projection besides.
+CONTRASTIVE = """These steps have no replaced-token detection, and rows of 32 real tokens without padding. The two
+programs do the same work, and ours also computes a projection.
 """
 
-GROWTH = """Resident memory of wiki-mini, a BERT of 19M parameters that was grown from a supervised sentence encoder, on
-Wikipedia sentences of at most 32 tokens: 16 a step, float32, one rank. Other work ran on the machine meanwhile.
+GROWTH = """The table shows the resident memory of wiki-mini, a BERT with 19M parameters that was made from a
+supervised sentence encoder. It trains on Wikipedia sentences of at most 32 tokens: 16 per step, float32, one rank.
+Other work ran on the machine.
 """
 
-KEPT = """The tables below were measured on an AMD EPYC with a version that kept all memory it freed. That is faster in
-float32 by up to a fifth, but its memory grew without a bound where rows were packed. They show how time is shared and
-how it scales; their float32 times and their memory are not those of the present version.
+KEPT = """The tables below were measured on an AMD EPYC with a version that kept all memory it freed. That version is
+faster in float32 by up to a fifth, but its memory grew without bound with packed rows. The tables show how the time is
+divided and how it scales. Their float32 times and their memory are not those of the present version.
 """
 
-CURVES = f"""Mean loss of the last {CURVE_END} of {CURVE_STEPS} steps of the quickstart's backbone on Wikipedia text.
-Dropout draws other numbers in another layout, so that the two columns differ as two seeds may.
+CURVES = f"""The table shows the mean loss of the last {CURVE_END} of {CURVE_STEPS} steps of the quickstart's backbone
+on Wikipedia text. Dropout draws other numbers in another layout, so the two columns differ as two seeds may.
 """
 
-TAIL = """Growth is not linear at both ends, and for different reasons.
+TAIL = """Growth is not linear at either end, for different reasons.
 
-- **Few tokens.** AdamW takes 0.11 s whatever the batch, and about as much of backward goes to the gradients of the
-  weights themselves, which have the same size for any batch: together 37% of the step at 4 sentences. From 16
-  sentences of 32 tokens on a step's time is in proportion to its tokens.
-- **Long sentences.** Attention grows with the square of the length: from 128 to 256 tokens forward passes take 2.5
+- **Few tokens.** AdamW takes 0.11 s for any batch. About as much of backward goes to the gradients of the weights
+  themselves, which have the same size for any batch. Together they are 37% of the step at 4 sentences. From 16
+  sentences of 32 tokens on, a step's time is proportional to its tokens.
+- **Long sentences.** Attention grows with the square of the length. From 128 to 256 tokens, forward passes take 2.5
   times as long, and a token costs 16% more.
-- **Large batches.** Nothing but InfoNCE grows with the square of the batch, and at 256 sentences it takes 15 ms of
-  22.6 s. The step from 64 to 128 sentences is within what the machine varies by: the rate of tokens at 256 is that at
-  32 again.
-- **Two ranks** share the two cores that one rank has alone, so that there is nothing to gain here but to see what they
-  pay: at 16 sentences 0.5 s for exchanging gradients and new weights (the latter in the optimizer's phase), a quarter
-  of the step. That does not grow with the batch, and at 256 sentences two ranks take no longer than one.
+- **Large batches.** Only InfoNCE grows with the square of the batch, and at 256 sentences it takes 15 ms of 22.6 s. The
+  step from 64 to 128 sentences is within the machine's variation: the rate of tokens at 256 is again that at 32.
+- **Two ranks** share the two cores that one rank has alone. They cannot gain time here, but show the cost: at 16
+  sentences 0.5 s for exchanging gradients and new weights (the latter in the optimizer's phase), a quarter of the step.
+  That does not grow with the batch, and at 256 sentences two ranks take no longer than one.
 """
 
 

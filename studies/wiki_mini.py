@@ -86,7 +86,8 @@ def run(runs: Path, rows: Path, objective: str, candidate: Candidate, seed: int)
         "before": result["before"],
         "best": result["best"],
         "curve": [[line["step"], line["dev_spearman"]] for line in metrics if "dev_spearman" in line],
-        "rtd_balanced_accuracy": result.get("rtd_balanced_accuracy"),
+        "rtd_auroc": result.get("dev_rtd_auroc"),
+        "rtd_z_gain": result.get("dev_rtd_z_gain"),
         "environment": environment(),
     }
     append(rows, row)
@@ -180,7 +181,7 @@ def report(rows: Path) -> None:
     for objective, candidates in GRID.items():
         for candidate in candidates:
             row = found[name_of(objective, candidate, SEEDS[0])]
-            rtd = row["rtd_balanced_accuracy"]
+            rtd = row.get("rtd_balanced_accuracy")  # rows of earlier versions have no other
             cells = f"{row['best']['dev_spearman']:.2f} | {row['best']['step']} | {f'{rtd:.3f}' if rtd else '-'}"
             lines.append(f"| {row['name']} | {cells} |")
     print("\n".join(lines))

@@ -113,7 +113,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=12, help="of width 1024, 12.6M parameters each (default: 12)")
+    parser.add_argument(
+        "--layers", type=int, default=12, help="Layers of width 1024, 12.6M parameters each (default: 12)."
+    )
     parser.add_argument("--rows", type=Path, default=ROOT / "docs" / "results" / "zero3_loading.jsonl")
     parser.add_argument("--work", type=Path, default=None, help=argparse.SUPPRESS)
     parser.add_argument("--file", default=None, help=argparse.SUPPRESS)

@@ -178,10 +178,10 @@ def test_a_corpus_beside_the_one_that_is_given_is_refused(override: str):
 def test_that_a_call_goes_on_is_said_only_where_there_is_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The program that trains is one that fails: what is said of its end is `_train`'s."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match=r"exit code 1; what it printed says why\.$"):
+    with pytest.raises(RuntimeError, match=r"exit code 1; its output says why\.$"):
         api._train(["--output", str(tmp_path)])
     (tmp_path / "checkpoints" / "step-10").mkdir(parents=True)
-    with pytest.raises(RuntimeError, match="the same call goes on from its last checkpoint"):
+    with pytest.raises(RuntimeError, match="the same call continues from its last checkpoint"):
         api._train(["--output", str(tmp_path)])
 
 

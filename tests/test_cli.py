@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 from diffcse_kernels.benchmark import command as kernels
 
-from diffcse_scale import cli
+from diffcse_scale.cli.machine_commands import KernelsCommand
 from diffcse_scale.engine.config_file import shipped_configs
 from tests.support.command_line import diffcse_scale
 from tests.support.launch import ROOT, environment
@@ -53,6 +53,23 @@ def test_every_shipped_recipe_has_a_line_in_the_list_that_fits_a_terminal():
     assert all(25 < len(line) < 80 for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("command", "defaults"),
+    [
+        ("evaluate", ["sts"]),
+        ("summarize", ["best.dev_spearman"]),
+        ("plan", ["zero2", "80"]),
+        ("benchmark step", ["diffcse-scale", "bert-base", "64", "32", "fp32", "0"]),
+    ],
+)
+def test_help_shows_the_defaults_of_options_that_typer_does_not_know(command, defaults):
+    """Rich takes a word in square brackets for markup and shows nothing."""
+    lines = diffcse_scale(*command.split(), "--help").stdout.splitlines()
+    shown = " ".join(" ".join(line.strip("│ ") for line in lines).split())
+    for default in defaults:
+        assert f"(default: {default})" in shown
+
+
 def test_every_option_of_pretrain_generator_is_a_documented_field():
     from diffcse_scale.generator.pretrain_options import PretrainOptions
 
@@ -79,4 +96,27 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path, arguments, words):
 
 def test_the_benchmarks_of_kernels_are_named_as_their_own_program_names_them():
     (commands,) = (action for action in kernels._parser()._actions if isinstance(action.choices, dict))
-    assert tuple(commands.choices) == get_args(cli.KernelsCommand)
+    assert tuple(commands.choices) == get_args(KernelsCommand)
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("sta", ["status"]),
+        ("recipe bert_base_t", ["bert_base_transfer"]),
+        ("plan --deepspeed_config zero3", ["zero3", "zero3_offload"]),
+        ("train --pro", ["--processes"]),
+        ("train max_steps=3 --re", ["--recipe", "--resume", "--replay"]),
+        ("train --processes 2 --recipe bert_base_t", ["bert_base_transfer"]),
+        ("train --deepspeed_config zero3", ["zero3", "zero3_offload"]),
+        ("train --output bert", []),  # the shell's own: files
+        ("sweep seed=1,2 -- --hang", ["--hang-timeout"]),
+    ],
+)
+def test_a_shell_completes_commands_options_and_shipped_names(
+    monkeypatch: pytest.MonkeyPatch, typed: str, found: list[str]
+):
+    for name, value in {"_DIFFCSE_SCALE_COMPLETE": "complete_bash", "COMP_WORDS": f"diffcse-scale {typed}"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split())))
+    assert diffcse_scale().stdout.split() == found

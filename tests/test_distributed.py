@@ -48,9 +48,8 @@ def _objective_gradients(objective: ObjectiveRecipe, head: str, views: int, dtyp
     return gradients
 
 
-def _broken_gather_backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-    first = distributed.rank() * ctx.share
-    return gradient[first : first + ctx.share], None
+def _broken_gather_backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    return gradient.split(ctx.shares)[distributed.rank()], None, None
 
 
 _CORRECT = ReplacedTokens.__call__
@@ -199,7 +198,7 @@ def test_engine_gradients_in_float32_are_those_of_one_process_in_float64(engine_
 @pytest.mark.parametrize("world_size", [2, FOUR])
 @pytest.mark.parametrize("stage", [0, 2])
 def test_engine_gradients_in_bfloat16_are_those_of_one_rank(engine_gradients, stage, world_size):
-    # against one rank in bfloat16: what must not depend on ranks is the sum, not bfloat16's own rounding
+    # nearer to one rank in bfloat16 than that is to the truth: the sum must not depend on ranks, its rounding may
     one_rank = engine_gradients(1)[stage, "bf16"]
     truth = _objective_gradients(SAMPLED, "batchnorm", 2, torch.float64)
     nonzero = [name for name, gradient in truth.items() if gradient.norm() > 1e-8]
@@ -207,7 +206,7 @@ def test_engine_gradients_in_bfloat16_are_those_of_one_rank(engine_gradients, st
         {name: gradients[name] for name in nonzero}
         for gradients in (engine_gradients(world_size)[stage, "bf16"], one_rank, truth)
     )
-    assert _largest_deviation(found, one_rank) < _largest_deviation(one_rank, truth) / 2
+    assert _largest_deviation(found, one_rank) < _largest_deviation(one_rank, truth)
 
 
 def test_bfloat16_weights_train_at_every_stage(tmp_path):

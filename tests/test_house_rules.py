@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.plant_faults import FAULTS
+
 ROOT = Path(__file__).parents[1]
 FILES = [
     ROOT / "train.py",
@@ -87,3 +89,8 @@ def test_what_breaks_a_rule_is_noticed() -> None:
     assert list(repetitions({"a": block, "b": f"import os\n{indented}"})) == [["a:1", "b:3"]]
     signature = "".join(f"    a{number},\n" for number in range(20))
     assert list(repetitions({"a": f"def f(\n{signature}): ...\n", "b": f"def g(\n{signature}): ...\n"})) == []
+
+
+def test_each_fault_that_is_planted_has_its_place():
+    missing = [f.what for f in FAULTS if (ROOT / f.file).read_text(encoding="utf-8").count(f.old) != 1]
+    assert missing == []

@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOT_SOURCE = {"build", "dist", "runs"}
-NOT_SHIPPED = {".gitignore", ".ci/run"}
+NOT_SHIPPED = {".gitignore", ".dockerignore", ".ci/run"}
 PIP = [sys.executable, "-m", "pip"]
 OFFLINE = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation"]  # setuptools is the one that torch brings
 
@@ -51,7 +51,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def _not_source(folder: Path, names: list[str]) -> set[str]:
     generated = ignore_patterns("__pycache__", "*.egg-info")(str(folder), names)
     generated |= {"build"} if folder == ROOT / "kernels" else set()
-    return generated | {name for name in names if folder == ROOT and (name[0] == "." or name in NOT_SOURCE)}
+    hidden = {name for name in names if name[0] == "." and name != ".github"}
+    return generated | (hidden | NOT_SOURCE if folder == ROOT else set())
 
 
 def _wheel(source: Path, folder: Path) -> Path:
@@ -168,11 +169,11 @@ def test_the_quickstart_begins(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("A sentence.\nAnother one.\n")
     encode = [str(installed / "diffcse-scale"), "encode", "--model", "run", "--input", "text.txt"]
     _run([*encode, "--output", "vectors"], tmp_path)
-    assert (tmp_path / "vectors" / "manifest.json").is_file()
+    assert (tmp_path / "vectors" / "_manifest.json").is_file()
 
 
 def test_the_kernels_need_torch_alone(built: Built, tmp_path: Path) -> None:
-    """Their README's example runs where there is nothing but torch and what torch needs."""
+    """Their README's examples run where there is nothing but torch and what torch needs."""
     alone = tmp_path / "alone"
     alone.mkdir()
     for name in _with_what_it_needs("torch"):
@@ -182,10 +183,9 @@ def test_the_kernels_need_torch_alone(built: Built, tmp_path: Path) -> None:
     programs = _environment(tmp_path, [str(alone)], built.kernels)
     missing = "import importlib.util as u; print(*map(u.find_spec, ('numpy', 'deepspeed', 'diffcse_scale')))"
     assert _run([str(programs / "python"), "-c", missing], tmp_path).split() == ["None"] * 3
-    (example,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "kernels" / "README.md").read_text(encoding="utf-8"), re.DOTALL
-    )
-    assert re.search(r"^loss \d", _run([str(programs / "python"), "-c", example], tmp_path), re.MULTILINE)
+    readme = (ROOT / "kernels" / "README.md").read_text(encoding="utf-8")
+    examples = "".join(re.findall(r"```python\n(.*?)```", readme, re.DOTALL))
+    assert re.search(r"^loss \d", _run([str(programs / "python"), "-c", examples], tmp_path), re.MULTILINE)
 
 
 def test_the_trainer_asks_for_these_kernels(built: Built) -> None:

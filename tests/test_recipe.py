@@ -11,7 +11,7 @@ import yaml
 
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.unique_keys import load_yaml
-from diffcse_scale.recipe import ObjectiveRecipe, Recipe
+from diffcse_scale.recipe import BEFORE, ObjectiveRecipe, Recipe, unsaid
 from diffcse_scale.recipe_file import load_recipe, shipped_recipes
 
 NAMES = [
@@ -152,6 +152,7 @@ def test_overrides_are_read_as_yaml():
         (["seed"], ["'seed'", "section.field=value"]),
         (["seed.x=1"], ["seed is a field"]),
         ([".=1"], ["'.=1'", "section.field=value"]),
+        (["data.files=[ab]*.csv"], ["no YAML value", """(data.files="'...'" on a command line)"""]),
         (["name=64"], ["name", "given: 64", "put quotes around what is text"]),
         (["seed=" + "9" * 5000], ["4300 digits"]),
         (["seed=" + "9" * 30], ["seed: must be at most 9223372036854775807"]),
@@ -226,6 +227,19 @@ def test_a_field_that_an_older_recipe_does_not_have_differs_only_from_its_defaul
     assert load_recipe("quickstart").differences(older) == []
     assert load_recipe("quickstart", ["optimizer.eps=1e-6"]).differences(older) == ["optimizer.eps: 1e-06, not 1e-08"]
     assert "model.lora.rank: 16, not None" in load_recipe("quickstart", ["model.lora={}"]).differences(older)
+
+
+def test_a_run_of_an_older_recipe_kept_false_negatives_and_contrasted_in_float32():
+    older = load_recipe("quickstart").model_dump(mode="json")
+    for name in ("false_negatives", "loss_precision"):
+        del older["objective"][name]
+    assert load_recipe("quickstart").differences(older) == [
+        "objective.false_negatives: 'mask', not 'keep'",
+        "objective.loss_precision: 'model', not 'float32'",
+    ]
+    assert load_recipe("official_bert_base_sts").objective.model_dump().items() >= BEFORE.items()
+    as_it_began = [f"{key}={value}" for key, value in unsaid(older).items()]
+    assert load_recipe("quickstart", as_it_began).differences(older) == []
 
 
 def test_a_field_that_this_version_does_not_know_is_a_difference():

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from diffcse_scale.recipe import Recipe, Section
-from diffcse_scale.recipe_file import annotated, load_recipe, shipped_recipes
+from diffcse_scale.recipe_file import annotated, explained_recipe, load_recipe, shipped_recipes
 
 
 def sections(section: type[Section]) -> Iterator[type[Section]]:
@@ -42,3 +42,20 @@ def test_every_field_has_a_meaning():
         for name, field in section.model_fields.items():
             whole_section = any(issubclass(kind, Section) for kind in (field.annotation,) if isinstance(kind, type))
             assert whole_section or field.description, f"{section.__name__}.{name}"
+
+
+def test_a_printed_recipe_keeps_the_comments_of_its_file(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "# Mine.\nname: mine  # a name\nmodel: # networks\n  encoder: embedded\n  generator: embedded\n"
+        "  # as SimCSE\n  pooling: 'mean' # of \"all\" # tokens\n"
+        "data: {files: [a.txt, b.txt]}  # two\noptimizer:\n  learning_rate: 1.0e-4  # slow\n"
+    )
+    lines = explained_recipe(str(mine), ["optimizer.learning_rate=1e-3"]).splitlines()
+    assert lines[0] == "# Mine." and "name: mine  # a name" in lines and "model:  # networks" in lines
+    at = lines.index('  pooling: mean  # of "all" # tokens')
+    assert lines[at - 2] == "  # as SimCSE" and lines[at - 1].endswith("h. One of cls, mean, last or first_last_mean.")
+    assert "data:  # two" in lines and "  learning_rate: 0.001" in lines
+    (tmp_path / "printed.yaml").write_text("\n".join(lines))
+    assert explained_recipe(str(tmp_path / "printed.yaml")).splitlines() == lines
+    assert all(explained_recipe(name).startswith(text.partition("\n")[0]) for name, text in shipped_recipes().items())

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import resource
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,8 @@ import torch.distributed as dist
 from diffcse_scale import distributed, rendezvous
 from diffcse_scale.distributed import CONTROL_PATIENCE, barrier, is_main
 from diffcse_scale.foundation.errors import InputError
-from diffcse_scale.rendezvous import bind_to_the_masters_network, descriptors_needed, interface_to, join
+from diffcse_scale.rendezvous import bind_to_the_masters_network, descriptors_needed, free_port, interface_to, join
+from diffcse_scale.supervision import watchdog
 from tests.support.ranks import places, run_ranks
 
 
@@ -46,16 +50,17 @@ def test_ranks_wait_for_a_slow_disk_on_the_control_group(monkeypatch):
     assert made == [{"backend": "gloo", "timeout": CONTROL_PATIENCE}]
 
 
-def _late() -> float:
-    start = time.monotonic()
+def _late() -> tuple[float, float]:
     if is_main():
         time.sleep(1)
+    come = time.monotonic()
     barrier()
-    return time.monotonic() - start
+    return come, time.monotonic()
 
 
 def test_a_barrier_waits_for_the_last(tmp_path):
-    assert all(seconds >= 1 for seconds in run_ranks(_late, 2, tmp_path))
+    come, gone = zip(*run_ranks(_late, 2, tmp_path), strict=True)
+    assert max(come) <= min(gone)  # one clock for all processes
 
 
 def _meet(world_size: int, soft: int, hard: int) -> tuple[float, int] | str:
@@ -89,6 +94,59 @@ def test_eight_ranks_under_a_low_limit_raise_it_or_say_one_sentence(tmp_path):
 def test_what_a_rank_needs_is_what_was_counted(monkeypatch, rank, count, lazy, needed):
     monkeypatch.setenv(rendezvous.LAZY, lazy)
     assert descriptors_needed(rank, count) == needed + rendezvous.OTHER_DESCRIPTORS
+
+
+class Counted(dist.Store):
+    """A connection to the store that counts what is sent there."""
+
+    def __init__(self, store: dist.Store) -> None:
+        super().__init__()
+        self._to, self.sent = store, 0
+
+    def has_extended_api(self) -> bool:
+        return True
+
+    def clone(self) -> Counted:
+        return self
+
+
+def _counting(name: str) -> Callable[..., Any]:
+    def call(self: Counted, *arguments: Any) -> Any:
+        self.sent += 1
+        return getattr(self._to, name)(*arguments)
+
+    return call
+
+
+for name in ("set", "get", "add", "check", "wait", "compare_set", "multi_get", "multi_set", "append", "set_timeout"):
+    setattr(Counted, name, _counting(name))
+
+
+def _messages(folder: Path) -> tuple[int, float]:
+    """What a rank sends to meet the others, and then in each period of its watchdog."""
+    dist.destroy_process_group()  # of `run_ranks`
+    connect, made = dist.TCPStore, []
+    dist.TCPStore = lambda *given, **named: made.append(Counted(connect(*given, **named))) or made[0]
+    os.environ["MASTER_PORT"] = (folder / "port").read_text()
+    join("gloo", 60)
+    (store,) = made
+    to_meet, watchdog.control_store = store.sent, lambda: rendezvous._store
+    with watchdog.Watchdog(folder, 0.5) as watching:
+        watching._last_beat = -1000.0  # a main thread that stands still makes nobody ask for more
+        time.sleep(0.5)
+        periods, before = watching._periods, store.sent
+        time.sleep(1)
+        return to_meet, (store.sent - before) / (watching._periods - periods)
+
+
+@pytest.mark.parametrize(
+    "world_size", [5, pytest.param(2, marks=pytest.mark.slow), pytest.param(16, marks=pytest.mark.slow)]
+)
+def test_a_rank_sends_as_much_to_the_store_however_many_ranks_there_are(tmp_path, world_size):
+    (tmp_path / "port").write_text(str(free_port()))
+    for to_meet, in_a_period in run_ranks(_messages, world_size, tmp_path, tmp_path):
+        assert to_meet <= 12  # counted: 9 or 10
+        assert in_a_period == pytest.approx(2, abs=0.3)  # the count may begin and end between two
 
 
 @pytest.fixture

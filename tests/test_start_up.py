@@ -16,7 +16,7 @@ from diffcse_scale.text.sources import check_names
 from tests.support.hand_made_run import write_run
 from tests.support.launch import ROOT, environment
 
-COMMANDS = ("status", "replay", "recipe", "prepare", "summarize", "evaluate", "export", "plan", "report")
+COMMANDS = ("status", "replay", "recipe", "prepare", "summarize", "sweep", "evaluate", "export", "plan", "report")
 COMMANDS = (*COMMANDS, "pretrain-generator", "encode", "search", "train", "benchmark", "benchmark step", "doctor")
 COMMANDS = (*COMMANDS, "benchmark kernels")
 HELP = [[*command.split(), "--help"] for command in (*COMMANDS, "")]
@@ -46,13 +46,13 @@ MISTAKES = {
     "report nowhere": "holds no run",
     "status nowhere": "nowhere has no status.json",
     "replay nowhere": "nowhere has nothing to replay",
-    "summarize nowhere": "No finished run to sum up in nowhere",
+    "summarize nowhere": "No finished run to summarize in nowhere",
     "pretrain-generator --files nowhere.txt --output x": "nowhere.txt: no such file",
     "benchmark kernels TYPO": "'TYPO' is not one of",
     "benchmark step --implementation TYPO": "'TYPO' is not known",
     "benchmark step --precision TYPO": "'TYPO' is not known",
     "benchmark step --generator-precision TYPO": "'TYPO' is not known",
-    "benchmark step --text nowhere.txt --tokenizer x": "nowhere.txt is no file",
+    "benchmark step --text nowhere.txt --tokenizer x": "nowhere.txt is not a file",
 }
 # each case in a fork of a process that has imported the command line, and of large libraries those that need no torch
 PROGRAM = """

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import (
-    AutoConfig,
     AutoModel,
     BertConfig,
     DistilBertConfig,
@@ -19,7 +18,7 @@ from transformers import (
 from diffcse_scale.benchmark.grid import Cell, check_text
 from diffcse_scale.foundation.environment import native_bfloat16
 from diffcse_scale.foundation.errors import InputError, nearest, quoted
-from diffcse_scale.model.backbone import load_tokenizer, resolve
+from diffcse_scale.model.backbone import load_config, load_tokenizer
 from diffcse_scale.model.compiled import check_compile
 from diffcse_scale.model.fits import positions
 from diffcse_scale.recipe import EMBEDDED, DataRecipe
@@ -50,8 +49,8 @@ def configurations(backbone: str) -> tuple[PreTrainedConfig, PreTrainedConfig]:
     if backbone in SHAPES:
         return SHAPES[backbone]
     try:
-        config = AutoConfig.from_pretrained(resolve(backbone))
-    except (OSError, ValueError, InputError):
+        config = load_config(backbone)
+    except InputError:
         raise InputError(
             f"Backbone {quoted(backbone)} is neither a model nor one of {', '.join(SHAPES)}{nearest(backbone, SHAPES)}."
         ) from None
@@ -74,6 +73,10 @@ class EqualSentences:
     def lengths(self, view: int = 0, indices: NDArray[np.int64] | None = None, stream: int = 0) -> NDArray[np.int64]:
         """As `TokenizedCorpus.lengths`."""
         return np.full(len(self if indices is None else indices), self._ids.shape[1])
+
+    def longest(self, stream: int = 0) -> NDArray[np.unsignedinteger]:
+        """As `TokenizedCorpus.longest`."""
+        return np.full(len(self), self._ids.shape[1], np.min_scalar_type(self._ids.shape[1]))
 
     def padded(
         self, indices: NDArray[np.int64], view: int, length: int, padding: int, stream: int = 0
@@ -136,7 +139,7 @@ def check(cells: Sequence[Cell]) -> None:
             )
         if "bf16" in (cell.precision, cell.generator_precision) and not has_bfloat16():
             raise InputError(
-                "There are no bfloat16 products here; leave --precision and --generator-precision bf16 out."
+                "This device has no bfloat16 products; leave out --precision and --generator-precision bf16."
             )
         if cell.compiled:
             check_compile(cell.zero_stage)

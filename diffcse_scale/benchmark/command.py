@@ -41,7 +41,9 @@ def benchmark_step(
         InputError: a trace of several cells, or files that cannot be written.
     """
     if trace is not None and len(cells) > 1:
-        raise InputError(f"--profile writes the trace of one step, and {len(cells)} cells were asked for.")
+        raise InputError(
+            f"--profile writes the trace of one step, but {len(cells)} cells were requested; give each option once."
+        )
     for path in (json_file, trace):
         if path is not None and not path.parent.is_dir():
             raise InputError(f"{path} cannot be written; give the name of a file in a folder that exists.")

@@ -147,6 +147,6 @@ def check_implementation(name: str) -> None:
 def check_text(text: str | None, tokenizer: str | None) -> None:
     """Raises InputError unless `text` is a file with a tokenizer, or none is asked for."""
     if text is not None and not given_path(text).is_file():
-        raise InputError(f"Text {text} is no file; give one sentence a line, or leave --text out.")
+        raise InputError(f"Text {text} is not a file; give a file with one sentence per line, or leave out --text.")
     if text is not None and tokenizer is None:
         raise InputError("--text needs --tokenizer: the tokenizer's folder or Hub name.")

@@ -1,4 +1,4 @@
-"""Where a step's time goes."""
+"""Times the phases of a training step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times a cell's training step, in processes of their own."""
+"""Times a cell's training step, in separate processes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from diffcse_scale.benchmark.cells import batches_of, configurations, tokenizers_of
-from diffcse_scale.benchmark.flop import matmul_rate, step_flop
 from diffcse_scale.benchmark.grid import MAKERS, Cell, check_implementation
+from diffcse_scale.benchmark.matmul_rate import matmul_rate
 from diffcse_scale.benchmark.phases import PHASES, Phases
 from diffcse_scale.distributed import all_max, barrier
 from diffcse_scale.engine.configuration import complete_config
@@ -31,6 +31,7 @@ from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.ownership import WRITTEN_BY
 from diffcse_scale.foundation.randomness import seed_everything
 from diffcse_scale.foundation.strict_json import to_json
+from diffcse_scale.model.arithmetic import step_flop
 from diffcse_scale.model.compiled import compile_networks
 from diffcse_scale.model.generator import Generator
 from diffcse_scale.model.networks import DiffCSENetworks
@@ -47,7 +48,7 @@ MMAP_LIMIT = "MALLOC_MMAP_THRESHOLD_"
 
 
 class Networks(NamedTuple):
-    """With random weights, in float32."""
+    """The networks with random weights, in float32."""
 
     model: DiffCSENetworks
     generator: Generator | None

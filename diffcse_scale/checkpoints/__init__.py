@@ -1,1 +1,1 @@
-"""What a run is resumed from."""
+"""Checkpoints: writing them, checking them, and resuming from them."""

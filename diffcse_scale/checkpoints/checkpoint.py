@@ -1,18 +1,20 @@
-"""Checkpoints that are whole or absent, written while training goes on (`manifest.py` says what lies where).
+"""Checkpoints that are complete or absent, written while training continues (`manifest.py` lists their files).
 
 Every rank copies its shards to host memory, which is all that a step waits for; a thread writes them into
 `step-00000100.partial-.../`. When all ranks have done so the folder gets its manifest and its name, and `latest` moves
 to it. Random state is not in it: it is derived from seed, step and rank (`randomness.py`), and so is the order of
-sentences. The frozen generator is not in it either, nor are the frozen weights under adapters.
+sentences. The frozen generator is not in it either, nor are the frozen weights under adapters. Weights that ZeRO-1
+and 2 have in shards are there alone: the model file, which one rank writes, holds buffers and what no shard has.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -28,7 +30,7 @@ from diffcse_scale.checkpoints.manifest import (
     read_state,
     write_manifest,
 )
-from diffcse_scale.checkpoints.resharding import load_resharded
+from diffcse_scale.checkpoints.resharding import load_resharded, readable, sharded_names
 from diffcse_scale.checkpoints.shards import ShardWriter
 from diffcse_scale.distributed import barrier, broadcast_object, gather_objects, is_main, rank, world_size
 from diffcse_scale.foundation.durable import remove_folder, sync_folder, write_durably
@@ -90,15 +92,16 @@ class Checkpoints:
             InputError: this one or the one before could not be written (names the rank and why).
             RunEnded: a later incarnation has the run.
         """
-        self.finish()
-        partial = self._folder / broadcast_object(f"{checkpoint_name(step)}{PARTIAL}{uuid4().hex[:8]}")
+        self._make_whole()
+        partial = self._folder / broadcast_object(_partial(checkpoint_name(step)))
         if is_main():
             partial.mkdir(parents=True)
         barrier()
         frozen = _has_frozen(self._engine)
-        self._engine.save_checkpoint(
-            str(self._folder), tag=partial.name, save_latest=False, exclude_frozen_parameters=frozen
-        )
+        with _without_sharded_weights(self._engine):
+            self._engine.save_checkpoint(
+                str(self._folder), tag=partial.name, save_latest=False, exclude_frozen_parameters=frozen
+            )
         if is_main():
             written = {**state, "step": step, **_shape(self._engine)}
             self._writer.write_text(to_json(written, indent=1), partial / STATE)
@@ -117,16 +120,20 @@ class Checkpoints:
 
     def commit_if_written(self, writing: bool) -> None:
         """Make the pending checkpoint whole once no rank is `writing`, which all ranks have agreed on."""
-        if self._pending is not None and not writing:
-            self.finish()
+        if not writing:
+            self._make_whole()
 
     def finish(self) -> None:
-        """Wait until the pending checkpoint, if there is one, is whole.
+        """Wait until the pending checkpoint, if there is one, is whole, and those that it replaces are gone.
 
         Raises:
             InputError: it could not be written; what was whole before still is.
             RunEnded: a later incarnation has the run, and will have its own checkpoint of this step.
         """
+        self._make_whole()
+        self._writer.finish()
+
+    def _make_whole(self) -> None:
         if self._pending is None:
             return
         (step, partial, _), self._pending = self._pending, None
@@ -152,10 +159,10 @@ class Checkpoints:
         errors, committed = broadcast_object((errors, committed))
         if errors:
             number, (host, problem) = next(iter(errors.items()))
-            before = f"{checkpoint_name(self.step)} is whole" if self.step else "there is none before it"
+            before = f"{checkpoint_name(self.step)} is complete" if self.step else "there is no earlier one"
             raise InputError(
                 f"Checkpoint {checkpoint_name(step)} in {self._folder} could not be written by rank {number} "
-                f"on {host} ({problem}); {before}; mend the disk and continue with --resume."
+                f"on {host} ({problem}); {before}; repair the disk, then continue with --resume."
             )
         if not committed:
             raise RunEnded(
@@ -182,8 +189,19 @@ class Checkpoints:
         best = max((old for old in steps if scores[old] is not None), key=lambda old: scores[old], default=None)
         for old in steps[: -self._keep]:
             if old != best:
-                self._remove(self._folder / checkpoint_name(old))
+                self._retire(self._folder / checkpoint_name(old))
         return True
+
+    def _retire(self, folder: Path) -> None:
+        """Take its name from a checkpoint that is needed no more, then delete it: half of it is never taken for one."""
+        aside = folder.with_name(_partial(folder.name))
+        try:
+            folder.rename(aside)
+        except OSError as error:
+            log.warning("%s is no longer needed but cannot be removed (%s); it stays.", folder, system_reason(error))
+            return
+        # all ranks wait for this one here, and a file server may take long to delete
+        self._writer.later(functools.partial(self._remove, aside))
 
     def _remove(self, folder: Path) -> None:
         """Take away what is not needed, while the run is this process's; what stays harms nobody."""
@@ -210,9 +228,9 @@ class Checkpoints:
     def load(self, at: int | None = None) -> dict[str, Any] | None:
         """Load the newest whole checkpoint, as `latest` names it, or the newest before it if it is damaged.
 
-        Every rank checks its own files before anyone loads. A run of the same world size and ZeRO configuration gets
-        its own shards back from DeepSpeed, bit for bit; any other reads its parts from the shards of all
-        (`resharding`).
+        Every rank checks its own files before anyone loads. It then reads its parts from the shards that have them,
+        bit for bit, in whatever shape the run goes on (`resharding`). Only what that cannot read, and ZeRO-3 in the
+        same shape, is loaded by DeepSpeed.
 
         Args:
             at: no other than that of this step.
@@ -228,7 +246,7 @@ class Checkpoints:
             steps = [step for step in steps if step == at]
         elif is_main() and self._owned():  # else they may be those of whoever owns the run
             for entry in self._folder.glob(f"*{PARTIAL}*"):
-                log.warning("Checkpoint %s is half-written; it is deleted.", entry.name)
+                log.warning("Checkpoint %s is half-written or half-deleted; it is deleted.", entry.name)
                 self._remove(entry)
         if latest == 0:
             return None
@@ -241,8 +259,8 @@ class Checkpoints:
             if is_main():
                 log.warning("Checkpoint %s is damaged and not used: %s.", folder, "; ".join(sorted(set(found))))
         raise InputError(
-            f"No checkpoint in {self._folder} is whole, and {LATEST} names {checkpoint_name(latest)}; bring one back, "
-            "or begin again with another --output."
+            f"No checkpoint in {self._folder} is complete, although {LATEST} names {checkpoint_name(latest)}; restore "
+            "one, or start over with another --output."
         )
 
     def _candidates(self) -> tuple[int, list[int]]:
@@ -253,7 +271,7 @@ class Checkpoints:
                 latest = newest_step(self._folder)
                 steps = [step for step in checkpoint_steps(self._folder) if step <= latest]
                 if latest and latest not in steps:
-                    log.warning("Checkpoint %s, which %s names, is not there.", checkpoint_name(latest), LATEST)
+                    log.warning("Checkpoint %s, which %s names, is missing.", checkpoint_name(latest), LATEST)
                 answer = latest, steps
             except InputError as error:
                 answer = error
@@ -263,21 +281,52 @@ class Checkpoints:
         return answer[0], answer[1]
 
     def _load(self, folder: Path) -> dict[str, Any]:
-        state = read_state(folder)
-        if any(state.get(key) != value for key, value in _shape(self._engine).items()):
+        state, stage = read_state(folder), self._engine.zero_optimization_stage()
+        same = all(state.get(key) == value for key, value in _shape(self._engine).items())
+        if not same or (stage < 3 and readable(self._engine, stage)):
             load_resharded(self._engine, folder, state["zero_stage"], state["world_size"])
+            if is_main() and not same:
+                log.info(
+                    "A checkpoint of %d devices at ZeRO-%d was loaded by %d devices at ZeRO-%d.",
+                    state["world_size"], state["zero_stage"], world_size(), stage,
+                )  # fmt: skip
             return state
         strict = not _has_frozen(self._engine)
         path, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=strict)
         if path is None:
-            raise InputError(f"Checkpoint {folder} could not be loaded; delete it to resume from the one before.")
+            raise InputError(f"Checkpoint {folder} could not be loaded; delete it to resume from the previous one.")
         return state
+
+
+def _partial(name: str) -> str:
+    """A name of its own for a checkpoint that is not whole yet, or no longer."""
+    return f"{name}{PARTIAL}{uuid4().hex[:8]}"
 
 
 def _reason(error: OSError) -> tuple[str, str]:
     """Of a rank: on which host, and what the system said of which file."""
     where = f": {Path(os.fsdecode(error.filename)).name}" if error.filename is not None else ""
     return host_name(), system_reason(error) + where
+
+
+@contextmanager
+def _without_sharded_weights(engine: Any) -> Iterator[None]:
+    """Let the model's state have no weights that are in shards: rank 0 alone would write them all once more."""
+    sharded = sharded_names(engine)
+    shared = {
+        name for name, value in engine.module.named_parameters(remove_duplicate=False)
+        if engine.param_names.get(value) in sharded
+    }  # fmt: skip
+
+    def leave_out(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        for name in shared & state.keys():
+            del state[name]
+
+    handle = engine.module.register_state_dict_post_hook(leave_out)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _shape(engine: Any) -> dict[str, Any]:

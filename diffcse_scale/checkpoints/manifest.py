@@ -1,4 +1,4 @@
-"""What a whole checkpoint consists of, and whether it still does.
+"""The files of a complete checkpoint, and the check that they are all there and undamaged.
 
 checkpoints/
     latest               the name of the newest verified checkpoint; "none" before the first
@@ -6,7 +6,7 @@ checkpoints/
         ...              DeepSpeed's files
         training_state.json
         manifest.json    size and SHA-256 of every other file, written last
-    step-00000200.partial-1f2e3d4c/     being written, or left behind by a run that was killed
+    step-00000200.partial-1f2e3d4c/     being written or deleted, or left behind by a run that was killed
 """
 
 from __future__ import annotations

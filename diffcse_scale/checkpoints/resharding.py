@@ -1,4 +1,4 @@
-"""Load a checkpoint into another world size or ZeRO stage: every rank reads its own part from the shards of all.
+"""Load a checkpoint into any world size and ZeRO stage: every rank reads its own part from the shards of all.
 
 Nothing is converted on disk. A rank opens the shards that have something of its own, by their names and memory-mapped,
 and copies it into the tensors of its optimizer: no more is read than it needs, nothing is held twice, no rank waits for
@@ -8,13 +8,13 @@ more at ZeRO-3, which cuts each parameter for itself, where parameters have hard
 ZeRO-3 on which it was saved, knows no ZeRO-0, leaves out buffers such as BatchNorm's running statistics, and gives
 at ZeRO-3 the weight decay of the first parameter group to all.)
 
-Frozen parameters and learning rates are not read: the recipe gives both.
+At ZeRO-1 and 2 the weights are those of the shards: the model file has none of them, and those of earlier versions,
+which have, are not asked. Frozen parameters and learning rates are not read: the recipe gives both.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -30,8 +30,6 @@ from diffcse_scale.checkpoints.shards import read_shard
 from diffcse_scale.distributed import is_main, rank, world_size
 from diffcse_scale.engine.optimizer import moments_of, trained_groups
 from diffcse_scale.foundation.errors import InputError
-
-log = logging.getLogger(__name__)
 
 WEIGHT = "weight"
 MODEL_FILE = "mp_rank_00_model_states.pt"  # but at ZeRO-3
@@ -90,7 +88,8 @@ def pieces(
     if stage == 3 and position != length:
         # MiCS shards over fewer ranks than there are
         raise InputError(
-            f"A ZeRO-3 group has {length} elements a rank instead of {position}; resume in the shape of the checkpoint."
+            f"A ZeRO-3 group has {length} elements per rank, not {position}; resume with the checkpoint's number of "
+            "devices and ZeRO stage."
         )
 
 
@@ -114,7 +113,7 @@ def load_resharded(engine: Any, folder: Path, saved_stage: int, saved_world_size
             weights at ZeRO-0).
     """
     stage = engine.zero_optimization_stage()
-    if not _readable(engine, stage, saved_stage):
+    if not readable(engine, saved_stage):
         raise InputError(
             f"Checkpoint {folder} was saved by {saved_world_size} devices at ZeRO-{saved_stage}, and neither NVMe "
             "offload nor bf16 or fp16 weights at ZeRO-0 can be resumed otherwise; resume it as it was saved."
@@ -132,11 +131,6 @@ def load_resharded(engine: Any, folder: Path, saved_stage: int, saved_world_size
     if stage and saved.scaler is not None:
         engine.optimizer.loss_scaler = saved.scaler
     _refresh_weights(engine)
-    if is_main():
-        log.info(
-            "Checkpoint of %d devices at ZeRO-%d read by %d at ZeRO-%d.",
-            saved_world_size, saved_stage, world_size(), stage,
-        )  # fmt: skip
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -150,30 +144,40 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise InputError(f"Checkpoint {folder} is damaged: {STATE} cannot be read ({error}).") from None
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if state["zero_stage"] == 3:
-        saved = _Saved(folder, 3, state["world_size"], model, moments=())
-        _copy(
-            saved, [Group([Piece(name, 0, p.numel(), 0)], {WEIGHT: p.data.view(-1)}, 0) for name, p in trained.items()]
-        )
-        saved.copy_buffers(model)
-        return
-    weights = _read(folder, MODEL_FILE)["module"]
+    if state["zero_stage"] != 3:
+        weights = _read(folder, MODEL_FILE)["module"]
+        if state["zero_stage"] == 0 or trained.keys() & weights.keys():
+            _load_whole(model, trained.keys(), weights, folder)
+            return
+    saved = _Saved(folder, state["zero_stage"], state["world_size"], model, moments=())
+    _copy(saved, [Group([Piece(name, 0, p.numel(), 0)], {WEIGHT: p.data.view(-1)}, 0) for name, p in trained.items()])
+    saved.copy_buffers(model)
+
+
+def _load_whole(model: nn.Module, trained: Set[str], weights: dict[str, Tensor], folder: Path) -> None:
+    """Fill `model` from a model file that has all weights: ZeRO-0's, and those of earlier versions."""
     try:
         missing, unknown = model.load_state_dict(weights, strict=False)
     except RuntimeError:
         missing, unknown = list(trained), []
-    if unknown or trained.keys() & set(missing):
-        raise InputError(
-            f"Checkpoint {folder} is another model's; the recipe beside it describes none with its weights."
-        )
+    if unknown or trained & set(missing):
+        raise InputError(f"Checkpoint {folder} is another model's: its weights do not fit the recipe beside it.")
 
 
-def _readable(engine: Any, stage: int, saved_stage: int) -> bool:
-    if 0 in (stage, saved_stage) and (engine.fp16_enabled() or engine.bfloat16_enabled()):
+def readable(engine: Any, saved_stage: int) -> bool:
+    """Whether `load_resharded` knows how this engine, and one like it at the saved stage, lays out its state."""
+    if 0 in (engine.zero_optimization_stage(), saved_stage) and (engine.fp16_enabled() or engine.bfloat16_enabled()):
         return False
     # stage 1 with bf16 weights and float32 gradients has an optimizer of its own
     layouts = (torch.optim.Optimizer, DeepSpeedZeroOptimizer, DeepSpeedZeroOptimizer_Stage3)
     return isinstance(engine.optimizer, layouts) and not engine.zero_nvme_offload_optimizer()
+
+
+def sharded_names(engine: Any) -> set[str]:
+    """The parameters whose float32 weights lie whole in the shards of ZeRO-1 or 2; none at other stages."""
+    if not isinstance(engine.optimizer, DeepSpeedZeroOptimizer):
+        return set()
+    return {name for group in engine._get_zero_param_shapes() for name in group}
 
 
 class _Saved:
@@ -223,7 +227,7 @@ class _Saved:
 
     def _whole(self, module: nn.Module) -> Iterator[Group]:
         """Every parameter as a group of its own."""
-        names = [name for group in trained_groups(module) for name in group]
+        names = [name for group in trained_groups(module) for name in group.parameters]
         states = self.model["optimizer"]["state"]
         for index, name in enumerate(names):
             values = {WEIGHT: self.model["module"][name], **{key: states[index][key] for key in self._moments}}
@@ -235,7 +239,7 @@ class _Saved:
         shard = _read(self._folder, _shard_name(r, self._prefix))["optimizer_state_dict"]
         weights = shard["fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"]
         optimizer = shard["optimizer_state_dict" if stage == 3 else "base_optimizer_state"]
-        states = optimizer["state"] if isinstance(optimizer, dict) else optimizer
+        states = optimizer["state"] if isinstance(optimizer, dict) else dict(enumerate(optimizer))
         if r == 0:
             # the last rank's part is saved without its padding, the first one's has none
             self._lengths, self.scaler = [len(weight) for weight in weights], shard["loss_scaler"]
@@ -245,8 +249,10 @@ class _Saved:
             layout = stage, numels, paddings
             if r == 0:
                 self._homes |= {name: (first, part) for name, first, part in homes(*layout, self._ranks, length)}
-            tensors = {WEIGHT: weights[g], **{key: states[g][key] for key in self._moments}}
-            yield Group(list(pieces(*layout, r, self._ranks, length)), tensors, float(states[g]["step"]))
+            # there is no state before the first step that was not skipped
+            state = states.get(g) or {"step": 0.0, **{key: torch.zeros_like(weights[g]) for key in self._moments}}
+            tensors = {WEIGHT: weights[g], **{key: state[key] for key in self._moments}}
+            yield Group(list(pieces(*layout, r, self._ranks, length)), tensors, float(state["step"]))
 
 
 def _shard_name(rank: int, prefix: str) -> str:
@@ -265,7 +271,7 @@ def _own_groups(engine: Any, step: float, states: Any, moments: Sequence[str]) -
     """This rank's tensors, with room made in `states` for the optimizer's moments."""
     stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
     if stage == 0:
-        trained = [named for group in trained_groups(engine.module) for named in group.items()]
+        trained = [named for group in trained_groups(engine.module) for named in group.parameters.items()]
         names = [{name: parameter.numel()} for name, parameter in trained]
         weights = [parameter for _, parameter in trained]
     else:

@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -66,6 +66,7 @@ class ShardWriter(CheckpointEngine):
         self._background = background
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: list[Future[FileEntry]] = []
+        self._later: list[Future[None]] = []
 
     def create(self, info: CheckpointCommitInfo) -> None:
         """DeepSpeed begins a checkpoint."""
@@ -92,6 +93,17 @@ class ShardWriter(CheckpointEngine):
     def write_text(self, text: str, path: Path) -> None:
         """The same for a small text file."""
         self._submit(_write, text, path)
+
+    def later(self, call: Callable[[], None]) -> None:
+        """Have `call` done when what is to be written has been; in the background if that is."""
+        self._later.append(self._thread.submit(call))
+        if not self._background:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until all calls of `later` have ended, in whatever way."""
+        calls, self._later = self._later, []
+        wait(calls)
 
     def writing(self) -> bool:
         """Whether files are still on their way."""
@@ -147,7 +159,7 @@ def _write(content: Any, path: Path) -> FileEntry:
             os.posix_fadvise(raw.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     intended = FileEntry(path.name, file.size, file.sha256.hexdigest())
     if file_entry(path) != intended:
-        raise OSError(0, "the file reads back with another content than was written", str(path))
+        raise OSError(0, "the file does not hold what was written to it", str(path))
     return intended
 
 

@@ -45,12 +45,14 @@ def examine(options: DoctorOptions) -> ExitCode:
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if options.ranks and several:
-        raise InputError("--ranks starts processes by itself, and this is one of several already; leave it out.")
+        raise InputError("--ranks starts processes itself, but this is already one of several; leave it out.")
     if options.json_file is not None:
         check_file(options.json_file, f"a table of {COMMAND}", json_of(COMMAND), options.overwrite)
     on_devices = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     if options.ranks and on_devices and options.ranks > torch.cuda.device_count():
-        raise InputError(f"--ranks {options.ranks}: a rank has a device, and there are {torch.cuda.device_count()}.")
+        raise InputError(
+            f"--ranks {options.ranks}: every rank needs a device, but there are {torch.cuda.device_count()}."
+        )
     # contexts of all ranks on all devices would take memory that the table then misses
     rows = own_rows(options.output) if local_rank() == 0 else []
     if several:

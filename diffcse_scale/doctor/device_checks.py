@@ -1,4 +1,4 @@
-"""The rows about GPUs, and about what has to be there for programs to be made for them."""
+"""The rows about GPUs and about the compilers that their kernels need."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ def torch_build(machine: Machine) -> Row:
     """A CPU build beside GPUs trains on the CPU and says nothing."""
     found = f"{machine.packages['torch']}, built for {machine.torch_build}"
     if machine.torch_build == "CPU" and machine.device_files and not _wants_cpu(machine):
-        advice = (
-            "install a build of torch for the CUDA of this driver (pytorch.org/get-started), or set DS_ACCELERATOR=cpu"
-        )
+        advice = "install a torch build for this driver's CUDA (pytorch.org/get-started), or set DS_ACCELERATOR=cpu"
         return Row("torch", f"{found}; {len(machine.device_files)} GPUs are here", BROKEN, advice)
     return Row("torch", found)
 
@@ -36,7 +34,9 @@ def driver(machine: Machine) -> Row:
     """A driver older than what torch was built for is as good as none."""
     found = machine.driver or ("none" if not machine.device_files else "version unknown")
     if machine.torch_build != "CPU" and machine.device_files and machine.device_error and not _wants_cpu(machine):
-        advice = f"bring the driver to one that knows {machine.torch_build}, or install a torch built for an older one"
+        advice = (
+            f"update the driver to one that supports {machine.torch_build}, or install a torch built for an older one"
+        )
         return Row("driver", f"{found}; {machine.device_error}", BROKEN, advice)
     return Row("driver", found)
 
@@ -46,17 +46,19 @@ def devices(machine: Machine) -> Row:
     if not machine.devices:
         if (variable := _wants_cpu(machine)) and machine.device_files:
             return Row("devices", f"{len(machine.device_files)} GPUs, none to be used", SLOWER, f"unset {variable}")
-        return Row("devices", "no GPU", SLOWER, "training runs on the CPU cores; a large backbone wants a GPU")
+        return Row("devices", "no GPU", SLOWER, "training runs on the CPU; a large backbone needs a GPU")
     kinds = Counter((device.name, round(device.memory / GIB)) for device in machine.devices)
     found = "; ".join(f"{count} x {name}, {memory} GiB" for (name, memory), count in kinds.items())
     busy = [number for number, device in enumerate(machine.devices) if device.free < MOSTLY_FREE * device.memory]
     if busy:
         free = ", ".join(f"cuda:{number} has {machine.devices[number].free / GIB:.0f} GiB free" for number in busy)
         return Row(
-            "devices", f"{found}; {free}", SLOWER, "see with nvidia-smi who else uses them; plan with what is free"
+            "devices", f"{found}; {free}", SLOWER, "check with nvidia-smi who else uses them; plan with the free memory"
         )
     if len(kinds) > 1:
-        return Row("devices", found, SLOWER, "the slowest sets the pace; choose equal ones with CUDA_VISIBLE_DEVICES")
+        return Row(
+            "devices", found, SLOWER, "the slowest device sets the pace; choose equal devices with CUDA_VISIBLE_DEVICES"
+        )
     return Row("devices", found)
 
 
@@ -72,7 +74,9 @@ def capability(machine: Machine) -> Row:
             "capability", f"{found}; torch has {have}", BROKEN, "install a build of torch made for these devices"
         )
     if levels[0] < FIRST_CAPABILITY or not all(device.bfloat16 for device in machine.devices):
-        advice = "use a float16 DeepSpeed configuration (ds_configs/README.md); the kernels' plain versions run"
+        advice = (
+            'a DeepSpeed configuration with "fp16": {"enabled": true} computes there; the kernels\' plain versions run'
+        )
         return Row("capability", f"{found}, without bfloat16", SLOWER, advice)
     return Row("capability", found)
 
@@ -117,20 +121,20 @@ def kernels(machine: Machine) -> Row:
 def compiling(machine: Machine) -> Row:
     """model.compile makes C++ on CPUs, and Triton with its C launcher on GPUs."""
     if machine.cxx_compiler is None:
-        return Row(
-            "model.compile", "no C++ compiler", SLOWER, "install g++ where model.compile is wanted; else leave it out"
-        )
+        return Row("model.compile", "no C++ compiler", SLOWER, "install g++ to use model.compile, or leave it out")
     return Row("model.compile", machine.cxx_compiler)
 
 
 def deepspeed(machine: Machine) -> Row:
     """What it trains on. Of its compiled operators none is needed: the optimizer is torch's, on the host too."""
     if machine.deepspeed_error:
-        return Row("DeepSpeed", machine.deepspeed_error, BROKEN, "`make install` again; see that its imports work")
+        return Row(
+            "DeepSpeed", machine.deepspeed_error, BROKEN, "run `make install` again and check that its imports work"
+        )
     built = ", ".join(machine.operators) or "none built, none needed"
     found = f"{machine.packages['deepspeed']} on {machine.accelerator}; operators: {built}"
     if machine.devices and machine.accelerator == "cpu" and not _wants_cpu(machine):
-        return Row("DeepSpeed", found, BROKEN, "set DS_ACCELERATOR=cuda, and it says what it misses")
+        return Row("DeepSpeed", found, BROKEN, "set DS_ACCELERATOR=cuda to see what is missing")
     return Row("DeepSpeed", found)
 
 

@@ -1,4 +1,4 @@
-"""The options of `diffcse-scale doctor`; apart from the examination itself, so that `--help` need not import torch."""
+"""The options of `diffcse-scale doctor`, in their own file so that `--help` need not import torch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class DoctorOptions(Section):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
-    ranks: int | None = Field(None, ge=1, description="also start so many processes here and measure an all-reduce")
-    output: Path = Field(Path("runs"), description="the folder that runs will be written to")
-    seconds: float = Field(60.0, gt=0, description="how long to wait for ranks to meet, and for an all-reduce to end")
-    json_file: Path | None = Field(None, alias="json", description="also write the table here")
-    overwrite: bool = Field(False, description="replace the file of --json whatever it is")
+    ranks: int | None = Field(None, ge=1, description="Also start this many processes here and time an all-reduce.")
+    output: Path = Field(Path("runs"), description="The folder that runs will be written to.")
+    seconds: float = Field(60.0, gt=0, description="Seconds to wait for the ranks to meet and for an all-reduce.")
+    json_file: Path | None = Field(None, alias="json", description="Also write the table to this file.")
+    overwrite: bool = Field(False, description="Replace the file of --json, whatever it is.")

@@ -14,20 +14,20 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
-from diffcse_scale.distributed import all_reduce_rate, broadcast_object, gather_objects, is_main, local_rank, world_size
+from diffcse_scale.distributed import broadcast_object, gather_objects, is_main, local_rank, world_size
 from diffcse_scale.doctor.verdict import Row, Verdict
 from diffcse_scale.foundation.environment import host_name
 from diffcse_scale.foundation.errors import InputError, first_line
 from diffcse_scale.foundation.exit_codes import ExitCode
-from diffcse_scale.rendezvous import free_port, join, leave
+from diffcse_scale.rendezvous import all_reduce_rate, free_port, join, leave
 
 # what a step of BERT-base sends: gradients of encoder and discriminator, 110 million each, in float32
 GRADIENTS = 2 * 110e6 * 4
 LONG = 1.0  # seconds for them
-MEETING = "set GLOO_SOCKET_IFNAME to the interface between the nodes; see whether a firewall is between them"
+MEETING = "set GLOO_SOCKET_IFNAME to the interface between the nodes; check for a firewall between them"
 REMEDIES = {
     "gloo": MEETING,
-    "NCCL": "run with NCCL_DEBUG=INFO; NCCL_SOCKET_IFNAME names the interface, NCCL_IB_DISABLE=1 leaves InfiniBand out",
+    "NCCL": "run with NCCL_DEBUG=INFO; NCCL_SOCKET_IFNAME sets the interface, NCCL_IB_DISABLE=1 turns InfiniBand off",
 }
 Tell = Callable[[list[Row]], None]
 
@@ -51,7 +51,7 @@ def meet(seconds: float, on_devices: bool, tell: Tell) -> None:
             # NCCL makes its connections at the first exchange, after gloo's have been seen to work
             join("cpu:gloo,cuda:nccl" if on_devices else "gloo", seconds)
         except RuntimeError as error:
-            raise InputError(f"They did not meet: {first_line(error)}") from None
+            raise InputError(f"The ranks did not meet: {first_line(error)}") from None
 
 
 def measure(seconds: float, on_devices: bool, tell: Tell) -> list[Row]:
@@ -78,13 +78,13 @@ def _rate(name: str, rate: dict[str, float], carries_gradients: bool) -> Row:
     speed = rate["gigabytes_per_second"]
     found = f"{ranks} ranks, {rate['latency_ms']:.2f} ms for 4 bytes, {speed:.2f} GB/s"
     if ranks == 1:
-        return Row(check, "1 rank, which exchanges nothing")
+        return Row(check, "1 rank, so nothing is exchanged")
     if not carries_gradients:
         return Row(check, found)
     needed = 2 * (ranks - 1) / ranks * GRADIENTS / (speed * 1e9)
     found += f": {needed:.2g} s for the gradients of BERT-base"
     if needed > LONG:
-        link = "see that the fast link is used (NCCL_DEBUG=INFO); " if name == "NCCL" else ""
+        link = "check that the fast link is used (NCCL_DEBUG=INFO); " if name == "NCCL" else ""
         return Row(check, found, Verdict.SLOWER, f"{link}larger batches (batch.sentences) exchange less often")
     return Row(check, found)
 
@@ -98,7 +98,7 @@ def shared_folder(folder: Path) -> Row:
         return Row("shared folder", f"{folder} is not to be written to", Verdict.BROKEN, "choose another (--output)")
     blind = sorted({host for host, seen in everywhere if not seen})
     if blind:
-        advice = "write runs to a folder that all nodes see, and set DIFFCSE_CACHE and HF_HOME to such folders"
+        advice = "write runs to a folder that all nodes share, and set DIFFCSE_CACHE and HF_HOME to such folders"
         return Row("shared folder", f"{', '.join(blind)} cannot see into {folder}", Verdict.BROKEN, advice)
     return Row("shared folder", f"every node sees into {folder}")
 

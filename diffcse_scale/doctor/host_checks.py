@@ -38,7 +38,7 @@ def cores(machine: Machine) -> Row:
         advice = f"set OMP_NUM_THREADS to {max(1, machine.cores // ranks)} at most: threads wait for each other"
         return Row("cores", f"{found}, OMP_NUM_THREADS={threads}", SLOWER, advice)
     if machine.cores < CORES_A_RANK * ranks:
-        advice = f"give every rank {CORES_A_RANK} cores or more (--cpus-per-task): batches are made beside training"
+        advice = f"give every rank {CORES_A_RANK} cores or more (--cpus-per-task): batches are prepared during training"
         return Row("cores", found, SLOWER, advice)
     return Row("cores", found)
 
@@ -47,7 +47,7 @@ def memory(machine: Machine) -> Row:
     """What the system, the container or the job leaves to this process."""
     found = f"{_gib(machine.memory)} available"
     if machine.memory < LITTLE_MEMORY:
-        return Row("memory", found, SLOWER, "ask for more (--mem): models are loaded and checkpoints copied in it")
+        return Row("memory", found, SLOWER, "ask for more (--mem): loading models and copying checkpoints needs it")
     return Row("memory", found)
 
 
@@ -84,7 +84,7 @@ def network(machine: Machine) -> Row:
     if "MASTER_ADDR" in machine.environ:
         master = machine.environ["MASTER_ADDR"]
         if machine.reached_by is None:
-            advice = "see whether the name resolves here and the network is up"
+            advice = "check that the name resolves here and that the network is up"
             return Row("network", f"nothing reaches MASTER_ADDR={master}; up are {there}", BROKEN, advice)
         return Row("network", f"{machine.reached_by} reaches MASTER_ADDR={master}")
     if machine.host_address is None:
@@ -106,7 +106,7 @@ def infiniband(machine: Machine) -> Row:
     if machine.infiniband and machine.environ.get("NCCL_IB_DISABLE") == "1":
         return Row("InfiniBand", f"{found}, NCCL_IB_DISABLE=1", SLOWER, "unset it, unless NCCL fails without it")
     if not machine.infiniband and machine.nodes > 1 and machine.devices:
-        advice = "see with --ranks what an all-reduce takes; in a container, mount /dev/infiniband"
+        advice = "measure an all-reduce with --ranks; in a container, mount /dev/infiniband"
         return Row("InfiniBand", found, SLOWER, advice)
     return Row("InfiniBand", found)
 
@@ -135,7 +135,9 @@ def _volume(name: str, place: Volume, remedy: str, several: bool) -> Row:
     if place.free < LITTLE_DISK:
         return Row(name, found, SLOWER, f"{remedy} {where}: a run stops when the disk is full")
     if place.system in FLEETING:
-        return Row(name, found, SLOWER, f"{remedy} that outlives this container or machine: all is made again")
+        return Row(
+            name, found, SLOWER, f"{remedy} that outlives this container or machine: everything is prepared again"
+        )
     return Row(name, found)
 
 
@@ -147,7 +149,7 @@ def slurm(machine: Machine) -> Row:
     tasks = int(machine.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     found = f"job {job}: nodes {machine.nodes}, tasks of this step {tasks}"
     if tasks < machine.nodes:
-        return Row("SLURM", found, SLOWER, "this looks at one node: `bash slurm/doctor.sbatch` looks at each")
+        return Row("SLURM", found, SLOWER, "this checks one node: `bash slurm/doctor.sbatch` checks each")
     if tasks > 1 and "RANK" not in machine.environ:
         return Row(
             "SLURM", f"{found}, without RANK", BROKEN, "start it as slurm/doctor.sbatch does: srun slurm/rank.sh ..."

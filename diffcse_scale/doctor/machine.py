@@ -1,4 +1,4 @@
-"""What a machine has, looked at once: facts, and no opinion about them. The checks have those."""
+"""Facts about a machine, collected once. The checks judge them."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Scene:
 
 
 def training_sentences(count: int, seed: int) -> list[str]:
-    """`count` distinct sentences, none of a scene that `graded_pairs` may use."""
+    """`count` distinct sentences, none of a scene that graded pairs or triples may use."""
     rng = random.Random(f"training {seed}")
     sentences: dict[str, None] = {}  # an ordered set
     while len(sentences) < count:
@@ -86,6 +86,26 @@ def graded_pairs(count: int, seed: int) -> list[tuple[float, str, str]]:
     grades = [index % 6 for index in range(count)]
     rng.shuffle(grades)
     return [_pair(grade, rng) for grade in grades]
+
+
+def edited_triples(kind: str, count: int, seed: int) -> list[tuple[str, str, str]]:
+    """`count` triples (sentence, another wording of it, an edit of it that means something else) of held-out scenes.
+
+    The edit is worded with the sentence's own choices: mostly one word differs. The other wording may share few words.
+
+    Args:
+        kind: of the edit, one of `EDITS`.
+    """
+    rng = random.Random(f"triples {kind} {seed}")
+    found: list[tuple[str, str, str]] = []
+    while len(found) < count:
+        scene, choices = random_scene(rng), rng.random()
+        changed = EDITS[kind](scene, rng)
+        sentence, other = (word(one, random.Random(choices)) for one in (scene, changed))
+        wording = word(scene, rng)
+        if scene.held_out and changed != scene and len({sentence, other, wording}) == 3:
+            found.append((sentence, wording, other))
+    return found
 
 
 def similarity(first: Scene, second: Scene) -> float:
@@ -264,6 +284,21 @@ _EDITS: dict[int, list[Callable[[Scene, random.Random], Scene]]] = {
     1: [_same_act, _same_agent, _same_place],
     0: [_unrelated],
 }
+
+
+def _number(scene: Scene, rng: random.Random) -> Scene:
+    others = [number for number in NUMBERS if (number == "one") is (scene.agent.number == "one")]
+    return replace(scene, agent=replace(scene.agent, number=rng.choice(others)))
+
+
+EDITS: dict[str, Callable[[Scene, random.Random], Scene]] = {
+    "detail": _detail,
+    "number": _number,
+    "exchanged roles": _exchanged,
+    "negation": _negated,
+    "other act": _other_act,
+}
+"""What an edit changes, for `edited_triples`."""
 
 
 # Wordings

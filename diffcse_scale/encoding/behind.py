@@ -1,4 +1,4 @@
-"""Work that is done behind the back of a thread that has something better to do: a device to keep busy."""
+"""Runs work in a background thread, so that the main thread can keep a device busy."""
 
 from __future__ import annotations
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffcse_scale.encoding.folder_manifest import MANIFEST, Manifest, read_manifest
+from diffcse_scale.encoding.folder_manifest import EARLIER, MANIFEST, Manifest, manifest_file, read_manifest
 from diffcse_scale.encoding.rows import open_rows
-from diffcse_scale.encoding.shard_files import Floats, Matrix, damaged, read_shard, read_texts
+from diffcse_scale.encoding.shard_files import Floats, Matrix, damaged, read_columns, read_shard
 from diffcse_scale.encoding.stored import restore
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.paths import given_path
@@ -33,6 +34,11 @@ class Embeddings:
 
     def __len__(self) -> int:
         return int(self.facts["rows"])
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with the shards."""
+        return hashlib.sha256(self._manifest.journal.read_bytes()).hexdigest()[:16]
 
     def verify(self) -> None:
         """Compare all shards with what was written; reads them once.
@@ -60,13 +66,25 @@ class Embeddings:
 
     def texts(self, rows: list[int]) -> list[str] | None:
         """The sentences of some rows, from the shards or from the input; None if that has changed or is gone."""
-        kept: dict[int, list[str] | None] = {}
+        kept = self._columns(rows, ["text"])
+        return self._texts_of_input(rows) if kept is None else [row["text"] for row in kept]
+
+    def kept(self, rows: list[int]) -> list[dict[str, Any]]:
+        """Of some rows, the columns of the input that `encode --keep-columns` has carried along, by name."""
+        names = self.facts.get("keep_columns") or []
+        return (self._columns(rows, names) if names else None) or [{} for _ in rows]
+
+    def _columns(self, rows: list[int], names: list[str]) -> list[dict[str, Any]] | None:
+        """These columns of some rows, None if there are none such; one shard is in memory at a time."""
         window = int(self.facts["window"])
+        found: dict[int, dict[str, Any]] = {}
         for number in {row // window for row in rows}:
-            kept[number] = read_texts(self._manifest.file(number))
-            if kept[number] is None:
-                return self._texts_of_input(rows)
-        return [(kept[row // window] or [])[row % window] for row in rows]
+            table = read_columns(self._manifest.file(number), names)
+            if table is None:
+                return None
+            here = [row for row in rows if row // window == number]
+            found |= zip(here, table.take([row % window for row in here]).to_pylist(), strict=True)
+        return [found[row] for row in rows]
 
     def _texts_of_input(self, rows: list[int]) -> list[str] | None:
         try:
@@ -79,28 +97,50 @@ class Embeddings:
 
 
 def load(folder: str | Path) -> Embeddings:
-    """The embeddings that `encode` wrote.
+    r"""The embeddings that `encode` wrote.
+
+    Args:
+        folder: the output of `encode`, a finished one.
+
+    Returns:
+        An `Embeddings`. Its length is the number of rows; `numpy.asarray` reads all, `floats` a shard at a time as
+        float32.
 
     Raises:
         InputError: no such folder, its work is not finished, or its manifest is damaged.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from diffcse_scale.embedded import backbone_path
+        >>> from diffcse_scale.encoding import EncodeOptions, encode, load
+        >>> _ = Path("corpus.txt").write_text("A dog runs.\nIt rains.\n")
+        >>> model = str(backbone_path())
+        >>> options = EncodeOptions(model=model, input=["corpus.txt"], output="embeddings", devices="cpu")
+        >>> line = encode(options, progress=False)
+        >>> embeddings = load("embeddings")
+        >>> embeddings.verify()  # compares the shards with their SHA-256
+        >>> np.asarray(embeddings).shape, embeddings.texts([1])
+        ((2, 128), ['It rains.'])
     """
     place = given_path(folder)
     manifest = read_manifest(place)
     if manifest is None:
-        if (place / MANIFEST).exists():
-            raise _damaged_manifest(folder)
-        raise InputError(f"{folder} holds no embeddings; `diffcse-scale encode` makes them.")
+        for name in (MANIFEST, EARLIER[0]):
+            if (place / name).exists():
+                raise _damaged(place / name)
+        raise InputError(f"{folder} holds no embeddings; make them with `diffcse-scale encode`.")
     if len(manifest.shards) < manifest.count:
         there = f"{len(manifest.shards):,} of {manifest.count:,} shards are there"
-        raise InputError(f"{folder} is not finished: {there}; repeat the `encode` command to do the rest.")
+        raise InputError(f"{folder} is not finished: {there}; repeat the `encode` command to finish it.")
     ranges = manifest.ranges
     if manifest.facts["dtype"] == "int8" and (ranges is None or ranges.shape[1] != manifest.shards[0]["dimension"]):
-        raise _damaged_manifest(folder)
+        raise _damaged(manifest_file(place))
     return Embeddings(manifest)
 
 
-def _damaged_manifest(folder: str | Path) -> InputError:
+def _damaged(manifest: Path) -> InputError:
     return InputError(
-        f"{folder} holds no embeddings: its {MANIFEST} is damaged, or of another program; `diffcse-scale encode` makes "
-        "them, with --overwrite here."
+        f"{manifest.parent} holds no embeddings: its {manifest.name} is damaged or was written by another program; "
+        "make them with `diffcse-scale encode --overwrite`."
     )

@@ -1,8 +1,11 @@
-"""What an encoded folder is made of, and how much of it is done.
+"""The record of an encoded folder: its settings, and the shards that are finished.
 
-    manifest.json       model, input, options and, for int8, the ranges: written before the first shard
-    shards.jsonl        a line for each finished shard, appended when it is on the disk; sorted at the end
+    _manifest.json      model, input, options and, for int8, the ranges: written before the first shard
+    _shards.jsonl       a line for each finished shard, appended when it is on the disk; sorted at the end
     embeddings-*        the shards
+
+Readers of folders of Parquet files leave out names that begin with "_". Earlier versions wrote the first two without
+it; a folder that they began is read and finished under those names.
 
 Nothing in it depends on when the work was interrupted, or on how often.
 """
@@ -34,9 +37,10 @@ from diffcse_scale.foundation.strict_json import to_json
 log = logging.getLogger(__name__)
 
 COMMAND = "diffcse-scale encode"
-MANIFEST, JOURNAL, LOCK = "manifest.json", "shards.jsonl", ".lock"
+MANIFEST, JOURNAL, LOCK = "_manifest.json", "_shards.jsonl", ".lock"
+EARLIER = MANIFEST[1:], JOURNAL[1:]  # how earlier versions called the first two
 # shards, and the indexes of `search`
-OURS = ("embeddings-[0-9]*.parquet", "embeddings-[0-9]*.npy", "hnsw-*", "ivf-*")
+OURS = ("embeddings-[0-9]*.parquet", "embeddings-[0-9]*.npy", "_hnsw-*", "_ivf-*", "hnsw-*", "ivf-*")
 FORMAT = 1
 WHERE = "model_folder"
 PLACES = (WHERE, "files")  # may change: the content of model and input counts
@@ -59,12 +63,15 @@ class Manifest:
     """The record of an encoded folder.
 
     Attributes:
-        facts: the content of `manifest.json`.
+        facts: the content of `_manifest.json`.
+        journal: `_shards.jsonl`.
         shards: facts of the finished shards, by number: rows, dimension, flaws, tokens, unknown, bytes, sha256.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
         self.folder, self.facts = folder, facts
+        self._file = manifest_file(folder)
+        self.journal = folder / (JOURNAL if self._file.name == MANIFEST else EARLIER[1])
         self.shards = {shard["shard"]: shard for shard in self._finished()}
 
     @property
@@ -109,13 +116,12 @@ class Manifest:
         Raises:
             InputError: the folder is for other work by now: another host's, that shares no lock with this one.
         """
-        if about := _difference(json.loads((self.folder / MANIFEST).read_text(encoding="utf-8")), self.facts):
+        if about := _difference(json.loads(self._file.read_text(encoding="utf-8")), self.facts):
             raise InputError(
-                f"Another process has begun {self.folder} anew, with {about}; choose another --output for one of them."
+                f"Another process has begun {self.folder} again, with {about}; choose another --output for one of them."
             )
         self.shards[shard["shard"]] = shard
-        file = self.folder / JOURNAL
-        with disk_errors_at(file), file.open("a", encoding="utf-8") as journal:
+        with disk_errors_at(self.journal), self.journal.open("a", encoding="utf-8") as journal:
             journal.write(to_json(shard, sort_keys=True) + "\n")
             journal.flush()
             os.fsync(journal.fileno())
@@ -132,18 +138,18 @@ class Manifest:
     def tidy(self) -> None:
         """Sort the journal, and remove what killed processes left behind."""
         lines = [to_json(shard, sort_keys=True) + "\n" for _, shard in sorted(self.shards.items())]
-        write_durably("".join(lines), self.folder / JOURNAL)
+        write_durably("".join(lines), self.journal)
         for path in self.folder.iterdir():
             if _is_half_written(path.name):
                 path.unlink()
 
     def _write(self) -> None:
-        write_durably(to_json(self.facts, indent=1) + "\n", self.folder / MANIFEST)
+        write_durably(to_json(self.facts, indent=1) + "\n", self._file)
 
     def _finished(self) -> Iterator[dict[str, Any]]:
         """Shards that the journal names and that are there; a line cut short counts for nothing."""
-        journal = self.folder / JOURNAL
-        for line in journal.read_text(encoding="utf-8", errors="replace").splitlines() if journal.is_file() else ():
+        there = self.journal.is_file()
+        for line in self.journal.read_text(encoding="utf-8", errors="replace").splitlines() if there else ():
             try:
                 shard = json.loads(line)
                 if self._is_shard(shard) and self.file(shard["shard"]).stat().st_size == shard["bytes"]:
@@ -174,9 +180,10 @@ def begun(
         InputError: the folder holds something else or cannot be written, or another process is at work in it.
     """
     _check(folder, overwrite, sources)
+    taken = f"Another process is writing to {folder}; wait for it or choose another --output."
     try:
         make_folder(folder)
-        with locked(folder / LOCK):
+        with locked(folder / LOCK, taken):
             known = read_manifest(folder)
             if overwrite and (known is None or _difference(known.facts, facts)):
                 _clear(folder)
@@ -186,31 +193,35 @@ def begun(
                 known._write()
             if about := _difference(known.facts, facts):
                 raise InputError(
-                    f"{folder} was begun with {about}; repeat the command as it was, choose another --output, or "
-                    "--overwrite to begin anew."
+                    f"{folder} was begun with {about}; repeat that command, choose another --output, or give "
+                    "--overwrite to start over."
                 )
             known.move({name: facts[name] for name in PLACES})
             for number in known.damaged():
-                log.warning("Made again, for its bytes are no longer those that were written: %s.", known.file(number))
+                log.warning("Written again, because its bytes had changed: %s.", known.file(number))
                 del known.shards[number]
             known.tidy()
             yield known
-    except BlockingIOError:
-        raise InputError(f"Another process is writing to {folder}; wait for it or choose another --output.") from None
     except Exception as error:
         found = error if isinstance(error, OSError) else error_of_disk(error)
         if found is None:
             raise
         raise InputError(
-            f"{found.filename or folder} cannot be read or written ({system_reason(found)}); what is done is kept: "
-            f"{remedy(found)}, and repeat the command."
+            f"{found.filename or folder} cannot be read or written ({system_reason(found)}); finished work is kept: "
+            f"{remedy(found)}, then repeat the command."
         ) from error
 
 
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest in a folder, None if there is none of ours."""
-    file = folder / MANIFEST
+    file = manifest_file(folder)
     return Manifest(folder, json.loads(file.read_text(encoding="utf-8"))) if _is_ours(file) else None
+
+
+def manifest_file(folder: Path) -> Path:
+    """Where the manifest of a folder lies or will lie; one of an earlier version stays where it is."""
+    new, earlier = folder / MANIFEST, folder / EARLIER[0]
+    return earlier if not new.exists() and _is_ours(earlier) else new
 
 
 def _is_ours(manifest: Path) -> bool:
@@ -224,6 +235,9 @@ def _is_sound(facts: dict[str, Any]) -> bool:
     if not all(name in facts and isinstance(facts[name], kind) for name, kind in FACTS.items()):
         return False
     if facts["dtype"] not in get_args(EncodeOptions.model_fields["dtype"].annotation):
+        return False
+    kept = facts.get("keep_columns")  # earlier versions had none
+    if kept is not None and not (isinstance(kept, list) and all(isinstance(name, str) for name in kept)):
         return False
     ranges = facts["ranges"] if facts["ranges"] is not None else [[], []]
     if len(ranges) != 2 or not all(isinstance(row, list) for row in ranges) or len(ranges[0]) != len(ranges[1]):
@@ -245,40 +259,44 @@ def _check(folder: Path, overwrite: bool, sources: Collection[str | Path]) -> No
     """Refuse a folder that holds something else than embeddings, or what is read."""
     refuse_run_folder(folder)
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is no folder; choose another --output.")
+        raise InputError(f"{folder} is not a folder; choose another --output.")
     place, read = folder.resolve(), {Path(source).resolve() for source in sources}
-    inside = [source for source in read if source == place or (source.parent == place and _is_our_name(source.name))]
+    inside = [source for source in read if source == place or (source.parent == place and _is_our_file(source))]
     if inside or any(source in place.parents for source in read):
-        raise InputError(f"{folder} holds what is read, or is a part of it; choose another --output.")
-    if not folder.exists() or (not overwrite and _is_ours(folder / MANIFEST)):
+        raise InputError(f"{folder} contains the input or is part of it; choose another --output.")
+    if not folder.exists() or (not overwrite and _is_ours(manifest_file(folder))):
         return
-    found = sorted(path.name for path in folder.iterdir() if path.name != LOCK and not _is_half_written(path.name))
+    found = sorted(path for path in folder.iterdir() if path.name != LOCK and not _is_half_written(path.name))
     if found and not overwrite:
-        name = MANIFEST if MANIFEST in found else found[0]
+        name = MANIFEST if folder / MANIFEST in found else found[0].name
         raise InputError(
-            f"{folder} holds other files ({name}); choose another --output, or --overwrite to replace those that have "
-            "the names of ours."
+            f"{folder} holds other files ({name}); choose another --output, or --overwrite to replace those whose "
+            "names this command uses."
         )
-    if blocked := [name for name in found if _is_our_name(name) and (folder / name).is_dir()]:
-        raise InputError(f"{folder / blocked[0]} is a folder where a file is written; choose another --output.")
+    if blocked := [path for path in found if _is_our_file(path) and path.is_dir()]:
+        raise InputError(f"{blocked[0]} is a folder, but a file must be written there; choose another --output.")
 
 
-def _is_our_name(name: str) -> bool:
-    return name in (MANIFEST, JOURNAL) or _is_half_written(name) or any(fnmatchcase(name, pattern) for pattern in OURS)
+def _is_our_file(path: Path) -> bool:
+    if path.name in EARLIER:
+        return _is_ours(path.with_name(EARLIER[0]))
+    names = (MANIFEST, JOURNAL, *OURS)
+    return _is_half_written(path.name) or any(fnmatchcase(path.name, pattern) for pattern in names)
 
 
 def _is_half_written(name: str) -> bool:
     """Whether a kill has left it, before it had its name."""
-    return unfinished(name) in (MANIFEST, JOURNAL) or fnmatchcase(name, f".embeddings-*{PARTIAL}")
+    return unfinished(name) in (MANIFEST, JOURNAL, *EARLIER) or fnmatchcase(name, f".embeddings-*{PARTIAL}")
 
 
 def _clear(folder: Path) -> None:
-    """Remove the files that have our names, and say which others stay."""
-    names = [path.name for path in folder.iterdir() if path.name != LOCK]
-    for name in filter(_is_our_name, names):
-        (folder / name).unlink()
-    if stays := sorted(name for name in names if not _is_our_name(name)):
-        log.warning("Left as they were in %s: %s.", folder, ", ".join(stays))
+    """Remove the files that are ours, and say which others stay."""
+    found = [path for path in folder.iterdir() if path.name != LOCK]
+    ours = [path for path in found if _is_our_file(path)]
+    for path in ours:
+        path.unlink()
+    if stays := sorted(path.name for path in found if path not in ours):
+        log.warning("Kept unchanged in %s: %s.", folder, ", ".join(stays))
 
 
 def _difference(known: dict[str, Any], facts: dict[str, Any]) -> str:

@@ -24,17 +24,18 @@ from diffcse_scale.text.cache import chosen_folder
 from diffcse_scale.text.digests import model_digest
 from diffcse_scale.text.unknown import percent
 
-STORAGE = ("window", "format", "dtype", "keep_text")
+STORAGE = ("window", "format", "dtype", "keep_text", "keep_columns")
 COMPUTATION = ("max_length", "prompt_name")
 
 
 def encode(options: EncodeOptions, progress: bool = True) -> str:
-    """Write the embeddings of every row of the input to `options.output`, or what is missing of them.
+    r"""Write the embeddings of every row of the input to `options.output`, or what is missing of them.
 
     Row i of the output is row i of the input. The bytes of the shards are a function of input, model, options and the
     number of threads a process, however often the work was interrupted.
 
     Args:
+        options: model, input, output, and how to compute and store.
         progress: show a bar.
 
     Returns:
@@ -42,11 +43,22 @@ def encode(options: EncodeOptions, progress: bool = True) -> str:
 
     Raises:
         InputError: unusable model, input or output; an output that was begun from something else.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from diffcse_scale.embedded import backbone_path
+        >>> from diffcse_scale.encoding import EncodeOptions, encode, load
+        >>> _ = Path("corpus.txt").write_text("A dog runs.\nIt rains.\n")
+        >>> model = str(backbone_path())
+        >>> options = EncodeOptions(model=model, input=["corpus.txt"], output="embeddings", devices="cpu")
+        >>> line = encode(options, progress=False)
+        >>> len(load("embeddings")), load("embeddings").dimension
+        (2, 128)
     """
     folder = model_folder(options.model)
-    rows = open_rows(options.input, options.column, options.separator, options.header)
+    rows = open_rows(options.input, options.column, options.separator, options.header, options.keep_columns)
     if not len(rows):
-        raise InputError(f"{', '.join(options.input)}: no row to encode.")
+        raise InputError(f"{', '.join(options.input)}: there is no row to encode.")
     devices = choose_devices(options.devices, -(-len(rows) // options.window))
     computation = _computation(options, torch.device(devices[0]))
     facts = {
@@ -94,7 +106,7 @@ def _summary(manifest: Manifest) -> str:
     for shard in manifest.shards.values():
         flaws.update(shard["flaws"])
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(flaws.items()))
-    remark = f"; encoded as they are, though {kinds}" if flaws else ""
+    remark = f"; encoded as they are, although {kinds}" if flaws else ""
     # shards of earlier versions do not know
     tokens, unknown = (sum(shard.get(name, 0) for shard in manifest.shards.values()) for name in ("tokens", "unknown"))
     lost = f"; {percent(unknown / tokens)} of the tokens unknown to the model" if unknown else ""

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
@@ -17,11 +18,14 @@ from diffcse_scale.encoding.shard_files import Floats
 from diffcse_scale.encoding.window_encoder import check_prompt
 from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.foundation.finite import check_rows
+from diffcse_scale.foundation.output import fitting
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model_folder.layout import model_folder
 from diffcse_scale.model_folder.load import load_model, quiet_transformers, truncate_at
 from diffcse_scale.text.cache import chosen_folder
 from diffcse_scale.text.digests import model_digest
+
+ABOUT_COSINES = "(Compare cosines only with each other: many models give high ones to unrelated sentences too.)"
 
 
 def answer(
@@ -32,7 +36,7 @@ def answer(
     top: int = 10,
     prompt_name: str | None = None,
 ) -> None:
-    """Print the rows nearest to each query: cosine, row number and, where it can still be read, the sentence.
+    """Print the rows nearest to each query: cosine, row number, kept columns and, where it is known, the sentence.
 
     Args:
         queries: read from the standard input, a line each, if there is none.
@@ -48,6 +52,8 @@ def answer(
     network = _same_model(embeddings, model)
     check_prompt(network, prompt_name)
     search = make_search(embeddings, index, given_path(folder))
+    if sys.stdout.isatty():
+        print(fitting(ABOUT_COSINES))
     for number, query in enumerate(queries or _lines()):
         _check_query(number, query)
         if queries and number:
@@ -76,7 +82,7 @@ def _same_model(embeddings: Embeddings, model: str | None) -> SentenceTransforme
     facts = embeddings.facts
     path = model or facts[WHERE]
     if model_digest(str(model_folder(path)), chosen_folder()) != facts["model"]:
-        raise InputError(f"{path} is not the model that these embeddings were made with; name that with --model.")
+        raise InputError(f"{path} is not the model that these embeddings were made with; give that model with --model.")
     network, _ = load_model(path, facts["pooling"])
     truncate_at(network, facts["max_length"])
     return network.float()
@@ -99,7 +105,13 @@ def _lines() -> Iterator[str]:
 
 def _show(embeddings: Embeddings, cosines: Floats, rows: np.ndarray) -> None:
     found = [(float(cosine), int(row)) for cosine, row in zip(cosines, rows, strict=True) if row >= 0]
-    texts = embeddings.texts([row for _, row in found]) or [""] * len(found)
+    numbers = [row for _, row in found]
+    texts = embeddings.texts(numbers) or [""] * len(found)
     width = len(f"{len(embeddings) - 1:,}")
-    for (cosine, row), text in zip(found, texts, strict=True):
-        print(f"{cosine:8.4f}  {row:>{width},}  {text}".rstrip())
+    for (cosine, row), kept, text in zip(found, embeddings.kept(numbers), texts, strict=True):
+        columns = "".join(f"{name}={_on_one_line(value)}  " for name, value in kept.items())
+        print(f"{cosine:8.4f}  {row:>{width},}  {columns}{text}".rstrip())
+
+
+def _on_one_line(value: Any) -> str:
+    return "" if value is None else " ".join(str(value).split())

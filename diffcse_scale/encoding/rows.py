@@ -1,4 +1,4 @@
-"""The input of `encode`: row i of all files together, whatever is in it."""
+"""The input of `encode`: all files together as numbered rows, including empty ones."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.cache import cache_folder, workers
 from diffcse_scale.text.corpus import Flaw, corpus_fingerprint
 from diffcse_scale.text.formats import LINE, Parse
+from diffcse_scale.text.kept_columns import KeptColumns, open_kept
 from diffcse_scale.text.remote import origin
 from diffcse_scale.text.sources import find_sources
+from diffcse_scale.text.undecodable import ERRORS, shown, undecodable
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,15 @@ class Rows:
     Attributes:
         names: of the files, absolute paths or addresses: `open_rows` finds the same rows by them from anywhere.
         identity: JSON-serialisable; changes when the content of a file does.
+        kept: the columns that are carried along, if any are.
     """
 
-    def __init__(self, parts: list[Part], names: list[str], identity: list[Any], earlier: list[Any]) -> None:
+    def __init__(
+        self, parts: list[Part], names: list[str], identity: list[Any], earlier: list[Any], kept: KeptColumns | None
+    ) -> None:
         self._parts = parts
         self._ends = list(accumulate(len(part.rows) for part in parts))
-        self.names, self.identity, self._earlier = names, identity, earlier
+        self.names, self.identity, self._earlier, self.kept = names, identity, earlier, kept
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -77,13 +82,18 @@ class Rows:
 
 
 def open_rows(
-    entries: list[str], column: str | None = None, separator: str | None = None, header: bool | None = None
+    entries: list[str],
+    column: str | None = None,
+    separator: str | None = None,
+    header: bool | None = None,
+    keep: list[str] | None = None,
 ) -> Rows:
     """The rows of `entries` in the order given; the first time they are copied to the cache, as Arrow files.
 
     Args:
         entries: as `data.files` of a recipe, as `separator` and `header` are.
         column: of the sentences; None for `text`, `sentence` or the only column of text.
+        keep: columns that are carried along as they are.
 
     Raises:
         InputError: missing, unknown or malformed file; no such column.
@@ -95,19 +105,20 @@ def open_rows(
     parts = []
     for source in sources:
         source.check()
+    kept = open_kept(sources, keep, folder, cache) if keep else None  # a name that is wrong is told before the copying
     for index, source in enumerate(sources):
         rows, (name,) = source.read(data.columns, folder / f"rows-{index}", cache, workers(data), one=True)
         parts.append(Part(rows, name, source.parse))
     names = [origin(name) for source in sources for name in source.names]
     identity, earlier = zip(*((one.identity(cache), one.earlier_identity()) for one in sources), strict=True)
-    return Rows(parts, names, list(identity), json.loads(to_json(earlier)))
+    return Rows(parts, names, list(identity), json.loads(to_json(earlier)), kept)
 
 
 def _plain(value: str | None) -> tuple[str, Flaw]:
     text = value or ""
     if not text.strip():
         return text, Flaw.EMPTY
-    return text, Flaw.UNDECODABLE if "\ufffd" in text or "\0" in text else Flaw.NONE
+    return shown(text), Flaw.UNDECODABLE if undecodable(text) else Flaw.NONE
 
 
 def _parsed(line: str, column: str, parse: Parse) -> tuple[str, Flaw]:
@@ -116,4 +127,4 @@ def _parsed(line: str, column: str, parse: Parse) -> tuple[str, Flaw]:
     except ValueError:
         return "", Flaw.MALFORMED
     # JSON can escape half characters (lone surrogates), which no tokenizer takes
-    return _plain((value or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    return _plain((value or "").encode("utf-16", "surrogatepass").decode("utf-16", ERRORS))

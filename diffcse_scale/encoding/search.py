@@ -6,7 +6,6 @@ with the vector of +1 and -1, which orders rows more finely than the Hamming dis
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcse_scale.encoding.folder import Embeddings
-from diffcse_scale.encoding.folder_manifest import JOURNAL
 from diffcse_scale.encoding.shard_files import Floats
 from diffcse_scale.foundation.durable import publish
 from diffcse_scale.foundation.errors import InputError, disk_errors_at, quoted
@@ -98,8 +96,7 @@ def approximate(embeddings: Embeddings, kind: str, folder: Path) -> Search:
         import faiss
     except ImportError:
         raise InputError("A faiss index needs `pip install 'diffcse-scale[search]'`; --index exact does not.") from None
-    content = hashlib.sha256((folder / JOURNAL).read_bytes()).hexdigest()[:16]
-    file = folder / f"{kind}-{content}.faiss"
+    file = index_file(embeddings, kind, folder)
     try:
         index = faiss.read_index(str(file)) if file.is_file() else _built(faiss, embeddings, kind, file)
     except RuntimeError as error:  # faiss knows no other
@@ -111,6 +108,13 @@ def approximate(embeddings: Embeddings, kind: str, folder: Path) -> Search:
         return cosines, rows
 
     return search
+
+
+def index_file(embeddings: Embeddings, kind: str, folder: Path) -> Path:
+    """Where an index lies, or is to lie: an earlier version's name has no underscore."""
+    name = f"{kind}-{embeddings.fingerprint}.faiss"
+    file, earlier = folder / f"_{name}", folder / name
+    return earlier if earlier.is_file() and not file.is_file() else file
 
 
 def check_index(kind: str) -> None:

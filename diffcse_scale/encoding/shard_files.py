@@ -1,7 +1,7 @@
 """The files of an encoded folder: `embeddings-00000.parquet`, ..., one for each window of rows.
 
 A Parquet shard has the columns `row` (int64, in the whole input), `embedding` (a list of fixed size) and, if wanted,
-`text`. An `.npy` shard is the matrix of embeddings alone.
+`text` and columns of the input. An `.npy` shard is the matrix of embeddings alone.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ def shard_name(number: int, form: str) -> str:
     return f"embeddings-{number:05d}.{form}"
 
 
-def write_shard(file: Path, first: int, matrix: Matrix, texts: list[str] | None) -> dict[str, Any]:
+def write_shard(
+    file: Path, first: int, matrix: Matrix, texts: list[str] | None, kept: pyarrow.Table | None = None
+) -> dict[str, Any]:
     """Write a shard beside its place, flush it to the disk and rename it; its `bytes` and `sha256`.
 
     Args:
         file: its ending, .npy or .parquet, is the format.
         first: number of its first row in the whole input.
         matrix: [rows, stored width].
-        texts: to be stored too, Parquet only.
+        texts, kept: to be stored too, Parquet only.
     """
     # hosts may share the folder, and process numbers
     partial = file.with_name(f".{file.name}.{uuid4().hex[:8]}{PARTIAL}")
@@ -47,7 +49,7 @@ def write_shard(file: Path, first: int, matrix: Matrix, texts: list[str] | None)
         if file.suffix == ".npy":
             np.save(sink, matrix)
         else:
-            _write_parquet(sink, first, matrix, texts)
+            _write_parquet(sink, first, matrix, texts, kept)
         sink.flush()
         os.fsync(sink.fileno())
     written = {"bytes": partial.stat().st_size, "sha256": sha256_of(partial)}
@@ -57,7 +59,7 @@ def write_shard(file: Path, first: int, matrix: Matrix, texts: list[str] | None)
 
 def damaged(file: Path, how: str = "its bytes are not those that were written") -> InputError:
     """What is said of a shard that cannot be trusted."""
-    return InputError(f"Shard {file} is damaged ({how}); repeat the `encode` command, which makes it again.")
+    return InputError(f"Shard {file} is damaged ({how}); repeat the `encode` command, which writes it again.")
 
 
 @contextmanager
@@ -83,18 +85,19 @@ def read_shard(file: Path) -> Matrix:
         return column.flatten().to_numpy().reshape(len(column), -1)
 
 
-def read_texts(file: Path) -> list[str] | None:
-    """The sentences of a Parquet shard, None if it has none; raises as `read_shard`."""
+def read_columns(file: Path, names: list[str]) -> pyarrow.Table | None:
+    """These columns of a Parquet shard, None if it does not have them; raises as `read_shard`."""
     with _readable(file):
-        if file.suffix == ".npy" or "text" not in pyarrow.parquet.read_schema(file).names:
+        if file.suffix == ".npy" or not set(names) <= set(pyarrow.parquet.read_schema(file).names):
             return None
-        texts: list[str] = pyarrow.parquet.read_table(file, columns=["text"]).column(0).to_pylist()
-        return texts
+        return pyarrow.parquet.read_table(file, columns=names)
 
 
-def _write_parquet(sink: Any, first: int, matrix: Matrix, texts: list[str] | None) -> None:
+def _write_parquet(sink: Any, first: int, matrix: Matrix, texts: list[str] | None, kept: pyarrow.Table | None) -> None:
     values = pyarrow.array(matrix.reshape(-1))
     columns: dict[str, Any] = {"row": pyarrow.array(np.arange(first, first + len(matrix)))}
+    if kept is not None:
+        columns |= dict(zip(kept.column_names, kept.columns, strict=True))
     if texts is not None:
         columns["text"] = pyarrow.array(texts, type=pyarrow.string())
     columns["embedding"] = pyarrow.FixedSizeListArray.from_arrays(values, matrix.shape[1])

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 MOST_CPU_PROCESSES = 8  # each has the interpreter, torch and the weights; the cores are divided among them
 
-ANEW = "; what is done is kept: --overwrite or another --output begins anew"
+ANEW = "; finished work is kept: --overwrite or another --output starts over"
 # what helps where numbers leave the range of a precision
 WIDER = {
     "float16": f"give --precision bfloat16 or float32{ANEW}",
@@ -101,7 +101,7 @@ def choose_devices(wanted: str, windows: int) -> list[str]:
         devices = [f"{kind.type}:{index}" for index in range(torch.accelerator.device_count())]
     else:
         if found := left_idle():
-            log.warning("Encoding is on the CPU, though this machine has %s: %s.", found, device_error())
+            log.warning("Encoding runs on the CPU, although this machine has %s: %s.", found, device_error())
         devices = ["cpu"] * min(_cores(), MOST_CPU_PROCESSES)
     return devices[: max(1, windows)]
 
@@ -152,10 +152,10 @@ def _listen(processes: dict[Connection, Any], devices: list[str], shards: int, r
                 processes[receiver].join()
                 if code := processes[receiver].exitcode:
                     # what it raises it sends; a signal is mostly the system's, which has no memory left
-                    ended = f"signal {-code}, perhaps for want of memory" if code < 0 else f"exit code {code}"
+                    ended = f"signal {-code}, perhaps because memory ran out" if code < 0 else f"exit code {code}"
                     raise InputError(
-                        f"The process on {names[receiver]} ended with {ended}; what is done is kept: repeat the "
-                        "command, with fewer --devices if need be."
+                        f"The process on {names[receiver]} ended with {ended}; finished work is kept: repeat the "
+                        "command, with fewer --devices if necessary."
                     ) from None
                 continue
             if isinstance(message, Exception):
@@ -226,7 +226,7 @@ def _work(job: Job, device: str, threads: int, take: Callable[[], int | None], r
             try:
                 embeddings = encoder.encode(window, progress)
             except torch.OutOfMemoryError:
-                raise InputError(f"{device} has too little memory; lower --batch-tokens and begin anew.") from None
+                raise InputError(f"{device} has too little memory; lower --batch-tokens and start over.") from None
             about = {"flaws": flaws, "tokens": window.tokens, "unknown": window.unknown}
             writer.submit(_write, job, index, embeddings, texts, about)
 
@@ -238,7 +238,8 @@ def _write(job: Job, index: int, embeddings: Floats, texts: list[str], about: di
     stored = store(embeddings, job.dtype, job.ranges)
     if job.dtype == "float16":
         check_rows(stored, "of the input, stored as float16,", f"give --dtype float32{ANEW}", rows.start)
-    written = write_shard(file, rows.start, stored, texts if job.keep_text else None)
+    kept = job.rows.kept.read(rows.start, rows.stop) if job.rows.kept else None
+    written = write_shard(file, rows.start, stored, texts if job.keep_text else None, kept)
     return {"shard": number, "rows": len(rows), "dimension": embeddings.shape[1], **about, **written}
 
 

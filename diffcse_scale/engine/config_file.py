@@ -94,7 +94,7 @@ def load_deepspeed_config(path: str | Path | None) -> dict[str, Any]:
     config = {key: value for key, value in config.items() if value is not None}
     for key in config:
         if key in RECIPE_KEYS:
-            raise InputError(f"{called}: {key} belongs in the recipe ({RECIPE_KEYS[key]}); take it out.")
+            raise InputError(f"{called}: {key} belongs in the recipe ({RECIPE_KEYS[key]}); remove it.")
     _check(config, KEYS, called)
     for section, keys in SECTIONS.items():
         _check(config.get(section, {}), keys, called, f"{section}.")
@@ -114,7 +114,7 @@ def _read_json(text: str, called: str) -> dict[str, Any]:
         raise InputError(f"{called} must be a JSON object.")
     for key, value in _numbers(config):
         if not math.isfinite(value):
-            raise InputError(f"{called}: {brief(key)} is {value}, which is no finite number.")
+            raise InputError(f"{called}: {brief(key)} is {value}, which is not a finite number.")
     return config
 
 

@@ -11,6 +11,7 @@ from diffcse_scale.engine.launch import device
 from diffcse_scale.engine.offload import check_host_optimizer
 from diffcse_scale.engine.optimizer import check_optimizer
 from diffcse_scale.engine.refusals import CALLED, checked_by_deepspeed
+from diffcse_scale.engine.zero_plus import check_zero_plus
 from diffcse_scale.foundation.environment import native_bfloat16
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.compiled import check_compile
@@ -32,7 +33,12 @@ def complete_config(config: dict[str, Any], recipe: Recipe, devices: int, called
             section, or the device lacks the precision or the machine the compiler asked for.
     """
     sentences = recipe.batch.sentences
-    share = share_of(sentences, devices, recipe.batch.length_groups)
+    share = share_of(recipe.batch, devices)
+    if recipe.objective.condition == "other" and sentences // devices < 2:
+        raise InputError(
+            f"objective.condition=other needs two sentences per device, but batch.sentences={sentences} on {devices} "
+            "devices gives some of them only one; raise batch.sentences."
+        )
     batch_keys = {
         "train_batch_size": sentences,
         "train_micro_batch_size_per_gpu": share,
@@ -41,11 +47,14 @@ def complete_config(config: dict[str, Any], recipe: Recipe, devices: int, called
     for key, ours in batch_keys.items():
         theirs = config.get(key, "auto")
         if theirs not in ("auto", ours):
+            most = "up to " if sentences % devices else ""
             raise InputError(
                 f"{called} says {key} = {theirs}, but the recipe's batch.sentences = "
-                f"{sentences} = {share} sentences per device x {devices} devices x 1 "
+                f"{sentences} = {most}{share} sentences per device x {devices} devices x 1 "
                 f"accumulation step; remove the key or set it to {ours}."
             )
+    # DeepSpeed wants a product, also where shares differ by a sentence; it computes nothing from it
+    batch_keys["train_batch_size"] = share * devices
     # ours is torch's also where optimizer state is offloaded: DeepSpeed's own for CPUs needs a compiler
     # and its timer waits for the device in every forward pass
     defaults = {
@@ -58,16 +67,22 @@ def complete_config(config: dict[str, Any], recipe: Recipe, devices: int, called
         if completed.get(section, {}).get("enabled") == "auto":
             completed[section] = {**completed[section], "enabled": native_bfloat16(device())}
     completed = checked_by_deepspeed(completed, called)
+    check_zero_plus(completed, devices, called)
     lora, stage = recipe.model.lora, completed.get("zero_optimization", {}).get("stage", 0)
     if lora is not None and lora.base == "nf4" and stage == 3:
         raise InputError("ZeRO-3 cannot partition the 4-bit weights of model.lora.base nf4; use a stage below 3.")
     if recipe.model.compile:
         check_compile(stage)
+    if recipe.objective.parameter_share_every is not None and stage > 0:
+        raise InputError(
+            f"objective.parameter_share_every needs whole gradients, and {called} asks for ZeRO stage {stage}; use "
+            "stage 0, or leave it out: gradient_share, in z, is measured at every stage."
+        )
     check_optimizer(recipe, stage)
     check_host_optimizer(completed)
     if completed.get("fp16", {}).get("enabled") and not get_accelerator().is_fp16_supported():
         raise InputError(
-            f"{called} asks for fp16, which {get_accelerator().device_name()} devices do not have here; "
+            f"{called} asks for fp16, which {get_accelerator().device_name()} devices do not support here; "
             "use torch_autocast with bfloat16, or no reduced precision."
         )
     _check_float16(completed, called)
@@ -84,7 +99,7 @@ def _check_float16(config: dict[str, Any], called: str) -> None:
     if config.get("fp16", {}).get("enabled") and stage == 0:
         raise InputError(
             f"{called} asks for fp16 at ZeRO stage 0, where DeepSpeed divides gradients by a loss scale "
-            "that the loss never had; use stage 1, 2 or 3, or torch_autocast with bfloat16."
+            "that was never applied to the loss; use stage 1, 2 or 3, or torch_autocast with bfloat16."
         )
     autocast = config.get("torch_autocast", {})
     if autocast.get("enabled") and DtypeEnum(autocast.get("dtype", "bfloat16")) is DtypeEnum.fp16 and stage > 0:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import deepspeed
 import deepspeed.ops
 import torch
+from deepspeed.runtime.torch_autocast import autocast_if_enabled
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-from diffcse_scale.distributed import is_main, world_size
+from diffcse_scale.distributed import rank, world_size
 from diffcse_scale.engine.host_adamw import HostAdamW
 from diffcse_scale.engine.offload import DEEPSPEEDS, share_cores, takes_deepspeeds
 from diffcse_scale.engine.optimizer import OPTIMIZERS, make_optimizer
 from diffcse_scale.engine.refusals import refusals_explained
+from diffcse_scale.engine.zero_plus import check_kernels, groups_made_once
 from diffcse_scale.foundation.host_memory import freed_blocks_returned
 from diffcse_scale.recipe import Recipe
 
@@ -30,13 +32,17 @@ def partitioned_loading(config: dict[str, Any], recipe: Recipe) -> Iterator[None
 
     Args:
         config: complete.
+
+    Raises:
+        InputError: weights or gradients are to be quantized on CPUs.
     """
+    check_kernels(config)
     if config.get("zero_optimization", {}).get("stage") != 3 or recipe.model.checkpoint is not None:
         yield
         return
     handle = HfDeepSpeedConfig(config)  # transformers holds it weakly
     try:
-        with freed_blocks_returned():
+        with freed_blocks_returned(), groups_made_once(config):
             yield
     finally:
         unset_hf_deepspeed_config()
@@ -49,10 +55,12 @@ def initialize(model: nn.Module, recipe: Recipe, config: dict[str, Any]) -> Any:
     Raises:
         InputError: DeepSpeed refuses the configuration.
     """
+    parameter: Any  # DeepSpeed adds attributes to those that it partitions
     for parameter in model.parameters():
         # a base that is held in fewer bits: a parameter that ZeRO-3 has partitioned changes its dtype without its part
         if hasattr(parameter, "ds_tensor") and parameter.ds_tensor.dtype != parameter.dtype:
             parameter.ds_tensor.data = parameter.ds_tensor.data.to(parameter.dtype)
+            parameter.ds_secondary_tensor = None  # hpZ makes it again from the whole
     share_cores(config)
     kind, untested = OPTIMIZERS[recipe.optimizer.name].kind, {}
     if takes_deepspeeds(config, kind):
@@ -68,6 +76,14 @@ def initialize(model: nn.Module, recipe: Recipe, config: dict[str, Any]) -> Any:
     return engine
 
 
+def precision_of(engine: Any) -> AbstractContextManager[None]:
+    """Inside, the engine's module may be called without it, and computes in the precision in which the engine would.
+
+    No hook of the engine then acts on what is back-propagated. Parameters must be whole.
+    """
+    return autocast_if_enabled(engine)
+
+
 def move_buffers(module: nn.Module, device: torch.device) -> None:
     """Bring all buffers to a device. DeepSpeed moves no module of which ZeRO-3 has loaded a part."""
     for part in module.modules():
@@ -76,7 +92,7 @@ def move_buffers(module: nn.Module, device: torch.device) -> None:
 
 
 class StepTaken(NamedTuple):
-    """What became of a step.
+    """Whether a step was applied, and the norm of its gradient.
 
     Attributes:
         norm: of the averaged gradient before clipping, where the engine has it: reading a tensor waits for the device;
@@ -112,11 +128,20 @@ def optimizer_step(engine: Any) -> StepTaken:
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
     """`module`'s state dict on the main rank, also where ZeRO-3 has partitioned it; nothing on the others.
 
-    Called on every rank. One parameter at a time is gathered, so that only the main rank comes to hold them all.
+    Called on every rank.
     """
-    state = {}
-    for name, value in module.state_dict(keep_vars=True).items():
+    return gathered(module.state_dict(keep_vars=True), 0)
+
+
+def gathered(values: Mapping[str, Tensor], owner: int) -> dict[str, Tensor]:
+    """`values`, of which ZeRO-3 may have partitioned some, whole in the memory of the rank `owner`'s host.
+
+    Called on every rank. One parameter at a time is gathered, so that only that rank comes to hold them all; the others
+    get nothing.
+    """
+    whole = {}
+    for name, value in values.items():
         with deepspeed.zero.GatheredParameters([value]):  # does nothing to what is not partitioned
-            if is_main():
-                state[name] = value.detach().cpu()
-    return state
+            if rank() == owner:
+                whole[name] = value.detach().cpu()
+    return whole

@@ -45,8 +45,8 @@ def start_process_group(seconds: float = 600.0) -> None:
     """
     if found := left_idle():
         raise InputError(
-            f"Training would be on the CPU, though {host_name()} has {found}: {device_error()}; mend that, or set "
-            "DS_ACCELERATOR=cpu if the CPU is meant."
+            f"Training would run on the CPU, although {host_name()} has {found}: {device_error()}; fix that, or set "
+            "DS_ACCELERATOR=cpu to train on the CPU."
         )
     let_segments_grow()
     if "RANK" not in os.environ:
@@ -54,7 +54,7 @@ def start_process_group(seconds: float = 600.0) -> None:
             if int(os.environ.get(variable, "1")) > 1:
                 raise InputError(
                     f"{launcher} started {os.environ[variable]} processes without RANK, WORLD_SIZE, LOCAL_RANK, "
-                    "MASTER_ADDR and MASTER_PORT; set them, or start with `deepspeed train.py`."
+                    "MASTER_ADDR and MASTER_PORT; set them, or start with `diffcse-scale train`."
                 )
         # a bare `python train.py` is a run of one process, not a search for MPI
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
@@ -64,8 +64,9 @@ def start_process_group(seconds: float = 600.0) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if get_accelerator().device_name() == "cpu":
         # on CPUs DeepSpeed would compile a shared-memory backend for its own collectives: a minute's wait and a
-        # compiler, for operations we do not call; without it gloo serves
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # compiler, for operations we do not call; without it gloo serves. The table is put in place whole: DeepSpeed
+        # makes it when it is first asked for, by a run of gcc on every rank
+        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     _take_device()
     try:
         # NCCL wants to know the device
@@ -74,8 +75,8 @@ def start_process_group(seconds: float = 600.0) -> None:
         if "EADDRINUSE" not in str(error):
             raise
         raise InputError(
-            f"Port {os.environ['MASTER_PORT']} is in use, by another run on this machine perhaps; give "
-            "`deepspeed --master_port` another."
+            f"Port {os.environ['MASTER_PORT']} is in use, perhaps by another run on this machine; give "
+            "another one to `deepspeed --master_port`."
         ) from None
     deepspeed.init_distributed()
 
@@ -93,7 +94,7 @@ def _take_device() -> None:
     if number >= count and max(count, named) > 1:
         raise InputError(
             f"Rank {os.environ['RANK']} is number {number} on {host_name()}, where devices are visible: {count}; start "
-            "as many processes as there are devices, or give each one of its own (srun --gpus-per-task=1)."
+            "as many processes as there are devices, or give each process its own device (srun --gpus-per-task=1)."
         )
     if number >= count:
         # each process sees one device, its own; DeepSpeed takes the variable for the device's number

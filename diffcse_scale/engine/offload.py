@@ -48,7 +48,7 @@ def describe_optimizer(engine: Any) -> str:
     if engine.zero_offload_optimizer() is None:
         return name
     kernel = "DeepSpeed's kernel" if isinstance(engine.basic_optimizer, HostAdamW) else "PyTorch's kernel"
-    return f"{name} on the host, {kernel}, {torch.get_num_threads()} threads a rank"
+    return f"{name} on the host, {kernel}, {torch.get_num_threads()} threads per rank"
 
 
 def share_cores(config: dict[str, Any]) -> None:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.recipe import OptimizerRecipe, Recipe
+
+RATE = "rate"  # of a group: a factor on the learning rate
+OF_DISCRIMINATOR = ("discriminator.", "rtd_head.")  # begin the names of its parameters
 
 
 @dataclass(frozen=True)
@@ -46,16 +50,31 @@ OPTIMIZERS = {
 }
 
 
-def trained_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """The trained parameters by name: those that are decayed, and biases and normalisation weights, which are not."""
-    decayed: dict[str, nn.Parameter] = {}
-    kept: dict[str, nn.Parameter] = {}
+class TrainedGroup(NamedTuple):
+    """Parameters that one group of the optimizer holds."""
+
+    label: str
+    parameters: dict[str, nn.Parameter]  # by name
+    is_decayed: bool
+    rate: float  # a factor on the recipe's learning rate
+
+
+def trained_groups(model: nn.Module) -> list[TrainedGroup]:
+    """The trained parameters: those that are decayed, and biases and normalisation weights, which are not.
+
+    Where the discriminator has a learning rate of its own, it has groups of its own, behind the others.
+    """
+    rate = model.objective.discriminator_rate if isinstance(model, DiffCSENetworks) else 1.0
+    groups = [TrainedGroup("decayed", {}, True, 1.0), TrainedGroup("kept", {}, False, 1.0)]
+    if rate != 1:
+        groups += [group._replace(label=f"{group.label}, discriminator", parameters={}, rate=rate) for group in groups]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # ZeRO-3 leaves a flat remainder in the place of a parameter, and its shape beside it
             shape = getattr(parameter, "ds_shape", parameter.shape)
-            (decayed if len(shape) > 1 else kept)[name] = parameter
-    return decayed, kept
+            is_apart = rate != 1 and name.startswith(OF_DISCRIMINATOR)
+            groups[(0 if len(shape) > 1 else 1) + (2 if is_apart else 0)].parameters[name] = parameter
+    return groups
 
 
 def make_optimizer(
@@ -67,16 +86,24 @@ def make_optimizer(
         kind: computes the same in another way; None for the table's class.
     """
     settings = recipe.optimizer
-    decayed, kept = trained_groups(model)
     groups = [
-        {"params": list(decayed.values()), "weight_decay": settings.weight_decay},
-        {"params": list(kept.values()), "weight_decay": 0.0},
+        {
+            "params": list(group.parameters.values()),
+            "weight_decay": settings.weight_decay if group.is_decayed else 0.0,
+            RATE: group.rate,
+        }
+        for group in trained_groups(model)
+        if group.parameters
     ]
-    # the recipe's learning rate is set before every step, as a function of the step
-    groups = [group for group in groups if group["params"]]
     row = OPTIMIZERS[settings.name]
     make: Callable[..., torch.optim.Optimizer] = kind or row.kind
     return make(groups, lr=0.0, **row.settings(settings))
+
+
+def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
+    """Of all groups, by the factor of each; done before every step, as the recipe's is a function of the step."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get(RATE, 1.0)
 
 
 def moments_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
@@ -92,4 +119,6 @@ def check_optimizer(recipe: Recipe, stage: int) -> None:
     """
     name = recipe.optimizer.name
     if stage and OPTIMIZERS[name].whole_matrices:
-        raise InputError(f"optimizer.name {name} needs whole matrices, which ZeRO-{stage} cuts; use ZeRO stage 0.")
+        raise InputError(
+            f"optimizer.name {name} needs whole matrices, which ZeRO-{stage} partitions; use ZeRO stage 0."
+        )

@@ -1,4 +1,4 @@
-"""What DeepSpeed says against a configuration, in a user's words, and before anything is loaded for its engine."""
+"""Checks a configuration with DeepSpeed's own classes before anything is loaded, and explains what they refuse."""
 
 from __future__ import annotations
 

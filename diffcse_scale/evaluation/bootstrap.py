@@ -1,4 +1,4 @@
-"""How far a score would move with other items: bootstrap intervals, and the paired test between two models.
+"""Bootstrap intervals of scores over the items, and the paired test between two models.
 
 Every score is computed again on `RESAMPLES` draws, with replacement, of a task's items. The draws are a function of the
 task's name and size alone, hence the same for every model: the difference of two models' values on one draw is a

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
 from diffcse_scale.evaluation.recorded import COMMAND, as_text, check_recordable, record
-from diffcse_scale.evaluation.results import as_json, as_table, comparison_as_json, model_titles
+from diffcse_scale.evaluation.results import as_json, comparison_as_json, model_titles, print_table
 from diffcse_scale.evaluation.scores import Results
-from diffcse_scale.evaluation.sentence_encoder import Once, encode_with, loading_device, on_devices, parse_devices
+from diffcse_scale.evaluation.sentence_encoder import (
+    Encode,
+    Once,
+    encode_with,
+    loading_device,
+    on_devices,
+    parse_devices,
+)
 from diffcse_scale.evaluation.suites import LoadedSuite, Subject, load_suites
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.ownership import WRITTEN_BY, check_file, json_of, write_file
-from diffcse_scale.foundation.paths import given_path
+from diffcse_scale.foundation.paths import given_path, seen_from_here
+from diffcse_scale.foundation.working import Working
 from diffcse_scale.model_folder.layout import check_pooling, model_folder, run_of
 from diffcse_scale.text.unknown import percent, share_unknown
 
@@ -74,7 +84,8 @@ def evaluate_models(
             check_recordable(kept, suite.name, suite.data, overwrite)
 
     for model in models[1:]:  # what cannot be loaded is told before the first is measured
-        _load(model, pooling, max_length, "cpu")
+        with Working(f"loading {model}"):
+            _load(model, pooling, max_length, "cpu")
     titles, reports, results = [], [], []
     unwritten: InputError | None = None  # raised when the results have been shown
     for model in models:
@@ -88,14 +99,15 @@ def evaluate_models(
             run = runs.get(model)
             if run is not None and not suite.part and about["max_length"] == own_length:
                 try:
-                    console.print(escape(f"Written: {record(run, report, suite.data)}"), soft_wrap=True)
+                    file = seen_from_here(record(run, report, suite.data))
+                    console.print(escape(f"Written: {file}"), soft_wrap=True)
                 except InputError as error:
                     unwritten = error
 
     for title in model_titles(titles):
-        console.print(escape(title), soft_wrap=True)
+        console.print(escape(title), soft_wrap=not console.is_terminal)
     for suite in loaded:
-        console.print(as_table([of_model[suite.name] for of_model in results]))
+        print_table([of_model[suite.name] for of_model in results], console)
     if json_file is not None:
         comparisons = [
             comparison_as_json(of_model[suite.name], results[0][suite.name], model=str(model), against=str(models[0]))
@@ -122,19 +134,50 @@ def _measure(
     model, pooling, own_length = _load(folder, pooling, max_length, loading_device(devices))
     about = {"model": str(folder), "pooling": pooling, "max_length": model.max_seq_length}
     with on_devices(model, devices, batch_size) as arguments:
-        encode = Once(encode_with(model, **arguments))
-        subject = Subject(model, encode, arguments)
-        results = {suite.name: suite.measure(subject) for suite in suites}
+        with _shown(model, f"evaluating {folder}", encode_with(model, **arguments)) as shown:
+            encode = Once(shown)
+            subject = Subject(model, encode, arguments)
+            results = {suite.name: suite.measure(subject) for suite in suites}
         about["unknown_tokens"] = share_unknown(model.tokenizer, encode.sentences, model.max_seq_length)
         return about, own_length, results
+
+
+@contextmanager
+def _shown(model: SentenceTransformer, doing: str, encode: Encode) -> Iterator[Encode]:
+    """`encode`, which tells how far it is: after every batch, and where other processes compute, at its end."""
+    with Working(doing, "sentences") as line:
+        left = 0  # of those that were announced: a suite may ask the model for others
+
+        def done(count: int) -> None:
+            nonlocal left
+            line.advance(min(count, left))
+            left -= min(count, left)
+
+        def seen(module: object, inputs: tuple[dict[str, Any], ...], output: object) -> None:
+            done(len(inputs[0]["input_ids"]))
+
+        def counted(sentences: list[str]) -> np.ndarray:
+            nonlocal left
+            line.expect(len(sentences))
+            left += len(sentences)
+            found = encode(sentences)
+            done(left)
+            return found
+
+        hook = model.register_forward_hook(seen)
+        try:
+            yield counted
+        finally:
+            hook.remove()
 
 
 def _load(
     folder: str | Path, pooling: str | None, max_length: int | None, device: str | None
 ) -> tuple[SentenceTransformer, str, int | None]:
     """The model that is measured, how its pooling is named, and its own length."""
-    from diffcse_scale.model_folder.load import load_model, truncate_at  # takes seconds: names were looked at before
+    from diffcse_scale.model_folder.load import load_model, quiet_transformers, truncate_at  # takes seconds
 
+    quiet_transformers()
     model, pooling = load_model(folder, pooling, device)
     own_length: int | None = model.max_seq_length
     truncate_at(model, max_length)

@@ -1,4 +1,4 @@
-"""How embeddings lie on the unit sphere: alignment, uniformity, anisotropy, similarities by gold score.
+"""Geometry of embeddings on the unit sphere: alignment, uniformity, anisotropy, similarities by gold score.
 
 Alignment and uniformity: Wang & Isola 2020 (arXiv 2005.10242, equations 2 and 3 with alpha = 2, t = 2), over graded
 pairs as SimCSE measures them (arXiv 2104.08821, section 2.3), with a score of 4 or more of 5 for a positive pair.
@@ -43,10 +43,12 @@ def check_pairs(task: TaskPairs) -> None:
     """Raises InputError unless sentences differ, scores lie between 0 and 5, and some pair has `POSITIVE` or more."""
     gold = [pair[0] for pair in task.pairs]
     if len({sentence for pair in task.pairs for sentence in pair[1:]}) < 2:
-        raise InputError(f"{task.name}: all sentences are equal, and geometry is of distances between different ones.")
+        raise InputError(
+            f"{task.name}: all sentences are equal, but geometry measures distances between different sentences."
+        )
     if min(gold) < 0 or max(gold) > 5:
         raise InputError(
-            f"{task.name}: geometry needs scores from 0 to 5, and these go from {min(gold)} to {max(gold)}."
+            f"{task.name}: geometry needs scores from 0 to 5, but these range from {min(gold)} to {max(gold)}."
         )
     if max(gold) < POSITIVE:
         raise InputError(
@@ -58,6 +60,25 @@ def evaluate_geometry(encode: Encode, task: TaskPairs) -> Results:
     """Measure where an encoder puts the sentences of graded pairs (0 to 5; see `check_pairs`).
 
     `details` has the histogram of cosines for each band of gold scores: `edges` [41] and counts [40] a band.
+
+    Source: alignment and uniformity are those of Wang and Isola, 2020 (arXiv 2005.10242).
+
+    Args:
+        encode: a function from n sentences to embeddings [n, hidden].
+        task: graded pairs.
+
+    Returns:
+        The measures as scores, and the histograms in `details`.
+
+    Example:
+        >>> import numpy as np
+        >>> def encode(sentences):  # any function from sentences to rows
+        ...     return np.array([[len(text), text.count("e"), 1.0] for text in sentences])
+        >>> from diffcse_scale.evaluation import TaskPairs, evaluate_geometry
+        >>> pairs = [(4.5, "A tree.", "The trees."), (1.0, "A tree.", "Rain."), (2.0, "Rain.", "Snow fell.")]
+        >>> results = evaluate_geometry(encode, TaskPairs("mine", "own", pairs))
+        >>> [score.name for score in results.scores]
+        ['alignment', 'uniformity', 'mean cosine', 'first component']
     """
     encode = Once(encode)
     sentences = list(dict.fromkeys(sentence for pair in task.pairs for sentence in pair[1:]))
@@ -79,7 +100,7 @@ def evaluate_geometry(encode: Encode, task: TaskPairs) -> Results:
         value = float(statistic(np.ones((1, counts[name]), dtype=np.int64))[0])
         found.append(scores.score(name, task.name, MEASURES[name], counts[name], value, statistic))
     share = 100 * first_component_share(points)
-    remark = "undefined: all embeddings are equal, they have collapsed" if math.isnan(share) else ""
+    remark = "undefined: all embeddings are equal (collapsed)" if math.isnan(share) else ""
     found.append(Score("first component", task.name, MEASURES["first component"], share, len(points), remark))
     return Results("geometry", tuple(found), details={"histograms": {task.name: histogram(gold, cosines)}})
 

@@ -100,7 +100,7 @@ def _load(task: Any, copy: Path | None) -> None:
         reason = one_line(error, 200).rstrip(".")
         place = copy if copy is not None else f"DATA/mteb/{task.metadata.name}"
         raise InputError(
-            f"The data of {task.metadata.name} cannot be loaded: {reason}; without network, put a copy into {place}."
+            f"The data of {task.metadata.name} cannot be loaded: {reason}; without a network, put a copy into {place}."
         ) from error
 
 

@@ -7,38 +7,64 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from diffcse_scale.evaluation.scores import Difference, Results, Score, differences
 from diffcse_scale.foundation.environment import environment
 
+BROKEN = 20  # characters by which split and task may be narrower than their words on one line
+WIDE = 1000  # columns, of a terminal on which no table is cut
 HEADINGS = {"dev": "DEV (for choosing)", "test": "TEST", "own": "OWN FILE"}
 
 
-def as_table(results: Sequence[Results]) -> Table:
+def print_table(results: Sequence[Results], console: Console) -> None:
+    """One table of a suite; where that is wider than the terminal, one for each model beside the first."""
+    table = as_table(results)
+    needed = console.measure(table, options=console.options.update(width=WIDE)).maximum - BROKEN
+    if len(results) < 3 or needed <= console.width:
+        console.print(table)
+        return
+    for index in range(1, len(results)):
+        console.print(as_table(results, beside=[index]))
+
+
+def as_table(results: Sequence[Results], beside: Sequence[int] | None = None) -> Table:
     """A rich table of one suite, a column for each model: A, B ... in their order.
+
+    Args:
+        results: of all models.
+        beside: the numbers of the models that are shown beside the first; None for all.
 
     Each group of tasks stands under its own heading, a mean only under the group that it is a mean of. Every model
     after the first has a second column: its difference from the first, and how surprising that would be by chance.
+    Beside a second model, the interval of a value stands below it.
     """
+    shown = [0, *(range(1, len(results)) if beside is None else beside)]
     table = Table(title=results[0].suite, title_justify="left", caption_justify="left")
     for column in ("split", "task"):
-        table.add_column(column, no_wrap=True)
-    for column in ("items", *_headings(results)):
+        table.add_column(column, overflow="fold")  # where a terminal is narrow, words break and numbers stay whole
+    for column in ("items", *_headings(results, shown)):
         table.add_column(column, justify="right", no_wrap=True)
     remarked = any(score.remark for of_model in results for score in of_model.scores)
     if remarked:
         table.add_column("remark")
-    changes = [{change.name: change for change in differences(one, results[0])} for one in results]
+    changes = {
+        index: {change.name: change for change in differences(results[index], results[0])} for index in shown[1:]
+    }
+    apart = "\n" if changes else " "
     for section in _sections(results[0]):
         for score in section:
-            of_models = [one[score.name] for one in results]
+            of_models = {index: results[index][score.name] for index in shown}
             cells = [HEADINGS.get(score.group, score.group), score.name, f"{score.count:,}"]
             cells += [score.measure] if len(_measures(results)) > 1 else []
-            for index, one in enumerate(of_models):
-                cells += [_value(one), *([_difference(score, changes[index].get(score.name))] if index else [])]
-            cells += ["; ".join(dict.fromkeys(filter(None, (one.remark for one in of_models))))] if remarked else []
+            for index, one in of_models.items():
+                cells.append(_value(one, apart))
+                if index in changes:
+                    cells.append(_difference(score, changes[index].get(score.name), apart))
+            remarks = dict.fromkeys(filter(None, (one.remark for one in of_models.values())))
+            cells += ["; ".join(remarks)] if remarked else []
             table.add_row(*map(escape, cells))
         table.add_section()
     table.caption = escape("\n".join(_captions(results)))
@@ -93,12 +119,12 @@ def _sections(results: Results) -> list[list[Score]]:
     return [section for section in sections if section]
 
 
-def _headings(results: Sequence[Results]) -> list[str]:
+def _headings(results: Sequence[Results], shown: Sequence[int]) -> list[str]:
     """Of the columns with values: a measure that all tasks share is named in the heading, else in a column."""
     measures = _measures(results)
     common = measures[0] if len(measures) == 1 else "value"
-    headings = [common if len(results) == 1 else f"A: {common}"]
-    for index in range(1, len(results)):
+    headings = [common if len(shown) == 1 else f"A: {common}"]
+    for index in shown[1:]:
         headings += [_letter(index), f"{_letter(index)} - A"]
     return headings if len(measures) == 1 else ["measure", *headings]
 
@@ -127,21 +153,23 @@ def _letter(index: int) -> str:
     return chr(ord("A") + index)
 
 
-def _value(score: Score) -> str:
+def _value(score: Score, apart: str) -> str:
+    """The value and, `apart` from it, its interval."""
     if math.isnan(score.value):
         return "undefined"
     digits = _digits(score)
     if score.interval is None:
         return f"{score.value:.{digits}f}"
     low, high = score.interval
-    return f"{score.value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{score.value:.{digits}f}{apart}[{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _difference(score: Score, difference: Difference | None) -> str:
+def _difference(score: Score, difference: Difference | None, apart: str) -> str:
+    """The difference and, `apart` from it, its p-value."""
     if difference is None:
         return ""
     p = difference.p if difference.corrected is None else difference.corrected
-    return f"{difference.value:+.{_digits(score)}f} (p {p:.3f})"
+    return f"{difference.value:+.{_digits(score)}f}{apart}(p {p:.3f})"
 
 
 def _digits(score: Score) -> int:

@@ -19,12 +19,20 @@ class Score:
     """The result of one task.
 
     Attributes:
+        name: of the task.
         group: which tasks it belongs to; those of one group stand together: dev, test, own ...
         measure: what `value` is, with its unit: "Spearman x 100".
         value: NaN where it is undefined, and then `remark` says why.
         count: items that were scored (pairs, sentences).
         remark: what to know about the value; empty if nothing.
         resampled: the value on each bootstrap draw, [RESAMPLES]; None where there are no items to draw from.
+
+    Example:
+        >>> import numpy as np
+        >>> from diffcse_scale.evaluation import Score
+        >>> score = Score("mine", "own", "Spearman x 100", 75.0, count=100, resampled=np.linspace(70.0, 80.0, 1001))
+        >>> score.interval
+        (70.25, 79.75)
     """
 
     name: str
@@ -46,9 +54,17 @@ class Results:
     """The scores of a suite's tasks that were there.
 
     Attributes:
+        suite: its name, as `evaluate --suite` takes it.
+        scores: a score of each task.
         means: of scores that are comparable; dev and test sets are never averaged together.
         missing: standard tasks that were not measured.
         details: what does not fit into a number, JSON-serialisable.
+
+    Example:
+        >>> from diffcse_scale.evaluation import Results, Score
+        >>> results = Results("sts", (Score("mine", "own", "Spearman x 100", 75.0, count=100),))
+        >>> results["mine"].value
+        75.0
     """
 
     suite: str
@@ -88,7 +104,7 @@ def score(
 
 
 def size_remark(count: int, standard: int | None, items: str) -> str:
-    """What is to be said of a task that has not the standard size; empty if it has, or if there is none."""
+    """What is to be said of a task that does not have the standard size; empty if it has, or if there is none."""
     if standard in (None, count):
         return ""
     return f"{count:,} {items}, the standard set has {standard:,}: not comparable"

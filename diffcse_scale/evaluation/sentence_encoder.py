@@ -19,7 +19,7 @@ Encode = Callable[[list[str]], np.ndarray]
 
 
 class Once:
-    """An `Encode` that remembers: each distinct sentence is encoded once, whoever asks for it first."""
+    """An `Encode` with a cache: each distinct sentence is encoded only once."""
 
     def __init__(self, encode: Encode) -> None:
         self._encode = encode

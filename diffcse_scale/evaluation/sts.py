@@ -29,6 +29,26 @@ def evaluate_sts(encode: Encode, tasks: Sequence[TaskPairs]) -> Results:
     """Measure an encoder on tasks. Each distinct sentence is encoded once over all tasks.
 
     The mean is over STS12-16, STS-B test and SICK-R test, and there only if all seven were measured.
+
+    Source: the 'all' setting of SimCSE (arXiv 2104.08821, appendix B) and DiffCSE (arXiv 2204.10298), Spearman's
+    correlation of all pairs of a task together.
+
+    Args:
+        encode: a function from n sentences to embeddings [n, hidden].
+        tasks: what `load_sts` returns, or your own.
+
+    Returns:
+        A score of each task, with an interval.
+
+    Example:
+        >>> import numpy as np
+        >>> def encode(sentences):  # any function from sentences to rows
+        ...     return np.array([[len(text), text.count("e"), 1.0] for text in sentences])
+        >>> from diffcse_scale.evaluation import TaskPairs, evaluate_sts
+        >>> pairs = [(5.0, "A tree.", "A tree."), (4.0, "A tree.", "A tree!?"), (0.0, "Rain.", "Everywhere.")]
+        >>> results = evaluate_sts(encode, [TaskPairs("mine", "own", pairs)])
+        >>> round(results["mine"].value, 6)
+        100.0
     """
     encode = Once(encode)
     encode.remember([sentence for task in tasks for pair in task.pairs for sentence in pair[1:]])
@@ -46,7 +66,24 @@ def evaluate_sts(encode: Encode, tasks: Sequence[TaskPairs]) -> Results:
 
 
 def spearman(encode: Encode, pairs: Sequence[GradedPair]) -> float:
-    """Spearman x 100 on graded pairs; NaN where it is undefined (all similarities or all scores equal)."""
+    """Spearman x 100 on graded pairs; NaN where it is undefined (all similarities or all scores equal).
+
+    Args:
+        encode: a function from n sentences to embeddings [n, hidden].
+        pairs: a human score, a sentence and a sentence each.
+
+    Returns:
+        From -100 to 100.
+
+    Example:
+        >>> import numpy as np
+        >>> def encode(sentences):  # any function from sentences to rows
+        ...     return np.array([[len(text), text.count("e"), 1.0] for text in sentences])
+        >>> from diffcse_scale.evaluation import spearman
+        >>> pairs = [(0.0, "A tree.", "A tree."), (1.0, "A tree.", "A tree!?"), (2.0, "Rain.", "Everywhere.")]
+        >>> round(spearman(encode, pairs), 6)  # the pair that is most alike has the lowest score
+        -100.0
+    """
     human, similarity = similarities(Once(encode), pairs)
     return math.nan if _undefined(human, similarity) else _spearman(human, similarity)
 

@@ -1,6 +1,6 @@
 """The suites that `diffcse-scale evaluate` knows: one table, which runs, report and model card read.
 
-The help of `--suite` (`cli.py`) and docs/evaluation.md list them for people; a test holds the three together.
+The help of `--suite` (`cli/`) and docs/evaluation.md list them for people; a test holds the three together.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from diffcse_scale.evaluation.geometry import check_pairs, evaluate_geometry
 from diffcse_scale.evaluation.mteb import evaluate_mteb, load_mteb
 from diffcse_scale.evaluation.scores import Results
+from diffcse_scale.evaluation.sensitivity import evaluate_edits, load_edits
 from diffcse_scale.evaluation.sentence_encoder import Encode
 from diffcse_scale.evaluation.sts import evaluate_sts
 from diffcse_scale.evaluation.tasks import HUB, STS_TASKS, TaskPairs, load_sts
@@ -36,7 +37,7 @@ GEOMETRY = "STS-B dev"
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under measurement: itself, the function that encodes with it, and the arguments that function uses."""
+    """A model that is evaluated, the function that encodes with it, and the arguments of that function."""
 
     model: SentenceTransformer
     encode: Encode
@@ -60,6 +61,7 @@ class Suite:
         hub_task: the type of task under which the Hub's index has its numbers.
         scale_free: its numbers are of cosines, which unit length does not change.
         descriptive: it says how embeddings lie and not how good they are; the report has it last.
+        has_data: its data come with the package.
         collection: its tasks have to be named, nobody measures all of them, and it downloads what `data` lacks.
     """
 
@@ -71,6 +73,7 @@ class Suite:
     scale_free: bool = False
     descriptive: bool = False
     collection: bool = False
+    has_data: bool = False
 
     @property
     def usage(self) -> str:
@@ -98,6 +101,11 @@ def _load_geometry(data: str | Path | None, tasks: list[str] | None) -> tuple[Me
     (pairs,) = load_sts(_graded_pairs(data), [GEOMETRY])
     check_pairs(pairs)
     return lambda subject: evaluate_geometry(subject.encode, pairs), _identity([pairs])
+
+
+def _load_edits(data: str | Path | None, kinds: list[str] | None) -> tuple[Measure, str]:
+    triples = load_edits(kinds)
+    return lambda subject: evaluate_edits(subject.encode, triples), fingerprint(sorted(triples.items()))
 
 
 def _load_mteb(data: str | Path | None, tasks: list[str] | None) -> tuple[Measure, str]:
@@ -157,6 +165,15 @@ SUITES = {
             descriptive=True,
         ),
         Suite(
+            name="edits",
+            title="Sensitivity to edits",
+            load=_load_edits,
+            is_standard=lambda report: True,
+            hub_task="edits",
+            scale_free=True,
+            has_data=True,
+        ),
+        Suite(
             name="mteb",
             title="MTEB",
             load=_load_mteb,
@@ -188,10 +205,10 @@ def load_suites(wanted: Sequence[str], data: str | Path | None) -> list[LoadedSu
     """Suites with their data, in the order of `SUITES`.
 
     Args:
-        wanted: names of `SUITES`; "sts:TASK,..." and "transfer:TASK,..." are parts, and of mteb there are only those.
+        wanted: names of `SUITES`; "sts:TASK,...", "transfer:TASK,...", "edits:KIND,..." are parts; mteb has only those.
         data: a folder with a subfolder for each suite: `sts` (geometry reads it too), `transfer`, `mteb`. Those of sts
             and transfer can be given themselves, for sts and geometry also a file of graded pairs or "hub". None
-            serves a collection alone, which downloads.
+            serves a collection alone, which downloads, and edits.
 
     Raises:
         InputError: an unknown or repeated suite or task, data that are missing or malformed, a library that is missing.
@@ -205,9 +222,11 @@ def load_suites(wanted: Sequence[str], data: str | Path | None) -> list[LoadedSu
         if name in chosen:
             raise InputError(f"Suite {name} is given twice; name all its tasks in one: {name}:TASK,TASK.")
         chosen[name] = [task.strip() for task in tasks.split(",")] if given else None
-    of_data = [name for name in chosen if not SUITES[name].collection]
+    of_data = [name for name in chosen if not (SUITES[name].collection or SUITES[name].has_data)]
     if data is None and of_data:
-        raise InputError(f"Suite {of_data[0]} needs --data.")
+        raise InputError(
+            f"Suite {of_data[0]} needs --data: a folder with sts/ and transfer/, or the folder of that suite."
+        )
     if data is not None and is_remote(data):
         data = copy_folder(str(data), cache_folder())
     loaded = []

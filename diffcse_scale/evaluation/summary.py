@@ -1,30 +1,39 @@
-"""Several finished runs in a few numbers: mean and deviation over the seeds of each recipe among them."""
+"""Several finished runs in a few numbers: means over the seeds of each setting among them, the best setting first."""
 
 from __future__ import annotations
 
+import csv
+import io
+import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from diffcse_scale.foundation import run_files
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, nearest, quoted
 from diffcse_scale.foundation.objects import read_object, read_yaml_object
+from diffcse_scale.foundation.ownership import WRITTEN_BY, check_file, json_of, write_file
 from diffcse_scale.foundation.recorded_recipe import check_recipe
 from diffcse_scale.foundation.strict_json import to_json
-from diffcse_scale.recipe import flatten
+from diffcse_scale.recipe import completed, flatten
 
 # fields in which the runs of one group may differ
 FREE = ("name", "seed")
+COMMAND = "diffcse-scale summarize"
+SHOWN = ("best.dev_spearman", "dev_rtd_auroc", "dev_rtd_z_gain")
+KEPT_WHOLE = 36  # characters of a field of a setting beside which three results fit a terminal of 80 columns
+CSV_COLUMNS = ("seeds", "result", "runs", "mean", "deviation", "low", "high")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Finished runs whose recipes differ in nothing but the seed.
+    """Finished runs whose recipes differ only in the seed.
 
     Attributes:
         distinction: the fields in which the groups differ, with this group's values.
@@ -35,6 +44,11 @@ class Group:
     runs: list[Path]
     seeds: list[Any]
     results: dict[str, list[float]]
+
+    @property
+    def setting(self) -> str:
+        """Its values of the fields in which groups differ, a line each."""
+        return ",\n".join(f"{name}={value}" for name, value in self.distinction.items()) or "all"
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,9 @@ def summarize(runs: Sequence[Path]) -> Summary:
     finished = [run for run in runs if (run / run_files.RESULT).is_file() and (run / run_files.RECIPE).is_file()]
     if not finished:
         folders = ", ".join(map(str, runs)) or "no folder"
-        raise InputError(f"No finished run to sum up in {folders}; `diffcse-scale status RUN` tells how far a run is.")
+        raise InputError(
+            f"No finished run to summarize in {folders}; `diffcse-scale status RUN` shows how far a run is."
+        )
     recipes = {run: _recipe(run) for run in finished}
     members: dict[str, list[Path]] = {}
     for run, recipe in recipes.items():
@@ -76,36 +92,146 @@ def summarize(runs: Sequence[Path]) -> Summary:
     return Summary(groups, [run for run in runs if run not in recipes])
 
 
-def print_summary_of(runs: Sequence[Path]) -> None:
-    """Print a table for each recipe among `runs`, and which of them have not finished.
+@dataclass(frozen=True)
+class Statistic:
+    """A result over the runs of a group.
+
+    Attributes:
+        deviation: of the sample; None of a single run.
+        interval: the mean's of 95% by Student's t, which takes runs for draws of a normal distribution; None likewise.
+    """
+
+    mean: float
+    deviation: float | None
+    interval: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Statistic:
+        """At least one value."""
+        mean, count = statistics.fmean(values), len(values)
+        if count < 2:
+            return cls(mean, None, None)
+        from scipy.stats import t  # takes a second
+
+        deviation = statistics.stdev(values)
+        half = float(t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
+        return cls(mean, deviation, (mean - half, mean + half))
+
+
+def print_summary_of(
+    runs: Sequence[Path],
+    results: Sequence[str] = (),
+    json_file: Path | None = None,
+    csv_file: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Print one table of all settings among `runs`, write it, and name the runs that have not finished.
+
+    Args:
+        results: those to show, by their dotted names; settings are sorted by the first. By default the best
+            development score and the balanced accuracy of replaced-token detection, or the first that there is.
+        json_file, csv_file: have every result; None for no such file.
+        overwrite: replace these files whatever they are.
 
     Raises:
-        InputError: none has finished.
+        InputError: none has finished, none has one of the results, or a file cannot be written.
     """
+    if json_file is not None:
+        check_file(json_file, f"a summary of {COMMAND}", json_of(COMMAND), overwrite, runs)
+    if csv_file is not None:
+        check_file(csv_file, f"a table of {COMMAND}", _is_table, overwrite, runs)
     summary, console = summarize(runs), Console()
-    for group in summary.groups:
-        console.print(as_table(group))
+    shown = _chosen(summary, results)
+    groups = sorted(summary.groups, key=lambda group: _rank(group, shown[0])) if shown else summary.groups
+    console.print(as_table(groups, shown))
     for run in summary.unfinished:
         console.print(f"not finished, left out: {run}", soft_wrap=True)
+    if json_file is not None:
+        write_file(json_file, to_json(as_json(groups), indent=1) + "\n")
+    if csv_file is not None:
+        write_file(csv_file, as_csv(groups))
 
 
-def as_table(group: Group) -> Table:
-    """A row a result: how many runs have it, their mean and sample standard deviation."""
-    distinction = ", ".join(f"{name}={value}" for name, value in group.distinction.items())
-    seeds = f"seed{'s' if len(group.seeds) > 1 else ''} {', '.join(map(str, group.seeds))}"
-    table = Table(title="; ".join(filter(None, (distinction, seeds))), title_justify="left")
-    table.add_column("result", no_wrap=True)
-    for column in ("runs", "mean", "deviation"):
-        table.add_column(column, justify="right")
-    for name, values in group.results.items():
-        deviation = f"{statistics.stdev(values):.3f}" if len(values) > 1 else ""
-        table.add_row(name, str(len(values)), f"{statistics.fmean(values):.3f}", deviation)
+def as_table(groups: Sequence[Group], shown: Sequence[str]) -> Table:
+    """A row a setting: its seeds, and the mean of each of the results with its interval."""
+    table = Table(title_justify="left", caption_justify="left")
+    table.caption = "mean over seeds, [ ]: 95% interval of the mean (Student's t)"
+    longest = max(len(line) for group in groups for line in group.setting.splitlines())
+    table.add_column("setting", overflow="fold", no_wrap=longest <= KEPT_WHOLE)
+    table.add_column("seeds", overflow="fold")
+    for name in shown:
+        table.add_column(name, justify="right", overflow="fold")
+    for group in groups:
+        cells = [_cell(group.results[name]) if name in group.results else "" for name in shown]
+        table.add_row(Text(group.setting), ", ".join(map(str, group.seeds)), *map(Text, cells))
     return table
+
+
+def as_json(groups: Sequence[Group]) -> dict[str, Any]:
+    """Every result of every group, with its value for each run."""
+    return {
+        WRITTEN_BY: COMMAND,
+        "settings": [
+            {
+                "setting": group.distinction,
+                "runs": list(map(str, group.runs)),
+                "seeds": group.seeds,
+                "results": {
+                    name: {"values": values, **asdict(Statistic.of(values))} for name, values in group.results.items()
+                },
+            }
+            for group in groups
+        ],
+    }
+
+
+def as_csv(groups: Sequence[Group]) -> str:
+    """A row for each result of each group; a column for each field that the groups differ in."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*groups[0].distinction, *CSV_COLUMNS])
+    for group in groups:
+        for name, values in group.results.items():
+            found = Statistic.of(values)
+            numbers = [found.mean, found.deviation, *(found.interval or (None, None))]
+            writer.writerow([*group.distinction.values(), " ".join(map(str, group.seeds)), name, len(values), *numbers])
+    return file.getvalue()
+
+
+def _is_table(file: Path) -> bool:
+    with file.open(encoding="utf-8", errors="replace") as opened:
+        return opened.readline().rstrip("\n").endswith(",".join(CSV_COLUMNS))
+
+
+def _chosen(summary: Summary, asked: Sequence[str]) -> list[str]:
+    """The results to show.
+
+    Raises:
+        InputError: nobody has one that was asked for.
+    """
+    there = list(dict.fromkeys(name for group in summary.groups for name in group.results))
+    for name in asked:
+        if name not in there:
+            raise InputError(f"No run has a result {quoted(name)}{nearest(name, there)}; there are {', '.join(there)}.")
+    return list(asked) or [name for name in SHOWN if name in there] or there[:1]
+
+
+def _rank(group: Group, name: str) -> tuple[bool, float]:
+    """The largest mean first; those without it last."""
+    values = group.results.get(name)
+    return values is None, -statistics.fmean(values or [0.0])
+
+
+def _cell(values: Sequence[float]) -> str:
+    found = Statistic.of(values)
+    if found.interval is None:
+        return f"{found.mean:.3f}"
+    return f"{found.mean:.3f} [{found.interval[0]:.3f}, {found.interval[1]:.3f}]"
 
 
 def _recipe(run: Path) -> dict[str, Any]:
     check_recipe(run)
-    return dict(flatten(read_yaml_object(run / run_files.RECIPE)))
+    return dict(flatten(completed(read_yaml_object(run / run_files.RECIPE))))
 
 
 def _results(runs: list[Path]) -> dict[str, list[float]]:

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import load_dataset
 from datasets.exceptions import DatasetsError
 
+from diffcse_scale.evaluation.graded_files import graded_rows
 from diffcse_scale.foundation.errors import InputError, one_line, quoted
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.text.cache import cache_folder
-from diffcse_scale.text.contents import FIRST_BYTES, seems_to_be
+from diffcse_scale.text.hub_dataset import load_split
 from diffcse_scale.text.remote import copy_folder, is_remote
 
 GradedPair = tuple[float, str, str]
@@ -58,7 +58,19 @@ class STSTask:
 
 @dataclass(frozen=True)
 class TaskPairs:
-    """The pairs of one task; `standard_pairs` is None for a user's own file."""
+    """The pairs of one task.
+
+    Attributes:
+        name: of the task.
+        split: "dev", "test" or "own".
+        pairs: a human score, a sentence and a sentence each.
+        standard_pairs: how many the standard task has; None for a user's own file.
+
+    Example:
+        >>> from diffcse_scale.evaluation import TaskPairs
+        >>> TaskPairs("mine", "own", [(4.5, "A dog runs.", "A dog is running.")]).standard_pairs is None
+        True
+    """
 
     name: str
     split: Split
@@ -87,15 +99,26 @@ STS_TASKS: tuple[STSTask, ...] = (
 
 
 def load_sts(source: str | Path, names: Sequence[str] | None = None) -> list[TaskPairs]:
-    """Load tasks from a folder, from the Hub, or a user's own file.
+    r"""Load tasks from a folder, from the Hub, or a user's own file.
 
     Args:
         source: a folder in the form above, `"hub"`, or one file of graded pairs (which ignores `names`); both
             may be remote.
         names: tasks that must be there, as named in `STS_TASKS`; None for those that the folder holds.
 
+    Returns:
+        The tasks that are there, in the order of `STS_TASKS`.
+
     Raises:
         InputError: no such folder, a named task or every task missing, a malformed row, an unreachable Hub.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from diffcse_scale.evaluation import load_sts
+        >>> Path("data/STSB").mkdir(parents=True)
+        >>> _ = Path("data/STSB/dev.tsv").write_text("4.5\tA dog.\tOne dog.\n0\tIt rains.\tA cat sleeps.\n")
+        >>> [(task.name, len(task.pairs)) for task in load_sts("data")]
+        [('STS-B dev', 2)]
     """
     if str(source) == HUB:
         return [TaskPairs(task.name, task.split, _from_hub(task), task.standard_pairs) for task in _select(names)]
@@ -119,40 +142,25 @@ def load_sts(source: str | Path, names: Sequence[str] | None = None) -> list[Tas
 
 
 def read_pairs(file: Path) -> list[GradedPair]:
-    """Read `score TAB sentence TAB sentence` lines.
+    r"""Read graded pairs: `score TAB sentence TAB sentence` lines, or a table as `graded_rows` has it.
+
+    Args:
+        file: where they lie.
+
+    Returns:
+        A human score, a sentence and a sentence each.
 
     Raises:
-        InputError: the file cannot be read or is empty, or a row is malformed (names file and line).
+        InputError: as `graded_rows`, or a row is malformed (names file and line).
+
+    Example:
+        >>> from pathlib import Path
+        >>> from diffcse_scale.evaluation import read_pairs
+        >>> _ = Path("pairs.tsv").write_text("4.5\tA dog runs.\tA dog is running.\n0\tIt rains.\tA cat sleeps.\n")
+        >>> read_pairs(Path("pairs.tsv"))
+        [(4.5, 'A dog runs.', 'A dog is running.'), (0.0, 'It rains.', 'A cat sleeps.')]
     """
-    rows = read_lines(file, ["score", "sentence", "sentence"])
-    return [
-        _pair(score, first, second, f"{file}, line {number}")
-        for number, (score, first, second) in enumerate(rows, start=1)
-    ]
-
-
-def read_lines(file: Path, form: Sequence[str]) -> list[list[str]]:
-    """Read lines of tab-separated fields, as many as `form` names; a byte order mark and CR before LF are dropped.
-
-    Raises:
-        InputError: the file cannot be read, is empty or holds no text, or a line is not UTF-8 or has another number
-            of fields.
-    """
-    expected = f"expected are lines of {', '.join(form)}, with tabs between"
-    rows = []
-    try:
-        with file.open("rb") as lines:
-            if found := seems_to_be(lines.read(FIRST_BYTES)):
-                raise InputError(f"{file} seems to be {found}; {expected}.")
-            lines.seek(0)
-            for number, line in enumerate(lines, start=1):
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                rows.append(_fields(line.removesuffix(b"\n"), form, f"{file}, line {number}"))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}.") from None
-    if not rows:
-        raise InputError(f"{file} is empty; {expected}.")
-    return rows
+    return [_pair(*row) for row in graded_rows(file)]
 
 
 def pairs_from_rows(rows: Iterable[dict[str, Any]], source: HubSource) -> list[GradedPair]:
@@ -185,7 +193,7 @@ def _select(names: Sequence[str] | None) -> list[STSTask]:
 def _from_hub(task: STSTask) -> list[GradedPair]:
     source = task.hub
     try:
-        rows = load_dataset(source.dataset, split=source.split, revision=source.revision)
+        rows = load_split(source.dataset, source.split, revision=source.revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         reason = one_line(error)
         raise InputError(
@@ -193,16 +201,6 @@ def _from_hub(task: STSTask) -> list[GradedPair]:
             "give a folder with the tasks instead if this machine has no network."
         ) from error
     return pairs_from_rows(rows, source)
-
-
-def _fields(line: bytes, form: Sequence[str], where: str) -> list[str]:
-    try:
-        fields = line.removesuffix(b"\r").decode("utf-8").split("\t")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not UTF-8 at byte {error.start + 1}; convert the file.") from None
-    if len(fields) != len(form):
-        raise InputError(f"{where} has {len(fields)} tab-separated fields, not {', '.join(form)}.")
-    return fields
 
 
 def _pair(score: Any, first: Any, second: Any, where: str) -> GradedPair:

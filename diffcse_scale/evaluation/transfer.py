@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from diffcse_scale.evaluation import scores
 from diffcse_scale.evaluation.bootstrap import f1, share
@@ -51,16 +50,37 @@ Labels = NDArray[np.str_]
 
 
 def evaluate_transfer(encode: Encode, tasks: Sequence[TransferData]) -> Results:
-    """Measure an encoder on transfer tasks. Each distinct sentence of a task is encoded once.
+    r"""Measure an encoder on transfer tasks. Each distinct sentence of a task is encoded once.
 
     The mean is over the accuracies of all seven tasks, and there only if all seven were measured. `details` has the C
     that was chosen for each task, or for each of its folds.
+
+    Source: SentEval (Conneau and Kiela, 2018, arXiv 1803.05449); the words at the head of this module say how close.
+
+    Args:
+        encode: a function from n sentences to embeddings [n, hidden].
+        tasks: what `load_transfer` returns.
+
+    Returns:
+        The accuracies x 100, and of MRPC also F1.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> def encode(sentences):  # any function from sentences to rows
+        ...     return np.array([[len(text), text.count("e"), 1.0] for text in sentences])
+        >>> from diffcse_scale.evaluation import evaluate_transfer, load_transfer
+        >>> Path("data/MR").mkdir(parents=True)
+        >>> lines = [f"1\tFilm {n}." if n % 2 else f"0\tTedious, endless film {n}." for n in range(40)]
+        >>> _ = Path("data/MR/all.tsv").write_text("\n".join(lines))
+        >>> evaluate_transfer(encode, load_transfer("data"))["MR"].value
+        100.0
     """
     import sklearn
 
     measured: list[Score] = []
     chosen: dict[str, list[float]] = {}
-    for data in tqdm(tasks, desc="transfer", disable=None):
+    for data in tasks:
         of_task, chosen[data.task.name] = _evaluate(Once(encode), data)
         measured += of_task
     accuracies = [score for score in measured if score.measure == ACCURACY]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffcse_scale.evaluation.tasks import read_lines
+from diffcse_scale.evaluation.graded_files import read_lines
 from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.foundation.paths import given_path
 
@@ -63,13 +63,25 @@ class TransferData:
 
 
 def load_transfer(folder: str | Path, names: Sequence[str] | None = None) -> list[TransferData]:
-    """Load the transfer tasks of a folder in the form above.
+    r"""Load the transfer tasks of a folder in the form above.
 
     Args:
+        folder: with a folder for each task.
         names: tasks that must be there; None for those that the folder holds.
+
+    Returns:
+        The tasks that are there, with their files.
 
     Raises:
         InputError: no such folder, an unknown task, a named task or every task missing, a malformed row.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from diffcse_scale.evaluation import load_transfer
+        >>> Path("data/MR").mkdir(parents=True)
+        >>> _ = Path("data/MR/all.tsv").write_text("1\tA fine film.\n0\tA dull film.\n" * 20)
+        >>> [(data.task.name, len(data.files["all"].labels)) for data in load_transfer("data")]
+        [('MR', 40)]
     """
     folder = given_path(folder)
     known = {task.name: task for task in TRANSFER_TASKS}
@@ -77,7 +89,7 @@ def load_transfer(folder: str | Path, names: Sequence[str] | None = None) -> lis
         if name not in known:
             raise InputError(f"There is no transfer task {quoted(name)}; there are {', '.join(known)}.")
     if not folder.is_dir():
-        raise InputError(f"Transfer tasks are read from a folder, and {folder} is none.")
+        raise InputError(f"Transfer tasks are read from a folder, but {folder} is not one.")
     found = []
     for task in [known[name] for name in names] if names is not None else TRANSFER_TASKS:
         if names is not None or (folder / task.name).is_dir():
@@ -95,7 +107,7 @@ def _files(folder: Path, task: TransferTask) -> dict[str, Labelled]:
         label, rows = classes[-1]
         if len(classes) < 2:
             raise InputError(
-                f"{folder / stem}.tsv: all rows have the label {quoted(label)}; there is nothing to tell apart."
+                f"{folder / stem}.tsv: all rows have the label {quoted(label)}; there is nothing to classify."
             )
         if rows < SMALLEST_CLASS and "dev" not in files:
             raise InputError(
@@ -107,8 +119,8 @@ def _files(folder: Path, task: TransferTask) -> dict[str, Labelled]:
     for stem in {"dev", "test"} & files.keys():
         if not set(files[stem].labels) & set(files["train"].labels):
             raise InputError(
-                f"{folder / stem}.tsv has the label {quoted(files[stem].labels[0])} and others, none of which is in "
-                "train.tsv; write them alike."
+                f"{folder / stem}.tsv has the label {quoted(files[stem].labels[0])} and others, but none that is in "
+                "train.tsv; use the same labels in both files."
             )
     return files
 
@@ -122,7 +134,7 @@ def read_labelled(file: Path, texts: int) -> Labelled:
     form = ["label", *["sentence"] * texts]
     rows = read_lines(file, form)
     if HEADER & {field.strip().lower() for field in rows[0]}:
-        raise InputError(f"{file}, line 1 is a header, and would be a row of a class of its own; take it away.")
+        raise InputError(f"{file}, line 1 is a header and would be read as a row with its own class; remove it.")
     for number, (label, *sentences) in enumerate(rows, start=1):
         if not label.strip():
             raise InputError(f"{file}, line {number}: the label is empty.")

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import nn
 
 from diffcse_scale.export import hub
-from diffcse_scale.export.model_card import backbone_of, write_run_card
+from diffcse_scale.export.model_card import write_run_card
 from diffcse_scale.export.onnx import FOLDER as ONNX_FOLDER
 from diffcse_scale.export.onnx import OnnxComparison, check_onnx_installed, export_onnx
+from diffcse_scale.export.origin import backbone_of
+from diffcse_scale.export.servers import serving_notes
+from diffcse_scale.export.whitening import append_whitening, learn_whitening
 from diffcse_scale.foundation import run_files
-from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.errors import InputError, one_line
 from diffcse_scale.foundation.model_files import MODULES_FILE
 from diffcse_scale.foundation.ownership import Place, refuse_run_folder, replaced
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.recorded_recipe import check_recipe
+from diffcse_scale.foundation.secrets import masked
+from diffcse_scale.foundation.working import Working
 from diffcse_scale.model.damage import damage_told
 from diffcse_scale.model_folder.appended_projection import append_projection, open_projection
 from diffcse_scale.model_folder.copying import copy_files, own_files
@@ -23,7 +33,7 @@ from diffcse_scale.model_folder.load import quiet_transformers
 from diffcse_scale.model_folder.save import append_module, check_output, set_max_length
 from diffcse_scale.model_folder.validation import check_export, expected_vectors
 from diffcse_scale.recipe import Recipe
-from diffcse_scale.recipe_file import load_recipe
+from diffcse_scale.recipe_file import load_recorded
 
 COMMAND = "diffcse-scale export"
 # what other tools have left in a folder, and what is made anew
@@ -32,11 +42,12 @@ NOT_COPIED = (".*", ONNX_FOLDER, "openvino")
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What the new folder is to have beside the model.
+    """What the new folder contains besides the model.
 
     Attributes:
         normalize: vectors of length 1.
         projection: `encode` gives z, the output of the projection that training used.
+        whiten: files of text on which whitening is learnt (`whitening`); empty for none.
         onnx, int8: the ONNX files; int8 implies onnx.
         max_length: tokens of a sentence; None leaves the model's.
         repo: name on the Hub, owner/name, to which the folder is uploaded.
@@ -46,6 +57,7 @@ class ExportOptions:
 
     normalize: bool = False
     projection: bool = False
+    whiten: Sequence[str] = ()
     onnx: bool = False
     int8: bool = False
     max_length: int | None = None
@@ -65,42 +77,80 @@ def export_model(source: str | Path, output: str | Path, options: ExportOptions)
         InputError: unusable source or output, options that do not fit the model, a library that is missing, a backbone
             that ONNX cannot take, an export whose vectors are not its source's, or the Hub.
     """
+    place, comparison = _export(source, output, options)
+    _report(place.folder, comparison)
+    if place.stays:
+        print(f"Kept unchanged in {place.folder}: {', '.join(place.stays)}")
+    if options.repo:
+        print(f"On the Hub: {hub.push(place.folder, options.repo, options.private)}")
+
+
+def push_run(run: Path, repo: str) -> None:
+    """Upload the model of a finished run as `export --push-to-hub REPO --private` does, and leave no folder.
+
+    Whatever goes wrong is told in one sentence, with the command that does it again.
+    """
+    name = repo.rpartition("/")[2]
+    try:
+        with TemporaryDirectory(prefix="diffcse-export-") as folder:
+            place, _ = _export(run, Path(folder) / name, ExportOptions(repo=repo, private=True))
+            print(f"On the Hub: {hub.push(place.folder, repo, private=True)}", flush=True)
+    except Exception as error:  # of any library: the run has finished, and its model is there
+        command = f"{COMMAND} --model {run} --output {name} --push-to-hub {repo} --private"
+        reason = masked(one_line(error)).rstrip(".")
+        print(f"The model is not on the Hub ({reason}); to upload it: {command}", file=sys.stderr)
+
+
+def _export(source: str | Path, output: str | Path, options: ExportOptions) -> tuple[Place, OnnxComparison | None]:
+    """Write the new folder; raises as `export_model`."""
     quiet_transformers()
     folder, output = model_folder(source), given_path(output).absolute()
     run = run_of(folder)
     recipe = _recipe(run)
     files = own_files(folder, NOT_COPIED)
     place = _check(folder, output, run, recipe, options, {path.as_posix() for path in files})
-    projection = open_projection(run, recipe.model.projection) if options.projection and run and recipe else None
-    expected = expected_vectors(folder, options.max_length, projection, options.normalize)
+    after = open_projection(run, recipe.model.projection) if options.projection and run and recipe else None
+    if options.whiten:
+        with Working("encoding a sample of the text, to learn the whitening"):
+            whitening = learn_whitening(folder, options.max_length, after, options.whiten)
+        after = nn.Sequential(*filter(None, (after, whitening)))
+    with Working("encoding some texts with the model"):
+        expected = expected_vectors(folder, options.max_length, after, options.normalize)
     comparison = None
-    with replaced(place) as fresh:
+    with Working("writing the copy, and comparing it with the model") as line, replaced(place) as fresh:
         copy_files(files, fresh)
         if options.max_length is not None:
             set_max_length(fresh, options.max_length)
         if options.projection and run is not None and recipe is not None:
             append_projection(fresh, run, recipe.model.projection)
+        if options.whiten:
+            append_whitening(fresh, whitening)
         if options.normalize and module_names(fresh)[-1] != "Normalize":
             append_module(fresh, "Normalize", {})
         model = check_export(fresh, folder, expected)
         if options.onnx or options.int8:
+            line.doing = "writing ONNX, and comparing it with the model"
             comparison = export_onnx(model, fresh, int8=options.int8)
         if run is not None and recipe is not None:
             license = _license(recipe, run) if options.repo else None
             with damage_told(f"The run in {run}"):
-                write_run_card(fresh, run, model_id=options.repo, license=license, onnx=comparison)
-    _report(place.folder, comparison)
-    if place.stays:
-        print(f"Left as they were in {output}: {', '.join(place.stays)}")
-    if options.repo:
-        print(f"On the Hub: {hub.push(place.folder, options.repo, options.private)}")
+                write_run_card(
+                    fresh,
+                    run,
+                    title=place.folder.name,
+                    model_id=options.repo,
+                    license=license,
+                    onnx=comparison,
+                    whitened=bool(options.whiten),
+                )
+    return place, comparison
 
 
 def _recipe(run: Path | None) -> Recipe | None:
     if run is None:
         return None
     check_recipe(run)
-    return load_recipe(str(run / run_files.RECIPE))
+    return load_recorded(run / run_files.RECIPE)
 
 
 def _check(
@@ -124,7 +174,7 @@ def _check(
     if options.onnx or options.int8:
         check_onnx_installed()
     if options.private and not options.repo:
-        raise InputError("--private is about --push-to-hub, which is not given.")
+        raise InputError("--private needs --push-to-hub, which is not given.")
     if options.repo:
         hub.check_can_push(options.repo, options.overwrite)
     return place
@@ -137,6 +187,8 @@ def _license(recipe: Recipe, run: Path) -> str | None:
 
 def _report(output: Path, comparison: OnnxComparison | None) -> None:
     print(f"Written: {output} ({' - '.join(module_names(output))})")
+    for note in serving_notes(output):
+        print(f"Served elsewhere: {note}")
     if comparison is None:
         return
     print(
@@ -145,4 +197,4 @@ def _report(output: Path, comparison: OnnxComparison | None) -> None:
     )
     if comparison.int8_cosine is not None:
         mean, least = comparison.int8_cosine
-        print(f"ONNX int8: cosine to float32 {mean:.4f} in the mean, {least:.4f} at the least")
+        print(f"ONNX int8: cosine to float32 {mean:.4f} on average, at least {least:.4f}")

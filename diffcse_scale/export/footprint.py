@@ -1,4 +1,4 @@
-"""What a run took: time from its own log, energy as an estimate that says what it assumes."""
+"""Time and energy of a run: time from its log, energy as an estimate that states its assumptions."""
 
 from __future__ import annotations
 

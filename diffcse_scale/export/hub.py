@@ -36,8 +36,8 @@ def check_can_push(repo: str, overwrite: bool = False) -> None:
     """Ask the Hub who we are and what is there, before anything expensive is done.
 
     Raises:
-        InputError: `repo` is no name, nobody is logged in, the Hub cannot be reached, `repo` is somebody else's, or
-            holds a model that this program did not upload and `overwrite` is False.
+        InputError: `repo` is no name, nobody is logged in or the token may only read, the Hub cannot be reached, `repo`
+            is somebody else's, or holds a model that this program did not upload and `overwrite` is False.
     """
     with _mistakes_named(repo):
         validate_repo_id(repo)
@@ -51,10 +51,12 @@ def check_can_push(repo: str, overwrite: bool = False) -> None:
             f"--push-to-hub {repo}: you are logged in as {account['name']}, who may write to "
             f"{', '.join(allowed)}; give one of these before the slash."
         )
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise InputError(f"--push-to-hub {repo}: the token of {account['name']} can only read; log in with another.")
     if not overwrite and _holds_another_model(repo):
         raise InputError(
-            f"--push-to-hub {repo} holds a model that was not uploaded by this program; give another name, or "
-            "--overwrite to replace it."
+            f"--push-to-hub {repo} holds a model that was not uploaded by this program; give another name, or replace "
+            "it by `diffcse-scale export` with --overwrite."
         )
 
 
@@ -112,16 +114,14 @@ def _mistakes_named(repo: str) -> Iterator[None]:
     try:
         yield
     except HFValidationError as error:
-        raise InputError(f"{repo} is no name of a model on the Hub: {_first_line(error)}.") from None
+        raise InputError(f"{repo} is not the name of a model on the Hub: {_first_line(error)}.") from None
     except LocalTokenNotFoundError:
-        raise InputError("Nobody is logged in to the Hub; run `hf auth login` or set HF_TOKEN.") from None
+        raise InputError("You are not logged in to the Hub; run `hf auth login` or set HF_TOKEN.") from None
     except OfflineModeIsEnabled:
-        raise InputError(
-            "The Hub is switched off by HF_HUB_OFFLINE; unset it, or export without --push-to-hub."
-        ) from None
+        raise InputError("HF_HUB_OFFLINE switches the Hub off; unset it, or leave out --push-to-hub.") from None
     except HfHubHTTPError as error:
         if error.response.status_code == 401:
-            raise InputError("The Hub does not know the token; run `hf auth login` again.") from None
+            raise InputError("The Hub does not accept the token; run `hf auth login` again.") from None
         raise InputError(f"The Hub refuses {repo}: {_first_line(error)}.") from None
     except (TransportError, ConnectionError) as error:
         raise InputError(f"The Hub cannot be reached ({_first_line(error)}); try again later.") from None

@@ -9,31 +9,28 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from diffcse_scale.embedded import backbone_path
 from diffcse_scale.evaluation.recorded import standard_results
 from diffcse_scale.evaluation.suites import SUITES
 from diffcse_scale.export.footprint import energy, hardware, run_seconds
 from diffcse_scale.export.markdown import fence, plain
+from diffcse_scale.export.origin import backbone_of, data_sets, shown_name
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError, first_line
-from diffcse_scale.foundation.model_files import CARD, TRANSFORMER_FILE, read_json
-from diffcse_scale.foundation.paths import given_path
+from diffcse_scale.foundation.model_files import CARD, TRANSFORMER_FILE, read_json, read_modules
 from diffcse_scale.foundation.recorded_recipe import check_recipe
-from diffcse_scale.foundation.secrets import masked
 from diffcse_scale.model.pooling import POOLINGS
 from diffcse_scale.model_folder.copying import own_file
 from diffcse_scale.model_folder.layout import module_names
-from diffcse_scale.recipe import EMBEDDED, Recipe, flatten
-from diffcse_scale.recipe_file import load_recipe, shipped_recipes
+from diffcse_scale.recipe import Recipe, flatten
+from diffcse_scale.recipe_file import load_recipe, load_recorded, shipped_recipes
 from diffcse_scale.runs.metrics_file import MetricsFile
-from diffcse_scale.text.formats import COMPRESSIONS, ENDINGS
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 HERE = "path/to/this/folder"
@@ -41,28 +38,16 @@ TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "d
 VERSIONS = ("diffcse-scale", "torch", "transformers", "sentence-transformers", "deepspeed")
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """What a model was trained from.
-
-    Attributes:
-        name: as a card may show it.
-        hub: its name on the Hub, None if it is a folder.
-        license: as its own files tell it, None if they do not.
-    """
-
-    name: str
-    hub: str | None
-    license: str | None
-
-
 def write_run_card(
     folder: Path,
     run: Path,
     result: dict[str, Any] | None = None,
+    *,
+    title: str | None = None,
     model_id: str | None = None,
     license: str | None = None,
     onnx: Any = None,
+    whitened: bool = False,
 ) -> None:
     """Write the card of an exported folder, and the picture that it shows.
 
@@ -70,9 +55,11 @@ def write_run_card(
         folder: the exported model.
         run: the run whose model it is.
         result: what `result.json` is going to say; None to read it.
-        model_id: the name on the Hub under which users will find it.
+        title: what the model is called, the name of the run's folder if not given.
+        model_id: the name on the Hub under which users will find it, which is then its title too.
         license: the backbone's, where its own files do not tell it.
         onnx: the `OnnxComparison` of the folder's ONNX files, if it has any.
+        whitened: whether the folder's last `Dense` is whitening.
 
     Raises:
         InputError: the run's own files do not say what a card says.
@@ -80,31 +67,42 @@ def write_run_card(
     if (run / run_files.CURVES).is_file():
         shutil.copyfile(own_file(run / run_files.CURVES, run), folder / run_files.CURVES)
     try:
-        card = run_card(folder, run, result or read_json(run / run_files.RESULT), model_id, license, onnx)
+        result = result or read_json(run / run_files.RESULT)
+        named = model_id or title or run.resolve().name
+        card = run_card(folder, run, result, named, model_id, license, onnx, whitened)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
             f"{run} has no card: {run_files.RECORD}, {run_files.RESULT} or {run_files.METRICS} is not what training "
-            f"writes ({type(error).__name__}: {first_line(error)}); bring it back."
+            f"writes ({type(error).__name__}: {first_line(error)}); restore it."
         ) from error
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def run_card(
-    folder: Path, run: Path, result: dict[str, Any], model_id: str | None, license: str | None, onnx: Any
+    folder: Path,
+    run: Path,
+    result: dict[str, Any],
+    title: str,
+    model_id: str | None,
+    license: str | None,
+    onnx: Any,
+    whitened: bool,
 ) -> str:
     """The text of `write_run_card`."""
     check_recipe(run)
-    recipe = load_recipe(str(run / run_files.RECIPE))
+    recipe = load_recorded(run / run_files.RECIPE)
     record = read_json(run / run_files.RECORD)
     backbone = backbone_of(recipe, run)
     modules = module_names(folder)
     suites = list(_evaluations(run, modules))
     data = ModelCardData(
-        model_name=model_id or recipe.name,
+        model_name=title,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=TAGS,
         base_model=backbone.hub,
+        language=list(backbone.languages) or None,
+        datasets=data_sets(recipe, run) or None,
         license=backbone.license or license,
         eval_results=list(_model_index(suites)) or None,
     )
@@ -114,7 +112,7 @@ def run_card(
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        title=plain(model_id or recipe.name),
+        title=plain(title),
         model_id=model_id or HERE,
         backbone=replace(backbone, name=plain(backbone.name)),
         license=plain(backbone.license or license),
@@ -124,7 +122,8 @@ def run_card(
         fence=fence(recipe_yaml),
         recipe_yaml=recipe_yaml,
         pooling=POOLINGS[recipe.model.pooling],
-        projected="Dense" in modules,
+        projected=modules.count("Dense") > whitened,
+        whitened=whitened,
         normalized="Normalize" in modules,
         width=_width(folder),
         max_length=read_json(folder / TRANSFORMER_FILE)["max_seq_length"],
@@ -143,35 +142,6 @@ def run_card(
         python=record["environment"]["python"],
     )
     return str(card)
-
-
-def backbone_of(recipe: Recipe, run: Path) -> Backbone:
-    """What a run was trained from.
-
-    The card that was written at the run's end, where the backbone lay, is believed first: there a user may fill in a
-    licence, and the backbone may be gone by now.
-    """
-    encoder = recipe.model.encoder
-    if encoder == EMBEDDED:
-        return Backbone("the tiny BERT that comes with diffcse-scale", None, license_in(backbone_path()))
-    card = run / run_files.MODEL / CARD
-    if card.is_file():
-        data = ModelCard.load(card, ignore_metadata_errors=True).data
-        return Backbone(_shown(encoder), data.get("base_model"), data.get("license"))
-    folder = given_path(encoder)
-    return Backbone(_shown(encoder), None if _is_place(encoder) else encoder, license_in(folder))
-
-
-def license_in(folder: Path) -> str | None:
-    """The licence that a model folder's card or configuration names."""
-    if (folder / CARD).is_file():
-        card = ModelCard.load(folder / CARD, ignore_metadata_errors=True)
-        if card.data.license:
-            return str(card.data.license)
-    if (folder / "config.json").is_file():
-        named = read_json(folder / "config.json").get("license")
-        return str(named) if named else None
-    return None
 
 
 def _evaluations(run: Path, modules: list[str]) -> Iterator[dict[str, Any]]:
@@ -199,8 +169,10 @@ def _model_index(suites: list[dict[str, Any]]) -> Iterator[EvalResult]:
 
 
 def _width(folder: Path) -> int:
-    (pooling,) = folder.glob("*_Pooling/config.json")
-    return int(read_json(pooling)["word_embedding_dimension"])
+    """Numbers of a vector: what the last module that has a width gives."""
+    modules = [module for module in read_modules(folder) if module["type"].endswith((".Pooling", ".Dense"))]
+    settings = read_json(folder / modules[-1]["path"] / "config.json")
+    return int(settings.get("out_features") or settings["word_embedding_dimension"])
 
 
 def _changes(shown: dict[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -217,18 +189,7 @@ def _without_places(recipe: Recipe) -> dict[str, Any]:
     del shown["data"]["cache_dir"]
     model = shown["model"]
     for field in ("encoder", "discriminator", "generator", "checkpoint"):
-        model[field] = model[field] and _shown(model[field])
-    shown["data"]["files"] = [_shown(name) for name in shown["data"]["files"]]
-    shown["evaluation"]["data"] = shown["evaluation"]["data"] and _shown(shown["evaluation"]["data"])
+        model[field] = model[field] and shown_name(model[field])
+    shown["data"]["files"] = [shown_name(name) for name in shown["data"]["files"]]
+    shown["evaluation"]["data"] = shown["evaluation"]["data"] and shown_name(shown["evaluation"]["data"])
     return shown
-
-
-def _shown(name: str) -> str:
-    return masked(Path(name).name) if _is_place(name) else name
-
-
-def _is_place(name: str) -> bool:
-    """Whether `name` is a file or folder and not a name on the Hub."""
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or name.endswith((*ENDINGS, *COMPRESSIONS)):
-        return True
-    return Path(name).exists()

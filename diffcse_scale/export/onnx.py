@@ -99,7 +99,7 @@ def export_onnx(model: SentenceTransformer, folder: Path, int8: bool) -> OnnxCom
         difference = max(largest_difference(a, b) for a, b in zip(found, expected, strict=True))
         if not difference <= TOLERANCE:
             raise InputError(
-                f"The ONNX model of {_family(model)} gives other vectors than PyTorch (they differ by "
+                f"The ONNX model of {_family(model)} does not reproduce PyTorch's vectors (they differ by "
                 f"{difference:.1e}, allowed is {TOLERANCE:.0e}); nothing was written; export without --onnx."
             )
         cosine = None

@@ -1,4 +1,4 @@
-"""How a command of `diffcse-scale` ends, whatever happens in it: in one sentence, or with a traceback to report."""
+"""How a command of `diffcse-scale` ends: with one sentence for a user's mistake, with a traceback for a bug."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _ended_by(error: BaseException) -> int:
     else:
         traceback.print_exception(error)
         print(
-            "This is an error of diffcse-scale: please report it, with these lines and `diffcse-scale doctor`'s.",
+            "This is a bug in diffcse-scale. Please report it with these lines and those of `diffcse-scale doctor`.",
             file=sys.stderr,
         )
     return exit_code_of(error)

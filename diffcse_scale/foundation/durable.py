@@ -1,4 +1,4 @@
-"""Files that a crash leaves whole, and that those may read whom the umask lets."""
+"""Writes files so that a crash leaves the old or the new one complete, with the permissions that the umask allows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
+from uuid import uuid4
 
 from diffcse_scale.foundation.errors import disk_errors_at, system_reason
 
@@ -76,7 +77,7 @@ def remove_folder(folder: Path) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        log.warning("%s is of no more use and cannot be removed (%s); it stays.", folder, system_reason(error))
+        log.warning("%s is no longer needed but cannot be removed (%s); it stays.", folder, system_reason(error))
 
 
 def sync_folder(folder: Path) -> None:
@@ -135,14 +136,15 @@ def _exchanged(one: Path, other: Path) -> bool:
 def _sync_tree(place: Path) -> None:
     """Flush a file, or all of a folder, to the disk."""
     if place.is_file():
-        _sync(place)
+        sync_file(place)
     for folder, _, names in os.walk(place, topdown=False):
         for name in names:
-            _sync(Path(folder) / name)
+            sync_file(Path(folder) / name)
         sync_folder(Path(folder))
 
 
-def _sync(file: Path) -> None:
+def sync_file(file: Path) -> None:
+    """Flush a file to the disk."""
     if file.is_symlink():
         return
     with file.open("rb") as content, disk_errors_at(file):
@@ -165,7 +167,7 @@ def apply_umask(path: Path) -> None:
     private temporary files.
     """
     folder = path if path.is_dir() else path.parent
-    probe = folder / f".permissions.{os.getpid()}"
+    probe = folder / f".permissions.{uuid4().hex}"  # processes of several hosts may write into the folder
     probe.touch()
     mode = probe.stat().st_mode
     probe.unlink()

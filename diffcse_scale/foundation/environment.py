@@ -1,4 +1,4 @@
-"""What a number was obtained with: versions and machine. Stands in every result file and checkpoint."""
+"""Versions and machine with which a number was measured. Every result file and checkpoint contains them."""
 
 from __future__ import annotations
 

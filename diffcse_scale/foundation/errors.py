@@ -1,4 +1,4 @@
-"""The two ways in which a run ends early and in order."""
+"""The errors that end a program with one sentence and an exit code, and the words for their messages."""
 
 from __future__ import annotations
 
@@ -43,7 +43,15 @@ class RunEnded(Exception):
 
 
 class PeerFailed(RunEnded):
-    """Another rank has failed, which this one noticed because they can no longer speak; its message and exit code."""
+    """Another rank has failed, which this one noticed because they can no longer speak; its message and exit code.
+
+    Args:
+        told_here: whether this is the rank that says so to the user, for all that are left.
+    """
+
+    def __init__(self, message: str, exit_code: ExitCode, told_here: bool) -> None:
+        super().__init__(message, exit_code)
+        self.told_here = told_here
 
 
 def first_line(error: BaseException) -> str:
@@ -63,18 +71,18 @@ def system_reason(error: OSError) -> str:
 
 # what a user can do about an error of the system; the first of them are the disk's, whoever wraps them
 _DISK = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space, or have the quota raised",
-    errno.EIO: "see the system's log, for the disk may be failing",
-    errno.EROFS: "give a place that can be written, or have this one mounted so",
-    errno.ESTALE: "see that the file server's folder is still mounted",
+    errno.ENOSPC: "free disk space",
+    errno.EDQUOT: "free disk space, or have the quota raised",
+    errno.EIO: "check the system's log, because the disk may be failing",
+    errno.EROFS: "give a place that can be written, or mount this one writable",
+    errno.ESTALE: "check that the file server's folder is still mounted",
 }
 _TORCH = ("PytorchStreamWriter failed writing", "unexpected pos")  # all that its own writer tells of them
 _ADVICE = {
     **_DISK,
-    errno.EACCES: "see who may read and write there, or give another place",
-    errno.EPERM: "see who may read and write there, or give another place",
-    errno.ENOENT: "bring it back, or give another place",
+    errno.EACCES: "check its permissions, or give another place",
+    errno.EPERM: "check its permissions, or give another place",
+    errno.ENOENT: "restore it, or give another place",
     errno.EMFILE: "raise `ulimit -n`",
     errno.ENFILE: "raise the machine's limit of open files",
 }
@@ -93,7 +101,7 @@ def error_of_disk(error: BaseException) -> OSError | None:
         return found
     text = str(error)
     if any(words in text for words in _TORCH):
-        return OSError(errno.ENOSPC, "torch cannot write it, mostly for want of space")
+        return OSError(errno.ENOSPC, "torch cannot write it, usually because the disk is full")
     number = next((number for number in _DISK if os.strerror(number) in text), None)
     return None if number is None else OSError(number, os.strerror(number))
 
@@ -125,7 +133,7 @@ def told(error: BaseException) -> str | None:
     if not isinstance(error, Exception):
         return None
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return f"There is not enough memory ({brief(first_line(error), 200)}); give it more, or ask for less at a time."
+        return f"There is not enough memory ({brief(first_line(error), 200)}); give it more, or request less at a time."
     found = error if isinstance(error, OSError) and error.filename is not None else error_of_disk(error)
     if found is None:
         return None
@@ -137,7 +145,7 @@ def told(error: BaseException) -> str | None:
 
 def remedy(error: OSError) -> str:
     """What a user can do about it, to go on a sentence with."""
-    return _ADVICE.get(error.errno or 0, "mend that")
+    return _ADVICE.get(error.errno or 0, "fix that")
 
 
 def exit_code_of(error: BaseException) -> ExitCode:

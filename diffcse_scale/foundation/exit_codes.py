@@ -32,6 +32,7 @@ class ExitCode(IntEnum):
     HUNG = 77, "failed"  # a rank fell silent
     NO_PROGRESS = 78, "failed"  # queued again and again from the same step, as `slurm/common.sh` counts
     NOT_FINITE = 79, "failed"  # too many steps in a row without a finite loss and gradient
+    LOST = 80, "failed"  # a rank has gone without a word
 
 
 class Reason(IntEnum):
@@ -52,9 +53,10 @@ class Reason(IntEnum):
 
     NONE = 0
     USR1 = 1, "signal USR1", ExitCode.PREEMPTED
-    STOP_FILE = 2, "the stop file", ExitCode.STOPPED
-    LAUNCHER = 3, "the end of its launcher", ExitCode.STOPPED
-    TERM = 4, "signal TERM", ExitCode.STOPPED
-    HUP = 5, "signal HUP", ExitCode.STOPPED
-    INT = 6, "signal INT", ExitCode.STOPPED
-    SUPERSEDED = 7, "a later incarnation", ExitCode.SUPERSEDED
+    REQUEUE_FILE = 2, 'a stop file that says "requeue"', ExitCode.PREEMPTED
+    STOP_FILE = 3, "the stop file", ExitCode.STOPPED
+    LAUNCHER = 4, "the end of its launcher", ExitCode.STOPPED
+    TERM = 5, "signal TERM", ExitCode.STOPPED
+    HUP = 6, "signal HUP", ExitCode.STOPPED
+    INT = 7, "signal INT", ExitCode.STOPPED
+    SUPERSEDED = 8, "a later incarnation", ExitCode.SUPERSEDED

@@ -1,4 +1,4 @@
-"""What changes with any byte of a file."""
+"""The digest of a file, which changes with any of its bytes."""
 
 from __future__ import annotations
 

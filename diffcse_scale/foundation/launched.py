@@ -20,18 +20,23 @@ def check_launched(environ: Mapping[str, str] = os.environ) -> None:
     for name in NUMBERS:
         if name in environ and not (environ[name].isascii() and environ[name].isdigit()):
             raise InputError(
-                f"{name} is {quoted(environ[name])}, which is no whole number; unset it, or let a launcher set it."
+                f"{name} is {quoted(environ[name])}, which is not a whole number; unset it, or let a launcher set it."
             )
     if "RANK" not in environ:
         return
     count = int(environ.get("WORLD_SIZE", "2"))
     missing = [name for name in SET_TOGETHER if name not in environ and not (count == 1 and name == "MASTER_PORT")]
     if missing:
-        raise InputError(f"RANK is set and {', '.join(missing)} is not; unset it, or let a launcher set all of them.")
+        raise InputError(f"RANK is set, but {', '.join(missing)} is not; unset it, or let a launcher set all of them.")
     if int(environ["RANK"]) >= count:
         raise InputError(f"RANK is {environ['RANK']} of WORLD_SIZE {count}; ranks count from 0 to {count - 1}.")
     if count > 1 and not 0 < int(environ["MASTER_PORT"]) < 2**16:
         raise InputError(f"MASTER_PORT is {quoted(environ['MASTER_PORT'])}; give one between 1 and 65535.")
+
+
+def launched_rank() -> int:
+    """This process's number as the launcher gave it, whether or not there is a process group; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def speaks(environ: Mapping[str, str] = os.environ) -> bool:

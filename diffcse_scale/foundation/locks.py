@@ -13,7 +13,7 @@ from pathlib import Path
 from weakref import WeakSet
 
 from diffcse_scale.foundation.environment import host_name
-from diffcse_scale.foundation.errors import brief
+from diffcse_scale.foundation.errors import InputError, brief
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +24,16 @@ PAUSE, TOLD_AFTER, TOLD_AGAIN = 0.1, 2.0, 60.0  # seconds
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, taken: str) -> Iterator[None]:
     """Inside, nobody else has the lock on a file, where the file system has locks.
 
     Raises:
-        BlockingIOError: somebody else has it.
+        InputError: somebody else has it; `taken` says what that means.
     """
-    lock = Lock.take(path)
+    try:
+        lock = Lock.take(path)
+    except BlockingIOError:
+        raise InputError(taken) from None
     try:
         yield
     finally:
@@ -146,12 +149,12 @@ def _wait(file: Path, place: Path) -> tuple[Lock | None, bool]:
         except BlockingIOError:
             waited = True
             if time.monotonic() >= tell:
-                log.info("Waiting for %s, who prepares %s.", _holder(file), place)
+                log.info("Waiting for %s, which prepares %s.", _holder(file), place)
                 tell = time.monotonic() + TOLD_AGAIN
             time.sleep(PAUSE)
             continue
         if lock is None:
-            log.info("Nobody else is waited for: the file system of %s has no locks.", place)
+            log.info("Not waiting for other processes, because the file system of %s has no locks.", place)
         else:
             lock.sign()
         return lock, waited

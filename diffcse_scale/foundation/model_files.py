@@ -25,6 +25,14 @@ def existing_folder(name: str | Path) -> Path | None:
     return path if path.is_dir() else None
 
 
+def check_hub_name(name: str) -> None:
+    """Raises InputError where a model that is not a folder here cannot be one of the Hub either: its name is a path."""
+    if os.path.lexists(name):
+        raise InputError(f"Model {name} cannot be read: it is not a folder; give the folder of a model.")
+    if name.startswith((".", "~", "/")) or name.endswith("/") or name.count("/") > 1:
+        raise InputError(f"Model folder {name} does not exist.")
+
+
 def read_json(file: Path) -> Any:
     """The content of a JSON file.
 
@@ -45,7 +53,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     """
     content = read_json(file) if os.path.lexists(file) else {}
     if not isinstance(content, dict):
-        raise InputError(f"{file} holds no settings but a {type(content).__name__}; give an undamaged copy of it.")
+        raise InputError(f"{file} holds a {type(content).__name__} instead of settings; give an undamaged copy of it.")
     return content
 
 
@@ -61,7 +69,7 @@ def read_modules(folder: Path) -> list[dict[str, str]]:
     if not isinstance(modules, list) or not all(
         isinstance(module, dict) and all(isinstance(module.get(field), str) for field in fields) for module in modules
     ):
-        raise InputError(f"{file} is no list of modules with type and path; give an undamaged copy of it.")
+        raise InputError(f"{file} is not a list of modules with type and path; give an undamaged copy of it.")
     return modules
 
 

@@ -1,4 +1,4 @@
-"""JSON and YAML files of ours, read as what they may have become: cut, edited, or of another program."""
+"""Reads the program's own JSON and YAML files, which may have been cut, edited or replaced since."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _read(file: Path, schema: type[BaseModel] | None, parse: Callable[[str], Any
         reason = first_line(error).rstrip(".")
     else:
         return content
-    raise InputError(f"{file} is not what this program writes ({reason}); delete it or bring it back.") from None
+    raise InputError(f"{file} is not what this program writes ({reason}); delete or restore it.") from None
 
 
 def _finite(digits: str) -> float | None:

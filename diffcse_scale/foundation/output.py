@@ -1,11 +1,14 @@
-"""What a program prints, while somebody reads it and afterwards."""
+"""What a program prints, also after its reader has gone."""
 
 from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
+import shutil
 import sys
+import textwrap
 from typing import Any
 
 # what a pipe says that nobody reads from, and a terminal that was closed
@@ -25,6 +28,19 @@ class _Outliving(io.FileIO):
         os.dup2(nowhere, self.fileno())  # also for what libraries and workers write
         os.close(nowhere)
         return len(memoryview(data).cast("B"))
+
+
+def fitting(line: str) -> str:
+    """A line of words, broken where a terminal would break it within one; whole in a file or a pipe."""
+    if not sys.stdout.isatty():
+        return line
+    columns = shutil.get_terminal_size().columns
+    return textwrap.fill(line, columns, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+
+
+def quiet_deepspeed() -> None:
+    """From now on its import does not say that it found no accelerator: start table, `doctor` and errors do."""
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to" not in record.getMessage())
 
 
 def outlive_readers() -> None:

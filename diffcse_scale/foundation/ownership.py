@@ -83,7 +83,7 @@ def check_file(
     except OSError as error:
         raise InputError(f"{path} cannot be written ({system_reason(error)}); give another name.") from None
     if any(place == _real(source) or _real(source) in place.parents for source in sources):
-        raise InputError(f"{path} belongs to what is read, and is not {what}; give another name.")
+        raise InputError(f"{path} is part of the input, and is not {what}; give another name.")
     if not overwrite:
         advice = "give another name" + ("" if overwrite is None else ", or --overwrite to replace it")
         raise InputError(f"{path} exists and is not {what}, but {_seems(place)}; {advice}.")
@@ -161,13 +161,13 @@ def check_folder(
     folder = _real(path)
     for source in map(_real, sources):
         if source == folder or source in folder.parents or folder in source.parents:
-            raise InputError(f"{path} is, contains or lies in {source}, which is read; give another folder.")
+            raise InputError(f"{path} is, contains or is inside {source}, which is the input; give another folder.")
     put_back(folder)
     if not os.path.lexists(folder):
         _check_parent(folder, path)
         return Place(folder, command)
     if not folder.is_dir():
-        raise InputError(f"{path} is no folder; give another name.")
+        raise InputError(f"{path} is not a folder; give another name.")
     if not any(folder.iterdir()):
         return Place(folder, command)
     mark = _json(folder / MARK) or {}
@@ -232,7 +232,7 @@ def refuse_run_folder(path: Path) -> None:
         if all((run / name).is_file() for name in RUN_FILES):
             within = folder.relative_to(run).parts
             if not within or within[0] in RUN_FOLDERS:
-                raise InputError(f"{path} belongs to the run in {run}, which keeps it for itself; give another folder.")
+                raise InputError(f"{path} belongs to the run in {run}; give another folder.")
 
 
 def _taken_along(place: Place, fresh: Path) -> list[str]:
@@ -344,7 +344,7 @@ def _check_parent(place: Path, path: Path) -> None:
     """Raises InputError where `place` cannot be made."""
     parent = next(parent for parent in place.parents if os.path.lexists(parent))
     if not parent.is_dir():
-        raise InputError(f"{path} cannot be written: {parent} is no folder; give another name.")
+        raise InputError(f"{path} cannot be written: {parent} is not a folder; give another name.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"{path} cannot be written: no permission in {parent}; give another name.")
 

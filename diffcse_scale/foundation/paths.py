@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from diffcse_scale.foundation.errors import InputError, brief
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes: of Linux and its file systems
+
+
+def seen_from_here(path: str | Path) -> str:
+    """How a path is shown: seen from the working directory where that is shorter."""
+    return min(str(path), os.path.relpath(path), key=len)
 
 
 def given_path(path: str | Path) -> Path:
@@ -20,9 +26,11 @@ def given_path(path: str | Path) -> Path:
     try:
         place = Path(path).expanduser()
     except RuntimeError:
-        raise InputError(f"{shown}: there is no user of that name, or no home folder; give the whole path.") from None
+        raise InputError(
+            f"{shown}: there is no such user, or the user has no home folder; give the full path."
+        ) from None
     if "\0" in text:
-        raise InputError(f"{shown} has a NUL in it, which is in no path; give another name.")
+        raise InputError(f"{shown} contains a NUL, which no path may contain; give another name.")
     for name, most in (*((part, LONGEST_NAME) for part in place.parts), (str(place), LONGEST_PATH)):
         if (size := len(name.encode(errors="surrogateescape"))) > most:
             raise InputError(f"{shown} is too long: {size:,} bytes where {most:,} are allowed; give a shorter name.")

@@ -1,4 +1,4 @@
-"""What fails now and may go well a moment later: a file server's answer, room on a disk."""
+"""Retries what may succeed a moment later: a file server that does not answer, a disk that is full."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def until_written(write: Callable[[], None], what: str, patience: float = FOR_RO
                 raise
             if not waiting:
                 log.warning(
-                    "%s cannot be written yet: %s It is kept in memory, and tried again for %.0f minutes.",
+                    "%s cannot be written yet: %s It is kept in memory, and writing is tried again for %.0f minutes.",
                     what,
                     told(found),
                     patience / 60,

@@ -1,4 +1,4 @@
-"""The home of random state. Nothing is saved and restored: every draw is re-seeded from what it belongs to.
+"""All use of random state. Nothing is saved and restored: every draw is seeded from what it is for (seed, step, chunk).
 
 A seed derived from (recipe seed, what for, step, rank) makes a resumed run draw what an uninterrupted one would
 have drawn, and lets any part of a step be replayed. Corruption and sampling go further: they use one

@@ -1,9 +1,10 @@
-"""Whether the recipe of a run is as it was written: what is cut off would be taken for its default."""
+"""Checks that the recipe of a run is unchanged, because a field that is cut off would silently get its default."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.file_digest import sha256_of
@@ -18,8 +19,21 @@ def digest_of(text: str) -> dict[str, str]:
     return {KEY: hashlib.sha256(text.encode()).hexdigest()}
 
 
+def added_digest(record: dict[str, Any], text: str) -> dict[str, Any]:
+    """The same of a recipe that takes the place of the one in `record`: either may be there when a process is killed.
+
+    Nothing where the run was begun by an earlier version.
+    """
+    return {KEY: [*_recorded(record), *digest_of(text).values()]} if KEY in record else {}
+
+
+def _recorded(record: dict[str, Any]) -> list[str]:
+    found = record[KEY]
+    return found if isinstance(found, list) else [found]
+
+
 def check_recipe(run: Path) -> None:
     """Raises InputError if the recipe is not as it was written. Runs of earlier versions do not know."""
-    recorded = read_object(run / RECORD).get(KEY) if (run / RECORD).is_file() else None
-    if recorded is not None and sha256_of(run / RECIPE) != recorded:
-        raise InputError(f"{run / RECIPE} is not as it was written when the run began; bring it back.")
+    record = read_object(run / RECORD) if (run / RECORD).is_file() else {}
+    if record.get(KEY) is not None and sha256_of(run / RECIPE) not in _recorded(record):
+        raise InputError(f"{run / RECIPE} has changed since the run began; restore it.")

@@ -11,6 +11,7 @@ LOCK = ".lock"  # of the process that writes there
 STATUS = "status.json"  # where it is now (`diffcse-scale status`)
 STOP = "stop"  # put there by whoever wants the run to checkpoint and leave; it is taken away when that is done
 METRICS = "metrics.jsonl"  # a row a log line and a row an evaluation
+TRACKING = "tracking"  # what the trackers of --track keep here, a folder each (`trackers.py`)
 CHECKPOINTS = "checkpoints"  # to resume from (`manifest.py`)
 HANG = "hang"  # stacks of the ranks that waited for a silent one (`watchdog.py`)
 NONFINITE = "nonfinite"  # what was found where numbers were not finite (`nonfinite.py`)

@@ -1,4 +1,4 @@
-"""The signals that ask a process to stop, and who hears them.
+"""The signals that ask a process to stop, and their handlers.
 
 Python calls a handler in the main thread, between two of its instructions: not while that waits in C, as for another
 rank. Whoever presses Ctrl-C wants an end all the same, so a thread hears it too.

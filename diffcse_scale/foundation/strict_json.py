@@ -1,4 +1,4 @@
-"""JSON as others read it: it has no NaN and no infinity."""
+"""JSON that any program can read: it has no NaN and no infinity."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def read_text(path: str | Path, called: str, otherwise: str) -> str:
         if not file.is_file():  # a folder, or a pipe that nobody writes to
             raise InputError(f"{called} cannot be read: no such file; {otherwise}.")
         if file.stat().st_size > LARGEST:
-            raise InputError(f"{called} is larger than {LARGEST >> 20} MiB, which this is not for.")
+            raise InputError(f"{called} is larger than {LARGEST >> 20} MiB, which is too large here.")
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{called} is not UTF-8 at byte {error.start + 1}; save it as UTF-8.") from None

@@ -59,7 +59,7 @@ def make_edits(recipe: Recipe, tokenizers: Tokenizers) -> TokenizedCorpus:
         with shared_lock(folder), unfinished(folder, cache) as fresh:
             missing, damaged = missing_versions(folder, tokens, cache, wanted)
             if damaged:
-                log.error("Made again, for it is damaged: %s (%s).", folder, ", ".join(damaged))
+                log.error("Made again, because it is damaged: %s (%s).", folder, ", ".join(damaged))
             if missing:
                 _make(recipe, tokens, fresh, missing)
                 _place(fresh, folder, wanted)

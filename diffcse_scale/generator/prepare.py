@@ -16,7 +16,9 @@ def prepare_corpus(recipe: Recipe) -> None:
         tokens = tokenize(recipe.data, tokenizers.streams, seed=recipe.seed)
     else:
         tokens = make_edits(recipe, tokenizers)
-    print(f"{len(tokens):,} sentences are ready in {cache_folder(recipe.data)}; {tokens}. The first as they were read:")
+    print(
+        f"{len(tokens):,} sentences are ready in {cache_folder(recipe.data)}; {tokens}. The first, as they were read:"
+    )
     if tokens.report.pairs:
         print(f"  ({tokens.report.pairs})")
     for row in tokens.first:

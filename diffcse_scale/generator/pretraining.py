@@ -11,49 +11,48 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import signal
-import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
     BertConfig,
     BertForMaskedLM,
-    DataCollatorForLanguageModeling,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 
-from diffcse_scale.distributed import agree
+from diffcse_scale.distributed import broadcast_object, is_main
 from diffcse_scale.foundation.durable import apply_umask, publish, save_weights
 from diffcse_scale.foundation.environment import environment
 from diffcse_scale.foundation.errors import InputError, RunEnded, disk_errors_at
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.foundation.finite import NotFinite
+from diffcse_scale.foundation.launched import launched_rank
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.patience import until_written
 from diffcse_scale.foundation.randomness import seed_everything, seed_initial_numbers
 from diffcse_scale.foundation.secrets import masked
 from diffcse_scale.foundation.signals import listening
 from diffcse_scale.foundation.strict_json import to_json
+from diffcse_scale.generator.masked_lm_trainer import IGNORED, MaskedLMTrainer, Masking, StopRequest, masked_logits
 from diffcse_scale.generator.pretrain_options import PretrainOptions
+from diffcse_scale.generator.spelling import Spelling, spelling_of
+from diffcse_scale.generator.unfinished import PROCESSES, TEXT, Unfinished
 from diffcse_scale.generator.wordpiece import wordpiece_of
 from diffcse_scale.model.attention import choose_attention_kernels
 from diffcse_scale.model.backbone import load_masked_lm, load_tokenizer
 from diffcse_scale.model.fits import check_fits
-from diffcse_scale.text.sentences import GroupedByLength, Sentences
+from diffcse_scale.text.sentences import Sentences
 from diffcse_scale.text.tokenizers import known_ids
 from diffcse_scale.text.tokens import tokenize
-
-IGNORED = -100  # label of a token that is not predicted, as everywhere in transformers
 
 
 def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
@@ -66,56 +65,115 @@ def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
         The record: options, loss curve, loss and accuracy on held-out text before and after, machine, command.
 
     Raises:
-        InputError: the output holds something, the base is not a masked LM, or the corpus cannot be used.
-        RunEnded: a signal asked for an end while it trained; what was learnt by then is written all the same.
+        InputError: the output holds something, the base is not a masked LM, the corpus cannot be used, another process
+            trains for this output, or what it was interrupted at is another training.
+        RunEnded: a signal asked for an end while it trained; the same call goes on from there.
     """
-    output = _output(options)
-    if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"Output {options.output} already exists; choose another folder or remove it.")
     if options.seconds is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # each process has its own clock: one would stop a step before the others, which would wait for it
         raise InputError("seconds limits a single process only; give steps to train with several.")
-    seed_everything(options.seed)
-    tokenizer = _tokenizer(options)
-    model = _model(options, tokenizer)
-    train, held_out = _sentences(options, tokenizer).split(options.held_out, options.seed)
+    _refuse_existing(options)
+    unfinished = Unfinished(_output(options))
+    if launched_rank() > 0:
+        return _pretrain(options, unfinished)
+    with unfinished.held(options.output):
+        _refuse_existing(options)  # by another process, until now
+        record = _pretrain(options, unfinished)
+        unfinished.remove()
+    return record
 
-    arguments = _arguments(options)
+
+def _refuse_existing(options: PretrainOptions) -> None:
+    output = _output(options)
+    if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"Output {options.output} already exists; choose another folder or remove it.")
+
+
+def _pretrain(options: PretrainOptions, unfinished: Unfinished) -> dict[str, Any]:
+    transformers.utils.logging.disable_progress_bar()
+    seed_everything(options.seed)
+    unfinished.check(_settings(options))  # before a vocabulary is learnt and the text tokenized
+    spelling = None if options.base or options.tokenizer else _spelling(options)
+    tokenizer = _tokenizer(options, spelling)
+    model = _model(options, tokenizer)
+    corpus = _sentences(options, tokenizer)
+    facts = {**_settings(options), TEXT: corpus.tokens.fingerprint}
+    unfinished.check(facts)
+    train, held_out = corpus.split(options.held_out, options.seed)
+
+    arguments = _arguments(options, unfinished)
     # only then the Trainer, which begins with a random state of its own: the evaluation draws from what it finds
     before = held_out_accuracy(model.to(arguments.device), tokenizer, held_out, options)
-    trainer, asked = _trainer(options, arguments, model, tokenizer, train), StopRequest()
+    state = broadcast_object(unfinished.newest())
+    _drop_out(model, options.dropout)
+    trainer = MaskedLMTrainer(
+        unfinished,
+        facts,
+        model=model,
+        args=arguments,
+        data_collator=_collator(tokenizer, options),
+        train_dataset=train,
+        processing_class=tokenizer,
+    )
+    asked = StopRequest(trainer.pace, 60 * options.save_minutes, options.seconds)
     trainer.add_callback(asked)
+    if state is not None and is_main():
+        print(f"Continuing from {state}; remove {unfinished.folder} to start over.", flush=True)
     with listening(asked.hear):
-        start = time.perf_counter()
-        trainer.train()
-        minutes = (time.perf_counter() - start) / 60
-        after = held_out_accuracy(model, tokenizer, held_out, options)
+        trainer.train(resume_from_checkpoint=None if state is None else str(state))
+        if asked.by is not None:
+            raise RunEnded(_stopped(asked.by, trainer, unfinished), ExitCode.STOPPED)
+        minutes = trainer.pace.seconds() / 60
+        try:
+            after = held_out_accuracy(model, tokenizer, held_out, options)
+        except NotFinite:
+            if is_main():
+                unfinished.remove()  # nobody goes on from there
+            raise
 
         record = {
             "options": options.model_dump(mode="json"),
+            "vocabulary": None if spelling is None else asdict(spelling),
             "sentences": {"train": len(train), "held_out": len(held_out)},
             "steps": trainer.state.global_step,
             "minutes": round(minutes, 2),
-            "loss": [
-                {"step": entry["step"], "loss": round(entry["loss"], 4)}
-                for entry in trainer.state.log_history
-                if "loss" in entry
-            ],
+            "loss": _loss_curve(trainer),
             "held_out_before": before,
             "held_out_after": after,
             "parameters": model.num_parameters(),
             "environment": environment(),
             "command": masked(options.command()),
         }
-        if trainer.is_world_process_zero():
+        if is_main():
             until_written(lambda: _save(options, model, tokenizer, record), "The trained generator")
-    if asked.by is not None:
-        raise RunEnded(
-            f"Stopped by {asked.by} after step {trainer.state.global_step} of {options.steps}; what was learnt is in "
-            f"{options.output}: go on from it with --base {options.output} and another --output.",
-            ExitCode.STOPPED,
-        )
     return record
+
+
+def _loss_curve(trainer: MaskedLMTrainer) -> list[dict[str, float]]:
+    entries = (entry for entry in trainer.state.log_history if "loss" in entry)
+    return [{"step": entry["step"], "loss": round(entry["loss"], 4)} for entry in entries]
+
+
+def _stopped(by: str, trainer: MaskedLMTrainer, unfinished: Unfinished) -> str:
+    """How it ended, and what is kept."""
+    state, step = unfinished.newest(), trainer.state.global_step
+    kept = f"the same command continues from {state}" if state is not None else "nothing is kept"
+    return f"Stopped by {by} after step {step} of {trainer.state.max_steps}; {kept}."
+
+
+def _settings(options: PretrainOptions) -> dict[str, Any]:
+    """What the result is a function of beside the text, which counts, and not where it lies."""
+    elsewhere = {"files", "columns", "separator", "header", "limit", "workers"}  # the tokens say it
+    without = {"output", "seconds", "log_every", "save_minutes", *elsewhere}
+    settings = options.model_dump(mode="json", exclude=without)
+    return {**settings, PROCESSES: int(os.environ.get("WORLD_SIZE", "1"))}
+
+
+def _drop_out(model: PreTrainedModel, probability: float | None) -> None:
+    """Of the modules, not of the configuration, which is saved."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and probability is not None:
+            module.p = probability
 
 
 def held_out_accuracy(
@@ -137,7 +195,7 @@ def held_out_accuracy(
         for batch in loader:
             batch = {name: value.to(model.device) for name, value in batch.items()}
             labels = batch.pop("labels")
-            logits = _masked_logits(model, model, batch, labels != IGNORED).float()
+            logits = masked_logits(model, model, batch, labels != IGNORED).float()
             labels = labels[labels != IGNORED]
             loss += F.cross_entropy(logits, labels, reduction="sum").item()
             right += int((logits.argmax(-1) == labels).sum())
@@ -151,77 +209,18 @@ def held_out_accuracy(
     return {"loss": round(loss / count, 4), "accuracy": round(right / count, 4), "masked_tokens": count}
 
 
-class MaskedLMTrainer(Trainer):
-    """A Trainer whose vocabulary head reads masked tokens only: the same loss, 2.4 times faster if tiny."""
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
-        labels = inputs.pop("labels")
-        logits = _masked_logits(model, self.accelerator.unwrap_model(model), inputs, labels != IGNORED)
-        labels = labels[labels != IGNORED]
-        # a sum: of one short sentence perhaps nothing is masked, and a mean over nothing is not a number
-        return F.cross_entropy(logits.float(), labels, reduction="sum") / max(len(labels), 1)
-
-    def _get_train_sampler(self, dataset: Any = None) -> GroupedByLength:
-        # the argument "group_by_length" means the same, but reads the sentences for their lengths
-        assert isinstance(self.train_dataset, Sentences)
-        return GroupedByLength(self.args.train_batch_size, self.train_dataset.lengths())
+def _spelling(options: PretrainOptions) -> Spelling:
+    spelling = spelling_of(options.data(), options.languages, options.lowercase)
+    if launched_rank() == 0:
+        print(f"Vocabulary: {spelling}.", flush=True)
+    return spelling
 
 
-class TimeLimit(TrainerCallback):
-    """Stops the training when `seconds` have passed."""
-
-    def __init__(self, seconds: float) -> None:
-        self.deadline = time.monotonic() + seconds
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_training_stop |= time.monotonic() > self.deadline
-
-
-class StopRequest(TrainerCallback):
-    """Stops the training of all ranks after the step in which a signal asked one of them to.
-
-    Attributes:
-        by: the signal in words, once training has stopped for it.
-    """
-
-    def __init__(self) -> None:
-        self.by: str | None = None
-        self._number = 0
-
-    def hear(self, number: int, _: object) -> None:
-        """A handler of signals."""
-        self._number = number
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        (number,) = agree(self._number)
-        if number and not control.should_training_stop:
-            self.by = f"signal {signal.Signals(number).name.removeprefix('SIG')}"
-            control.should_training_stop = True
-
-
-def _masked_logits(
-    model: nn.Module, bare: PreTrainedModel, inputs: dict[str, torch.Tensor], masked: torch.Tensor
-) -> torch.Tensor:
-    """Logits [masked tokens, vocabulary] of `model` (`bare`, or a wrapper of it); `masked`: bool [rows, length].
-
-    A hook takes the other tokens away between trunk and head: right wherever the head is position-wise.
-    """
-
-    def keep_masked(_module: nn.Module, _arguments: Any, output: Any) -> Any:
-        output["last_hidden_state"] = output.last_hidden_state[masked].unsqueeze(0)
-        return output
-
-    hook = bare.base_model.register_forward_hook(keep_masked)
-    try:
-        return model(**inputs).logits.squeeze(0)
-    finally:
-        hook.remove()
-
-
-def _tokenizer(options: PretrainOptions) -> PreTrainedTokenizerBase:
+def _tokenizer(options: PretrainOptions, spelling: Spelling | None) -> PreTrainedTokenizerBase:
+    if spelling is not None:
+        return wordpiece_of(options.data(), options.vocab_size, spelling, options.character_coverage)
     source = options.base or options.tokenizer
-    if source is None:
-        return wordpiece_of(options.data(), options.vocab_size, options.lowercase, options.character_coverage)
+    assert source is not None
     tokenizer = load_tokenizer(source)
     if tokenizer.mask_token is None:
         raise InputError(f"Tokenizer of {source} has no mask token; choose that of a masked language model.")
@@ -230,8 +229,7 @@ def _tokenizer(options: PretrainOptions) -> PreTrainedTokenizerBase:
 
 def _sentences(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) -> Sentences:
     """The corpus as training reads it: one process makes it, and all map it."""
-    main = int(os.environ.get("RANK", "0")) == 0
-    sentences = Sentences(tokenize(options.data(), [tokenizer], main=main), tokenizer)
+    sentences = Sentences(tokenize(options.data(), [tokenizer], main=launched_rank() == 0), tokenizer)
     needed = options.held_out + options.batch_size
     if len(sentences) < needed:
         raise InputError(
@@ -263,13 +261,13 @@ def _model(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) -> PreT
     )
 
 
-def _collator(tokenizer: PreTrainedTokenizerBase, options: PretrainOptions) -> DataCollatorForLanguageModeling:
-    return DataCollatorForLanguageModeling(tokenizer, mlm_probability=options.masking_ratio, seed=options.seed)
+def _collator(tokenizer: PreTrainedTokenizerBase, options: PretrainOptions) -> Masking:
+    return Masking(tokenizer, mlm_probability=options.masking_ratio, seed=options.seed)
 
 
-def _arguments(options: PretrainOptions) -> TrainingArguments:
+def _arguments(options: PretrainOptions, unfinished: Unfinished) -> TrainingArguments:
     arguments = TrainingArguments(
-        output_dir=str(_partial(options)),  # nothing is written there before the end
+        output_dir=str(unfinished.partial),
         max_steps=options.steps,
         per_device_train_batch_size=options.batch_size,
         learning_rate=options.learning_rate,
@@ -283,32 +281,12 @@ def _arguments(options: PretrainOptions) -> TrainingArguments:
         remove_unused_columns=False,
         logging_steps=options.log_every,
         logging_nan_inf_filter=False,  # which would show a mean in place of a NaN
-        save_strategy="no",
+        save_strategy="no",  # but when it is asked for
+        disable_tqdm=True,
         report_to="none",
     )
     arguments._n_gpu = 1  # several devices: torchrun. DataParallel would split the batch beneath the hook
     return arguments
-
-
-def _trainer(
-    options: PretrainOptions,
-    arguments: TrainingArguments,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sentences,
-) -> MaskedLMTrainer:
-    if options.dropout is not None:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = options.dropout  # not the configuration, which is saved
-    return MaskedLMTrainer(
-        model=model,
-        args=arguments,
-        data_collator=_collator(tokenizer, options),
-        train_dataset=sentences,
-        processing_class=tokenizer,
-        callbacks=[TimeLimit(options.seconds)] if options.seconds else [],
-    )
 
 
 def _output(options: PretrainOptions) -> Path:

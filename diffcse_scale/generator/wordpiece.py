@@ -15,40 +15,47 @@ from transformers import BertTokenizer
 
 from diffcse_scale.foundation.durable import write_durably
 from diffcse_scale.foundation.strict_json import to_json
+from diffcse_scale.generator.spelling import Spelling
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.cache import cache_folder, fingerprint
 from diffcse_scale.text.corpus import corpus_fingerprint, read_corpus
 from diffcse_scale.text.prepared import prepared
 
 # part of every cached name: raise it when the way of learning changes
-FORMAT = 1
+FORMAT = 2
 TOGETHER = 1_000_000  # characters that are looked at at a time
+UNCASED = Spelling()
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
 
 
 def wordpiece_of(
-    data: DataRecipe, vocab_size: int, lowercase: bool = True, character_coverage: float = 0.9995
+    data: DataRecipe, vocab_size: int, spelling: Spelling = UNCASED, character_coverage: float = 0.9995
 ) -> BertTokenizer:
     """A tokenizer of BERT's form with at most `vocab_size` entries, learnt on a corpus, or learnt before.
 
     Every rank calls it: one learns, and all read from the cache.
 
     Args:
-        lowercase: also removes accents, as bert-base-uncased does.
+        spelling: what becomes of capitals and accents; by default both go, as in bert-base-uncased.
         character_coverage: share of the text that the characters of the vocabulary spell. The rest becomes
             [UNK]: each rare character would cost two entries, and a web corpus has thousands.
     """
-    name = fingerprint(FORMAT, corpus_fingerprint(data), data.limit, vocab_size, lowercase, character_coverage)
+    settings = (spelling.lowercase, spelling.accents, character_coverage)
+    name = fingerprint(FORMAT, corpus_fingerprint(data), data.limit, vocab_size, *settings)
 
     def learn(fresh: Path) -> None:
         corpus, _ = read_corpus(data)
         columns = [corpus.select_columns(column).rename_column(column, "text") for column in corpus.column_names]
         text = datasets.concatenate_datasets(columns)
-        write_durably(to_json(_learn(text, vocab_size, lowercase, character_coverage)), fresh)
+        write_durably(to_json(_learn(text, vocab_size, spelling, character_coverage)), fresh)
 
     cache = cache_folder(data)
     vocabulary = prepared(cache / f"wordpiece-{name}.json", cache, _read, learn)
-    return BertTokenizer(vocab=vocabulary, do_lower_case=lowercase)
+    return _tokenizer(spelling, vocabulary)
+
+
+def _tokenizer(spelling: Spelling, vocabulary: dict[str, int] | None = None) -> BertTokenizer:
+    return BertTokenizer(vocab=vocabulary, do_lower_case=spelling.lowercase, strip_accents=not spelling.accents)
 
 
 def _read(file: Path) -> dict[str, int]:
@@ -59,9 +66,9 @@ def _read(file: Path) -> dict[str, int]:
     return vocabulary
 
 
-def _learn(text: datasets.Dataset, vocab_size: int, lowercase: bool, character_coverage: float) -> dict[str, int]:
+def _learn(text: datasets.Dataset, vocab_size: int, spelling: Spelling, character_coverage: float) -> dict[str, int]:
     """Tokens and their numbers, in the order of these, from the column `text`."""
-    backend = BertTokenizer(do_lower_case=lowercase).backend_tokenizer
+    backend = _tokenizer(spelling).backend_tokenizer
     characters, continuing = _characters(text, backend)
     counts = sorted(characters.values(), reverse=True)
     wanted = character_coverage * sum(counts)

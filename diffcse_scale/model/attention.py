@@ -1,4 +1,4 @@
-"""Which way a backbone looks, and which of PyTorch's kernels may do it.
+"""Causal or bidirectional attention of a backbone, and which of PyTorch's kernels may compute it.
 
 Decoder-only models see earlier tokens only, unless they are told otherwise.
 """
@@ -51,8 +51,7 @@ def attend_both_ways(backbone: PreTrainedModel) -> None:
     # transformers' own masks obey config.is_causal; a family that makes its own may ignore it in silence
     if not hasattr(sys.modules[type(backbone).__module__], "create_causal_mask"):
         raise InputError(
-            f"{type(backbone).__name__} builds its attention mask by itself and stays causal; "
-            "leave model.attention out."
+            f"{type(backbone).__name__} builds its attention mask itself and stays causal; leave model.attention out."
         )
     backbone.config.is_causal = False
 

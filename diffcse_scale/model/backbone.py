@@ -23,7 +23,8 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from diffcse_scale.embedded import backbone_path
 from diffcse_scale.foundation.errors import InputError
-from diffcse_scale.foundation.model_files import ADAPTER_FILE, existing_folder, network_folder
+from diffcse_scale.foundation.hub_reach import fetching, offline, only_cached
+from diffcse_scale.foundation.model_files import ADAPTER_FILE, check_hub_name, existing_folder, network_folder
 from diffcse_scale.model.damage import damage_told
 from diffcse_scale.model.fits import check_vocabulary
 from diffcse_scale.model.pooling import POOLINGS
@@ -44,15 +45,29 @@ def resolve(name: str) -> str:
         network = network_folder(folder)
         if (network / ADAPTER_FILE).is_file():
             raise InputError(
-                f"Model folder {name} holds adapters ({ADAPTER_FILE}), no whole network; give their base, or a folder "
-                "into which they are merged."
+                f"Model folder {name} holds adapters ({ADAPTER_FILE}), not a complete network; give their base, or a "
+                "folder with the merged weights."
             )
         if not (network / "config.json").is_file():
             raise InputError(f"Model folder {name} has no config.json; give the folder that save_pretrained wrote.")
         return str(network)
-    if name.startswith((".", "~", "/")) or name.count("/") > 1:
-        raise InputError(f"Model folder {name} does not exist.")
+    check_hub_name(name)
     return name
+
+
+@contextmanager
+def reading(what: str, name: str) -> Iterator[None]:
+    """Inside, files of the model `name` are read, which may be one of the Hub; `what` is in messages.
+
+    Raises:
+        InputError: as `damage_told` and `only_cached`.
+    """
+    if name == EMBEDDED or not only_cached(name):
+        with damage_told(what, existing_folder(name)):
+            yield
+        return
+    with offline(), damage_told(what, advice=fetching(name)):
+        yield
 
 
 _weightless: ContextVar[bool] = ContextVar("weightless", default=False)
@@ -75,14 +90,14 @@ def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     Raises:
         InputError: it cannot be loaded, asks for code of its own, or is that of another kind of model.
     """
-    with damage_told(f"Model {name}", existing_folder(name)):
+    with reading(f"Model {name}", name):
         if not trust_remote_code:
             refuse_own_code(PreTrainedConfig.get_config_dict(resolve(name))[0], "config.json", name)
         config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
     kind = "an encoder-decoder" if config.is_encoder_decoder else "not a model of text alone"
     if config.is_encoder_decoder or config.get_text_config() is not config or not hasattr(config, "hidden_size"):
         raise InputError(
-            f"Model {name} ({config.model_type}) is {kind}, which has no one network from tokens to token vectors; "
+            f"Model {name} ({config.model_type}) is {kind}, which has no single network from tokens to token vectors; "
             "choose an encoder such as BERT or a decoder-only model such as Qwen3."
         )
     return config
@@ -96,7 +111,7 @@ def _from_pretrained(factory: Any, name: str, trust_remote_code: bool, **options
     if _weightless.get():
         config, dtype = options["config"], options["dtype"]
         return factory.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    with damage_told(f"Model {name}", existing_folder(name)), weights_checked():
+    with reading(f"Model {name}", name), weights_checked():
         model = factory.from_pretrained(resolve(name), trust_remote_code=trust_remote_code, **options)
     if model.main_input_name != "input_ids":
         raise InputError(f"Model {name} ({model.config.model_type}) reads {model.main_input_name}, not tokens.")
@@ -141,7 +156,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     Raises:
         InputError: it cannot be loaded, has no vocabulary, or there is nothing to pad with.
     """
-    with damage_told(f"Tokenizer of {name}", existing_folder(name)):
+    with reading(f"Tokenizer of {name}", name):
         if not trust_remote_code:
             refuse_own_code(get_tokenizer_config(resolve(name)), "tokenizer_config.json", name)
         tokenizer = AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)

@@ -1,4 +1,4 @@
-"""What libraries make of a damaged model, in one sentence."""
+"""Turns the libraries' errors about a damaged model into one sentence."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def damage_told(what: str, folder: Path | None = None, advice: str = "") -> Iter
     except Exception as error:
         if _raised_by(error, "deepspeed"):  # which partitions what is read, at ZeRO-3
             raise InputError(
-                f"DeepSpeed's configuration cannot be followed where {what} is loaded: {_in_words(error)}; change it."
+                f"DeepSpeed's configuration cannot be used to load {what}: {_in_words(error)}; change it."
             ) from error
         why = (folder and _damaged_file(folder)) or _in_words(error)
         advice = advice or ("give an undamaged copy of it" if folder else "")

@@ -82,9 +82,20 @@ class RTDHead(nn.Linear):
         self.official = fidelity == "official"
 
     def forward(  # type: ignore[override]
-        self, hidden: Tensor, original_ids: Tensor, edited_ids: Tensor, attention_mask: Tensor
-    ) -> RTDLoss:
-        """hidden: [B, L, H]; the others [B, L] int64. A token is replaced where edited and original ids differ."""
+        self,
+        hidden: Tensor,
+        original_ids: Tensor | None = None,
+        edited_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> RTDLoss | Tensor:
+        """hidden: [B, L, H]; the others [B, L] int64. A token is replaced where edited and original ids differ.
+
+        Returns:
+            The loss; of `hidden` alone the logits, [B, L] float32, that each token was replaced.
+        """
+        if original_ids is None or edited_ids is None or attention_mask is None:
+            logits = super().forward(hidden).float()
+            return logits[..., 1] - logits[..., 0] if self.official else logits.squeeze(-1)
         if self.official:
             return self._official(hidden, original_ids, edited_ids, attention_mask)
         loss_sum, counts = replaced_token_bce(
@@ -96,11 +107,6 @@ class RTDHead(nn.Linear):
             attention_mask.flatten().bool(),
         )
         return RTDLoss(loss_sum, counts)
-
-    def probability(self, hidden: Tensor) -> Tensor:
-        """How probable it is that each token was replaced, [B, L] float32; hidden: [B, L, H]."""
-        logits = super().forward(hidden).float()
-        return logits.softmax(-1)[..., 1] if self.official else logits.squeeze(-1).sigmoid()
 
     def positions(self, attention_mask: Tensor) -> Tensor:
         """How many tokens the loss is summed over, 0-dim int64: the real ones, in `official` all."""

@@ -64,18 +64,18 @@ def check_fits(
     last = known_ids(tokenizer)[-1]
     if rows is not None and last >= rows:
         raise InputError(
-            f"Model {name} has embeddings for {rows} ids, and its tokenizer writes ids up to {last}; give it the "
+            f"Model {name} has embeddings for {rows} ids, but its tokenizer writes ids up to {last}; give it the "
             "tokenizer files that belong to it."
         )
     limit, trained = positions(network), trained_length(network)
     for field, length in lengths.items():
         if length <= tokenizer.num_special_tokens_to_add():
-            raise InputError(f"{field} = {length} has no room beside the special tokens of {name}; raise it.")
+            raise InputError(f"{field} = {length} leaves no room besides the special tokens of {name}; raise it.")
         if limit is not None and length > limit:
             raise InputError(f"{field} = {length} is more than the {limit} positions of {name}; lower it.")
         if trained is not None and length > trained:
             log.warning(
-                "%s = %d is more than the %d tokens that %s was made for; it can read them, how well is not known.",
+                "%s = %d is more than the %d tokens that %s was trained for; how well it reads more is unknown.",
                 field, length, trained, name,
             )  # fmt: skip
 

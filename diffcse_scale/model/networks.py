@@ -56,7 +56,7 @@ class DiffCSENetworks(nn.Module):
         self.encoder = Encoder(backbone, pooling)
         seed_initial_numbers(seed, "projection")
         initializer_range = getattr(backbone.config, "initializer_range", 0.02)
-        self.projection = make_projection(projection, width, initializer_range, ranks)
+        self.projection = make_projection(projection, width, initializer_range, ranks, objective.contrasts_in_float32)
 
     def forward(self, function: Callable[..., T], *arguments: object) -> T:
         """`function(self, *arguments)`.
@@ -82,6 +82,12 @@ class DiffCSENetworks(nn.Module):
         hidden = self.discriminator(edited_ids, mask, z, chunk.original_real)
         loss: RTDLoss = self.rtd_head(hidden, original_ids, edited_ids, mask)
         return loss
+
+    def logits(self, chunk: Chunk, edited: Tensor, z: Tensor) -> Tensor:
+        """What `detect` judges by: logits, [C * S, L] float32, that each token was replaced; no meaning on padding."""
+        mask, edited_ids = _flat(chunk.original_mask, edited)
+        found: Tensor = self.rtd_head(self.discriminator(edited_ids, mask, z, chunk.original_real))
+        return found
 
     def touch(self, chunk: Chunk) -> Tensor:
         """Zero, 0-dim, with a graph to every trained parameter: one row of a chunk goes through all networks."""

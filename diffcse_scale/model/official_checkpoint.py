@@ -78,7 +78,7 @@ def load_official_checkpoint(model: DiffCSENetworks, folder: Path) -> list[str]:
         raise InputError(f"Checkpoint {folder} does not fit: {str(error).splitlines()[-1].strip()}") from None
     check_finite(model, str(folder))
     if missing := sorted({name.split(".")[0] for name in result.missing_keys}):
-        log.warning("Checkpoint %s has no weights for all of %s, which start anew.", folder, ", ".join(missing))
+        log.warning("Checkpoint %s lacks weights of %s, which are initialized anew.", folder, ", ".join(missing))
     return list(result.missing_keys)
 
 
@@ -89,6 +89,6 @@ def _read(folder: Path) -> dict[str, Tensor]:
         if (folder / "pytorch_model.bin").is_file():
             state = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
             if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-                raise InputError(f"Checkpoint {folder}: pytorch_model.bin holds other things than tensors by name.")
+                raise InputError(f"Checkpoint {folder}: pytorch_model.bin holds something other than named tensors.")
             return state
     raise InputError(f"Checkpoint {folder} has neither model.safetensors nor pytorch_model.bin.")

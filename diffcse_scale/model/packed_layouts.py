@@ -38,7 +38,7 @@ class PackedRows(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A way.
+    """One way to compute attention on packed rows.
 
     Attributes:
         takes: query [1, heads, T, D], probability of dropout and rows to whether it can be gone.

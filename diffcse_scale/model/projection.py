@@ -77,10 +77,22 @@ class MLPProjection(nn.Module):
 
 
 class BatchNormProjection(nn.Module):
-    """Linear(H, 2H) - BatchNorm - ReLU - Linear(2H, H) - BatchNorm without affine, width H to H."""
+    """Linear(H, 2H) - BatchNorm - ReLU - Linear(2H, H) - BatchNorm without affine, width H to H.
 
-    def __init__(self, width: int, initializer_range: float = 0.02, ranks: Ranks = PROCESS_GROUP) -> None:
+    Args:
+        in_float32: whether z stays as the last BatchNorm has it, in at least float32, or gets the dtype that the
+            linear layers compute in.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        initializer_range: float = 0.02,
+        ranks: Ranks = PROCESS_GROUP,
+        in_float32: bool = True,
+    ) -> None:
         super().__init__()
+        self.in_float32 = in_float32
         self.net = nn.Sequential(
             nn.Linear(width, 2 * width, bias=False),
             GlobalBatchNorm(2 * width, ranks=ranks),
@@ -93,15 +105,25 @@ class BatchNormProjection(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """[rows, H] to [rows, H]; rows of all views together, as in the official program."""
-        hidden = embeddings
+        hidden, computed_in = embeddings, embeddings.dtype
         for layer in self.net:
-            # GlobalBatchNorm returns float32; a bfloat16 model's linear layers want their own dtype
-            hidden = layer(hidden.to(layer.weight.dtype) if isinstance(layer, nn.Linear) else hidden)
-        return hidden
+            if isinstance(layer, nn.Linear):
+                # GlobalBatchNorm returns float32; a bfloat16 model's linear layers want their own dtype
+                hidden = layer(hidden.to(layer.weight.dtype))
+                computed_in = hidden.dtype
+            else:
+                hidden = layer(hidden)
+        return hidden if self.in_float32 else hidden.to(computed_in)
 
 
-def make_projection(kind: str, width: int, initializer_range: float = 0.02, ranks: Ranks = PROCESS_GROUP) -> nn.Module:
-    """`batchnorm`, `mlp` or `none`, of width H; `ranks` are those that have the batch together."""
+def make_projection(
+    kind: str,
+    width: int,
+    initializer_range: float = 0.02,
+    ranks: Ranks = PROCESS_GROUP,
+    in_float32: bool = True,
+) -> nn.Module:
+    """`batchnorm`, `mlp` or `none`, of width H; `ranks`: those that have the batch together; `in_float32`: its z."""
     if kind == "batchnorm":
-        return BatchNormProjection(width, initializer_range, ranks)
+        return BatchNormProjection(width, initializer_range, ranks, in_float32)
     return MLPProjection(width, initializer_range) if kind == "mlp" else nn.Identity()

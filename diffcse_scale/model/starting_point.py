@@ -22,7 +22,7 @@ from diffcse_scale.foundation.model_files import (
     read_modules,
     read_settings,
 )
-from diffcse_scale.model.damage import damage_told
+from diffcse_scale.model.backbone import reading
 from diffcse_scale.model.pooling import POOLINGS
 from diffcse_scale.recipe import EMBEDDED, Recipe
 
@@ -36,7 +36,7 @@ def left_out(recipe: Recipe) -> list[str]:
         InputError: a file of it cannot be read.
     """
     name = recipe.model.encoder
-    with damage_told(f"Model {name}", existing_folder(name)):
+    with reading(f"Model {name}", name):
         return list(_left_out(recipe))
 
 

@@ -77,7 +77,7 @@ def check_finite(network: nn.Module, name: str) -> None:
         found = sorted(set().union(*gather_objects(found)))
     if found:
         raise InputError(
-            f"Model {name} has weights that are not finite numbers: {found[0]} ({len(found)} such in all); give an "
+            f"Model {name} has weights that are not finite numbers: {found[0]} ({len(found)} in all); give an "
             "undamaged copy of it."
         )
 
@@ -87,19 +87,19 @@ def _check(model: PreTrainedModel, report: dict[str, Any], name: str, tolerated:
     needs = type(model).__name__
     if missing := _without_poolers(report["missing_keys"]):
         raise InputError(
-            f"Model {name} has no trained weights for {missing[0]} ({len(missing)} such in all), which {needs} needs; "
-            "choose a model that was trained as one."
+            f"Model {name} has no trained weights for {missing[0]} ({len(missing)} in all), which {needs} needs; "
+            "choose a model that has them."
         )
     if mismatched := _without_poolers({key: sizes for key, *sizes in report["mismatched_keys"]}):
         stored, expected = next(sizes for key, *sizes in report["mismatched_keys"] if key == mismatched[0])
         raise InputError(
             f"Model {name} has weights of another shape than its configuration: {mismatched[0]} is {list(stored)}, not "
-            f"{list(expected)} ({len(mismatched)} such in all); give it the config.json that belongs to them."
+            f"{list(expected)} ({len(mismatched)} in all); give it the config.json that belongs to these weights."
         )
     if unexpected := _without_poolers(set(report["unexpected_keys"]) - set(tolerated)):
         raise InputError(
-            f"Model {name} has weights that {needs} has no place for: {unexpected[0]} ({len(unexpected)} such in "
-            "all); give it the config.json that belongs to them."
+            f"Model {name} has weights that {needs} has no place for: {unexpected[0]} ({len(unexpected)} in "
+            "all); give it the config.json that belongs to these weights."
         )
 
 

@@ -40,14 +40,19 @@ def append_projection(folder: Path, run: Path, kind: str) -> None:
         InputError: the run has none, or has not kept its weights.
     """
     for layer in dense_layers(open_projection(run, kind).state_dict()):
-        width_out, width_in = layer.weight.shape
-        config: dict[str, Any] = {
-            "in_features": width_in,
-            "out_features": width_out,
-            "bias": True,
-            "activation_function": layer.activation,
-        }
-        append_module(folder, "Dense", config, {"linear.weight": layer.weight, "linear.bias": layer.bias})
+        append_dense(folder, layer)
+
+
+def append_dense(folder: Path, layer: Dense) -> None:
+    """Let a dense layer follow the modules of an exported folder."""
+    width_out, width_in = layer.weight.shape
+    config: dict[str, Any] = {
+        "in_features": width_in,
+        "out_features": width_out,
+        "bias": True,
+        "activation_function": layer.activation,
+    }
+    append_module(folder, "Dense", config, {"linear.weight": layer.weight, "linear.bias": layer.bias})
 
 
 def open_projection(run: Path, kind: str) -> nn.Module:
@@ -58,7 +63,7 @@ def open_projection(run: Path, kind: str) -> nn.Module:
     """
     file = run / PROJECTION
     if kind == "none":
-        raise InputError(f"The run in {run} was trained without a projection (model.projection none); z is h there.")
+        raise InputError(f"The run in {run} was trained without a projection (model.projection none), so z equals h.")
     if not file.is_file():
         raise InputError(
             f"{run} has no {PROJECTION}: its model was exported by a version that kept none; export without "

@@ -27,8 +27,8 @@ def own_file(file: Path, folder: Path) -> Path:
     own = content.is_relative_to(root) or (root.parent.name == "snapshots" and content.parent == blobs)
     if own and content.is_file():
         return content
-    what = f"is a link to {content}, which is no file of the model" if file.is_symlink() else "is no file"
-    raise InputError(f"{file} {what}; put a file in its place, or take it away.")
+    what = f"is a link to {content}, which is not part of the model" if file.is_symlink() else "is no file"
+    raise InputError(f"{file} {what}; replace it with a file, or remove it.")
 
 
 def own_files(folder: Path, left_out: Sequence[str] = ()) -> dict[Path, Path]:

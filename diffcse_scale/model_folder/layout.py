@@ -8,6 +8,7 @@ from typing import get_args
 
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError, quoted
+from diffcse_scale.foundation.hub_reach import only_cached
 from diffcse_scale.foundation.model_files import (
     ABOUT_FILE,
     ADAPTER_FILE,
@@ -19,11 +20,12 @@ from diffcse_scale.foundation.model_files import (
 )
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.run_files import CURVES
-from diffcse_scale.recipe import Pooling
+from diffcse_scale.recipe import EMBEDDED, Pooling, Recipe
 
+NUMBERED = "model-*-of-*.safetensors"  # the files of weights, where there are several
 FILES = (
     *("config.json", "generation_config.json", MODULES_FILE, TRANSFORMER_FILE, ABOUT_FILE, CARD, CURVES),
-    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("model.safetensors", NUMBERED, "model.safetensors.index.json"),
     *(ADAPTER_FILE, "adapter_model.safetensors"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.txt", "vocab.json", "merges.txt", "*.model"),
@@ -40,14 +42,23 @@ def model_folder(path: str | Path) -> Path:
     """
     folder = existing_folder(path)
     if folder is None:
-        raise InputError(f"Model folder {path} does not exist; none is downloaded.")
+        raise InputError(f"Model folder {path} does not exist; models are not downloaded here.")
     if (folder / run_files.RECIPE).is_file():
         if not (folder / run_files.MODEL / MODULES_FILE).is_file():
-            raise InputError(f"The run in {path} has no model yet; `diffcse-scale status {path}` tells how far it is.")
+            raise InputError(f"The run in {path} has no model yet; `diffcse-scale status {path}` shows how far it is.")
         return folder / run_files.MODEL
     if not (folder / MODULES_FILE).is_file() and not (folder / "config.json").is_file():
         raise InputError(f"{path} holds no model: neither {MODULES_FILE} nor config.json is there.")
     return folder
+
+
+def check_models(recipe: Recipe) -> None:
+    """Raises InputError where a network of a recipe is on the Hub, which cannot be reached, and is in no cache."""
+    needs_generator = recipe.objective.rtd_weight > 0 and recipe.objective.edits is None
+    names = (recipe.model.encoder, recipe.model.discriminator, recipe.model.generator if needs_generator else None)
+    for name in names:
+        if name is not None and name != EMBEDDED:
+            only_cached(name)
 
 
 def run_of(model: str | Path) -> Path | None:

@@ -37,6 +37,8 @@ from diffcse_scale.model_folder.save import first_and_last
 log = logging.getLogger(__name__)
 
 # the classes that `modules.json` may name
+__all__ = ["load_model", "quiet_transformers", "truncate_at"]
+
 MODULE_TYPES = sorted(set(library.__all__) - {"Module", "InputModule"})
 UNLIMITED = 10**9  # tokens; transformers writes 10**30 where a tokenizer names no limit
 # what a folder may say of how its network is to be loaded; sentence-transformers ignores the last
@@ -44,7 +46,15 @@ LOADING_OPTIONS = {"dtype", "torch_dtype", "attn_implementation", "add_pooling_l
 
 
 def quiet_transformers() -> None:
-    """No progress bars, and no report about the weights that a network has beyond those of its file."""
+    """No progress bars, and no report about the weights that a network has beyond those of its file.
+
+    Example:
+        >>> from transformers.utils import logging
+        >>> from diffcse_scale.model_folder.load import quiet_transformers
+        >>> quiet_transformers()
+        >>> logging.get_verbosity() == logging.ERROR
+        True
+    """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
@@ -59,8 +69,18 @@ def load_model(
         pooling: a name of `POOLINGS`. None for the folder's own, or cls where it has none.
         device: where it is loaded; None for the first accelerator or, without one, the CPU.
 
+    Returns:
+        The model, and a name of `POOLINGS` or "its own pooling".
+
     Raises:
         InputError: no such folder, no model in it, one that cannot be read, or an unknown pooling.
+
+    Example:
+        >>> from diffcse_scale.embedded import backbone_path
+        >>> from diffcse_scale.model_folder.load import load_model
+        >>> model, pooling = load_model(backbone_path(), pooling="mean", device="cpu")
+        >>> pooling, model.encode(["A dog runs.", "It rains."]).shape
+        ('mean pooling', (2, 128))
     """
     folder = model_folder(path)
     check_pooling(pooling)
@@ -82,8 +102,20 @@ def load_model(
 def truncate_at(model: SentenceTransformer, max_length: int | None) -> None:
     """Let a loaded model read so many tokens of a sentence; None leaves its own limit.
 
+    Args:
+        model: what `load_model` returns first.
+        max_length: tokens, special ones included; None changes nothing.
+
     Raises:
         InputError: it cannot read so many, or they are filled by special tokens alone.
+
+    Example:
+        >>> from diffcse_scale.embedded import backbone_path
+        >>> from diffcse_scale.model_folder.load import load_model, truncate_at
+        >>> model, _ = load_model(backbone_path(), device="cpu")
+        >>> truncate_at(model, 16)
+        >>> model.max_seq_length
+        16
     """
     if max_length is None:
         return
@@ -104,14 +136,14 @@ def _check_modules(model: SentenceTransformer) -> None:
     if isinstance(model[0], Transformer) and model.tokenizer is not None:
         found, said = len(model.encode("a", show_progress_bar=False)), model.get_embedding_dimension()
         if found != said:
-            raise ValueError(f"its modules give {found} numbers, and its files say {said}")
+            raise ValueError(f"its modules give {found} numbers, but its files say {said}")
 
 
 def _limit_to_positions(transformer: Transformer, name: str) -> None:
     """Without a word of its folder, sentence-transformers takes all rows of a table of positions, RoBERTa's 514 too."""
     own, limit = transformer.max_seq_length or UNLIMITED, positions(transformer.auto_model)
     if not isinstance(own, int | float) or not own >= 1:
-        raise InputError(f"Model {name} says that it reads {own!r:.80} tokens; write their number into its files.")
+        raise InputError(f"Model {name} says that it reads {own!r:.80} tokens; write the right number into its files.")
     if limit is None and own >= UNLIMITED:
         limit = trained_length(transformer.auto_model)
     if limit is not None and own > limit:
@@ -136,8 +168,8 @@ def _check_files(folder: Path, name: str) -> None:
             options = settings.get("model_args", {}) | settings.get("model_kwargs", {})
             if other := sorted(options.keys() - LOADING_OPTIONS):
                 raise InputError(
-                    f"Model {name} asks for the loading option {other[0]} ({file.name}), which it is not given; "
-                    f"allowed there are {', '.join(sorted(LOADING_OPTIONS))}."
+                    f"Model {name} asks for the loading option {other[0]} ({file.name}), which is not allowed; "
+                    f"allowed are {', '.join(sorted(LOADING_OPTIONS))}."
                 )
 
 
@@ -171,7 +203,7 @@ def _with_pooling(folder: Path, name: str, pooling: str, device: str | None) -> 
         modules.insert(1, WeightedLayerPooling(config.hidden_size, config.num_hidden_layers, 0, weights))
     kinds = [kind for kind in module_names(folder)[1:] if kind not in ("Pooling", "WeightedLayerPooling")]
     if kinds:
-        log.warning("Of %s the modules %s are left out under another pooling.", name, ", ".join(kinds))
+        log.warning("%s: the modules %s are left out, because another pooling was chosen.", name, ", ".join(kinds))
     about = read_settings(folder / ABOUT_FILE)
     prompts = {"prompts": about.get("prompts"), "default_prompt_name": about.get("default_prompt_name")}
     return SentenceTransformer(modules=modules, device=device, **prompts)

@@ -10,7 +10,7 @@ read: the library would write names that versions before 5.4 do not know, and lo
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.model.lora import has_adapters, save_merged
 from diffcse_scale.model.pooling import POOLINGS, pooling_named
 from diffcse_scale.model_folder.layout import is_model_file
+from diffcse_scale.model_folder.weight_files import save_encoder
 
 
 def export_sentence_transformer(
@@ -47,6 +48,7 @@ def export_sentence_transformer(
     adapter: bool = False,
     overwrite: bool = False,
     beside: Mapping[str, dict[str, Tensor]] | None = None,
+    write: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the encoder as a directory that `SentenceTransformer` and `AutoModel` load.
 
@@ -54,23 +56,41 @@ def export_sentence_transformer(
 
     Args:
         encoder: the backbone that is kept; no projection, no discriminator.
+        tokenizer: that of the encoder.
         pooling: a name of `POOLINGS`.
         max_length: tokens a sentence that users get unless they say otherwise.
+        directory: where to write; it may be absent.
         card: text of README.md, the model card.
         state: the weights, where `encoder` holds only a part of them (ZeRO-3).
         adapter: of an encoder with adapters save these alone, beside the name of their base; else they are merged.
         overwrite: replace the files of another model in `directory` too.
         beside: weights of what is not the encoder, by the names of their files.
+        write: writes what `save_pretrained` would write of the encoder, in its place.
 
     Raises:
         InputError: `directory` holds what this function did not write, and `overwrite` is False.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from sentence_transformers import SentenceTransformer
+        >>> from transformers import AutoModel, AutoTokenizer
+        >>> from diffcse_scale.embedded import backbone_path
+        >>> from diffcse_scale.export import export_sentence_transformer
+        >>> encoder = AutoModel.from_pretrained(backbone_path())
+        >>> tokenizer = AutoTokenizer.from_pretrained(backbone_path())
+        >>> export_sentence_transformer(encoder, tokenizer, "mean", 32, Path("exported"))
+        >>> model = SentenceTransformer("exported", device="cpu")
+        >>> model.max_seq_length, model.encode(["A dog runs."]).shape
+        (32, (1, 128))
     """
     place = check_output(directory, "export_sentence_transformer", overwrite)
     with replaced(place) as folder:
-        if has_adapters(encoder) and not adapter:
+        if write is not None:
+            write(folder)
+        elif has_adapters(encoder) and not adapter:
             save_merged(encoder, folder, state)
         else:
-            encoder.save_pretrained(folder, state_dict=state)
+            save_encoder(encoder, folder, state)
         tokenizer.save_pretrained(folder)
         config = encoder.config
         write_modules(folder, pooling, max_length, config.hidden_size, config.num_hidden_layers)

@@ -29,13 +29,21 @@ def expected_vectors(source: Path, max_length: int | None, projection: nn.Module
     """
     model, _ = load_model(source)
     truncate_at(model, max_length)
-    vectors = torch.from_numpy(_probe(model))
-    if projection is not None:
-        try:
-            vectors = projection(vectors)
-        except RuntimeError as error:
-            raise InputError(f"The projection of the run does not fit the model in {source}: {error}.") from error
+    vectors = torch.from_numpy(projected(_probe(model), projection, source))
     return (nn.functional.normalize(vectors) if normalize else vectors).numpy()
+
+
+@torch.inference_mode()
+def projected(vectors: Vectors, projection: nn.Module | None, source: Path) -> Vectors:
+    """Vectors [n, dimension] of the model in `source` after what follows it, if anything does.
+
+    Raises:
+        InputError: that is of another width.
+    """
+    try:
+        return vectors if projection is None else projection(torch.from_numpy(vectors)).numpy()
+    except RuntimeError as error:
+        raise InputError(f"The projection of the run does not fit the model in {source}: {error}.") from error
 
 
 def check_export(fresh: Path, source: Path, expected: Vectors) -> SentenceTransformer:
@@ -50,8 +58,8 @@ def check_export(fresh: Path, source: Path, expected: Vectors) -> SentenceTransf
     difference = largest_difference(found, expected) if same else float("inf")
     if not difference <= TOLERANCE:
         raise InputError(
-            f"The export gives other vectors than the model in {source} (they differ by {difference:.1e}, allowed is "
-            f"{TOLERANCE:.0e}); nothing was written."
+            f"The export does not reproduce the vectors of the model in {source} (they differ by {difference:.1e}, "
+            f"allowed is {TOLERANCE:.0e}); nothing was written."
         )
     return model
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from diffcse_scale.objective.metric import Metric
 from diffcse_scale.objective.sharded_info_nce import sharded_info_nce
 from diffcse_scale.objective.term import BatchTerm, Part
 from diffcse_scale.recipe import ObjectiveRecipe
+from diffcse_scale.text.batches import Chunk, shares_of
 
 
 class Contrastive(BatchTerm):
@@ -17,9 +20,9 @@ class Contrastive(BatchTerm):
     name, title = "contrastive", "InfoNCE"
     statistics = ("positive_cosine", "negative_cosine")
     metrics = (
-        Metric(name, "Contrastive loss", "InfoNCE", "contrastive", "{:.4f}", is_logarithmic=True, panel="InfoNCE"),
-        Metric("positive_cosine", "Cosine of positives", "the two views of a sentence", "pos cos", "{:.3f}"),
-        Metric("negative_cosine", "Cosine of negatives", "different sentences", "neg cos", "{:.3f}"),
+        Metric(name, "Contrastive loss", "InfoNCE", "InfoNCE", "{:.4f}", is_logarithmic=True, panel="InfoNCE"),
+        Metric("positive_cosine", "Cosine of positives", "the two views of a sentence", pattern="{:.3f}"),
+        Metric("negative_cosine", "Cosine of negatives", "different sentences", pattern="{:.3f}"),
     )
 
     @staticmethod
@@ -32,17 +35,49 @@ class Contrastive(BatchTerm):
         """Always: the ablation looks at it too."""
         return True
 
-    def __call__(self, z: Tensor, views: int) -> Part:
-        """As `BatchTerm`; computed in at least float32."""
-        z = z.to(torch.promote_types(z.dtype, torch.float32)).unflatten(0, (-1, views))
+    def __call__(self, z: Tensor, chunks: list[Chunk]) -> Part:
+        """As `BatchTerm`; compared in the dtype of z, or in at least float32 as the recipe says, and added up in that.
+
+        Where the chunks say which texts are equal, no text is a negative of the pair that it is in.
+        """
+        if self.recipe.contrasts_in_float32:
+            z = z.to(torch.promote_types(z.dtype, torch.float32))
+        views = z.unflatten(0, (-1, chunks[0].views))
+        world_size = self.ranks.world_size
+        shares = [len(views)] * world_size if self.sentences is None else shares_of(self.sentences, world_size)
+        ids = _ids([chunk.text_ids for chunk in chunks if chunk.text_ids is not None])
         loss, statistics = sharded_info_nce(
-            z[:, 0],
-            z[:, 1],
+            views[:, 0],
+            views[:, 1],
             self.recipe.temperature,
-            hard_negatives=z[:, 2] if views > 2 else None,
+            hard_negatives=views[:, 2] if chunks[0].views > 2 else None,
             hard_negative_weight=self.recipe.hard_negative_weight,
+            query_ids=ids.queries,
+            key_ids=ids.keys,
+            hard_negative_ids=ids.hard_negatives,
             strategy=self.exchange,
-            equal_shares=True,
+            shares=shares,
             ranks=self.ranks,
         )
         return Part(loss, {name: getattr(statistics, name) for name in self.statistics})
+
+
+class _Ids(NamedTuple):
+    """What `sharded_info_nce` compares, int64 [n, 3] each; nothing where nothing is masked."""
+
+    queries: Tensor | None = None
+    keys: Tensor | None = None
+    hard_negatives: Tensor | None = None
+
+
+def _ids(texts: list[Tensor]) -> _Ids:
+    """Of texts [C, S]: anchor, positive and, of three, hard negative.
+
+    A positive is no negative of a row with the same anchor, with the same positive, or whose anchor it is; a hard
+    negative is none of a row whose anchor or positive it is.
+    """
+    if not texts:
+        return _Ids()
+    anchors, positives, *hard = torch.cat(texts).unbind(1)
+    queries, keys = (torch.stack([anchors, positives, last], 1) for last in (anchors, positives))
+    return _Ids(queries, keys, hard[0][:, None].repeat(1, 3) if hard else None)

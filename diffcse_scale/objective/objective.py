@@ -7,6 +7,7 @@ that shards or casts acts when the module is called.
 from __future__ import annotations
 
 import importlib
+import math
 import operator
 import pkgutil
 from collections.abc import Sequence
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 
 from diffcse_scale import objective
-from diffcse_scale.distributed import PROCESS_GROUP, Ranks
+from diffcse_scale.distributed import PROCESS_GROUP, Ranks, all_sum
 from diffcse_scale.model.networks import DiffCSENetworks, split_rows
+from diffcse_scale.objective.gradients_in_z import LENGTH, GradientsInZ
 from diffcse_scale.objective.term import BatchTerm, ChunkTerm, Exchange, Part, Term
 from diffcse_scale.recipe import ObjectiveRecipe
 from diffcse_scale.text.batches import Chunk
@@ -35,6 +37,7 @@ class StepOutput(NamedTuple):
 
 
 Parts = dict[str, Part]  # by the names of the terms
+FOLLOW_EVERY = 10  # steps, with `rtd_share`
 
 
 def _terms() -> tuple[type[Term], ...]:
@@ -62,15 +65,85 @@ class Objective:
     Args:
         exchange: how keys and queries of different ranks are brought together.
         ranks: those that have the global batch together.
+        sentences: of the global batch, which the ranks share as `shares_of` says; None where each has as many.
+
+    Attributes:
+        weights: of the terms by `Term.name`.
+        gradients: of the terms on the batch and on chunks, where they meet.
     """
 
-    def __init__(self, recipe: ObjectiveRecipe, exchange: Exchange = "gather", ranks: Ranks = PROCESS_GROUP) -> None:
-        terms = [term(recipe, exchange, ranks) for term in TERMS if term.is_computed(recipe)]
-        self._weights = {term.name: term.weight(recipe) for term in terms}
+    def __init__(
+        self,
+        recipe: ObjectiveRecipe,
+        exchange: Exchange = "gather",
+        ranks: Ranks = PROCESS_GROUP,
+        sentences: int | None = None,
+    ) -> None:
+        terms = [term(recipe, exchange, ranks, sentences) for term in TERMS if term.is_computed(recipe)]
+        self.weights = {term.name: term.weight(recipe) for term in terms}
+        self.gradients = GradientsInZ()
+        self._condition, self._warmup, self._share = recipe.condition, recipe.discriminator_warmup, recipe.rtd_share
+        self._is_detached = recipe.condition == "detached"
+        self.ranks, self._met = ranks, dict[str, Tensor]()  # since lambda last followed
         self._of_batch = [term for term in terms if isinstance(term, BatchTerm)]
         self._of_chunk = [term for term in terms if isinstance(term, ChunkTerm)]
         reported = [term for term in TERMS if term.is_computed(recipe) or term.always_reported]
         self._names = [*(term.name for term in reported), *(name for term in reported for name in term.statistics)]
+
+    def begin(self, step: int) -> None:
+        """What is computed next is step `step` of the run, counted from 0: the discriminator may still warm up."""
+        self._is_detached = self._condition == "detached" or step < self._warmup
+
+    def after_backward(self, step: int) -> dict[str, Tensor]:
+        """What `gradients` has of step `step`; every `FOLLOW_EVERY` steps lambda follows. Called on every rank."""
+        # gradients are W times those of the global objective, and their squares are added up over ranks
+        found = {name: value / self.ranks.world_size for name, value in self.gradients.take().items()}
+        if self._share is not None:
+            self._met = {name: value + self._met.get(name, 0) for name, value in found.items()} or self._met
+            if (step + 1) % FOLLOW_EVERY == 0:
+                self.follow(LENGTH.of(self._met_on_all_ranks()))
+                self._met = {}
+        return found
+
+    def follow(self, share: float | None) -> None:
+        """Move lambda half of the way, in logarithms, to where RTD's gradient in z has the recipe's `rtd_share`.
+
+        Args:
+            share: what was measured with the lambda until now; None where the terms did not meet.
+        """
+        if self._share is not None and share and math.isfinite(share):
+            self.weights["rtd"] *= min(max(self._share / share, 0.25), 4.0) ** 0.5
+
+    def state(self) -> dict[str, dict[str, float]]:
+        """What a checkpoint keeps, for the weights may have followed. Called on every rank."""
+        return {"weights": dict(self.weights), "met": self._met_on_all_ranks()}
+
+    def restore(self, state: dict[str, dict[str, float]]) -> None:
+        """Go on from `state`; that of an earlier version is empty."""
+        self.weights |= state.get("weights", {})
+        met = state.get("met", {}) if self.ranks.rank == 0 else {}
+        self._met = {name: torch.tensor(value, dtype=torch.float64) for name, value in met.items()}
+
+    def _met_on_all_ranks(self) -> dict[str, float]:
+        names = sorted(self._met)
+        values = [self._met[name].double() for name in names]
+        return dict(zip(names, all_sum(torch.stack(values), self.ranks).tolist(), strict=True)) if names else {}
+
+    def given(self, z: Tensor, views: int) -> Tensor:
+        """The z that chunk terms are given for each row of a share; z: [n * S, H], S views a sentence.
+
+        Another sentence's is that of the sentence before it on the same device: with condition 'other' alone, numbers
+        depend on how many devices there are.
+        """
+        if self._condition == "other":
+            z = z.roll(views, 0)
+        return z.detach() if self._is_detached else z
+
+    def returned(self, gradient: Tensor, views: int) -> Tensor | None:
+        """The gradient in z, from that in what was `given`, [n * S, H]; None where it is not to reach the encoder."""
+        if self._is_detached:
+            return None
+        return gradient.roll(-views, 0) if self._condition == "other" else gradient
 
     def step(self, networks: DiffCSENetworks, chunks: list[Chunk], edited: list[Tensor] | None = None) -> StepOutput:
         """All terms in one graph.
@@ -79,18 +152,20 @@ class Objective:
             chunks: the share, in one or more pieces padded on their own.
             edited: for each chunk the ids [C, S, L] that the generator wrote; None where there is no generator.
         """
-        z = networks.project(torch.cat([networks.encode(chunk) for chunk in chunks]))
-        parts = self.batch_terms(networks, z, chunks[0].views)
+        h = torch.cat([networks.encode(chunk) for chunk in chunks])
+        z, given = self.gradients.watch(h, networks.project(h))
+        parts = self.batch_terms(networks, z, chunks)
         if self.has_chunk_terms:
+            given = self.given(given, chunks[0].views)
             prepared = self.prepare(networks, chunks)
             ids: Sequence[Tensor | None] = edited or [None] * len(chunks)
-            for chunk, edited_ids, rows in zip(chunks, ids, split_rows(z, chunks), strict=True):
+            for chunk, edited_ids, rows in zip(chunks, ids, split_rows(given, chunks), strict=True):
                 parts = added(parts, self.chunk_terms(networks, chunk, edited_ids, rows, prepared))
         return self.output(parts)
 
-    def batch_terms(self, networks: DiffCSENetworks, z: Tensor, views: int) -> Parts:
-        """The terms on all z of a share, [n * S, H]."""
-        return {term.name: term(z, views) for term in self._of_batch}
+    def batch_terms(self, networks: DiffCSENetworks, z: Tensor, chunks: list[Chunk]) -> Parts:
+        """The terms on all z of a share, [n * S, H], which the `chunks` are."""
+        return {term.name: term(z, chunks) for term in self._of_batch}
 
     @property
     def has_chunk_terms(self) -> bool:
@@ -110,7 +185,7 @@ class Objective:
 
     def total(self, parts: Parts) -> Tensor:
         """The weighted sum of some terms' losses."""
-        return reduce(operator.add, (self._weights[name] * part.loss for name, part in parts.items()))
+        return reduce(operator.add, (self.weights[name] * part.loss for name, part in parts.items()))
 
     def output(self, parts: Parts) -> StepOutput:
         """The objective from the parts of all its terms."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from diffcse_scale.distributed import all_sum
 from diffcse_scale.model.networks import DiffCSENetworks
+from diffcse_scale.objective import gradients_in_z
 from diffcse_scale.objective.metric import Metric, Ratio
 from diffcse_scale.objective.term import ChunkTerm, Part
 from diffcse_scale.recipe import ObjectiveRecipe
@@ -16,7 +17,8 @@ from diffcse_scale.text.batches import Chunk
 class ReplacedTokens(ChunkTerm):
     """The discriminator's cross-entropy, a mean over the tokens of all ranks.
 
-    Each row is conditioned on its own view's z, which is not detached: RTD trains the encoder through it.
+    Each row is conditioned on its own view's z, which is not detached: RTD trains the encoder through it. What a
+    recipe may have instead, for studies, is in `Objective.given`.
     """
 
     name, title = "rtd", "RTD"
@@ -27,14 +29,12 @@ class ReplacedTokens(ChunkTerm):
         Metric(
             "rtd_recall_replaced",
             "RTD recall, replaced tokens",
-            label="recall replaced",
             pattern="{:.1%}",
             ratio=Ratio("rtd_right_on_replaced", "rtd_replaced"),
         ),
         Metric(
             "rtd_recall_kept",
             "RTD recall, kept tokens",
-            label="kept",
             pattern="{:.1%}",
             ratio=Ratio("rtd_right_on_kept", "rtd_real", without="rtd_replaced"),
         ),
@@ -42,10 +42,16 @@ class ReplacedTokens(ChunkTerm):
             "replaced_share",
             "Replaced tokens",
             "share of real tokens",
-            "replaced share",
-            "{:.1%}",
+            pattern="{:.1%}",
             ratio=Ratio("rtd_replaced", "rtd_real"),
         ),
+        *gradients_in_z.METRICS,
+    )
+    evaluated = (
+        Metric("dev_rtd_auroc", "RTD AUROC over words", "0.5 is chance; evaluations", pattern="{:.3f}"),
+        Metric("dev_rtd_skill", "RTD skill", "1 - loss / entropy of the share replaced; evaluations", pattern="{:.3f}"),
+        Metric("dev_rtd_z_gain", "z gain, nats per word", "RTD loss with another sentence's z - own", pattern="{:.4f}"),
+        Metric("dev_rtd_replaced"),
     )
     always_reported = True
 

@@ -2,7 +2,8 @@
 
 Two ways to bring keys and queries together, with the same results:
 
-- gather: every rank holds all keys, and `info_nce` makes loss and gradients in one pass. Fastest while the keys fit.
+- gather: every rank holds all keys, and `info_nce` makes loss and gradients in one pass; the gradient of each rank's
+  keys goes back to it from all others, and is added up there. Sends least, and is fastest while the keys fit.
 - ring: every rank holds its own keys and two more blocks. The blocks travel round the ranks, each while the one
   before it is worked on; in backward they travel once more, and each block's gradient, a sum over ranks, travels
   behind it and ends where it belongs. Memory does not grow with the number of ranks, at the price of a fourth
@@ -23,7 +24,11 @@ from torch.autograd.function import once_differentiable
 
 from diffcse_scale.distributed import PROCESS_GROUP, Ranks, RingSum, all_sum, gather_rows, ring, row_counts
 
-Strategy = Literal["gather", "ring"]
+__all__ = ["chosen", "sharded_info_nce"]
+
+Strategy = Literal["auto", "gather", "ring"]
+# what gathered columns may take before "auto" is the ring: a number for all devices, as all ranks have to choose alike
+GATHERED_BYTES = 4 * 2**30
 NORM_EPS = 1e-12  # as in info_nce
 
 
@@ -33,6 +38,14 @@ class _Options(NamedTuple):
     shares: Sequence[int]
     impl: str
     ranks: Ranks
+    query_ids: Tensor | None  # [n, C] of this rank
+    column_ids: list[Tensor | None]  # [N, C] of all ranks: the keys', and the hard negatives'
+
+    def ids_of_block(self, column_ids: Tensor | None, owner: int) -> dict[str, Tensor | None]:
+        """What `key_blocks` is to compare where a rank's columns are in hand."""
+        if column_ids is None:
+            return {}
+        return {"query_ids": self.query_ids, "key_ids": column_ids.split(list(self.shares))[owner]}
 
 
 def sharded_info_nce(
@@ -42,9 +55,12 @@ def sharded_info_nce(
     *,
     hard_negatives: Tensor | None = None,
     hard_negative_weight: float = 0.0,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    hard_negative_ids: Tensor | None = None,
     normalize: bool = True,
     strategy: Strategy = "gather",
-    equal_shares: bool = False,
+    shares: Sequence[int] | None = None,
     impl: str = "auto",
     ranks: Ranks = PROCESS_GROUP,
 ) -> tuple[Tensor, InfoNCEStats]:
@@ -72,10 +88,12 @@ def sharded_info_nce(
         temperature: a positive number, or a tensor of one element, the same on every rank.
         hard_negatives: [n, D], a hard negative of each query, which is a negative of everybody's queries.
         hard_negative_weight: added to the logit of a row's own hard negative, after the division by the temperature.
+        query_ids, key_ids, hard_negative_ids: int64 [n] or [n, C]. What has in one of its C places the id that a query
+            has there is no negative of that query. Those of queries and keys are given together, and those of hard
+            negatives with both. All ranks' ids are gathered, by either strategy: they are short.
         normalize: True compares by cosine, as `info_nce` does, False by dot product.
-        strategy: "gather" or "ring", see above.
-        equal_shares: True where the caller knows that n is the same on every rank; else the ranks exchange their n,
-            which waits for the device.
+        strategy: "gather" or "ring", see above; or "auto" for what `chosen` says.
+        shares: every rank's n, where the caller knows them; None: the ranks exchange them, which waits for the device.
         impl: which kernels to use: "auto", "triton" or "reference".
         ranks: those whose rows compete.
 
@@ -85,17 +103,57 @@ def sharded_info_nce(
 
     Raises:
         ValueError: shapes or options that do not fit together, or no rank has a row.
+
+    Example:
+        >>> import torch
+        >>> from diffcse_kernels import info_nce
+        >>> from diffcse_scale.objective.sharded_info_nce import sharded_info_nce
+        >>> queries, keys = torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[2.0, 1.0], [0.0, 3.0]])
+        >>> loss, stats = sharded_info_nce(queries, keys, 0.5, strategy="ring")  # of one rank
+        >>> torch.allclose(loss, info_nce(queries, keys, 0.5)), stats.accuracy.item()
+        (True, 0.5)
     """
     _check(queries, keys, hard_negatives, temperature, strategy)
-    shares = [len(queries)] * ranks.world_size if equal_shares else row_counts(queries, ranks)
+    query_ids, key_ids, hard_negative_ids = _checked_ids(queries, hard_negatives, query_ids, key_ids, hard_negative_ids)
+    shares = row_counts(queries, ranks) if shares is None else shares
+    if shares[ranks.rank] != len(queries):
+        raise ValueError(f"shares says that rank {ranks.rank} has {shares[ranks.rank]} rows, but it has {len(queries)}")
     if not any(shares):
         raise ValueError("no rank has a row, and a mean over no rows is no loss")
-    contrast = _gathered if strategy == "gather" else _around_the_ring
-    options = _Options(hard_negative_weight, normalize, shares, impl, ranks)
+    gathered = 0 if ranks.world_size == 1 else sum(shares) * (1 if hard_negatives is None else 2)
+    gathers = chosen(strategy, gathered, keys.shape[1], keys.dtype) == "gather"
+    contrast = _gathered if gathers else _around_the_ring
+    column_ids = [None if ids is None else gather_rows(ids, shares, ranks) for ids in (key_ids, hard_negative_ids)]
+    options = _Options(hard_negative_weight, normalize, shares, impl, ranks, query_ids, column_ids)
     loss_sum, means = contrast(queries, keys, hard_negatives, temperature, options)
     weight = ranks.world_size * len(queries) / sum(shares)
     stats = (mean * weight if len(queries) else torch.zeros_like(mean) for mean in means)
     return loss_sum * ranks.world_size / sum(shares), InfoNCEStats(*stats)
+
+
+def chosen(strategy: Strategy, columns: int, width: int, dtype: torch.dtype) -> Strategy:
+    """The strategy itself, and for "auto" the gather where what it holds of all columns is at most `GATHERED_BYTES`.
+
+    That is the columns and their gradients as they travel, and normalised columns and sums of gradients in float32.
+
+    Args:
+        strategy: "auto", "gather" or "ring".
+        columns: keys and hard negatives of all ranks; 0 where there are no others.
+        width: numbers of a column.
+        dtype: that they travel in.
+
+    Returns:
+        "gather" or "ring".
+
+    Example:
+        >>> import torch
+        >>> from diffcse_scale.objective.sharded_info_nce import chosen
+        >>> [chosen("auto", columns, 768, torch.float32) for columns in (2**18, 2**20)]
+        ['gather', 'ring']
+    """
+    if strategy != "auto":
+        return strategy
+    return "gather" if columns * width * 2 * (dtype.itemsize + 4) <= GATHERED_BYTES else "ring"
 
 
 def _gathered(
@@ -112,6 +170,9 @@ def _gathered(
         hard_negatives=None if hard_negatives is None else gather_rows(hard_negatives, shares, options.ranks),
         hard_negative_offset=first,
         hard_negative_weight=options.hard_negative_weight,
+        query_ids=options.query_ids,
+        key_ids=options.column_ids[0],
+        hard_negative_ids=options.column_ids[1],
         normalize=options.normalize,
         reduction="sum",
         return_stats=True,
@@ -153,15 +214,16 @@ class _Ring(torch.autograd.Function):
         # finite from the start: for a row without negatives, -inf - -inf would be no number
         negatives = largest = scale.new_full((len(queries),), torch.finfo(scale.dtype).min)
         own = []  # the logits of the rows' own columns
-        for held in columns:
+        for held, ids in zip(columns, options.column_ids, strict=False):
             for owner, block in ring(held, options.shares, options.ranks):
                 offset = 0 if owner == options.ranks.rank else None
-                logsumexp, logits, peak = block_logsumexp(queries, block, scale, offset, options.impl)
+                known = options.ids_of_block(ids, owner)
+                logsumexp, logits, peak = block_logsumexp(queries, block, scale, offset, options.impl, **known)
                 negatives, largest = torch.logaddexp(negatives, logsumexp), torch.maximum(largest, peak)
                 if owner == options.ranks.rank:
                     own.append(logits)
         positives, *hard = own
-        hard = [logits + options.hard_negative_weight for logits in hard]
+        hard = [_counted(logits + options.hard_negative_weight, options) for logits in hard]
         for logits in hard:
             negatives, largest = torch.logaddexp(negatives, logits), torch.maximum(largest, logits)
         ctx.options, ctx.columns = options, len(columns)
@@ -181,11 +243,12 @@ class _Ring(torch.autograd.Function):
         own = [-missed, *(factors * (logits - largest).exp() for logits in hard)]
         grad_queries = torch.zeros_like(queries, dtype=scale.dtype)
         grad_columns = []
-        for held, own_factors in zip(columns, own, strict=True):
+        for held, own_factors, ids in zip(columns, own, options.column_ids, strict=False):
             sums = RingSum(options.shares, options.ranks)
             for owner, block in ring(held, options.shares, options.ranks):
                 offset = 0 if owner == options.ranks.rank else None
-                grad_q, grad_k = block_gradients(queries, block, scale, largest, factors, offset, options.impl)
+                known = options.ids_of_block(ids, owner)
+                grad_q, grad_k = block_gradients(queries, block, scale, largest, factors, offset, options.impl, **known)
                 if owner == options.ranks.rank:
                     grad_q.addcmul_(own_factors[:, None], block)
                     grad_k.addcmul_(own_factors[:, None], queries)
@@ -194,6 +257,14 @@ class _Ring(torch.autograd.Function):
             grad_columns.append(sums.total())
         grad_scale = (queries * grad_queries).sum() / scale
         return None, None, grad_scale, grad_queries, *grad_columns
+
+
+def _counted(hard: Tensor, options: _Options) -> Tensor:
+    """The logits [n] of the rows' own hard negatives, lowest where the ids say that it is no negative."""
+    if options.query_ids is None or options.column_ids[1] is None:
+        return hard
+    own = options.column_ids[1].split(list(options.shares))[options.ranks.rank]
+    return hard.masked_fill((own == options.query_ids).any(1), torch.finfo(hard.dtype).min)
 
 
 @torch.no_grad()
@@ -215,8 +286,8 @@ def _normalized(rows: Tensor) -> Tensor:
 def _check(
     queries: Tensor, keys: Tensor, hard_negatives: Tensor | None, temperature: float | Tensor, strategy: str
 ) -> None:
-    if strategy not in ("gather", "ring"):
-        raise ValueError(f"strategy must be 'gather' or 'ring', not {strategy!r}")
+    if strategy not in ("auto", "gather", "ring"):
+        raise ValueError(f"strategy must be 'auto', 'gather' or 'ring', not {strategy!r}")
     for name, rows in (("queries", queries), ("keys", keys), ("hard_negatives", hard_negatives)):
         if rows is not None and (rows.dim() != 2 or rows.shape != queries.shape or not rows.is_floating_point()):
             raise ValueError(
@@ -225,3 +296,25 @@ def _check(
             )
     if not isinstance(temperature, Tensor) and not temperature > 0:
         raise ValueError(f"temperature must be a positive number, not {temperature}")
+
+
+def _checked_ids(
+    queries: Tensor, hard_negatives: Tensor | None, *given: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Ids of queries, keys and hard negatives as [n, C]."""
+    of_queries, of_keys, of_hard = (ids is not None for ids in given)
+    if of_queries != of_keys or (of_hard and not (of_keys and hard_negatives is not None)):
+        raise ValueError(
+            "query_ids and key_ids must be given together, and hard_negative_ids with both and with hard_negatives"
+        )
+    checked = []
+    for name, ids in zip(("query_ids", "key_ids", "hard_negative_ids"), given, strict=True):
+        ids = ids[:, None] if ids is not None and ids.dim() == 1 else ids
+        if ids is not None and (ids.dim() != 2 or len(ids) != len(queries) or ids.dtype != torch.int64):
+            raise ValueError(
+                f"{name} must be int64 [{len(queries)}] or [{len(queries)}, C], not {list(ids.shape)} of {ids.dtype}"
+            )
+        checked.append(ids)
+    if len({ids.shape[1] for ids in checked if ids is not None}) > 1:
+        raise ValueError("query_ids, key_ids and hard_negative_ids must have the same number of places")
+    return checked[0], checked[1], checked[2]

@@ -13,7 +13,7 @@ from diffcse_scale.objective.metric import Metric
 from diffcse_scale.recipe import ObjectiveRecipe
 from diffcse_scale.text.batches import Chunk
 
-Exchange = Literal["gather", "ring"]
+Exchange = Literal["auto", "gather", "ring"]
 
 
 class Part(NamedTuple):
@@ -33,16 +33,18 @@ class Term(ABC):
     Args:
         exchange: how keys and queries of different ranks are brought together.
         ranks: those that have the global batch together.
+        sentences: of the global batch, which the ranks share as `shares_of` says; None where each has as many.
     """
 
     name: ClassVar[str]  # of its loss among the statistics of a step
     title: ClassVar[str]  # where a person reads what the objective is made of
     statistics: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[tuple[Metric, ...]]  # what metrics.jsonl says of it, the loss first
+    evaluated: ClassVar[tuple[Metric, ...]] = ()  # what metrics.jsonl says of it after an evaluation
     always_reported: ClassVar[bool] = False  # with zeros where it is not computed
 
-    def __init__(self, recipe: ObjectiveRecipe, exchange: Exchange, ranks: Ranks) -> None:
-        self.recipe, self.exchange, self.ranks = recipe, exchange, ranks
+    def __init__(self, recipe: ObjectiveRecipe, exchange: Exchange, ranks: Ranks, sentences: int | None = None) -> None:
+        self.recipe, self.exchange, self.ranks, self.sentences = recipe, exchange, ranks, sentences
 
     @staticmethod
     @abstractmethod
@@ -64,8 +66,8 @@ class BatchTerm(Term):
     """A term on the projections of a whole share."""
 
     @abstractmethod
-    def __call__(self, z: Tensor, views: int) -> Part:
-        """z: [n * S, H] in the projection's dtype, the S `views` of a sentence one below the other."""
+    def __call__(self, z: Tensor, chunks: list[Chunk]) -> Part:
+        """z: [n * S, H] in the projection's dtype, the S views of a sentence one below the other; chunks: the share."""
 
 
 class ChunkTerm(Term):

@@ -10,10 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from diffcse_scale.engine.config_file import load_deepspeed_config, named
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.ownership import WRITTEN_BY, check_file, json_of, write_file
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.strict_json import to_json
+from diffcse_scale.foundation.working import Working
+from diffcse_scale.planning.communication import BETWEEN_NODES, WITHIN
 from diffcse_scale.planning.fit import RESERVE, Planner, as_json
+from diffcse_scale.planning.hours import estimate, reached_speeds
 from diffcse_scale.planning.sharding import read_sharding
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.recipe_file import load_recipe
@@ -33,6 +37,9 @@ def plan(
     on_cpu: bool = False,
     json_file: Path | None = None,
     overwrite: bool = False,
+    device: str | None = None,
+    tflops: float | None = None,
+    network_gbs: float | None = None,
 ) -> dict[str, Any]:
     """Plan a run, print the tables and write the JSON report.
 
@@ -42,27 +49,39 @@ def plan(
         device_memory: GiB of a device, or of a rank on a CPU.
         on_cpu: the devices are processes on CPUs.
         overwrite: replace `json_file` whatever it is.
+        device: of `hours.DEVICES`, for hours; None for none.
+        tflops, network_gbs: what such a device reaches, if it is known (`hours.reached_speeds`).
 
     Raises:
-        InputError: whatever training would refuse before it loads weights; or an unusable report file.
+        InputError: speeds without a device; whatever training would refuse before it loads weights; or an unusable
+            report file.
     """
+    if device is None and (tflops is not None or network_gbs is not None):
+        raise InputError(
+            "--tflops and --network-gbs are speeds of a device; name the device too, such as --device h100."
+        )
     if json_file is not None:
         known = json_of(COMMAND, "recipe", "nodes", "stage", "memory", "stages", "largest_chunk")
         check_file(json_file, f"a plan of {COMMAND}", known, overwrite, [recipe_name, deepspeed_config or recipe_name])
-    recipe = _with_columns(load_recipe(recipe_name, overrides))
+    recipe = asked(recipe_name, overrides)
     config, devices = load_deepspeed_config(deepspeed_config), nodes * devices_per_node
-    sharding = read_sharding(config, recipe, devices, on_cpu, named(deepspeed_config))
+    sharding = read_sharding(config, recipe, devices, on_cpu, named(deepspeed_config), devices_per_node)
     budget = device_memory * GIB
-    planner = Planner(recipe, sharding, budget if on_cpu else budget * (1 - RESERVE))
-    report = {"recipe": recipe.name, "nodes": nodes, "stage": sharding.stage, **as_json(planner, budget)}
+    with Working(f"rehearsing steps of {recipe.name} without numbers"):
+        planner = Planner(recipe, sharding, budget if on_cpu else budget * (1 - RESERVE))
+        report = {"recipe": recipe.name, "nodes": nodes, "stage": sharding.stage, **as_json(planner, budget)}
+        if device is not None:
+            speeds = reached_speeds(device, tflops, network_gbs)
+            report["estimate"] = {"device": device, **estimate(planner, planner.stage(sharding.stage), speeds)}
     _print(report, Console())
     if json_file is not None:
         write_file(json_file, to_json({WRITTEN_BY: COMMAND, **report}, indent=1) + "\n")
     return report
 
 
-def _with_columns(recipe: Recipe) -> Recipe:
+def asked(name: str, overrides: Sequence[str]) -> Recipe:
     """The recipe with the columns of its corpus, where that is on this machine: a hard negative is a third row."""
+    recipe = load_recipe(name, overrides)
     if recipe.data.columns is not None or not all(given_path(file).is_file() for file in recipe.data.files):
         return recipe
     names = find_sources(recipe.data)[0].columns(None)
@@ -73,14 +92,14 @@ def _print(report: dict[str, Any], console: Console) -> None:
     chunk = "all at once" if report["chunk"] is None else f"{report['chunk']:,} at once"
     console.print(
         f"{report['recipe']}: {report['devices']} devices of {_gib(report['device_bytes'])}, "
-        f"{report['share']:,} sentences a device, {chunk}, ZeRO-{report['stage']}"
+        f"{report['share']:,} sentences per device, {chunk}, ZeRO-{report['stage']}"
     )
     table = Table("parameters", "millions", title="Networks", title_justify="left")
     for part, elements in report["parameters"].items():
         table.add_row(part, f"{elements / 1e6:,.1f}")
     console.print(_right(table))
     memory = report["memory"]
-    title = f"Memory of a device, highest in '{memory['when']}'"
+    title = f"Memory per device, highest in '{memory['when']}'"
     table = Table("", "at the peak", "at its own highest", title=title, title_justify="left")
     for line, size in memory["largest"].items():
         table.add_row(line, _gib(memory["at_peak"].get(line, 0.0)), _gib(size))
@@ -89,13 +108,42 @@ def _print(report: dict[str, Any], console: Console) -> None:
         table.add_row("reserved with it", _gib(memory["reserved"]), "")
     console.print(_right(table))
     if memory["host"]:
-        console.print(f"and in the host's memory, a device: {_gib(memory['host'])}")
-    table = Table("ZeRO", "peak", "sent a step", "fits", title="Stages", title_justify="left")
+        console.print(f"Host memory per device: {_gib(memory['host'])}")
+    ways = (WITHIN, BETWEEN_NODES) if report["nodes"] > 1 else ()
+    table = Table(
+        "ZeRO",
+        "peak",
+        "sent a step",
+        *ways,
+        "fits",
+        title=f"Stages (configured: {report['stage']})",
+        title_justify="left",
+    )
     for stage in report["stages"]:
-        name = f"{stage['stage']}{' (configured)' if stage['stage'] == report['stage'] else ''}"
-        table.add_row(name, _gib(stage["peak"]), _gib(stage["sent"]), "yes" if stage["fits"] else "no")
+        by_way = [_gib(stage["sent_by_link"][way]) for way in ways]
+        table.add_row(
+            str(stage["stage"]), _gib(stage["peak"]), _gib(stage["sent"]), *by_way, "yes" if stage["fits"] else "no"
+        )
     console.print(_right(table))
+    if "estimate" in report:
+        _print_estimate(report["estimate"], console)
     console.print(_verdict(report))
+
+
+def _print_estimate(found: dict[str, Any], console: Console) -> None:
+    console.print(f"A step on {found['device']}, estimated and not measured, by cause:")
+    table = Table("", "seconds")
+    for what, seconds in found["seconds"].items():
+        table.add_row(what, f"{seconds:,.4f}", style="bold" if what == found["limit"] else None)
+    console.print(_right(table))
+    console.print(f"Most of it: {found['limit']}. A step: {_between(found['step'])} s.")
+    if found["hours"]:
+        console.print(f"The run: {_between(found['hours'])} h.")
+        console.print(f"Device hours: {_between(found['device_hours'])}.")
+
+
+def _between(ways: dict[str, float]) -> str:
+    return " (all overlaps) to ".join(f"{value:,.3g}" for value in ways.values()) + " (nothing does)"
 
 
 def _verdict(report: dict[str, Any]) -> str:

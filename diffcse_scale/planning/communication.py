@@ -1,20 +1,57 @@
-"""Bytes that one device sends a step, with the ring algorithms that NCCL and gloo use for large messages."""
+"""Bytes that one device sends a step, with the ring algorithms that NCCL and gloo use for large messages.
+
+What travels, how often and in which dtype follows DeepSpeed 0.19.8, and is counted on CPUs by
+`tests/planning/test_counted_bytes.py`.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
+
+from diffcse_scale.objective.sharded_info_nce import chosen
+from diffcse_scale.planning.gathers import gathers, passes
 from diffcse_scale.planning.shape_networks import Networks
 from diffcse_scale.planning.sharding import Sharding
 from diffcse_scale.recipe import Recipe
 
-CHUNKED_PARTS = ("encoder", "discriminator", "rtd_head")  # their backward pass is made once a chunk
+WITHIN, BETWEEN_NODES = "within a node", "between nodes"
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """Bytes that a device sends a step: in the ring of all devices, and in that of those that share weights (hpZ)."""
+
+    of_all: float
+    of_group: float = 0.0
 
 
 def bytes_sent(
     networks: Networks, sharding: Sharding, recipe: Recipe, share: int, chunk: int | None
 ) -> dict[str, float]:
     """By what is sent: gradients, weights, embeddings. BatchNorm's statistics and counts are too small to matter."""
+    return {kind: sent.of_all + sent.of_group for kind, sent in _sent(networks, sharding, recipe, share, chunk).items()}
+
+
+def bytes_by_link(
+    networks: Networks, sharding: Sharding, recipe: Recipe, share: int, chunk: int | None
+) -> dict[str, float]:
+    """The same bytes by the way they take, for a device on the average.
+
+    Rings go through all devices of a node before they leave it, so that of what the devices of a node send, one
+    device's part leaves it. NCCL lets each device be the last of a node in some of its rings.
+    """
+    found = _sent(networks, sharding, recipe, share, chunk).values()
+    of_all, of_group = (sum(getattr(sent, ring) for sent in found) for ring in ("of_all", "of_group"))
+    rings, node = ((of_all, sharding.world_size), (of_group, sharding.hpz)), sharding.devices_per_node
+    leaves = sum(sent / node for sent, ranks in rings if ranks > node)
+    return {WITHIN: of_all + of_group - leaves, BETWEEN_NODES: leaves}
+
+
+def _sent(networks: Networks, sharding: Sharding, recipe: Recipe, share: int, chunk: int | None) -> dict[str, _Sent]:
     if sharding.world_size == 1:
-        return {"gradients": 0.0, "weights": 0.0, "embeddings": 0.0}
+        return dict.fromkeys(("gradients", "weights", "embeddings"), _Sent(0.0))
     return {
         "gradients": _gradients(networks, sharding, share, chunk),
         "weights": _weights(networks, sharding, recipe, share, chunk),
@@ -22,48 +59,53 @@ def bytes_sent(
     }
 
 
-def _ring(sharding: Sharding) -> float:
+def _ring(ranks: int) -> float:
     """The part of a tensor that a device sends in a reduce-scatter or an all-gather; an all-reduce is both."""
-    return (sharding.world_size - 1) / sharding.world_size
+    return (ranks - 1) / ranks
 
 
-def _passes(part: str, share: int, chunk: int | None) -> int:
-    """Backward passes a step through a part."""
-    return -(-share // chunk) if chunk is not None and part in CHUNKED_PARTS else 1
-
-
-def _gradients(networks: Networks, sharding: Sharding, share: int, chunk: int | None) -> float:
+def _gradients(networks: Networks, sharding: Sharding, share: int, chunk: int | None) -> _Sent:
+    trained = [parameter for parameter in networks.parameters if parameter.trained]
+    # the pass that reaches every parameter goes with the first pass, which reaches these anyway
+    first = {"discriminator", "rtd_head"} if any(p.part == "discriminator" for p in trained) else {"projection"}
     sent = 0.0
-    for parameter in networks.parameters:
-        if parameter.trained:
-            width = sharding.autocast_dtype.itemsize if sharding.autocast and parameter.linear else None
-            passes = _passes(parameter.part, share, chunk) if sharding.stage >= 2 else 1
-            if sharding.stage == 3 and chunk is not None:
-                passes += 1  # the pass that reaches every parameter, before the others
-            sent += passes * parameter.elements * (width or sharding.weight_bytes)
+    for parameter in trained:
+        times = passes(parameter.part, share, chunk) if sharding.stage >= 2 else 1
+        if sharding.stage == 3 and chunk is not None and parameter.part not in first:
+            times += 1
+        sent += times * parameter.elements * sharding.travels(parameter)
     # stages 0 to 2 all-reduce their buckets (use_multi_rank_bucket_allreduce), stage 3 reduce-scatters
-    return sent * _ring(sharding) * (1 if sharding.stage == 3 else 2)
+    return _Sent(sent * _ring(sharding.world_size) * (1 if sharding.stage == 3 else 2))
 
 
-def _weights(networks: Networks, sharding: Sharding, recipe: Recipe, share: int, chunk: int | None) -> float:
+def _weights(networks: Networks, sharding: Sharding, recipe: Recipe, share: int, chunk: int | None) -> _Sent:
     if sharding.stage == 0:
-        return 0.0
+        return _Sent(0.0)
     if sharding.stage < 3:
-        return networks.elements(trained=True) * sharding.weight_bytes * _ring(sharding)
-    sent = 0.0
-    for parameter in networks.parameters:
-        # forward and backward, and forward once more where activations are computed again
-        visits = 3 if recipe.model.gradient_checkpointing else 2
-        gathers = visits * _passes(parameter.part, share, chunk)
-        if chunk is not None:
-            gathers += visits + (_passes(parameter.part, share, chunk) if parameter.part == "encoder" else 0)
-        sent += gathers * parameter.elements * sharding.weight_bytes
-    return sent * _ring(sharding)
+        # the updated weights, as they are held
+        updated = sum(p.elements * sharding.held(p) for p in networks.parameters if p.trained)
+        return _Sent(updated * _ring(sharding.world_size))
+    of_all = of_group = 0.0
+    found = gathers(networks, sharding, recipe, share, chunk)
+    for parameter, (times, is_persistent) in zip(networks.parameters, found, strict=True):
+        size = parameter.elements * (sharding.held(parameter) if is_persistent else sharding.travels(parameter))
+        # what is trained is gathered from all once after each update; what is frozen never is again
+        across = times if sharding.hpz == 1 else min(times, 1.0) if parameter.trained else 0.0
+        of_all += across * size
+        of_group += (times - across) * size
+    return _Sent(of_all * _ring(sharding.world_size), of_group * _ring(sharding.hpz))
 
 
-def _embeddings(networks: Networks, sharding: Sharding, recipe: Recipe, share: int) -> float:
-    """Keys to everybody, and the sum of their gradients, in float32."""
+def _embeddings(networks: Networks, sharding: Sharding, recipe: Recipe, share: int) -> _Sent:
+    """Keys to everybody and their gradients back, in the dtype that they are compared in.
+
+    A ring sends the keys again in backward, and sums of their gradients in float32 all the way round.
+    """
     negatives = 2 if recipe.data.columns is not None and len(recipe.data.columns) == 3 else 1
-    width = networks.width
-    keys = 4.0 * share * negatives * width
-    return keys * (sharding.world_size - 1) + 2 * _ring(sharding) * keys * sharding.world_size
+    dtype = sharding.autocast_dtype if sharding.autocast else sharding.weight_dtype
+    dtype = torch.promote_types(dtype, torch.float32) if recipe.objective.contrasts_in_float32 else dtype
+    keys, others = share * negatives * networks.width, sharding.world_size - 1
+    columns = share * negatives * sharding.world_size
+    if chosen(recipe.batch.exchange, columns, networks.width, dtype) == "ring":
+        return _Sent(keys * (2.0 * others * dtype.itemsize + 4.0 * sharding.world_size))
+    return _Sent(2.0 * others * keys * dtype.itemsize)

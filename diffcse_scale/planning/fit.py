@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from diffcse_scale.planning.communication import bytes_sent
+from diffcse_scale.planning.communication import bytes_by_link, bytes_sent
 from diffcse_scale.planning.memory import Need, device_memory
 from diffcse_scale.planning.rehearsal import Rehearsal
 from diffcse_scale.planning.shape_networks import Networks, load_networks
@@ -27,11 +27,12 @@ class StagePlan:
     stage: int
     need: Need
     sent: dict[str, float]  # bytes a device and step, by what is sent
+    links: dict[str, float]  # the same by the way: within a node, between nodes
     fits: bool
 
 
 class Planner:
-    """Answers for one recipe on one machine room; every answer after the first is cheap.
+    """Plans for one recipe on given machines; every answer after the first is cheap.
 
     Args:
         budget: bytes a device may use.
@@ -39,22 +40,27 @@ class Planner:
 
     def __init__(self, recipe: Recipe, sharding: Sharding, budget: float) -> None:
         self.recipe, self.sharding, self.budget = recipe, sharding, budget
-        self.share = share_of(recipe.batch.sentences, sharding.world_size, recipe.batch.length_groups)
+        self.share = share_of(recipe.batch, sharding.world_size)
         self.chunk = chunk_of(self.share, recipe.batch.chunk)
         self.networks: Networks = load_networks(recipe)
-        self._rehearsals: dict[bool, Rehearsal] = {}
+        self._stages: dict[int, StagePlan] = {}
+        self._rehearsals: dict[tuple[bool, bool], Rehearsal] = {}
 
     def need(self, stage: int, share: int, chunk: int | None) -> Need:
         """The memory of a device at its peak."""
         chunk = chunk_of(share, chunk)
-        moments = self._rehearsal(chunk is not None).moments(share, chunk)
-        return device_memory(moments, self.networks, self.sharding.at_stage(stage))
+        sharding = self.sharding.at_stage(stage)
+        moments = self._rehearsal(chunk is not None, sharding).moments(share, chunk)
+        return device_memory(moments, self.networks, sharding)
 
     def stage(self, stage: int) -> StagePlan:
         """The recipe's own sizes."""
-        need = self.need(stage, self.share, self.chunk)
-        sent = bytes_sent(self.networks, self.sharding.at_stage(stage), self.recipe, self.share, self.chunk)
-        return StagePlan(stage, need, sent, need.total <= self.budget)
+        if stage not in self._stages:
+            need = self.need(stage, self.share, self.chunk)
+            sizes = self.networks, self.sharding.at_stage(stage), self.recipe, self.share, self.chunk
+            sent, links = bytes_sent(*sizes), bytes_by_link(*sizes)
+            self._stages[stage] = StagePlan(stage, need, sent, links, need.total <= self.budget)
+        return self._stages[stage]
 
     def cheapest(self) -> StagePlan | None:
         """The stage that sends least among those that fit; of equals the lowest."""
@@ -73,16 +79,17 @@ class Planner:
     def _fits(self, share: int, chunk: int | None) -> bool:
         return self.need(self.sharding.stage, share, chunk).total <= self.budget
 
-    def _rehearsal(self, chunked: bool) -> Rehearsal:
+    def _rehearsal(self, chunked: bool, sharding: Sharding) -> Rehearsal:
         """Of the recipe's own sizes; of half a share where chunks are asked for and the recipe has none."""
-        if chunked not in self._rehearsals:
+        kind = chunked, sharding.lean_linear
+        if kind not in self._rehearsals:
             share, chunk = self.share, None
             if chunked:
                 share = max(2, self.share)
                 chunk = self.chunk if self.chunk is not None and self.chunk < share else share // 2
             # a rehearsal uses its networks up
-            self._rehearsals[chunked] = Rehearsal(load_networks(self.recipe), self.recipe, self.sharding, share, chunk)
-        return self._rehearsals[chunked]
+            self._rehearsals[kind] = Rehearsal(load_networks(self.recipe), self.recipe, sharding, share, chunk)
+        return self._rehearsals[kind]
 
 
 def _largest(fits: Callable[[int], bool], limit: int) -> int | None:
@@ -124,11 +131,18 @@ def as_json(planner: Planner, budget: float) -> dict[str, Any]:
             "parameters": parameters,
         },
         "sent_per_step": own.sent,
+        "sent_by_link": own.links,
         "fits": own.fits,
         "largest_chunk": planner.largest_chunk(),
         "largest_batch": planner.largest_batch(),
         "stages": [
-            {"stage": plan.stage, "peak": plan.need.total, "sent": sum(plan.sent.values()), "fits": plan.fits}
+            {
+                "stage": plan.stage,
+                "peak": plan.need.total,
+                "sent": sum(plan.sent.values()),
+                "sent_by_link": plan.links,
+                "fits": plan.fits,
+            }
             for plan in map(planner.stage, range(4))
         ],
         "cheapest_stage": None if cheapest is None else cheapest.stage,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, groupby
 
-from diffcse_scale.planning.rehearsal import Moment
+from diffcse_scale.planning.moments import Moment
 from diffcse_scale.planning.shape_networks import Networks, Parameter
 from diffcse_scale.planning.sharding import Sharding
 
@@ -90,9 +90,9 @@ def _rehearsed(moment: Moment, alive: float) -> dict[str, float]:
 def _see_start(need: Need, networks: Networks, sharding: Sharding) -> None:
     """A rank loads the whole model in float32, at ZeRO-3 its part, before the engine; a GPU's into host memory."""
     if sharding.on_cpu:
-        loaded = networks.elements() / (sharding.world_size if sharding.stage == 3 else 1)
+        loaded = sharding.weights(networks.parameters) / (sharding.world_size if sharding.stage == 3 else 1)
         flat = sharding.weight_bytes * networks.elements(trained=True)
-        lines = {"weights": 4.0 * loaded, "generator": 4.0 * networks.generator_elements}
+        lines = {"weights": loaded, "generator": 4.0 * networks.generator_elements}
         need.see("start", lines, {"communication buffers": flat, "process": PROCESS_BYTES})
 
 
@@ -104,7 +104,7 @@ def _host(networks: Networks, sharding: Sharding) -> float:
     # weights and gradients in float32, the optimizer's moments, and the gradients that arrive
     host = share * (8 + sharding.moment_bytes + sharding.weight_bytes) if sharding.offload_optimizer else 0.0
     if sharding.offload_weights:
-        host += sharding.weight_bytes * networks.elements() / sharding.world_size
+        host += sharding.weights(networks.parameters) / sharding.world_size
     return host
 
 
@@ -118,6 +118,11 @@ class _Engine:
         self.groups = [[p for p in trained if p.dimensions > 1], [p for p in trained if p.dimensions <= 1]]
         self.trained = [parameter.elements for parameter in trained]
         self.share = sum(self.trained) / sharding.world_size
+        self.whole_partition = sum(_largest_partition(group, sharding.world_size) for group in self.groups)
+        # bytes allocated for reduction: one bucket a dtype that is sent, two with overlap
+        sets = 2 if sharding.overlap and sharding.stage < 3 else 1
+        self.buckets = sharding.reduce_bucket * sum({sharding.travels(parameter) for parameter in trained}) * sets
+        self._gathered: dict[tuple[str, bool], float] = {}
         self.kept = 0  # elements of gradients that stay where backward left them, or in the bucket
         self.touched = 0  # the most that the bucket has held since it was allocated
         self.partition = 0.0  # elements of reduced gradients
@@ -127,17 +132,20 @@ class _Engine:
         """What lives from the first step to the last."""
         sharding, trained, width = self.sharding, sum(self.trained), self.sharding.weight_bytes
         on_device = sharding.on_cpu or not sharding.offload_optimizer
-        lines = {"weights": float(width * self.networks.elements())}
+        whole = sharding.weights(self.networks.parameters)
+        lines = {"weights": whole}
         if sharding.stage == 0:
             lines["optimizer"] = float(trained * (sharding.moment_bytes + (0 if width == 4 else 4)))
         elif on_device:
             # float32 weights of its own partition too, also where the model's weights are float32 already
             lines["optimizer"] = (4.0 + sharding.moment_bytes) * self.share
         if sharding.stage == 3:
-            lines["weights"] = 0.0 if sharding.offload_weights and not sharding.on_cpu else lines["weights"]
-            lines["weights"] /= sharding.world_size
+            is_away = sharding.offload_weights and not sharding.on_cpu
+            lines["weights"] = 0.0 if is_away else whole / sharding.world_size
+            if sharding.hpz > 1:
+                lines["weights within a node"] = whole / sharding.hpz
             lines["gradients"] = width * self.share if on_device else 0.0
-            lines["reduce buckets"] = float(width * (self._fill() if sharding.on_cpu else self._bucket()))
+            lines["reduce buckets"] = float(width * self._fill() if sharding.on_cpu else self.buckets)
         elif sharding.offload_optimizer and sharding.stage > 0:
             lines["reduce buckets"] = float(width * max(self.trained))
             if sharding.on_cpu:
@@ -153,14 +161,23 @@ class _Engine:
         """
         if self.sharding.stage < 3 or part == "edit":
             return {}
+        if (part, only_lookup) not in self._gathered:
+            self._gathered[part, only_lookup] = self._whole(part, only_lookup)
+        return {"gathered weights": self._gathered[part, only_lookup]}
+
+    def _whole(self, part: str, only_lookup: bool) -> float:
         networks = {
             "step": ("encoder", "projection", "discriminator", "rtd_head"),
             "project": ("projection",),
             "batch_terms": ("projection",),
             "chunk_terms": ("discriminator", "rtd_head"),
         }.get(part, ("encoder",))
-        elements = sum(p.elements for p in self.networks.parameters if p.part in networks and p.lookup >= only_lookup)
-        return {"gathered weights": float(self.sharding.weight_bytes * min(elements, self.sharding.max_live))}
+        weights = [p for p in self.networks.parameters if p.part in networks and p.lookup >= only_lookup]
+        if not weights:
+            return 0.0
+        # as many as may stay; one that is larger is gathered all the same
+        elements, most = _elements(weights), max(self.sharding.max_live, *(p.elements for p in weights))
+        return self.sharding.weights(weights) * min(1.0, most / elements)
 
     def lines(self) -> dict[str, float]:
         """Gradients and buckets now."""
@@ -169,7 +186,7 @@ class _Engine:
         if self.sharding.stage < 2:
             lines["gradients"] += width * self.kept
         if (self.sharding.stage == 2 and self.kept) or (self.sharding.stage in (1, 2) and self.is_reducing):
-            lines["reduce buckets"] = float(width * (self.touched if self.sharding.on_cpu else self._bucket()))
+            lines["reduce buckets"] = float(width * self.touched if self.sharding.on_cpu else self.buckets)
         return lines
 
     def arrive(self, elements: int) -> Iterator[dict[str, float]]:
@@ -206,26 +223,23 @@ class _Engine:
         width, elements, copies = self.sharding.weight_bytes, self.kept, 1
         if self.sharding.stage == 0:
             elements = min(elements, STAGE_0_BUCKET)
-        elif self.sharding.stage == 3 and self.sharding.on_cpu:
-            copies = 2  # gloo reduce-scatters a copy of its own
+        elif self.sharding.stage == 3:
+            # the parts of several tensors are brought in order; gloo reduce-scatters a copy of its own
+            is_alone = elements > self.sharding.reduce_bucket and elements % self.sharding.world_size == 0
+            copies = (0 if is_alone else 1) + (1 if self.sharding.on_cpu else 0)
         yield {"communication buffers": float(copies * width * elements)} if self.sharding.world_size > 1 else {}
         if self.sharding.stage == 0:
             return
         self.is_reducing, self.kept = True, 0
         if self.sharding.stage < 3:
             # the rank's own part of it: of whole parameters, so that one on a border is held by both neighbours
-            whole = sum(_largest_partition(group, self.sharding.world_size) for group in self.groups)
+            whole = self.whole_partition
             part = whole * elements / sum(self.trained) if self.sharding.on_cpu else whole
             if self.partition:
                 # the gradients of a later chunk are copied before they are added to those of the first
                 yield {"gradients": float(width * part)}
             self.partition = min(float(whole), self.partition + part)
             yield {}
-
-    def _bucket(self) -> int:
-        """Elements allocated for reduction: one bucket a dtype that is sent, two with overlap."""
-        dtypes = 2 if self.sharding.autocast else 1
-        return self.sharding.reduce_bucket * dtypes * (2 if self.sharding.overlap and self.sharding.stage < 3 else 1)
 
     def _fill(self) -> int:
         return min(sum(self.trained), self.sharding.reduce_bucket)
@@ -246,12 +260,10 @@ def _elements(parameters: list[Parameter]) -> int:
 def _largest_partition(group: list[Parameter], world_size: int) -> int:
     """The most elements that the parameters of one of `world_size` equal parts have, counted whole."""
     size = -(-_elements(group) // world_size)
-    ends = list(accumulate(parameter.elements for parameter in group))
-    return (
-        max(
-            sum(p.elements for p, end in zip(group, ends, strict=True) if end - p.elements < stop and end > stop - size)
-            for stop in range(size, size * world_size + 1, size)
-        )
-        if group
-        else 0
-    )
+    # a parameter adds its elements from the first part that it reaches into to the last
+    changes, start = [0] * (world_size + 1), 0
+    for parameter in group:
+        changes[start // size] += parameter.elements
+        start += parameter.elements
+        changes[(start - 1) // size + 1] -= parameter.elements
+    return max(accumulate(changes))

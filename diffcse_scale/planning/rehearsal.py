@@ -9,21 +9,26 @@ about other sizes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+from deepspeed.runtime.zero import linear as zero_linear
 from diffcse_kernels.reference.blocks import BLOCK_BYTES
 from diffcse_kernels.reference.sample_tokens import SAMPLING_ROWS
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 
 from diffcse_scale.distributed import imagined_ranks
 from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.model.weights import cast_parameters
 from diffcse_scale.objective.objective import Objective, Parts
+from diffcse_scale.planning.depth import SHALLOW, cut, deepened, equal_layers
 from diffcse_scale.planning.live_memory import LiveMemory
+from diffcse_scale.planning.moments import Moment, along
 from diffcse_scale.planning.shape_networks import Networks
 from diffcse_scale.planning.sharding import Sharding
 from diffcse_scale.recipe import Recipe
@@ -31,20 +36,6 @@ from diffcse_scale.text.batches import Chunk
 from diffcse_scale.training.chunking import ChunkedStep
 
 BETWEEN = "embeddings"  # the part of the step outside of the engine's passes
-
-
-class Moment(NamedTuple):
-    """A stretch of the step that ends with the arrival of a gradient, or with a pass.
-
-    Bytes are those that the step itself makes: not parameters, and a gradient only until it has arrived.
-    """
-
-    part: str  # edit, encode again, or the function that a pass computes: step where nothing is chunked; or `BETWEEN`
-    held: float  # alive when the pass began: embeddings, and what the projection keeps
-    peak: float  # most bytes alive during the stretch, the held ones included
-    left: float  # alive at its end, the gradient that arrived included
-    workspace: float  # what InfoNCE or sampling needs inside, at the peak
-    gradient: str | None  # the parameter's name
 
 
 class Rehearsal:
@@ -62,18 +53,19 @@ class Rehearsal:
     ) -> None:
         self._watched = chunk or share
         self._rest = share - self._watched
-        cast_parameters(networks.model, sharding.weight_dtype)
+        if sharding.weight_dtype is not torch.float32:  # else a frozen base keeps its own
+            cast_parameters(networks.model, sharding.weight_dtype)
         asked = recipe.model.generator_precision  # `load_generator` does as it is told, and here knows no device
         if networks.generator is not None and asked is None and not sharding.on_cpu:
             cast_parameters(networks.generator.model, torch.bfloat16)
             cast_parameters(networks.generator.head, torch.bfloat16)
+        sizes = [(self._watched, self._rest), (2 * self._watched, self._rest)]
+        if self._rest:
+            sizes.append((self._watched, 2 * self._rest))
+        linear = linear_of_zero_3() if sharding.lean_linear else nullcontext()
         # tensors that behave as a CPU's and hold nothing
-        with imagined_ranks(sharding.world_size), FakeTensorMode(allow_non_fake_inputs=True):
-            stage = _Stage(networks, recipe, sharding)
-            sizes = [(self._watched, self._rest), (2 * self._watched, self._rest)]
-            if self._rest:
-                sizes.append((self._watched, 2 * self._rest))
-            self._base, *self._others = [stage.rehearse(watched, rest) for watched, rest in sizes]
+        with imagined_ranks(sharding.world_size), FakeTensorMode(allow_non_fake_inputs=True), linear:
+            self._base, *self._others = _rehearse(_Stage(networks, recipe, sharding), sizes)
 
     def moments(self, share: int, chunk: int | None) -> list[Moment]:
         """The step of `share` sentences a device, `chunk` of them at once (None: all)."""
@@ -81,18 +73,33 @@ class Rehearsal:
         steps = [watched / self._watched - 1]
         if self._rest:
             steps.append((share - watched) / self._rest - 1)
-        return [_along(steps, base, others) for base, *others in zip(self._base, *self._others, strict=True)]
+        return [along(steps, base, others) for base, *others in zip(self._base, *self._others, strict=True)]
 
 
-def _along(steps: list[float], base: Moment, others: list[Moment]) -> Moment:
-    """The moment at base + the sum of step * (other - base), number by number."""
+def _rehearse(stage: _Stage, sizes: list[tuple[int, int]]) -> list[list[Moment]]:
+    """Steps of these sizes; of a deep model from two shallow ones."""
+    stacks = equal_layers(stage.module)
+    if stacks is None:
+        return [stage.rehearse(watched, rest) for watched, rest in sizes]
+    steps = []
+    for depth in (SHALLOW + 1, SHALLOW):
+        cut(stage.module, stacks, depth)
+        steps.append([stage.rehearse(watched, rest) for watched, rest in sizes])
+    return [deepened(shallow, deeper, stacks) for deeper, shallow in zip(*steps, strict=True)]
 
-    def at(name: str) -> float:
-        start: float = getattr(base, name)
-        slopes = [getattr(other, name) - start for other in others]
-        return max(0.0, start + sum(step * slope for step, slope in zip(steps, slopes, strict=True)))
 
-    return base._replace(held=at("held"), peak=at("peak"), left=at("left"), workspace=at("workspace"))
+@contextmanager
+def linear_of_zero_3() -> Iterator[None]:
+    """Inside, linear layers are DeepSpeed's for ZeRO-3, of which backward keeps the weight itself and no copy of it.
+
+    They ask which device's autocast they are in: here a CPU's, whatever the machine has.
+    """
+    before = functional.linear, zero_linear.get_accelerator
+    functional.linear, zero_linear.get_accelerator = zero_linear.zero3_linear_wrap, CPU_Accelerator
+    try:
+        yield
+    finally:
+        functional.linear, zero_linear.get_accelerator = before
 
 
 class _Stage:
@@ -219,9 +226,9 @@ class _Objective(Objective):
         super().__init__(stage.recipe.objective, stage.recipe.batch.exchange)
         self._stage = stage
 
-    def batch_terms(self, networks: DiffCSENetworks, z: Tensor, views: int) -> Parts:
-        rows, width = z.shape
+    def batch_terms(self, networks: DiffCSENetworks, z: Tensor, chunks: list[Chunk]) -> Parts:
+        (rows, width), views = z.shape, chunks[0].views
         keys = rows // views * (views - 1) * self._stage.sharding.world_size
         size = 4 * width * (rows // views + keys) + min(BLOCK_BYTES, 4 * rows // views * keys)
         with self._stage.inside(size):
-            return super().batch_terms(networks, z, views)
+            return super().batch_terms(networks, z, chunks)

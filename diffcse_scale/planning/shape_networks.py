@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from deepspeed.runtime.torch_autocast import LOWER_PRECISION_SAFE_MODULES
 from torch import nn
 
 from diffcse_scale.model.backbone import load_tokenizers, without_weights
@@ -22,8 +23,9 @@ class Parameter:
     elements: int
     dimensions: int
     trained: bool
-    linear: bool  # of a module whose products autocast makes in reduced precision
+    autocast: bool  # of a module whose products autocast makes in reduced precision, by DeepSpeed's list
     lookup: bool = False  # of an embedding: no gradient goes through it
+    itemsize: int = 4  # bytes of a number as it is loaded
 
     @property
     def part(self) -> str:
@@ -64,7 +66,7 @@ def load_networks(recipe: Recipe) -> Networks:
         generator = load_generator(recipe, tokenizers, torch.device("meta"))
     elements = 0 if generator is None else sum(p.numel() for p in _generator_parameters(generator))
     width = model.encoder.backbone.config.hidden_size
-    return Networks(model.train(), generator, _parameters(model), elements, width)
+    return Networks(model.train(), generator, parameters_of(model), elements, width)
 
 
 def _generator_parameters(generator: Generator) -> list[nn.Parameter]:
@@ -72,12 +74,16 @@ def _generator_parameters(generator: Generator) -> list[nn.Parameter]:
     return list(dict.fromkeys([*generator.model.parameters(), *generator.head.parameters()]))
 
 
-def _parameters(model: nn.Module) -> list[Parameter]:
-    linear, lookup = (
-        {id(p) for module in model.modules() if isinstance(module, kind) for p in module.parameters(recurse=False)}
-        for kind in (nn.Linear, nn.Embedding)
-    )
+def parameters_of(model: nn.Module) -> list[Parameter]:
+    """Those of a model that is built, on the meta device or another."""
+    in_autocast, in_lookup = set(), set()
+    for module in model.modules():
+        own = {id(p) for p in module.parameters(recurse=False)}
+        if type(module) in LOWER_PRECISION_SAFE_MODULES:  # a class derived from one of them is none
+            in_autocast |= own
+        if isinstance(module, nn.Embedding):
+            in_lookup |= own
     return [
-        Parameter(name, p.numel(), p.ndim, p.requires_grad, id(p) in linear, id(p) in lookup)
+        Parameter(name, p.numel(), p.ndim, p.requires_grad, id(p) in in_autocast, id(p) in in_lookup, p.element_size())
         for name, p in model.named_parameters()
     ]

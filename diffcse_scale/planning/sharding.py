@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,12 +13,13 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from diffcse_scale.engine.configuration import complete_config
 from diffcse_scale.engine.optimizer import OPTIMIZERS
 from diffcse_scale.engine.refusals import CALLED, checked_by_deepspeed
+from diffcse_scale.planning.shape_networks import Parameter
 from diffcse_scale.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a model lies on the devices."""
+    """How a model is sharded over the devices."""
 
     stage: int
     world_size: int
@@ -31,11 +33,38 @@ class Sharding:
     offload_optimizer: bool
     offload_weights: bool  # ZeRO-3 only
     moment_bytes: int  # of the optimizer's state, for each number of a weight
+    devices_per_node: int
+    hpz: int  # ZeRO-3: devices that hold the weights whole between them beside the partition; 1 where none do
+    reuse: int  # ZeRO-3: elements that may run before gathered weights are used again, for them to stay
+    persistent: int  # ZeRO-3: elements up to which a tensor stays gathered
+    memory_efficient_linear: bool
 
     @property
     def weight_bytes(self) -> int:
         """Of one number of a weight, and of its gradient."""
         return self.weight_dtype.itemsize
+
+    @property
+    def lean_linear(self) -> bool:
+        """Whether linear layers are those of ZeRO-3, of which backward keeps no copy of a weight."""
+        return self.stage == 3 and self.memory_efficient_linear
+
+    def held(self, parameter: Parameter) -> int:
+        """Bytes of one number of a weight as the model has it: a frozen base may be in fewer than what is trained."""
+        return parameter.itemsize if self.weight_dtype is torch.float32 else self.weight_bytes
+
+    def weights(self, parameters: Iterable[Parameter]) -> float:
+        """Bytes of all these, whole."""
+        return float(sum(self.held(parameter) * parameter.elements for parameter in parameters))
+
+    def travels(self, parameter: Parameter) -> int:
+        """Bytes of one number of it, or of its gradient, between devices.
+
+        Under `torch_autocast` that of linear layers is the reduced one, but for stage 0's gradients and the updated
+        weights of stages 1 and 2.
+        """
+        reduced = self.autocast and parameter.autocast and self.stage > 0
+        return self.autocast_dtype.itemsize if reduced else self.held(parameter)
 
     def at_stage(self, stage: int) -> Sharding:
         """The same with another ZeRO stage."""
@@ -43,9 +72,17 @@ class Sharding:
 
 
 def read_sharding(
-    config: dict[str, Any], recipe: Recipe, world_size: int, on_cpu: bool, called: str = CALLED
+    config: dict[str, Any],
+    recipe: Recipe,
+    world_size: int,
+    on_cpu: bool,
+    called: str = CALLED,
+    devices_per_node: int | None = None,
 ) -> Sharding:
     """Read a configuration as `load_deepspeed_config` returns it, for devices that need not be here.
+
+    Args:
+        devices_per_node: None where all are on one.
 
     Raises:
         InputError: it contradicts the recipe, or DeepSpeed refuses it.
@@ -74,6 +111,11 @@ def read_sharding(
         offload_optimizer=_offloads(zero.offload_optimizer),
         offload_weights=_offloads(zero.offload_param) and stage == 3,
         moment_bytes=OPTIMIZERS[recipe.optimizer.name].moment_bytes,
+        devices_per_node=min(devices_per_node or world_size, world_size),
+        hpz=max(1, min(int(zero.zero_hpz_partition_size), world_size)),
+        reuse=int(zero.max_reuse_distance),
+        persistent=int(zero.param_persistence_threshold),
+        memory_efficient_linear=bool(zero.memory_efficient_linear),
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from diffcse_scale.foundation.ownership import check_file, write_file
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.report.edited_sentences import judgements
 from diffcse_scale.report.encodings import encode_runs, read_samples, spread
-from diffcse_scale.report.page import MARK, Looks, render
+from diffcse_scale.report.page import MARK, RUNS, Looks, mark_of, render
 from diffcse_scale.report.similarities import histograms, neighbours
 from diffcse_scale.runs.read import Run, read_runs
 
@@ -26,7 +27,7 @@ def report(
     models: bool = True,
     overwrite: bool = False,
 ) -> Path:
-    """Write the page about some runs; an earlier report in its place is replaced, nothing else is.
+    """Write the page about some runs; an earlier page about them, or some of them, is replaced, nothing else is.
 
     Args:
         data: the development set, instead of the one that the recipes name; as `evaluation.data` of a recipe.
@@ -38,12 +39,14 @@ def report(
         Where the page lies.
 
     Raises:
-        InputError: a folder holds no run, `output` is something else than a report, unusable data or sentences.
+        InputError: a folder holds no run, `output` is another file or page, unusable data or sentences.
     """
     page = given_path(output)
     runs = read_runs(folders)
     sources = [*folders, *(source for source in (data, sentences) if source is not None)]
-    check_file(page, "a page of diffcse-scale report", _is_page, overwrite, sources)
+    check_file(
+        page, "a page of diffcse-scale report about these runs", partial(_is_page, runs=runs), overwrite, sources
+    )
     samples = read_samples(sentences)
     looks = _looks(runs, data, samples) if models else Looks()
     write_file(page, render(runs, looks))
@@ -61,6 +64,9 @@ def _looks(runs: Sequence[Run], data: str | None, samples: Sequence[str]) -> Loo
     )
 
 
-def _is_page(file: Path) -> bool:
+def _is_page(file: Path, runs: Sequence[Run]) -> bool:
+    """Whether it is a page about these runs, or some of them."""
     with file.open(encoding="utf-8", errors="replace") as page:
-        return MARK in page.read(2000)
+        beginning = page.read(2**16)
+    about = beginning.partition(RUNS)[2].partition('"')[0].split()
+    return MARK in beginning and bool(about) and set(about) <= set(map(mark_of, runs))

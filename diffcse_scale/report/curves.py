@@ -75,8 +75,7 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
 def printed(name: str) -> Callable[[float], str]:
     """How values of a metric are written: as in the console's log line, but for the unit."""
     default = "{:.2f}" if name.startswith(OF_EVALUATIONS) else "{:.4g}"
-    known = METRICS.get(name, Metric(name)).pattern
-    pattern = known.split()[0] if known else default  # the title has the unit
+    pattern = METRICS.get(name, Metric(name)).pattern or default
     return lambda value: pattern.format(value).replace("-", MINUS)
 
 

@@ -86,7 +86,7 @@ def _judgement(number: int, run: Run, sentences: Sequence[str]) -> Judgement:
             f"(checkpoint_every is {run.recipe.checkpoint_every}, and there is none of the last step)."
         )
     if not sentences:
-        return without("There are no sentences to edit; --sentences or --data names some.")
+        return without("There are no sentences to edit; give some with --sentences or --data.")
     folder = run.path / run_files.CHECKPOINTS / checkpoint_name(steps[-1])
     try:
         tokenizers = load_tokenizers(run.recipe.model)
@@ -107,9 +107,10 @@ def judge(
     """Edit sentences as in training, and ask the discriminator; `model` is in eval mode."""
     streams = [[truncated_ids(tokenizer, sentences, recipe.data.max_length)] for tokenizer in tokenizers.streams]
     chunk = replace(collate(streams, tokenizers, recipe.objective.masking_ratio, seed=0), seed=0)
-    edited, originals, mask = generator.edit(chunk)[:, 0], chunk.original_ids[:, 0], chunk.original_mask[:, 0]
-    hidden = model.discriminator(edited, mask, model.project(model.encode(chunk)))
-    rows = zip(originals, edited, model.rtd_head.probability(hidden), mask.bool(), strict=True)
+    edited = generator.edit(chunk)
+    probabilities = model.logits(chunk, edited, model.project(model.encode(chunk))).sigmoid()
+    columns = chunk.original_ids[:, 0], edited[:, 0], probabilities, chunk.original_mask[:, 0].bool()
+    rows = zip(*columns, strict=True)
     return [_tokens(tokenizers.discriminator, *(values[real].tolist() for values in row)) for *row, real in rows]
 
 

@@ -97,9 +97,9 @@ def _development(run: Run, data: str | None) -> Encodings:
     except InputError as error:
         if data is not None:
             raise
-        own.problems.append(f"{str(error).rstrip('.')}; --data names another place.")
+        own.problems.append(f"{str(error).rstrip('.')}; give another place with --data.")
     if not own.pairs and not own.problems:
-        own.problems.append("The recipe names no development set (evaluation.data); --data can.")
+        own.problems.append("The recipe names no development set (evaluation.data); give one with --data.")
     own.sentences = list(dict.fromkeys(sentence for pair in own.pairs for sentence in pair[1:]))
     return own
 
@@ -123,7 +123,7 @@ def _untrained(run: Run, own: Encodings) -> None:
 
 def _trained(run: Run, own: Encodings) -> None:
     if run.model is None:
-        own.problems.append("There is no trained encoder yet: the first evaluation keeps one.")
+        own.problems.append("There is no trained encoder yet; the first evaluation saves one.")
         return
     try:
         model, _ = load_model(run.model)
@@ -174,8 +174,10 @@ def read_samples(file: Path | None) -> list[str]:
         lines = given_path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise InputError(f"Sentences {file} cannot be read: {reason}; give a text file with one a line.") from None
+        raise InputError(
+            f"Sentences {file} cannot be read: {reason}; give a text file with one sentence per line."
+        ) from None
     sentences = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not sentences:
-        raise InputError(f"{file} has no sentence; give a text file with one a line.")
+        raise InputError(f"{file} has no sentence; give a text file with one sentence per line.")
     return sentences

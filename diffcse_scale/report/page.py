@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,8 +18,14 @@ from diffcse_scale.report.edited_sentences import Judgement
 from diffcse_scale.report.similarities import Histograms, Sample
 from diffcse_scale.runs.read import Run
 
-# by which a page of ours is known, so that it may be replaced
+# by which a page of ours is known, and which runs it is about, so that it may be replaced
 MARK = '<meta name="generator" content="diffcse-scale report">'
+RUNS = '<meta name="diffcse-runs" content="'
+
+
+def mark_of(run: Run) -> str:
+    """By which a page names a run: its place, which nobody can read out of it."""
+    return hashlib.sha256(os.fsencode(run.path.resolve())).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ def render(runs: Sequence[Run], looks: Looks) -> str:
     return environment.get_template("report.html").render(
         inline=_inline,
         masked=masked,
-        mark=Markup(MARK),
+        mark=Markup(f'{MARK}\n{RUNS}{" ".join(map(mark_of, runs))}">'),
         runs=runs,
         looks=looks,
         date=datetime.now(UTC),

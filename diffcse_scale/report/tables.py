@@ -130,12 +130,19 @@ def _result(run: Run) -> dict[str, str]:
         shown[f"development Spearman x 100, trained, {run.recipe.model.pooling}"] = _score(run.best["dev_spearman"])
     if run.best.get("step") is not None:
         shown["of step"] = f"{run.best['step']:,}"
-    shares = {
+    numbers = {
+        "dev_rtd_auroc": ("RTD AUROC over words", "{:.3f}"),
+        "dev_rtd_skill": ("RTD skill over words", "{:.3f}"),
+        "dev_rtd_z_gain": ("z gain, nats per word", "{:.4f}"),
+        "dev_rtd_replaced": ("RTD, replaced words judged", "{:,.0f}"),
+    }
+    shares = {  # of runs of earlier versions
         "rtd_balanced_accuracy": "RTD balanced accuracy",
         "rtd_recall_replaced": "RTD recall, replaced tokens",
         "rtd_recall_kept": "RTD recall, kept tokens",
     }
     known = {name: value for name, value in run.result.items() if value is not None}
+    shown.update({title: form.format(known[name]) for name, (title, form) in numbers.items() if name in known})
     shown.update({title: f"{known[name]:.1%}" for name, title in shares.items() if name in known})
     if "rtd_replaced_tokens" in known:
         shown["RTD, replaced tokens judged"] = f"{known['rtd_replaced_tokens']:,.0f}"

@@ -56,7 +56,7 @@ def claim(folder: Path, now: Incarnation) -> Ownership:
 
 
 class SignsOfLife:
-    """Given by a thread while this is entered, so that no other host takes a run for dead that waits for its disk."""
+    """A thread gives signs of life while this is entered, so that no other host takes a waiting run for dead."""
 
     def __init__(self, folder: Path, ownership: Ownership) -> None:
         self._over = threading.Event()

@@ -46,10 +46,11 @@ from diffcse_scale.foundation.run_files import (
 from diffcse_scale.foundation.secrets import masked_command
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.model.starting_point import left_out
-from diffcse_scale.recipe import Recipe
+from diffcse_scale.recipe import Recipe, unsaid
 from diffcse_scale.recipe_file import few
 from diffcse_scale.rendezvous import lost_a_peer
 from diffcse_scale.runs.claim import FolderInUse, SignsOfLife, claim
+from diffcse_scale.runs.extension import LENGTH, check_extension, extend, from_its_model
 from diffcse_scale.runs.failures import first_of_all, in_words
 from diffcse_scale.runs.incarnation import Incarnation, Ownership, incarnations
 from diffcse_scale.runs.metrics_file import MetricsFile
@@ -58,7 +59,7 @@ from diffcse_scale.runs.status import StatusFile
 
 log = logging.getLogger(__name__)
 
-# fields that may change when a run is resumed: they do not touch the result
+# fields that may change when a run is resumed: they do not touch the result, or as the number of devices does
 FREE_TO_CHANGE = (
     "log_every",
     "checkpoint_every",
@@ -67,6 +68,7 @@ FREE_TO_CHANGE = (
     "max_skipped_steps",
     "data.workers",
     "data.cache_dir",
+    "batch.exchange",
 )
 
 # and those that say where something lies: what counts is its content, of which the record has a fingerprint
@@ -76,8 +78,10 @@ CONTENTS = ("data_fingerprint", "development_fingerprint", "models_fingerprint")
 # what a start leaves behind that has not got as far as writing recipe.yaml; status.tmp, one of an earlier version
 TRACES = (LOCK, REQUEUES, INCARNATIONS, STATUS, "status.tmp", STOP, HANG, RECORD)
 
-# a new run; the one that is there; whichever of the two it takes; the one that is there, without going on with it
-Start = Literal["new", "resume", "auto", "replay"]
+# a new run; a new one of which nothing is written; the one that is there; whichever of the two it takes; the one that
+# is there, without going on with it
+Start = Literal["new", "dry", "resume", "auto", "replay"]
+NEW: tuple[Start, ...] = ("new", "dry")
 
 
 class RunDirectory:
@@ -87,15 +91,20 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / CHECKPOINTS
         self.model = path / MODEL
-        self.hang = path / HANG
         self.curves = path / CURVES
         self.stop_file = path / STOP
         self.metrics = MetricsFile(path / METRICS)
         self.status = StatusFile(None)
         self.begun = False  # whether there is something to resume
-        self.replays = False  # whether nothing is to be written but what a replay finds
+        self.extended = False  # whether this start gives it more steps than it had
+        self.is_trial = False  # whether nothing is to be written: a dry run, or a replay but for what it finds
         self.ownership: Ownership | None = None  # None of a replay; on the main rank it holds the lock
         self._signs: SignsOfLife | None = None
+
+    @property
+    def hang(self) -> Path | None:
+        """Where the stacks of a run that hangs are written."""
+        return None if self.is_trial else self.path / HANG
 
     def best(self, step: int) -> Path:
         """Where the encoder lies that was the best after `step`."""
@@ -118,7 +127,8 @@ class RunDirectory:
         if is_main():
             try:
                 run = _open(path, recipe, start)
-                answer = str(run.path), run.begun, run.replays, run.ownership and run.ownership.incarnation
+                owner = run.ownership and run.ownership.incarnation
+                answer = str(run.path), run.begun, run.extended, run.is_trial, owner
             except (InputError, RunEnded) as error:
                 answer = error
             except OSError as error:
@@ -130,7 +140,7 @@ class RunDirectory:
             raise answer
         if run is None:
             run = cls(Path(answer[0]))
-            run.begun, run.replays, incarnation = answer[1:]
+            run.begun, run.extended, run.is_trial, incarnation = answer[1:]
             run.ownership = Ownership(run.path / INCARNATIONS, incarnation) if incarnation else None
         return run
 
@@ -166,20 +176,21 @@ class RunDirectory:
             self._signs.__exit__()
         if error is None:
             return
-        code = exit_code_of(error)
+        code = ExitCode.LOST if lost_a_peer(error) else exit_code_of(error)
         if code.state == "failed":
             own = in_words(error)
             message, code = first_of_all(own, code, self.path / STATUS)
-            if is_main() or message == own:
+            told_here = error.told_here if isinstance(error, PeerFailed) and message == own else is_main()
+            if told_here or (message == own and not isinstance(error, PeerFailed)):
                 self.failed(message, code)
-            if lost_a_peer(error):
-                raise PeerFailed(message, code) from None
+            if lost_a_peer(error) or isinstance(error, PeerFailed):
+                raise PeerFailed(message, code, told_here) from None
         elif code.state == "stopped" and is_main():  # every rank leaves so
             self.status.update(now=True, state=code.state, message=str(error), exit_code=code)
 
     def failed(self, message: str, exit_code: ExitCode) -> None:
         """Say in `status.json` that the run has failed, from any rank: the main one may be what has failed."""
-        if self.replays:
+        if self.is_trial:
             return
         status = self.status if is_main() else StatusFile.found(self.path / STATUS, self.owned)
         status.update(now=True, state=exit_code.state, message=message.splitlines()[0], exit_code=exit_code)
@@ -196,7 +207,7 @@ class RunDirectory:
         record = self.path / RECORD
         unused = left_out(recipe) if is_main() else []
         written = {"command": masked_command(sys.argv), **facts, "left_out": unused, "environment": environment()}
-        if self.replays:
+        if self.is_trial:
             return
         self.check_owned()
         if self.begun:
@@ -204,15 +215,21 @@ class RunDirectory:
             _check_earlier(self.path, begun, facts)
             for name in (*CONTENTS, "precision"):
                 if name in begun and begun[name] != facts[name]:
+                    earlier = _left_out_earlier(begun, facts) if name == "data_fingerprint" else ""
                     raise InputError(
                         f"{self.path} cannot be resumed: its {name.replace('_', ' ')} was {begun.get(name)}, now it is "
-                        f"{facts[name]}; restore it or give another --output."
+                        f"{facts[name]}{earlier}; restore it or give another --output."
                     )
             written = {**begun, "resumed": [*begun.get("resumed", []), written]}
         if is_main():
-            text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-            write_durably(to_json(written if self.begun else written | digest_of(text), indent=1), record)
-            if not self.begun:
+            text = None
+            if self.extended:
+                text, written = extend(self.path, recipe, written)
+            elif not self.begun:
+                text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+                written |= digest_of(text)
+            write_durably(to_json(written, indent=1), record)
+            if text is not None:
                 write_durably(text, self.path / RECIPE)
         barrier()
 
@@ -226,7 +243,7 @@ class RunDirectory:
 
 
 def _open(path: str | None, recipe: Recipe, start: Start) -> RunDirectory:
-    if path is not None or start != "new":
+    if path is not None or start not in NEW:
         return _claim(given_path(path or f"runs/{recipe.name}"), recipe, start)
     for number in itertools.count(1):
         folder = Path(f"runs/{recipe.name}" if number == 1 else f"runs/{recipe.name}-{number}")
@@ -245,24 +262,32 @@ def _claim(folder: Path, recipe: Recipe, start: Start) -> RunDirectory:
         raise InputError(f"There is no run to {start} in {folder}; give its folder with --output.")
     if start == "replay":
         run = RunDirectory(folder)
-        run.begun = run.replays = True
+        run.begun = run.is_trial = True
         return run
+    extended = False
     if begun:
-        _same_recipe(recipe, saved)
-        if start == "new":
+        extended = _other_length(recipe, saved)
+        if start in NEW:
             raise InputError(
                 f"{folder} holds a run of this recipe; continue it with --resume or give another --output."
             )
-        if (folder / RESULT).is_file():
-            message = f"The run in {folder} has finished; its model lies in {folder / MODEL}."
-            raise InputError(message) if start == "resume" else RunEnded(message, ExitCode.FINISHED)
+        if (folder / RESULT).is_file() and not extended:
+            message = f"The run in {folder} has finished; its model is in {folder / MODEL}"
+            if start == "auto":
+                raise RunEnded(f"{message}.", ExitCode.FINISHED)
+            more = "a larger max_steps or epochs extends it" if recipe.optimizer.open_ended else from_its_model(folder)
+            raise InputError(f"{message}; {more}.")
         _check_checkpoints(folder)
     elif _occupied(folder):
-        raise InputError(f"{folder} exists and is no run of this program; give another --output.")
+        raise InputError(f"{folder} exists and is not a run of this program; give another --output.")
+    if start == "dry":
+        run = RunDirectory(folder)
+        run.is_trial = True
+        return run
     now = Incarnation(step=newest_step(folder / CHECKPOINTS))
     history = incarnations(folder / INCARNATIONS)
     run = RunDirectory(folder)
-    run.begun = begun
+    run.begun, run.extended = begun, extended
     make_folder(folder)
     run.ownership = claim(folder, now)
     run.metrics = MetricsFile(run.metrics.path, run.ownership.lasts)
@@ -285,7 +310,7 @@ def _check_checkpoints(folder: Path) -> None:
     metrics = folder / METRICS
     if not place.is_file() and metrics.is_file() and metrics.stat().st_size:
         raise InputError(
-            f"{folder} has been trained, and {place} is gone; bring its folder back, or give another --output."
+            f"{folder} has been trained, but {place} is missing; restore its folder, or give another --output."
         )
 
 
@@ -316,24 +341,54 @@ def _check_earlier(folder: Path, begun: dict[str, Any], facts: dict[str, Any]) -
         return
     if equal := facts.get("corpus", {}).get("equal"):
         raise InputError(
-            f"{folder} was begun by an earlier version, which kept {equal:,} sentences that have the tokens of "
+            f"{folder} was begun by an earlier version, which kept {equal:,} sentences with the same tokens as "
             "another; finish it with that version or give another --output."
         )
-    log.warning("%s was begun by an earlier version: whether its corpus has changed is not known.", folder)
+    log.warning("%s was begun by an earlier version, so it is not known whether its corpus has changed.", folder)
     begun |= {name: facts[name] for name in CONTENTS if name in facts}
 
 
-def _same_recipe(recipe: Recipe, saved: Path) -> None:
+def _left_out_earlier(begun: dict[str, Any], facts: dict[str, Any]) -> str:
+    """What is said of a corpus of which fewer rows are undecodable than when the run began."""
+    before, now = (about.get("corpus", {}).get("cleaning", {}).get("undecodable", 0) for about in (begun, facts))
+    if before <= now:
+        return ""
+    return (
+        f", without {before - now:,} of the rows that were left out as undecodable (an earlier version left out those "
+        "with U+FFFD, and can finish it)"
+    )
+
+
+def _other_length(recipe: Recipe, saved: Path) -> bool:
+    """Whether the run's recipe differs in its length; differences that are allowed are told.
+
+    Raises:
+        InputError: it differs in what a run is known by, or in a length that its schedule does not let it change.
+    """
     record = saved.with_name(RECORD)
     by_content = record.is_file() and _by_content(read_object(record, Record))
     free = (*FREE_TO_CHANGE, *(PLACES if by_content else ()))
     check_recipe(saved.parent)
     begun = read_yaml_object(saved)
     if lost := recipe.lost(begun):
-        raise InputError(f"{saved} is not whole: {lost[0]} is missing; bring it back.")
-    differences = [line for line in recipe.differences(begun) if line.split(":")[0] not in free]
-    if differences:
+        raise InputError(f"{saved} is incomplete: {lost[0]} is missing; restore it.")
+    changed = {line.split(":")[0]: line for line in recipe.differences(begun)}
+    differences = [line for field, line in changed.items() if field not in free]
+    earlier = {field: value for field, value in unsaid(begun).items() if field in changed}
+    if earlier and (saved.parent / RESULT).is_file() and not changed.keys() - {*free, *earlier}:
+        return False  # it has finished, as it began
+    if earlier and not changed.keys() - {*free, *LENGTH, *earlier}:
+        raise InputError(
+            f"{saved.parent} was begun by an earlier version; to continue it as it began, add "
+            f"{' '.join(f'{key}={value}' for key, value in earlier.items())}, or leave --recipe out."
+        )
+    if changed.keys() - {*free, *LENGTH}:
         raise InputError(
             f"{saved.parent} holds a run of another recipe, which stays as it is; give another --output "
             f"(this recipe has {few(differences)})."
         )
+    if differences:
+        check_extension(saved.parent, recipe)
+    if changed:
+        log.info("Changed since %s was begun: %s.", saved.parent, few(list(changed.values())))
+    return bool(differences)

@@ -23,7 +23,7 @@ def in_words(error: BaseException) -> str:
     message = (told(error) or str(error) or type(error).__name__).splitlines()[0]
     if lost_a_peer(error):
         message = (
-            f"it lost another rank ({brief(message, 200)}); see what that one said last, and whether its machine had "
+            f"it lost another rank ({brief(message, 200)}); check that rank's last output, and whether its machine had "
             "memory left."
         )
     if world_size() == 1 or isinstance(error, RunEnded) or (is_main() and isinstance(error, InputError)):

@@ -80,7 +80,7 @@ def _chain(content: bytes) -> list[Incarnation]:
 
 
 class Ownership:
-    """That `incarnation` has the run: from `begin` on, until a later one does. Every rank has one.
+    """Whether `incarnation` still owns the run: it does from `begin` until a later one takes over. Every rank has one.
 
     Args:
         lock: the run's, for as long as this object lives; None where another process has it, or nobody can.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diffcse_scale.objective import gradients_in_parameters
 from diffcse_scale.objective.metric import Metric
 from diffcse_scale.objective.objective import TERMS
 from diffcse_scale.recipe import ObjectiveRecipe
@@ -21,17 +22,24 @@ _ALL = (
     Metric(DEVELOPMENT, "Development Spearman x 100", "evaluations", panel="development Spearman x 100"),
     Metric("dev_spearman_cls"),
     Metric("dev_spearman_mean"),
+    *(metric for term in TERMS for metric in term.evaluated),
     Metric("loss", "Loss", "InfoNCE + lambda x RTD", "loss", "{:.4f}", is_logarithmic=True),
     *(term.metrics[0] for term in TERMS),
     *(metric for term in TERMS for metric in term.metrics[1:]),
+    *gradients_in_parameters.METRICS,  # in the rows of steps in which they were measured
+    Metric("rtd_weight", "Lambda", "where it follows objective.rtd_share", pattern="{:.2e}", is_logarithmic=True),
     Metric("gradient_norm", "Gradient norm", "before clipping", "|g|", "{:.3f}", is_logarithmic=True),
-    Metric("learning_rate", "Learning rate", "", "lr", "{:.2e}"),
-    Metric("sentences_per_second", "Sentences per second", _SPEED, pattern="{:,.0f} sentences/s"),
-    Metric("real_tokens_per_second", "Real tokens per second", _SPEED, pattern="{:,.0f} tokens/s"),
-    Metric("padding_share", "Padding", "share of positions", "padding", "{:.1%}"),
-    Metric("peak_memory_gb", "Peak memory, GB", "largest of all ranks, since the start", "peak", "{:.2f} GB"),
+    Metric("learning_rate", "Learning rate", "", "lr", "{:.1e}"),
+    Metric("sentences_per_second", "Sentences per second", _SPEED, "sent/s", "{:,.0f}"),
+    Metric("real_tokens_per_second", "Real tokens per second", _SPEED, pattern="{:,.0f}"),
+    Metric("padding_share", "Padding", "share of positions", pattern="{:.1%}"),
+    Metric("peak_memory_gb", "Peak memory, GB", "largest of all ranks, since the start", "GB", "{:.2f}"),
     # of accelerators only
-    Metric("peak_reserved_gb", "Reserved memory, GB", "peak of what the allocator held", "reserved", "{:.2f} GB"),
+    Metric("peak_reserved_gb", "Reserved memory, GB", "peak of what the allocator held", pattern="{:.2f}"),
+    Metric("slowest_rank"),
+    Metric(
+        "slowest_ratio", "Slowest rank", "its time before it meets the others, by the median rank's", pattern="{:.2f}"
+    ),
     # drawn together, as the timing breakdown
     *(Metric(name) for name in (TRAINING, WAITING, CHECKPOINTS, EVALUATION)),
 )
@@ -41,9 +49,12 @@ METRICS = {metric.name: metric for metric in _ALL}
 def of_steps(statistics: set[str]) -> list[Metric]:
     """Those that come from a step's statistics, where these are the ones that there are."""
     terms = {metric for term in TERMS if term.name in statistics for metric in term.metrics}
+    if statistics.issuperset(gradients_in_parameters.NAMES):
+        terms |= set(gradients_in_parameters.METRICS)
     return [metric for metric in METRICS.values() if metric.name == "loss" or metric in terms]
 
 
 def is_measured(name: str, recipe: ObjectiveRecipe) -> bool:
     """Whether a number means anything in a run with this recipe: those of a term of weight 0 do not."""
-    return all(term.is_computed(recipe) for term in TERMS if name in {metric.name for metric in term.metrics})
+    owners = [term for term in TERMS if name in {metric.name for metric in (*term.metrics, *term.evaluated)}]
+    return all(term.is_computed(recipe) for term in owners)

@@ -15,9 +15,12 @@ from torch import Tensor
 from diffcse_scale.distributed import all_max, all_mean, all_sum, gather_objects, rank, world_size
 from diffcse_scale.objective.metric import Metric
 from diffcse_scale.objective.objective import StepOutput
-from diffcse_scale.runs.metric_table import CHECKPOINTS, METRICS, TRAINING, WAITING, of_steps
+from diffcse_scale.runs.metric_table import CHECKPOINTS, TRAINING, WAITING, of_steps
+from diffcse_scale.runs.own_time import OwnTime, slowest
 
 T = TypeVar("T")
+
+CPU = torch.device("cpu")
 
 # the sums of a window in checkpoints of earlier commits, by position
 _EARLIER = (
@@ -32,9 +35,14 @@ _COUNTS = ("_steps", "_sentences", "_real_tokens", "_positions")
 
 
 class Window:
-    """Means over the steps since the last log line. Adding a step does not wait for the device."""
+    """Means over the steps since the last log line. Adding a step does not wait for the device.
 
-    def __init__(self) -> None:
+    Args:
+        device: what this rank computes on.
+    """
+
+    def __init__(self, device: torch.device = CPU) -> None:
+        self._own = OwnTime(device)
         self._start()
 
     def _start(self) -> None:
@@ -61,6 +69,7 @@ class Window:
         start = time.perf_counter()
         yield
         self._since += time.perf_counter() - start
+        self._own.begin()
 
     @contextmanager
     def checkpointing(self) -> Iterator[None]:
@@ -103,6 +112,7 @@ class Window:
     def begin_timing(self) -> None:
         """Training begins now: what was done before does not count in the rates."""
         self._since = time.perf_counter()
+        self._own.begin()
 
     @property
     def steps(self) -> int:
@@ -120,11 +130,13 @@ class Window:
         """
         means = all_mean(torch.stack(list(self._sums.values()))) / self._steps
         device = means.device
-        tokens = all_sum(torch.tensor([self._real_tokens, self._positions], dtype=torch.float64, device=device))
         memory = memory_peaks(device)
         peaks = all_max(torch.tensor(list(memory.values()), device=device)).tolist()
-        known = dict(zip(self._sums, means.tolist(), strict=True))
-        real_tokens, positions = tokens.tolist()
+        known = dict(zip(self._sums, means.tolist(), strict=True))  # the device has done all steps
+        own = [0.0] * world_size()
+        own[rank()] = self._own.read()
+        sums = torch.tensor([self._real_tokens, self._positions, *own], dtype=torch.float64, device=device)
+        real_tokens, positions, *of_ranks = all_sum(sums).tolist()
         seconds = time.perf_counter() - self._since
         row = {
             **{metric.name: _value(metric, known) for metric in of_steps(set(known))},
@@ -132,6 +144,7 @@ class Window:
             "real_tokens_per_second": real_tokens / seconds,
             "padding_share": 1 - real_tokens / positions,
             **dict(zip(memory, peaks, strict=True)),
+            **slowest(of_ranks),
             TRAINING: seconds,
             WAITING: self._waited,
             CHECKPOINTS: self._checkpoints,
@@ -141,12 +154,8 @@ class Window:
 
 
 def _value(metric: Metric, known: dict[str, float]) -> float | None:
-    """The mean of a statistic, or a ratio of some; None where there was nothing to count."""
-    if metric.ratio is None:
-        return known[metric.name]
-    part, whole, without = metric.ratio
-    count = known[whole] - (known[without] if without else 0)
-    return known[part] / count if count > 0 else None
+    """The mean of a statistic, or what is made of the sums of some; None where there was nothing to count."""
+    return known[metric.name] if metric.ratio is None else metric.ratio.of(known)
 
 
 def _by_name(sums: dict[str, float] | list[Any]) -> dict[str, float]:
@@ -174,7 +183,7 @@ def memory_peaks(device: torch.device) -> dict[str, float]:
 
 
 class Idleness:
-    """Notices from log lines that a run learns nothing.
+    """Notices from the log lines that a run does not learn.
 
     Args:
         contrastive: whether the run contrasts views: the cosine of positives says nothing otherwise.
@@ -206,13 +215,3 @@ def memory_gb(device: torch.device) -> float:
     if device.type == "cpu":
         return psutil.Process().memory_info().rss / 1e9
     return float(torch.get_device_module(device).memory_reserved(device)) / 1e9
-
-
-def console_line(step: int, steps: int, row: dict[str, Any]) -> str:
-    """One aligned line with units."""
-    cells = [
-        f"{metric.label} {metric.pattern.format(row[name])}".strip()
-        for name, metric in METRICS.items()
-        if metric.pattern and row.get(name) is not None
-    ]
-    return f"step {step:>{len(str(steps))}}/{steps}  " + "  ".join(cells)

@@ -18,7 +18,7 @@ from diffcse_scale.foundation.objects import read_object
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.recorded_recipe import check_recipe
 from diffcse_scale.recipe import Recipe
-from diffcse_scale.recipe_file import load_recipe
+from diffcse_scale.recipe_file import load_recorded
 from diffcse_scale.runs.incarnation import Incarnation, incarnations
 from diffcse_scale.runs.metrics_file import NOTHING, MetricsFile, Series
 from diffcse_scale.runs.records import Record, Result, Status
@@ -110,7 +110,7 @@ def _read(path: Path, label: str) -> Run:
     return Run(
         path=path,
         label=label,
-        recipe=load_recipe(str(path / run_files.RECIPE)),
+        recipe=load_recorded(path / run_files.RECIPE),
         facts=_object(path / run_files.RECORD, Record),
         metrics=MetricsFile(path / run_files.METRICS).series(),
         result=_object(path / run_files.RESULT, Result),

@@ -52,6 +52,11 @@ class Result(_Facts):
     steps: int | None = None
     before: dict[str, float | None] | None = None
     best: Best | None = None
+    dev_rtd_auroc: float | None = None
+    dev_rtd_skill: float | None = None
+    dev_rtd_z_gain: float | None = None
+    dev_rtd_replaced: float | None = None
+    # of runs of earlier versions
     rtd_balanced_accuracy: float | None = None
     rtd_recall_replaced: float | None = None
     rtd_recall_kept: float | None = None

@@ -22,7 +22,7 @@ def newest_dump(run: Path) -> dict[str, Any]:
     """
     files = sorted((run / run_files.NONFINITE).glob("step-*.json"))
     if not files:
-        raise InputError(f"{run} has nothing to replay: it did not stop at numbers that are not finite.")
+        raise InputError(f"{run} has nothing to replay: it did not stop because of NaN or infinity.")
     return read_object(files[-1], Dump)
 
 
@@ -33,5 +33,4 @@ def replay_arguments(run: Path) -> list[str]:
     file = run / run_files.NONFINITE / "deepspeed.json"
     # what the recipe fills in is refused from a file
     write_durably(to_json({key: value for key, value in config.items() if key not in RECIPE_KEYS}), file)
-    recipe, output = str(run / run_files.RECIPE), str(run)
-    return ["--deepspeed_config", str(file), "--recipe", recipe, "--output", output, "--replay"]
+    return ["--deepspeed_config", str(file), "--output", str(run), "--replay"]

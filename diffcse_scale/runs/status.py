@@ -12,9 +12,11 @@ from typing import Any
 
 from diffcse_scale.foundation.durable import TEMPORARY, replacing
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.foundation.objects import read_object
 from diffcse_scale.foundation.run_files import STATUS
 from diffcse_scale.foundation.strict_json import to_json
+from diffcse_scale.runs.queued import queued
 from diffcse_scale.runs.records import Status
 
 # seconds between two writings: often enough to see a run live, rarely enough for a network file system
@@ -25,7 +27,7 @@ ENDED = ("finished", "stopped", "failed")
 
 
 class StatusFile:
-    """Written by the main rank; replaced as a whole, so that a reader never sees half of it.
+    """`status.json`, written by the main rank and replaced atomically, so that a reader never sees half of it.
 
     Args:
         path: None writes nothing, as on all ranks but the main one.
@@ -83,13 +85,21 @@ class StatusFile:
                     file.truncate()
 
 
+def gave_up(run: str, message: str) -> None:
+    """Say that the run's job does not queue itself again: its last process has said no more than that it stopped."""
+    status, code = StatusFile.found(Path(run) / STATUS), ExitCode.NO_PROGRESS
+    status.update(now=True, state=code.state, message=message, exit_code=code)
+
+
 def read_status(run: Path) -> dict[str, Any]:
-    """What `status.json` of a run says, with `seconds_since` its last sign of life.
+    """What `status.json` of a run says, with `seconds_since` its last sign of life; or that its job waits.
 
     Raises:
-        InputError: there is none, or it cannot be read.
+        InputError: there is none and no job, or it cannot be read.
     """
     if not (run / STATUS).is_file():
+        if waiting := queued(run):
+            return {**waiting, "seconds_since": 0.0}
         raise InputError(f"{run} has no {STATUS}; give the folder of a run.")
     status = read_object(run / STATUS, Status)
     if status.get("state") is None or status.get("updated") is None:

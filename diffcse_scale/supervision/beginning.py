@@ -7,7 +7,7 @@ import sys
 
 from diffcse_scale.foundation import signals
 from diffcse_scale.foundation.launched import speaks
-from diffcse_scale.foundation.output import outlive_readers
+from diffcse_scale.foundation.output import outlive_readers, quiet_deepspeed
 from diffcse_scale.supervision import launchers  # noqa: F401  they may die while Python still imports libraries
 
 INTERRUPTED = signals.exit_code_after(signal.SIGINT)
@@ -25,13 +25,14 @@ interrupts = signals.Interrupts(lambda _: leave_at_once("Interrupted before the 
 
 
 def begin(name: str) -> None:
-    """Hear Ctrl-C from now on, and go on when nobody reads what is printed.
+    """Hear Ctrl-C from now on, go on when nobody reads what is printed, and have DeepSpeed begin without a word.
 
     Args:
         name: the caller's; only of the program itself anything changes.
     """
     if name != "__main__":
         return
+    quiet_deepspeed()
     outlive_readers()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda number, frame: None)

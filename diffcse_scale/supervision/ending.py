@@ -1,4 +1,4 @@
-"""The last words of a training process: what it prints about its end, and the exit code."""
+"""How a training process ends: what it prints, and its exit code."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from diffcse_scale.distributed import is_main, launched_rank, local_rank
+from diffcse_scale.distributed import is_main, local_rank
 from diffcse_scale.foundation.errors import InputError, PeerFailed, RunEnded, exit_code_of, told
+from diffcse_scale.foundation.launched import launched_rank
 from diffcse_scale.rendezvous import leave, linger
 
 
@@ -17,10 +18,10 @@ def run_to_its_end(main: Callable[[], object]) -> None:
         main()
         leave()
     except RunEnded as end:
-        failed = isinstance(end, PeerFailed)
-        if is_main():
-            print(f"error: {end}" if failed else end, file=sys.stderr)
-        leave(alone=failed)
+        peer = end if isinstance(end, PeerFailed) else None
+        if peer.told_here if peer else is_main():
+            print(f"error: {end}" if peer else end, file=sys.stderr)
+        leave(alone=peer is not None)
         sys.exit(exit_code_of(end))
     except InputError as error:
         if local_rank() > 0:
@@ -35,7 +36,7 @@ def run_to_its_end(main: Callable[[], object]) -> None:
             linger()
             raise
         print(
-            f"{_whose()}: {said.rstrip('.')}; the newest whole checkpoint stays: go on with --auto-resume.",
+            f"{_whose()}: {said.rstrip('.')}. The last complete checkpoint is intact: continue with --auto-resume.",
             file=sys.stderr,
         )
         linger()

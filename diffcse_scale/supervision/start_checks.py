@@ -1,4 +1,4 @@
-"""What is held against a cluster before anything expensive begins: the ranks that were asked for, all alike."""
+"""Checks of a cluster before anything expensive begins: all requested ranks are there and have the same inputs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections import Counter
 
 import torch
 
-from diffcse_scale.distributed import all_reduce_rate, gather_objects, world_size
+from diffcse_scale.distributed import gather_objects, world_size
 from diffcse_scale.foundation.environment import host_name
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.rendezvous import all_reduce_rate
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def check_world() -> None:
     if asked is not None and int(asked) != int(came):
         raise InputError(
             f"{asked} ranks were asked for ({ASKED_FOR}), but rank {os.environ.get('RANK', '0')} on {host_name()} is "
-            f"one of {came} (WORLD_SIZE); start one task a rank, or correct the request."
+            f"one of {came} (WORLD_SIZE); start one task per rank, or correct the request."
         )
 
 

@@ -1,15 +1,17 @@
-"""What may end a run from outside: signals, the stop file, a launcher that died, a later incarnation.
+"""What may end a run from outside: signals, the stop file, a dead launcher, a later incarnation of the run.
 
-A signal may reach one rank alone, and at any moment; so it only sets a flag, and at every `tick` (each step, each batch
-of an evaluation) all ranks agree on the flags of all; in training on those of the step before, so that no step waits
-for other hosts. Launchers that pass no signal on to their ranks, as DeepSpeed's, are served by the file `stop` in the
-run directory; files are looked at once a second. Before training begins a main thread may wait for a lock or for its
-workers for long; there a thread looks for the flags, and passes them on through the store that all ranks share. Whoever
-presses Ctrl-C again does not want to wait.
+A signal may reach one rank alone, and at any moment; so it only sets a flag, and about once a second, at a `tick` (a
+step, a batch of an evaluation) that is the same on all ranks, all begin to exchange their flags. In training they read
+the answer at the tick at which the next exchange begins, so that no step waits for other hosts, and a step without an
+exchange costs nothing that grows with their number. Launchers that pass no signal on to their ranks, as DeepSpeed's,
+are served by the file `stop` in the run directory, which is looked at when an exchange begins. Before training begins a
+main thread may wait for a lock or for its workers for long; there a thread looks for the flags, and passes them on
+through the store that all ranks share. Whoever presses Ctrl-C again does not want to wait.
 """
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
@@ -37,7 +39,7 @@ SIGNALS = {
 }
 # in a stop file: as USR1, which asks to be started again
 REQUEUE = "requeue"
-# seconds between two looks at what does not come by itself
+# seconds between two exchanges of requests; what does not come by itself is looked at about as often
 LOOK = 1.0
 # seconds within which one signal reaches all processes that it is sent to
 SPREAD = 0.1
@@ -45,7 +47,7 @@ STOP_KEY = "stop"
 
 
 class _LeaveNow(BaseException):
-    """Raised wherever the main thread is; no library takes it for an error that it can mend."""
+    """Raised wherever the main thread is; no library takes it for an error that it can handle."""
 
 
 class StopRequested(Exception):
@@ -56,8 +58,36 @@ class StopRequested(Exception):
         self.reason = reason
 
 
+class _Pace:
+    """At which ticks ranks exchange their flags: about once in `LOOK` seconds, and at the same ticks on all of them.
+
+    How many ticks lie between two exchanges follows from how long the slowest rank's have taken, which is exchanged
+    with the flags. That number at most doubles from one exchange to the next: a few fast steps do not make it large.
+    """
+
+    def __init__(self) -> None:
+        self._every, self._ticks = 1, 0
+        self._since = time.monotonic() - LOOK  # how long a tick takes is not known yet: as long as it may
+
+    def due(self) -> bool:
+        """Whether an exchange begins at this tick."""
+        self._ticks += 1
+        return self._ticks >= self._every
+
+    def lap(self) -> int:
+        """The microseconds that a tick has taken here since the last exchange; the next one begins now."""
+        now = time.monotonic()
+        taken = (now - self._since) / self._ticks
+        self._ticks, self._since = 0, now
+        return round(taken * 1e6)
+
+    def follow(self, microseconds: int) -> None:
+        """So long has a tick of the slowest rank taken."""
+        self._every = max(1, min(2 * self._every, math.ceil(LOOK * 1e6 / max(1, microseconds))))
+
+
 class Supervision:
-    """Listens to the outside from its creation on; every rank has one.
+    """Collects requests to stop from its creation on. Every rank has one.
 
     Args:
         run: what is to be stopped.
@@ -70,6 +100,7 @@ class Supervision:
         self._leave_now: Reason | None = None  # all ranks know of it
         self._interruptible = False  # whether there is somebody who catches what a handler raises
         self._looked = -LOOK
+        self._doing, self._pace = "", _Pace()
         self._asked: tuple[Agreement, int | None] | None = None
         listen(self._receive)
         interrupts.heard = self._interrupted
@@ -82,11 +113,13 @@ class Supervision:
 
     def _interrupted(self, seconds: float) -> None:
         if seconds > TOGETHER:
-            leave_at_once("Interrupted again: left without a checkpoint; continue from the newest with --auto-resume.")
+            leave_at_once(
+                "Interrupted again: ended without a new checkpoint; continue from the newest with --auto-resume."
+            )
 
     @contextmanager
-    def preparing(self) -> Iterator[None]:
-        """Inside, before training, there is nothing to save: all ranks leave within seconds of a request to one.
+    def preparing(self) -> Iterator[Supervision]:
+        """Itself. Inside, before training, nothing is to be saved: all ranks leave within seconds of a request to one.
 
         Raises:
             RunEnded: a request has come, whatever was raised meanwhile: the same signal ends the workers of a library,
@@ -99,7 +132,7 @@ class Supervision:
         try:
             self._interruptible = True
             try:
-                yield
+                yield self
             finally:
                 self._interruptible = False
         except BaseException as raised:
@@ -151,7 +184,7 @@ class Supervision:
 
     def _request(self, at_once: bool = False) -> Reason:
         reason = self._received
-        if at_once or time.monotonic() - self._looked >= LOOK:
+        if at_once or time.monotonic() - self._looked >= LOOK / 2:
             self._looked = time.monotonic()
             if not all(map(alive, LAUNCHERS)):
                 self._received = reason = max(reason, Reason.LAUNCHER)
@@ -162,11 +195,13 @@ class Supervision:
         return reason
 
     def _stop_file(self) -> Reason:
+        if self._run.is_trial:
+            return Reason.NONE  # it is meant for a run
         try:
             text = self._run.stop_file.read_text(encoding="utf-8")
         except OSError:
             return Reason.NONE
-        return Reason.USR1 if text.strip() == REQUEUE else Reason.STOP_FILE
+        return Reason.REQUEUE_FILE if text.strip() == REQUEUE else Reason.STOP_FILE
 
     def tick(self, doing: str, checkpoints: Checkpoints | None = None) -> None:
         """Called by the main thread of every rank, alike, where it can be stopped.
@@ -180,20 +215,26 @@ class Supervision:
         """
         self._watchdog.beat(doing)
         self._run.status.update(state=doing)
+        if doing != self._doing:
+            self._doing, self._pace = doing, _Pace()
+        if not self._pace.due():
+            return
         pending = None if checkpoints is None else checkpoints.pending
         self._settle(checkpoints)
         writing = checkpoints is not None and checkpoints.writing()
         # nothing is exported over what another has written meanwhile
-        self._asked = Agreement(self._request(at_once=doing == "exporting"), writing), pending
+        request = self._request(at_once=doing == "exporting")
+        self._asked = Agreement(request, writing, self._pace.lap()), pending
         if doing != "training":
             self._settle(checkpoints)
 
     def _settle(self, checkpoints: Checkpoints | None) -> None:
-        """Act upon what all ranks said at the tick before, if there was one."""
+        """Act upon what all ranks said in the exchange before, if there was one."""
         if self._asked is None:
             return
         (agreement, pending), self._asked = self._asked, None
-        reason, writing_somewhere = agreement.answer()
+        reason, writing_somewhere, slowest = agreement.answer()
+        self._pace.follow(slowest)
         if reason:
             raise StopRequested(Reason(reason))
         # another checkpoint may have been begun since
@@ -216,12 +257,12 @@ class Supervision:
         where = "before training began" if steps is None else f"after step {step} of {steps}"
         if reason is Reason.SUPERSEDED:
             message = (
-                f"A later incarnation has taken over {self._run.path}; this one stopped {where} and wrote no more."
+                f"A later incarnation has taken over {self._run.path}; this one stopped {where} and wrote nothing more."
             )
             return RunEnded(message, reason.exit_code)
-        if is_main():
+        if is_main() and not self._run.is_trial:
             self._run.stop_file.unlink(missing_ok=True)
-        saved = f"{checkpoint} is whole; " if checkpoint else ""
+        saved = f"{checkpoint} is complete; " if checkpoint else ""
         message = f"Stopped by {reason.words} {where}; {saved}continue with --auto-resume."
         return RunEnded(message, reason.exit_code)
 

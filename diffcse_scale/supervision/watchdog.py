@@ -1,15 +1,17 @@
-"""Notices that a rank has fallen silent, says which, keeps the stacks of those that wait for it, and ends the job.
+"""Notices a rank that hangs or has died, names it, writes the stacks of the waiting ranks, and ends the job.
 
 A rank that hangs takes all others with it: they wait in a collective, for ever. So every rank has a thread that goes
-on whatever the main thread waits for. It writes a sign of life into the store that all ranks share (rank 0 serves it)
-and reads the next rank's. What it can find:
+on whatever the main thread waits for. It writes a sign of life into the store that all ranks share (rank 0 serves it).
+Rank 0 alone reads them all, and answers with one of its own, which has its verdict once there is one: each rank sends
+as much, however many there are. What is found:
 
 - a process that is stopped, or behind a dead network: its signs of life have ended;
-- rank 0 in that state: the store does not answer;
+- rank 0 in that state: its signs have ended, or the store does not answer;
+- a process that has gone: others have lost their connection to it, and its signs have ended;
 - a main thread that stands still although all processes live: of all ranks it has got least far.
 
 Silence is measured in seconds for which this process itself has run. Where all are stopped together, by a scheduler, a
-container or Ctrl-Z, none of them is silent.
+container or Ctrl-Z, none of them is silent. Nor is a rank that was not looked at, since the store is slow.
 """
 
 from __future__ import annotations
@@ -24,40 +26,71 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from diffcse_scale.distributed import CONTROL_PATIENCE, rank, world_size
+from diffcse_scale.distributed import CONTROL_PATIENCE, is_main, local_rank, rank, world_size
 from diffcse_scale.foundation.environment import host_name
+from diffcse_scale.foundation.errors import PeerFailed
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.foundation.signals import end_workers
-from diffcse_scale.rendezvous import STORE_ERRORS, Store, control_store
+from diffcse_scale.rendezvous import (
+    STORE_ERRORS,
+    Store,
+    control_store,
+    failure_is_told,
+    host_key,
+    lost_a_peer,
+)
 
 # what a main thread may do for longer than a hang's time without a sign: it depends on disks and on the corpus
 SLOW = ("preparing", "checkpointing", "exporting")
-VERDICT = "hang"
+# the last word of a sign: the main thread goes on, has stood still for too long, has lost a connection to a rank
+WELL, STILL, LOST = "well", "still", "lost"
+PULSE = "sign of rank 0 and its verdict"
+# seconds without a sign after which a rank has gone, where another has lost its connection to some rank
+GONE = 5.0
+# ranks that are named in one sentence
+NAMED = 16
 # seconds for which the last words are written: a disk that hangs may be why
 WRITING = 10.0
 
 
 class _Sign(NamedTuple):
-    """A rank's sign of life: `beats` counts the main thread's steps, `seconds` the thread's own periods."""
+    """A rank's heartbeat: `beats` counts the main thread's steps, `periods` those of the watching thread."""
 
     periods: int
     beats: int
     doing: str
+    how: str
 
     @classmethod
     def read(cls, text: bytes) -> _Sign:
-        periods, beats, doing = text.decode().split(" ", 2)
-        return cls(int(periods), int(beats), doing)
+        periods, beats, rest = text.decode().split(" ", 2)
+        doing, how = rest.rsplit(" ", 1)
+        return cls(int(periods), int(beats), doing, how)
 
     def __str__(self) -> str:
-        return f"{self.periods} {self.beats} {self.doing}"
+        return f"{self.periods} {self.beats} {self.doing} {self.how}"
+
+
+UNKNOWN = str(_Sign(0, 0, "beginning", WELL)).encode()  # of a rank that has given none yet
+
+
+class _Verdict(NamedTuple):
+    """What is wrong: said by rank 0 about any rank, or by another rank about rank 0."""
+
+    sentence: str
+    code: ExitCode
+    by_main: bool
+
+    def told_here(self) -> bool:
+        """Whether this rank says it to the user; where rank 0 cannot, one of each machine does."""
+        return is_main() if self.by_main else local_rank() == 0 or rank() == 1
 
 
 class Watchdog:
-    """One a rank; watches while it is entered.
+    """Watches the ranks while it is entered. Every rank has one.
 
     Args:
-        folder: where stacks are written, as `rank-3.txt`.
+        folder: where stacks are written, as `rank-3.txt`; None writes none.
         patience: seconds of silence after which a rank counts as lost.
         report: called with the one sentence and the exit code before the process ends, on every rank that can.
         leave: ends the process.
@@ -65,7 +98,7 @@ class Watchdog:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None,
         patience: float,
         report: Callable[[str, ExitCode], None] = lambda message, code: None,
         leave: Callable[[int], None] = os._exit,
@@ -75,9 +108,18 @@ class Watchdog:
         self._store = control_store()
         self._now = 0.0  # seconds for which this process has run while it watched
         self._beats, self._doing, self._periods = 0, "preparing", 0
-        self._last_beat = self._answered = 0.0  # when the main thread and the store last gave a sign
-        self._signs: dict[int, tuple[_Sign, float]] = {}  # of others, and when they last changed
-        self._over, self._ending = threading.Event(), threading.Lock()
+        self._last_beat = 0.0  # when the main thread last gave a sign
+        # of those that this rank looks at: the signs, when they last changed, and when rank 0 last looked at all
+        self._signs: dict[int, bytes] = {}
+        self._changed: dict[int, float] = {}
+        self._looked = 0.0
+        self._lost = False  # whether some rank has lost a connection, and none has said that it failed
+        self._hosts: dict[int, str] = {}
+        self._served = True
+        self._found: _Verdict | None = None
+        self._publishing = threading.Lock()
+        self._leaving = False  # whether the main thread waits for the verdict, and ends the process by itself
+        self._heard, self._over, self._ending = threading.Event(), threading.Event(), threading.Lock()
 
     def beat(self, doing: str) -> None:
         """The main thread got so far and is `doing` something."""
@@ -90,41 +132,95 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._over.set()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        """The end of the watch.
+
+        Raises:
+            PeerFailed: in the place of an error that says no more than that some rank has gone: which one.
+        """
+        try:
+            if error is not None and self._store is not None and lost_a_peer(error):
+                self._name_who_has_gone()
+        finally:
+            self._over.set()
+
+    def _name_who_has_gone(self) -> None:
+        with self._ending:
+            self._leaving = True
+        if self._over.is_set():  # the verdict came first, and a thread is about to end this process
+            time.sleep(WRITING + 2 * self._period + 2)
+        deadline = time.monotonic() + 3 * GONE
+        while not self._heard.wait(self._period / 4):
+            if not self._served and not is_main():
+                self._end(self._gone([0]))
+            elif failure_is_told() or time.monotonic() > deadline:
+                return
+        assert self._found is not None
+        if is_main():
+            time.sleep(2 * self._period + 1)  # it serves the store: the others are to hear it first
+        raise PeerFailed(self._found.sentence, self._found.code, self._found.told_here()) from None
 
     def _exchange(self) -> None:
-        """Write this rank's sign and read others'. It may block for long; `_watch` looks when it last got through."""
-        store = self._store
-        assert store is not None
-        store.set_timeout(CONTROL_PATIENCE)  # of its own it would count on while this process is stopped
-        following = (rank() + 1) % world_size()
+        """Write this rank's sign and read the other side's. It may block for long; `_watch` looks when it last did."""
+        assert self._store is not None
+        try:
+            self._store.set_timeout(CONTROL_PATIENCE)  # of its own it would count on while this process is stopped
+            (self._collect if is_main() else self._answer)(self._store)
+        except STORE_ERRORS:
+            self._served = False  # rank 0 has gone, as it does when it is ready
+
+    def _collect(self, store: Store) -> None:
+        """What rank 0 does."""
+        others = list(self._signs)
+        keys = [_key(other) for other in others]
+        self._hosts = dict(enumerate(host.decode() for host in store.multi_get([*map(host_key, range(world_size()))])))
+        for key in keys:
+            store.compare_set(key, "", UNKNOWN.decode())  # a question is answered when all are there
         while not self._over.wait(self._period):
             self._periods += 1
-            try:
-                store.set(_key(rank()), str(_Sign(self._periods, self._beats, self._doing)))
-                # everybody looks at one neighbour, and at all when there is a reason to
-                suspicious = self._now - self._last_beat > self._patience / 2
-                for other in range(world_size()) if suspicious else (following,):
-                    self._note(store, other)
-                self._answered = self._now
-                if store.check([VERDICT]):
-                    self._end(store.get(VERDICT).decode())
-            except STORE_ERRORS:
-                # rank 0 has gone, as it does when it is ready; if not, `_watch` will find that nothing answers
-                return
+            now = self._now
+            for other, text in zip(others, store.multi_get(keys) if keys else (), strict=True):
+                self._note(other, text, now)
+            self._lost = LOST in self._how() and not failure_is_told(store)
+            self._looked = now
+            self._publish(store)
+
+    def _publish(self, store: Store) -> None:
+        with self._publishing:  # two threads do: none writes later what it has read earlier
+            code, sentence = (self._found.code, self._found.sentence) if self._found else (0, "")
+            store.set(PULSE, f"{self._periods} {code:d} {sentence}")
+
+    def _answer(self, store: Store) -> None:
+        """What the other ranks do."""
+        self._hosts = {0: store.get(host_key(0)).decode()}
+        while not self._over.wait(self._period):
+            self._periods += 1
+            store.set(_key(rank()), str(self._own()))
+            pulse = store.get(PULSE)
+            self._note(0, pulse, self._now)
+            _, code, sentence = pulse.decode().split(" ", 2)
+            if sentence:
+                self._end(_Verdict(sentence, ExitCode(int(code)), by_main=True))  # type: ignore[call-arg]
+
+    def _own(self) -> _Sign:
+        # twice the time: a process that is stopped has had its chance to be found out as what it is
+        still = self._doing not in SLOW and self._now - self._last_beat > 2 * self._patience
+        return _Sign(self._periods, self._beats, self._doing, LOST if self._leaving else STILL if still else WELL)
+
+    def _how(self) -> set[str]:
+        """How the main threads are, on rank 0."""
+        return {self._own().how, *(text.decode().rpartition(" ")[2] for text in self._signs.values())}
 
     def _begin(self) -> None:
         """As if all had given their first sign just now: a rank that never gives any is silent, too."""
-        self._last_beat = self._answered = self._now
-        self._signs = {other: (_Sign(0, 0, ""), self._now) for other in range(world_size()) if other != rank()}
+        self._last_beat = self._looked = self._now
+        watched = range(1, world_size()) if is_main() else [0]
+        self._signs = dict.fromkeys(watched, UNKNOWN)
+        self._changed = dict.fromkeys(watched, self._now)
 
-    def _note(self, store: Store, other: int) -> None:
-        if other == rank() or not store.check([_key(other)]):
-            return
-        sign = _Sign.read(store.get(_key(other)))
-        known, changed = self._signs[other]
-        self._signs[other] = (sign, changed if known.periods == sign.periods else self._now)
+    def _note(self, other: int, text: bytes, now: float) -> None:
+        if self._signs[other] != text:
+            self._signs[other], self._changed[other] = text, now
 
     def _watch(self) -> None:
         before = time.monotonic()
@@ -134,11 +230,11 @@ class Watchdog:
             before = now
             verdict = self._verdict()
             if verdict is not None:
-                # a store that does not answer would not answer this either
-                if self._now - self._answered < self._patience / 2:
-                    with suppress(*STORE_ERRORS):  # rank 0 may have left just now
+                self._found = verdict
+                if is_main():
+                    with suppress(*STORE_ERRORS):  # it may have left just now
                         if (store := control_store()) is not None:
-                            store.set(VERDICT, verdict)
+                            self._publish(store)
                 self._end(verdict)
 
     def _count(self, seconds: float) -> None:
@@ -148,52 +244,85 @@ class Watchdog:
             # those that were stopped with it may wake later
             self._begin()
 
-    def _verdict(self) -> str | None:
-        """Who is silent, in a sentence; None if nobody is."""
-        now = self._now
-        waits = now - self._last_beat
-        if self._store is not None and rank() != 0 and now - self._answered > self._patience:
-            return self._sentence("Rank 0", f"has given no sign of life for {now - self._answered:.0f} seconds")
-        for other, (_, changed) in self._signs.items():
-            # a sign that was never looked at again says nothing: only neighbours are read all the time
-            looked_at = other == (rank() + 1) % world_size() or waits > self._patience
-            if looked_at and now - changed > self._patience:
-                return self._sentence(f"Rank {other}", f"has given no sign of life for {now - changed:.0f} seconds")
-        # twice the time: a process that is stopped has had its chance to be found out as what it is
-        if self._doing in SLOW or waits <= 2 * self._patience:
+    def _verdict(self) -> _Verdict | None:
+        """Who is silent or has gone; None if nobody is."""
+        if self._store is not None and not is_main():
+            # all else is rank 0's to find; its store may not answer, so what counts is now, and not the last look
+            silence = self._now - self._changed[0]
+            if silence <= self._patience:
+                return None
+            return self._silent([0], silence) if self._served else self._gone([0])
+        lost, patience = self._lost, min(GONE, self._patience) if self._lost else self._patience
+        silent = {other: self._looked - seen for other, seen in self._changed.items() if self._looked - seen > patience}
+        if silent:
+            return self._gone(list(silent)) if lost else self._silent(list(silent), min(silent.values()))
+        if STILL not in self._how():
             return None
-        least = min((sign.beats for sign, _ in self._signs.values()), default=self._beats)
-        behind = [str(other) for other, (sign, _) in sorted(self._signs.items()) if sign.beats == least < self._beats]
-        if behind:
-            return self._sentence(f"Rank {', '.join(behind)}", f"is alive but has not gone on for {waits:.0f} seconds")
-        if world_size() > 1 and any(sign.beats > self._beats for sign, _ in self._signs.values()):
-            return self._sentence(f"Rank {rank()}", f"is alive but has not gone on for {waits:.0f} seconds")
-        return self._sentence("No rank", f"has gone on for {waits:.0f} seconds, and none is behind the others")
+        signs = {rank(): self._own(), **{other: _Sign.read(text) for other, text in self._signs.items()}}
+        least = min(sign.beats for sign in signs.values())
+        behind = sorted(other for other, sign in signs.items() if sign.beats == least)
+        seconds = f"for over {2 * self._patience:.0f} seconds"
+        if len(behind) < len(signs):
+            return self._hung(f"{self._named(behind)} is alive but has made no progress {seconds}", behind[0])
+        return self._hung(f"No rank has made progress {seconds}, and none is behind the others", rank())
 
-    def _sentence(self, who: str, what: str) -> str:
-        return f"{who} {what} while {self._doing}; the stacks of the ranks that wait are in {self._folder}."
+    def _silent(self, ranks: list[int], seconds: float) -> _Verdict:
+        return self._hung(f"{self._named(ranks)} has not responded for {seconds:.0f} seconds", ranks[0])
 
-    def _end(self, verdict: str) -> None:
+    def _hung(self, what: str, who: int) -> _Verdict:
+        stacks = f"; the stacks of the waiting ranks are in {self._folder}" if self._folder else ""
+        return _Verdict(f"{what} while {self._last_seen(who)}{stacks}.", ExitCode.HUNG, by_main=is_main())
+
+    def _gone(self, ranks: list[int]) -> _Verdict:
+        return _Verdict(
+            f"{self._named(ranks)} ended without a message while {self._last_seen(ranks[0])}; check its last output "
+            "and whether its machine had memory left.",
+            ExitCode.LOST,
+            by_main=is_main(),
+        )
+
+    def _last_seen(self, other: int) -> str:
+        """What a rank did last, as this one does where nothing is known."""
+        known = self._signs[other] if is_main() and other in self._signs else UNKNOWN
+        return self._doing if known == UNKNOWN else _Sign.read(known).doing
+
+    def _named(self, ranks: list[int]) -> str:
+        """Ranks and their hosts, to begin a sentence with."""
+        on: dict[str, list[str]] = {}
+        for number in ranks[:NAMED]:
+            on.setdefault(self._hosts.get(number, ""), []).append(str(number))
+        parts = [", ".join(numbers) + (f" on {host}" if host else "") for host, numbers in on.items()]
+        more = f" and {len(ranks) - NAMED} more" if len(ranks) > NAMED else ""
+        return f"Rank {', '.join(parts)}{more}"
+
+    def _end(self, verdict: _Verdict) -> None:
         with self._ending:
-            if self._over.is_set():
+            self._found = verdict
+            if self._leaving:
+                self._heard.set()
+            if self._leaving or self._over.is_set():
                 return
             self._over.set()
-        with suppress(OSError, ValueError):  # there may be nobody who reads it
-            print(f"error on rank {rank()} ({host_name()}): {verdict}", file=sys.stderr, flush=True)
+        if verdict.told_here():
+            with suppress(OSError, ValueError):  # there may be nobody who reads it
+                print(f"error: {verdict.sentence}", file=sys.stderr, flush=True)
         writing = threading.Thread(target=self._write, args=(verdict,), name="last words", daemon=True)
         writing.start()
         writing.join(WRITING)
         # the launcher ends the others when the first leaves; they, too, are to write their stacks
         time.sleep(2 * self._period + 1)
         end_workers()
-        self._leave(ExitCode.HUNG)
+        self._leave(verdict.code)
 
-    def _write(self, verdict: str) -> None:
+    def _write(self, verdict: _Verdict) -> None:
         """What is known first, then where every thread stands."""
-        self._report(verdict, ExitCode.HUNG)
+        if verdict.told_here():
+            self._report(verdict.sentence, verdict.code)
+        if self._folder is None:
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / f"rank-{rank()}.txt").open("w", encoding="utf-8", buffering=1) as stacks:
-            stacks.write(f"rank {rank()} on {host_name()}, process {os.getpid()}: {verdict}\n")
+            stacks.write(f"rank {rank()} on {host_name()}, process {os.getpid()}: {verdict.sentence}\n")
             # faulthandler reads the stacks of threads that come and go, and may crash
             names = {thread.ident: thread.name for thread in threading.enumerate()}
             for ident, newest in sys._current_frames().items():

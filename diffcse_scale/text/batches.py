@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.randomness import derive_seed
-from diffcse_scale.recipe import Recipe
+from diffcse_scale.recipe import BatchRecipe, Recipe
 from diffcse_scale.text.corruption import Corruption
+from diffcse_scale.text.duplicates import row_hash
 from diffcse_scale.text.edits import Edits
 from diffcse_scale.text.order import epoch_order
 from diffcse_scale.text.prefetch import prefetch
@@ -46,6 +47,8 @@ class Chunk:
             them; None where it has none.
         discriminator_real: `real` for `discriminator_mask`.
         edited_ids: int64 in the shape of `original_ids`, where edits were made before training; else None.
+        text_ids: int64 [C, S], a number for each text, the same where the encoder's tokens are; None where nothing is
+            masked, or all sentences differ.
     """
 
     input_ids: Tensor
@@ -59,6 +62,7 @@ class Chunk:
     discriminator_mask: Tensor | None = None
     discriminator_real: Tensor | None = None
     edited_ids: Tensor | None = None
+    text_ids: Tensor | None = None
 
     @property
     def original_ids(self) -> Tensor:
@@ -109,24 +113,41 @@ class Batch:
     sentences: int
 
 
-def share_of(global_batch: int, world_size: int, length_groups: int = 1) -> int:
-    """Sentences per device.
+def share_of(batch: BatchRecipe, world_size: int) -> int:
+    """Sentences of the device that has most: shares differ by one where the world size does not divide the batch.
 
     Raises:
-        InputError: the world size does not divide the global batch (names the nearest sizes that work), or a share
-            has fewer sentences than length groups.
+        InputError: a device would have none, or less to do than others: fewer sentences than length groups, or fewer
+            chunks.
     """
-    if global_batch % world_size:
-        below = global_batch // world_size * world_size
-        fitting = [str(size) for size in (below, below + world_size) if size >= world_size]
+    smallest, more = divmod(batch.sentences, world_size)
+    if smallest == 0:
         raise InputError(
-            f"batch.sentences = {global_batch} cannot be shared equally by {world_size} devices; "
-            f"the nearest that can are {' and '.join(fitting)}."
+            f"batch.sentences = {batch.sentences} is fewer than the {world_size} devices, and each needs at least one; "
+            "use fewer devices or raise batch.sentences."
         )
-    share = global_batch // world_size
-    if length_groups > share:
-        raise InputError(f"batch.length_groups = {length_groups} is more than the {share} sentences per device.")
-    return share
+    if batch.length_groups > smallest:
+        raise InputError(
+            f"batch.length_groups = {batch.length_groups} is more than the {smallest} sentences per device."
+        )
+    if batch.chunk == 1 and more:
+        raise InputError(
+            f"batch.chunk = 1 would give some of the {world_size} devices one chunk more than others, because "
+            f"batch.sentences = {batch.sentences} cannot be shared equally; set batch.chunk=2."
+        )
+    return smallest + (more > 0)
+
+
+def shares_of(sentences: int, world_size: int) -> list[int]:
+    """Every device's sentences of a global batch, in the order of their ranks."""
+    smallest, more = divmod(sentences, world_size)
+    return [smallest + 1] * more + [smallest] * (world_size - more)
+
+
+def _own(count: int, rank: int, world_size: int) -> tuple[int, int]:
+    """Where a rank's part of `count` begins, and how many are in it."""
+    smallest, more = divmod(count, world_size)
+    return rank * smallest + min(rank, more), smallest + (rank < more)
 
 
 def chunk_of(share: int, chunk: int | None) -> int | None:
@@ -139,9 +160,12 @@ class Batches:
 
     Global batch b of an epoch holds positions [b * B, (b + 1) * B) of the epoch's order, for any number of
     ranks; the last, partial batch is dropped. Its sentences are sorted by length, so that a chunk needs little padding,
-    and given to the ranks so that they have equal work, each the same number of chunks. Where `batch.chunk` divides a
-    share, the chunks of all ranks together are the same for any number of ranks, dropout seeds included.
-    With fidelity 'official' nothing is sorted, and everything is padded to the longest row of the global batch.
+    and given to the ranks so that they have equal work (`shares_of`), each the same number of chunks, as ZeRO-3 needs
+    it. Where `batch.chunk` divides a share, the chunks of all ranks together are the same for any number of ranks,
+    dropout seeds included. With fidelity 'official' nothing is sorted, and everything is padded to the longest row of
+    the global batch.
+
+    Every rank looks at the length of each sentence of the global batch, once; docs/results/batches.md has the time.
 
     Args:
         tokenizers: those of `tokens`: their padding, mask and special ids are used.
@@ -149,8 +173,8 @@ class Batches:
         edits: that were made before training: nothing is corrupted then.
 
     Raises:
-        InputError: the world size does not divide the batch, more length groups than sentences in a share,
-            fewer sentences than one global batch, or RTD with a tokenizer that has no mask token.
+        InputError: as `share_of`; fewer sentences than one global batch, or RTD with a tokenizer that has no mask
+            token.
     """
 
     def __init__(
@@ -167,13 +191,17 @@ class Batches:
         self.sentences = recipe.batch.sentences
         self.chunk, self.length_groups = recipe.batch.chunk, recipe.batch.length_groups
         self.official = recipe.objective.fidelity == "official"
+        # rows of one column differ: those with the tokens of an earlier one are left out of the corpus
+        self.names_texts = recipe.objective.masks_false_negatives and tokens.columns > 1
         self.packed, self.max_length = recipe.packed, recipe.data.max_length
+        self._longest = [tokens.longest(stream) for stream in range(tokens.streams)]
+        self.tokenizers = tokenizers
         self.paddings = [padding_id(tokenizer) for tokenizer in tokenizers.streams]
         self.corruption: Corruption | None = None
         if recipe.objective.rtd_weight > 0 and edits is None:
             seed = derive_seed(recipe.seed, "corruption")
             self.corruption = Corruption.of(tokenizers.discriminator, recipe.objective.masking_ratio, seed)
-        share = share_of(self.sentences, world_size, self.length_groups)
+        share = share_of(recipe.batch, world_size)
         if self.chunk is not None and self.chunk > share:
             self.chunk = None  # as one run of all ranks' chunks the batch would give one the shortest, one the longest
         if len(tokens) < self.sentences:
@@ -200,17 +228,18 @@ class Batches:
         """This rank's share of the global batch of any step, counted over all epochs from 0."""
         epoch, positions = self._positions(step)
         sentences = self.sentence_ids(step)
-        lengths = np.stack([self._lengths(sentences, stream).max(axis=1) for stream in range(self.tokens.streams)])
+        parts = self._parts(self._longest[0][sentences])
+        of_batch = self._padded_to(sentences) if self.official else None
         chunks = []
-        for number, part in enumerate(self._parts(lengths[0])):
-            longest = (lengths if self.official else lengths[:, part]).max(axis=1)
-            if self.packed:
-                longest = np.minimum([repeating_size(int(length)) for length in longest], self.max_length)
+        for number, part in enumerate(parts):
+            longest = of_batch or self._padded_to(sentences[part])
             # number * world_size + rank: the chunk's index among those of all ranks
             seed = derive_seed(self.seed, "dropout", step, number * self.world_size + self.rank)
             chunk = self._chunk(sentences[part], epoch * len(self.tokens) + positions[part], longest, seed)
             if self.edits is not None:
-                chunk = replace(chunk, edited_ids=self._edited(sentences[part], epoch, int(longest[-1])))
+                chunk = replace(chunk, edited_ids=self._edited(sentences[part], epoch, longest[-1]))
+            if self.names_texts:
+                chunk = replace(chunk, text_ids=self._text_ids(sentences[part]))
             chunks.append(chunk)
         return Batch(step, epoch, chunks, self.sentences)
 
@@ -229,17 +258,28 @@ class Batches:
 
         return prefetch(pinned, start, stop)
 
-    def _parts(self, lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    def _parts(self, lengths: NDArray[np.unsignedinteger]) -> list[NDArray[np.int64]]:
         """Which sentences of the global batch are in each of this rank's chunks."""
         # numbers of 8 or 16 bits are sorted in one pass over them
-        narrow = lengths.astype(np.min_scalar_type(lengths.max()))
-        order = np.arange(len(lengths)) if self.official else np.argsort(narrow, kind="stable")
+        order = np.arange(len(lengths)) if self.official else np.argsort(lengths, kind="stable")
         if self.chunk is not None:
             # what all ranks work on at a time is a run of sentences of about one length
-            runs = np.split(order, range(self.chunk * self.world_size, len(order), self.chunk * self.world_size))
-            return [np.split(run, self.world_size)[self.rank] for run in runs]
-        share = np.split(order, self.world_size)[self.rank] if self.official else order[self.rank :: self.world_size]
+            ends = [*range(self.chunk * self.world_size, len(order), self.chunk * self.world_size)]
+            if ends and len(order) - ends[-1] < self.world_size:
+                ends[-1] -= self.world_size  # the last run has a sentence for each rank
+            return [self._part(run) for run in np.split(order, ends)]
+        share = self._part(order) if self.official else order[self.rank :: self.world_size]
         return np.array_split(share, self.length_groups)
+
+    def _part(self, run: NDArray[np.int64]) -> NDArray[np.int64]:
+        """This rank's, of sentences that all ranks share."""
+        first, count = _own(len(run), self.rank, self.world_size)
+        return run[first : first + count]
+
+    def _padded_to(self, sentences: NDArray[np.int64]) -> list[int]:
+        """Tokens that each stream of a chunk has room for."""
+        longest = [int(lengths[sentences].max()) for lengths in self._longest]
+        return [min(repeating_size(length), self.max_length) for length in longest] if self.packed else longest
 
     def _lengths(self, sentences: NDArray[np.int64], stream: int) -> NDArray[np.int64]:
         """[sentences, views]."""
@@ -247,12 +287,12 @@ class Batches:
         return np.stack([self.tokens.lengths(view, sentences, stream) for view in views], axis=1)
 
     def _chunk(
-        self, sentences: NDArray[np.int64], places: NDArray[np.int64], longest: NDArray[np.int64], seed: int
+        self, sentences: NDArray[np.int64], places: NDArray[np.int64], longest: Sequence[int], seed: int
     ) -> Chunk:
-        """`longest`: to which length each stream is padded."""
+        """`longest`: as `_padded_to` has it."""
         views = range(self.tokens.views)
         streams = []
-        for stream, (length, padding) in enumerate(zip(longest.tolist(), self.paddings, strict=True)):
+        for stream, (length, padding) in enumerate(zip(longest, self.paddings, strict=True)):
             ids = [self.tokens.padded(sentences, view, length, padding, stream) for view in views]
             streams.append((np.stack(ids, axis=1), self._lengths(sentences, stream)))
         row_ids = places[:, None] * len(views) + np.arange(len(views))
@@ -263,6 +303,11 @@ class Batches:
         views = range(self.tokens.views)
         ids = [self.edits.padded(sentences, epoch, view, length, self.paddings[-1]) for view in views]
         return torch.from_numpy(np.stack(ids, axis=1))
+
+    def _text_ids(self, sentences: NDArray[np.int64]) -> Tensor:
+        """[sentences, views]: hashes of 64 bits, of which two are the same by chance as `first_occurrences` says."""
+        texts = (self.tokens.rows(sentences, view) for view in range(self.tokens.views))
+        return torch.tensor([[row_hash(text.tobytes()) for text in view] for view in texts]).T.contiguous()
 
 
 def collate(

@@ -94,7 +94,7 @@ def _reason(error: BaseException | None, cache: Path) -> str | None:
                 return "it is a file"
             if where.is_relative_to(cache.absolute()) or cache.absolute().is_relative_to(where):
                 gone = isinstance(error, FileNotFoundError)
-                return f"{where} was taken away" if gone and cache.parent.exists() else system_reason(error)
+                return f"{where} was removed" if gone and cache.parent.exists() else system_reason(error)
         error = error.__cause__ or error.__context__
     return None
 

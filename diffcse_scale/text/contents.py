@@ -58,7 +58,7 @@ def check_content(name: str, named: Format) -> None:
         found = found or ("text or damaged" if first else "empty")
         raise InputError(
             f"Corpus file {origin(name)} is named like {expected or 'text'} and seems to be {found}; "
-            "give the file the ending of what it is."
+            "give the file the ending that fits its content."
         )
     if compression and is_text:
         found = seems_to_be(_first_bytes(name, lambda: open_bytes(name)))

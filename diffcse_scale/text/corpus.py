@@ -14,21 +14,23 @@ import numpy as np
 
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe import DataRecipe
+from diffcse_scale.text.arrow_files import TEXT, open_arrow
 from diffcse_scale.text.cache import cache_folder, fingerprint, num_proc, workers
 from diffcse_scale.text.duplicates import first_occurrences, row_hash
-from diffcse_scale.text.formats import LINE, TEXT, Parse, open_arrow
+from diffcse_scale.text.formats import LINE, Parse
 from diffcse_scale.text.prepared import prepared
 from diffcse_scale.text.sources import Source, find_sources
+from diffcse_scale.text.undecodable import undecodable
 
 log = logging.getLogger(__name__)
 
 # part of every cached name: raise it when cleaning changes
-CLEANING = 2
+CLEANING = 3
 FIRST, LONGEST_SHOWN = 3, 80  # rows that are shown, and characters of each
 
 
 class Flaw(IntEnum):
-    """What keeps a row out of the corpus."""
+    """Why a row is left out of the corpus."""
 
     NONE = 0
     EMPTY = 1
@@ -62,7 +64,7 @@ class CorpusReport:
     @property
     def level(self) -> int:
         """A warning if anything was dropped."""
-        return logging.WARNING if self.empty or self.undecodable or self.duplicate else logging.INFO
+        return logging.WARNING if self.empty or self.undecodable or self.duplicate else logging.DEBUG
 
     def __str__(self) -> str:
         """One line with what was dropped and why."""
@@ -170,7 +172,7 @@ def _cleaned(source: Source, data: DataRecipe, folder: Path, index: int) -> tupl
         flaw, where = Flaw(int(flaws[first])), source.place(first, names)
         if source.of_files and flaw == Flaw.MALFORMED:
             raise InputError(f"Corpus file {where}: {source.of_files.malformed.format(' and '.join(names))}.")
-        raise InputError(f"Corpus file {where}: {flaw.name.lower()}; mend it, or set data.strict=false to skip it.")
+        raise InputError(f"Corpus file {where}: {flaw.name.lower()}; fix it, or set data.strict=false to skip it.")
     return rows, names
 
 
@@ -211,7 +213,7 @@ def _clean_batch(batch: dict[str, list[Any]], names: Sequence[str], parse: Parse
 
 def _parsed(line: str, names: Sequence[str], parse: Parse) -> tuple[list[str], Flaw]:
     """The texts of a line; a missing one counts as empty."""
-    if "\ufffd" in line:
+    if undecodable(line):
         return [""] * len(names), Flaw.UNDECODABLE
     try:
         return _strip(parse(line, names))
@@ -223,8 +225,7 @@ def _strip(values: Sequence[str | None]) -> tuple[list[str], Flaw]:
     """The texts of a row without white space around them, and what is wrong; if anything, no texts."""
     texts = [(value or "").strip() for value in values]
     flaw = Flaw.NONE if all(texts) else Flaw.EMPTY
-    # U+FFFD stands where bytes could not be decoded, now or when the text was made; NUL is a sign of UTF-16
-    if any("\ufffd" in text or "\0" in text or not _encodable(text) for text in texts):
+    if any(undecodable(text) or not _encodable(text) for text in texts):
         flaw = Flaw.UNDECODABLE
     return ([""] * len(texts) if flaw else texts), flaw
 

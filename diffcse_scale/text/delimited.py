@@ -44,9 +44,7 @@ def records(name: str, usual: str, asked: Layout) -> Iterator[list[str]]:
                     )
                 yield fields + [""] * (len(header) - len(fields))
         except csv.Error as error:
-            raise InputError(
-                f"Corpus file {origin(name)}, line {reader.line_num}: {error}; mend the quoting."
-            ) from None
+            raise InputError(f"Corpus file {origin(name)}, line {reader.line_num}: {error}; fix the quoting.") from None
 
 
 def sample(name: str, usual: str, asked: Layout) -> Iterator[dict[str, str | float | None]]:

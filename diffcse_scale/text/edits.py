@@ -100,7 +100,7 @@ def load_edits(tokens: TokenizedCorpus, recipe: Recipe) -> Edits | None:
     if missing:
         broken = f" (damaged: {', '.join(damaged)})" if damaged else ""
         raise InputError(
-            f"objective.edits = {versions}, and {versions - len(missing)} edited versions of this corpus are in "
+            f"objective.edits = {versions}, but only {versions - len(missing)} edited versions of this corpus are in "
             f"{folder.parent}{broken}; make them with `diffcse-scale prepare --edits {versions}` and the same recipe."
         )
     return Edits(folder, tokens, versions)

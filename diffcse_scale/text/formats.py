@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,11 +20,11 @@ import pyarrow
 
 from diffcse_scale.foundation.errors import InputError, one_line, quoted
 from diffcse_scale.foundation.unique_keys import load_json
-from diffcse_scale.text import delimited, json_objects, parquet_rows
+from diffcse_scale.text import delimited, json_objects, json_values, parquet_rows
 from diffcse_scale.text.remote import origin
 from diffcse_scale.text.table_layout import NOTHING_KNOWN, SAMPLE, Layout, open_text
+from diffcse_scale.text.undecodable import shown
 
-TEXT = datasets.Value("string")
 LINE = "text"  # the column of a format whose rows are lines
 TABLE_ROWS, TABLE_CHARACTERS = 10_000, 2**24  # the most that is in memory at once, but for a longer row
 KINDS = {
@@ -115,13 +115,22 @@ class Format(ABC):
     def tables(self, name: str, columns: Sequence[str]) -> Iterator[list[Any]]:
         """All rows of a file, some at a time: the texts of each column; of `LINE` alone where rows are lines."""
 
+    def kept_types(self, name: str, columns: Sequence[str]) -> dict[str, pyarrow.DataType]:
+        """The types in which columns of a file are carried along: text, where the file knows no other."""
+        return dict.fromkeys(columns, pyarrow.string())
+
+    def kept(self, name: str, schema: pyarrow.Schema) -> Iterator[pyarrow.Table]:
+        """These columns of all rows of a file as they are, some rows at a time."""
+        for columns in self.tables(name, schema.names):
+            yield pyarrow.table([list(map(shown, texts)) for texts in columns], names=schema.names)
+
     def place(self, file: str, row: int) -> str:
         """Where row `row` (from 0) stands in its file."""
         return f"row {row + 1}"
 
 
 class TextFormat(Format):
-    """Text, which may be compressed, row by row; bytes that are not UTF-8 become U+FFFD, a byte order mark is lost."""
+    """Text, which may be compressed, row by row; bytes that are not UTF-8 become `MARK`, a byte order mark is lost."""
 
     def kinds(self, name: str) -> dict[str, set[str]]:
         """From the first rows."""
@@ -208,7 +217,7 @@ class JsonObjects(TextFormat):
         if first and not found:
             raise InputError(
                 f"Corpus file {origin(name)} is not valid json: no JSON object in {self.place(name, 0)}, nor in those "
-                "after it; write one object a line, or one array of objects."
+                "after it; write one object per line, or one array of objects."
             )
         yield from found
 
@@ -216,6 +225,14 @@ class JsonObjects(TextFormat):
         """The objects as they are written."""
         for line in json_objects.lines_of(name):
             yield (line,)
+
+    def kept_types(self, name: str, columns: Sequence[str]) -> dict[str, pyarrow.DataType]:
+        """Those of the values; reads all of them."""
+        return json_values.types_of(name, columns)
+
+    def kept(self, name: str, schema: pyarrow.Schema) -> Iterator[pyarrow.Table]:
+        """The values of the objects; of a malformed line none."""
+        return json_values.tables(name, schema)
 
     def place(self, file: str, row: int) -> str:
         """A row is a line, or an element of the array."""
@@ -285,6 +302,14 @@ class Parquet(Format):
         """As the file has them, or fewer rows at a time."""
         return parquet_rows.batches(name, columns)
 
+    def kept_types(self, name: str, columns: Sequence[str]) -> dict[str, pyarrow.DataType]:
+        """The file's own."""
+        return parquet_rows.kept_types(name, columns)
+
+    def kept(self, name: str, schema: pyarrow.Schema) -> Iterator[pyarrow.Table]:
+        """The values as they are."""
+        return parquet_rows.kept(name, schema.names)
+
 
 FORMATS: dict[str, Format] = {
     one.name: one
@@ -328,55 +353,3 @@ def format_of(name: str) -> Format:
         known = ", ".join(ENDINGS)
         raise InputError(f"Corpus file {name}: unknown ending {suffix}; known are {known}, also compressed.")
     return ENDINGS[suffix or ".txt"]
-
-
-@dataclass
-class RowsConfig(datasets.BuilderConfig):
-    """Files of a format, and the columns wanted."""
-
-    files: tuple[str, ...] = ()
-    columns: tuple[str, ...] = (LINE,)
-    format: Format = FORMATS["text"]
-
-
-class Rows(datasets.ArrowBasedBuilder):
-    """Builder in the sense of `datasets`: it writes Arrow files, with a process for each share of the files."""
-
-    BUILDER_CONFIG_CLASS = RowsConfig
-
-    def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(features=datasets.Features(dict.fromkeys(self.config.columns, TEXT)))
-
-    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        return [datasets.SplitGenerator(name="train", gen_kwargs={"files": list(self.config.files)})]
-
-    def _generate_tables(self, files: list[str]) -> Iterator[tuple[str, pyarrow.Table]]:
-        schema = self.info.features.arrow_schema
-        for shard, name in enumerate(files):
-            with reading(name, self.config.format.name):
-                for index, columns in enumerate(self.config.format.tables(name, self.config.columns)):
-                    yield f"{shard}-{index}", pyarrow.table(columns, schema=schema)
-
-
-def write_arrow(
-    kind: Format, files: Sequence[str], columns: Sequence[str], folder: Path, processes: int | None = None
-) -> None:
-    """A folder of Arrow files with these columns, or with `LINE` where rows are lines, of all rows of the files.
-
-    Args:
-        folder: nobody else's, because no lock is taken: on some file systems there is none.
-    """
-    kept = (LINE,) if kind.parse else tuple(columns)
-    locks = datasets.builder.FileLock
-    datasets.builder.FileLock = lambda *_: nullcontext()
-    try:
-        builder = Rows(cache_dir=str(folder), files=tuple(files), columns=kept, format=kind)
-        builder.download_and_prepare(num_proc=processes)
-    finally:
-        datasets.builder.FileLock = locks
-
-
-def open_arrow(folder: Path) -> datasets.Dataset:
-    """The rows of all Arrow files in a folder, by their names; memory-mapped."""
-    parts = [datasets.Dataset.from_file(str(file)) for file in sorted(folder.rglob("*.arrow"))]
-    return datasets.concatenate_datasets(parts) if parts else datasets.Dataset.from_dict({})

@@ -52,7 +52,7 @@ def _elements(name: str) -> Iterator[str]:
             if text.startswith("]", place):
                 if (text[place + 1 :] + file.read(CHUNK)).strip():
                     raise InputError(
-                        f"Corpus file {origin(name)}: there is more after its JSON array; leave one array."
+                        f"Corpus file {origin(name)}: something follows its JSON array; leave only the array."
                     )
                 return
             end, reason = _end_of_value(decoder, text, place)
@@ -61,8 +61,8 @@ def _elements(name: str) -> Iterator[str]:
                 if not more:
                     reason = reason or "the file ends before the array does"
                     raise InputError(
-                        f"Corpus file {origin(name)}, object {number + 1} of its array: {reason}; mend it, or write "
-                        "one object a line."
+                        f"Corpus file {origin(name)}, object {number + 1} of its array: {reason}; fix it, or write "
+                        "one object per line."
                     )
                 text, place = text[place:] + more, 0
                 continue

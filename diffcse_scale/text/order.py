@@ -1,11 +1,12 @@
 """The order of sentences in an epoch: a pseudo-random permutation, any part of it known without the rest.
 
-numpy's and torch's permutations are arrays as long as the corpus, on every rank; this one needs no memory.
+numpy's and torch's permutations are arrays as long as the corpus, on every rank; this one needs tables of its root.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from diffcse_kernels.counter import GOLDEN_GAMMA, WORD, mix
@@ -15,11 +16,14 @@ from diffcse_scale.foundation.randomness import derive_seed
 
 # four are enough for large halves (Luby and Rackoff 1988); more, because ours are small
 ROUNDS = 8
-BLOCK = 2**13  # positions at a time, so that what is made of them stays in a core's cache
+BLOCK = 2**14  # positions at a time, so that what is made of them stays in a core's cache
+TABLED = 2**17  # the largest half whose round functions are tables: 8 MiB; more than ten thousand million sentences
+
+Words = NDArray[np.uint64]
 
 
 def permute(positions: NDArray[np.int64], n: int, key: int) -> NDArray[np.int64]:
-    """Values at `positions` of a permutation of range(n) that is a function of `key`; O(1) memory.
+    """Values at `positions` of a permutation of range(n) that is a function of `key`; O(sqrt(n)) memory.
 
     A Feistel network over side * side >= n values, side = ceil(sqrt(n)), applied again to what falls outside
     range(n) (cycle walking; Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
@@ -31,15 +35,16 @@ def permute(positions: NDArray[np.int64], n: int, key: int) -> NDArray[np.int64]
     Returns:
         int64 of the shape of `positions`.
     """
-    side = np.uint64(math.isqrt(n - 1) + 1)
+    side = math.isqrt(n - 1) + 1
+    tables = _tables(side, key % WORD) if side <= TABLED else None
     values = positions.astype(np.uint64).reshape(-1)
     for start in range(0, len(values), BLOCK):
-        block = values[start : start + BLOCK]
-        outside = np.ones(len(block), dtype=bool)
-        while outside.any():
-            block[outside] = _feistel(block[outside], side, key)
-            outside = block >= n
-    return values.astype(np.int64).reshape(positions.shape)
+        values[start : start + BLOCK] = _feistel(values[start : start + BLOCK], side, key, tables)
+    outside = np.flatnonzero(values >= n)
+    while len(outside):
+        values[outside] = _feistel(values[outside], side, key, tables)
+        outside = outside[values[outside] >= n]
+    return values.view(np.int64).reshape(positions.shape)
 
 
 def epoch_order(positions: NDArray[np.int64], n: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -47,17 +52,31 @@ def epoch_order(positions: NDArray[np.int64], n: int, seed: int, epoch: int) -> 
     return permute(positions, n, derive_seed(seed, "order", epoch))
 
 
-def _feistel(values: NDArray[np.uint64], side: np.uint64, key: int) -> NDArray[np.uint64]:
-    left = values // side
-    right = values - left * side
-    for index in range(1, ROUNDS + 1):
-        round_key = np.uint64((key + index * GOLDEN_GAMMA) % WORD)
-        word = _mix(_mix(right + round_key) ^ round_key)
-        total = left + (word - word // side * side)  # numpy divides by one number much faster than it takes remainders
-        left, right = right, total - side * (total >= side)
-    return left * side + right
+def _feistel(values: Words, side: int, key: int, tables: list[Words] | None) -> Words:
+    """`tables`: as `_tables` has them; None where they would be too large."""
+    base = np.uint64(side)
+    left = values // base
+    right = values - left * base
+    for index in range(ROUNDS):
+        word = _round(right, side, key, index) if tables is None else tables[index][right.view(np.int64)]
+        word += left
+        # the sum modulo `side`: of one that is smaller the difference wraps around to more than any sum
+        left, right = right, np.minimum(word, word - base)
+    return left * base + right
 
 
-def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+@lru_cache(maxsize=2)
+def _tables(side: int, key: int) -> list[Words]:
+    """Every value of each round's function: a batch has more sentences than a half has values."""
+    return [_round(np.arange(side, dtype=np.uint64), side, key, index) for index in range(ROUNDS)]
+
+
+def _round(halves: Words, side: int, key: int, index: int) -> Words:
+    """The function of a round, whose values are below `side`."""
+    round_key = np.uint64((key + (index + 1) * GOLDEN_GAMMA) % WORD)
+    return _mix(_mix(halves + round_key) ^ round_key) % np.uint64(side)
+
+
+def _mix(words: Words) -> Words:
     """`mix` of words without a sign."""
     return mix(words.view(np.int64)).view(np.uint64)

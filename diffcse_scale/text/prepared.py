@@ -1,4 +1,4 @@
-"""What lies in the cache: looked at before anything is locked or written, made where it is missing or damaged.
+"""Entries of the cache: checked before anything is locked or written, and made where they are missing or damaged.
 
 What is made gets its name when the disk has all of it. Until then it has a name of its process's own, so that machines
 that share no locks may make the same at once: the first to finish is taken by the others.
@@ -42,7 +42,7 @@ NO_CONTENT = (ValueError, LookupError, TypeError, AttributeError, EOFError)
 
 
 class Damaged(Exception):
-    """What lies in the cache is not what was written there; says how."""
+    """An entry of the cache is not what was written there. The message says how."""
 
 
 def prepared(place: Path, cache: Path, read: Callable[[Path], Found], make: Callable[[Path], object]) -> Found:
@@ -70,14 +70,14 @@ def prepared(place: Path, cache: Path, read: Callable[[Path], Found], make: Call
             if found is not None:
                 return found
             if damage is not None:  # whichever rank it is: only one does this
-                log.error("Made again, for it is damaged: %s (%s).", place, damage)
+                log.error("Made again, because it is damaged: %s (%s).", place, damage)
             with unfinished(place, cache) as fresh:
                 make(fresh)
                 _list_contents(fresh, place, cache)
                 _publish(fresh, place, cache, read)
             found, damage = _made_by_another(place, cache, read, PATIENCE)
     if found is None:
-        raise InputError(f"{place} was {damage or 'taken away'} as soon as it was made; look after the cache's disk.")
+        raise InputError(f"{place} was {damage or 'removed'} as soon as it was made; check the cache's disk.")
     return found
 
 
@@ -100,7 +100,9 @@ def whole(place: Path, cache: Path, read: Callable[[Path], Found]) -> Found:
             if error.errno is None or error.errno in (errno.ENOENT, *TAKEN):
                 raise Damaged(one_line(error)) from None
             if not (patience and error.errno == errno.ESTALE):
-                raise InputError(f"{place} cannot be read ({system_reason(error)}); mend that and repeat.") from error
+                raise InputError(
+                    f"{place} cannot be read ({system_reason(error)}); fix that and repeat the command."
+                ) from error
         else:
             raise FileNotFoundError(place)
         _look_again(place)

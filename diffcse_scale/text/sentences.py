@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
+from diffcse_scale.foundation.randomness import derive_seed
 from diffcse_scale.text.tokenizers import surroundings
 from diffcse_scale.text.tokens import TokenizedCorpus
 
@@ -59,17 +60,22 @@ class Sentences(Dataset[dict[str, list[int]]]):
 class GroupedByLength(Sampler[int]):
     """A random order in which batches have sentences of about one length, the longest first of all.
 
-    The order of transformers' `LengthGroupedSampler`, which holds it in lists; here it is 12 bytes a sentence.
+    The order of transformers' `LengthGroupedSampler`, which holds it in lists; here it is 12 bytes a sentence, and a
+    function of the seed and the epoch, so that a training may go on in the middle of it.
+
+    Attributes:
+        epoch: that of the next order; to be set before it is asked for.
     """
 
-    def __init__(self, batch_size: int, lengths: NDArray[np.int32]) -> None:
-        self.batch_size, self.lengths = batch_size, lengths
+    def __init__(self, batch_size: int, lengths: NDArray[np.int32], seed: int) -> None:
+        self.batch_size, self.lengths, self.seed, self.epoch = batch_size, lengths, seed, 0
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(len(self)).numpy()
+        draw = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
+        order = torch.randperm(len(self), generator=draw).numpy()
         batches = max(1, min(len(self) // (4 * self.batch_size), MOST_BATCHES))
         firsts = range(0, len(self), batches * self.batch_size)
         for first in firsts:

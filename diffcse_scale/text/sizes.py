@@ -1,4 +1,4 @@
-"""Sizes that repeat: a step asks memory for the blocks of an earlier one, and compiled programs meet known shapes."""
+"""Rounds sizes so that shapes repeat: memory blocks are reused, and compiled programs see known shapes."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from diffcse_scale.foundation.errors import InputError, nearest, one_line, quote
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.recipe import EMBEDDED, DataRecipe
 from diffcse_scale.text import hub_dataset, remote
+from diffcse_scale.text.arrow_files import open_arrow, write_arrow
 from diffcse_scale.text.cache import cache_folder, fingerprint, num_proc
 from diffcse_scale.text.contents import check_content
 from diffcse_scale.text.digests import digest
@@ -28,8 +29,6 @@ from diffcse_scale.text.formats import (
     Format,
     Parse,
     format_of,
-    open_arrow,
-    write_arrow,
 )
 from diffcse_scale.text.prepared import prepared
 from diffcse_scale.text.table_layout import NOTHING_KNOWN, USUAL_COLUMNS, USUAL_PAIRS, Layout
@@ -114,7 +113,7 @@ class Source:
         if self.format == EMBEDDED:
             return datasets.Dataset.from_dict({"text": _embedded(self.size, self.seed)}), names
         if self.of_files is None:
-            return self._from_hub().select_columns(list(names)), names
+            return self.hub_rows().select_columns(list(names)), names
         return prepared(place, cache, open_arrow, partial(self._write, names, workers)), names
 
     def columns(self, wanted: list[str] | None, one: bool = False) -> tuple[str, ...]:
@@ -125,11 +124,13 @@ class Source:
         """
         if self.format == EMBEDDED:
             return ("text",)
+        return choose_columns(remote.origin(self.names[0]), self.column_types(), wanted, one)
+
+    def column_types(self) -> dict[str, str]:
+        """Column to type, as `Format.column_types` has it; not of the embedded grammar."""
         if self.of_files is None:
-            types = {name: _kind(feature) for name, feature in self._from_hub().features.items()}
-        else:
-            types = self.of_files.column_types(self.names)
-        return choose_columns(remote.origin(self.names[0]), types, wanted, one)
+            return {name: _kind(feature) for name, feature in self.hub_rows().features.items()}
+        return self.of_files.column_types(self.names)
 
     def place(self, row: int, columns: tuple[str, ...]) -> str:
         """`file, line n` of row `row` (from 0). Reads several files again one by one: for error messages."""
@@ -144,13 +145,18 @@ class Source:
         where = remote.origin(name)
         return f"{where}, {self.of_files.place(name, row) if self.of_files else f'row {row + 1}'}"
 
-    def _from_hub(self) -> datasets.Dataset:
+    def hub_rows(self) -> datasets.Dataset:
+        """All rows and columns of a Hub dataset.
+
+        Raises:
+            InputError: it cannot be loaded.
+        """
         entry = self.names[0]
         try:
             return hub_dataset.load(entry)
         except Exception as error:  # the Hub's client raises exceptions of several libraries
             raise InputError(
-                f"Corpus {entry!r} is no file here{nearest(Path(entry).name, _beside(entry))}, and as a Hub dataset "
+                f"Corpus {entry!r} is not a file here{nearest(Path(entry).name, _beside(entry))}, and as a Hub dataset "
                 f"(name, name:split or name:config:split) it cannot be loaded: {one_line(error.__cause__ or error)}"
             ) from None
 
@@ -192,7 +198,7 @@ def find_sources(data: DataRecipe, seed: int = 0) -> list[Source]:
     for key in ("separator", "header"):
         if getattr(data, key) is not None and not any(isinstance(source.of_files, Delimited) for source in sources):
             raise InputError(
-                f"data.{key} is for files that are named .csv or .tsv, and {', '.join(data.files)} is none; rename the "
+                f"data.{key} applies to files named .csv or .tsv, but {', '.join(data.files)} is not one; rename the "
                 f"file, or remove data.{key}."
             )
     return sources
@@ -252,8 +258,8 @@ def choose_columns(where: str, types: dict[str, str], wanted: list[str] | None, 
         if not grades:
             return pair
         raise InputError(
-            f"Corpus {where} has a column {quoted(grades[0])} beside {' and '.join(pair)}, which may say that not all "
-            f"pairs are alike; if they are, set data.columns={','.join(pair)}."
+            f"Corpus {where} has a column {quoted(grades[0])} beside {' and '.join(pair)}, which suggests that not all "
+            f"pairs are similar; if they are, set data.columns={','.join(pair)}."
         )
     both = candidates[:2] == list(USUAL_COLUMNS)
     what = "a column called text and one called sentence" if both else f"{len(strings)} columns of text"
@@ -293,13 +299,13 @@ def _files(entry: str, data: DataRecipe) -> list[str]:
         matches = sorted(str(Path(match).absolute()) for match in glob.iglob(str(path), recursive=True))
         nowhere = next((name for name in matches if not Path(name).exists()), None)
         if nowhere:
-            raise InputError(f"Corpus {entry}: {nowhere} is a link that leads to no file; mend it, or take it away.")
+            raise InputError(f"Corpus {entry}: {nowhere} is a link that leads to no file; fix or remove it.")
         files = [name for name in matches if Path(name).is_file()]
         if not files:
             raise InputError(f"Corpus {entry}: no file matches.")
         return files
     if path.is_symlink():
-        raise InputError(f"Corpus {entry} is a link that leads to no file; mend it.")
+        raise InputError(f"Corpus {entry} is a link that leads to no file; fix it.")
     if not HUB_NAME.fullmatch(entry) or path.suffix.lower() in (*ENDINGS, *COMPRESSIONS):
         raise InputError(f"Corpus {entry}: no such file{nearest(path.name, _beside(entry))}.")
     meant = next((name for name in _beside(entry) if name.partition(".")[0] == path.name), None)
@@ -323,9 +329,7 @@ def _check_links(pattern: Path) -> None:
     for folder, names, _ in os.walk(start, followlinks=True):
         for link in (Path(folder, name) for name in names):
             if link.is_symlink() and os.path.realpath(link) in map(os.path.realpath, link.parents):
-                raise InputError(
-                    f"Corpus {pattern}: {link} is a link that leads back to a folder above it; take it away."
-                )
+                raise InputError(f"Corpus {pattern}: {link} is a link that leads back to a folder above it; remove it.")
 
 
 def _beside(entry: str) -> list[str]:

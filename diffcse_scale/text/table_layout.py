@@ -18,6 +18,7 @@ from diffcse_scale.foundation.errors import InputError, either
 from diffcse_scale.recipe import SEPARATORS
 from diffcse_scale.text.compressed import open_bytes
 from diffcse_scale.text.remote import origin
+from diffcse_scale.text.undecodable import ERRORS
 
 USUAL_COLUMNS = ("text", "sentence")
 # of pairs, and of triples with a hard negative
@@ -53,9 +54,9 @@ NOTHING_KNOWN = Layout()
 def open_text(name: str, newline: str | None = "") -> Any:
     """A file that may be compressed (.gz, .xz, .zst, .bz2); without `newline`, all line ends are LF.
 
-    A byte order mark is dropped. Bytes that are not UTF-8 become U+FFFD, by which cleaning finds them.
+    A byte order mark is dropped. Bytes that are not UTF-8 become `MARK`, by which cleaning finds them.
     """
-    return io.TextIOWrapper(open_bytes(name), encoding="utf-8-sig", errors="replace", newline=newline)
+    return io.TextIOWrapper(open_bytes(name), encoding="utf-8-sig", errors=ERRORS, newline=newline)
 
 
 def dialect(separator: str, usual: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What each tokenizer makes of a batch of rows."""
+"""Tokenizes a batch of rows with each tokenizer."""
 
 from __future__ import annotations
 

@@ -15,13 +15,14 @@ import datasets
 import numpy as np
 import pyarrow
 from numpy.lib.format import open_memmap
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from transformers import PreTrainedTokenizerBase
 
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.file_digest import sha256_of
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import DataRecipe
+from diffcse_scale.text.bars import at_work
 from diffcse_scale.text.cache import cache_folder, fingerprint, num_proc, workers
 from diffcse_scale.text.corpus import CorpusReport, corpus_fingerprint, first_rows, read_corpus
 from diffcse_scale.text.digests import digest
@@ -37,6 +38,7 @@ FORMAT = 3
 
 # A corpus of which more is unknown is refused: most of what the networks would see is one and the same token.
 MOST_UNKNOWN = 0.5
+ROWS_AT_ONCE = 2**20  # of what is made of all rows
 # a share that is worth a warning
 DOUBTFUL = 0.01
 
@@ -45,7 +47,8 @@ class TokenizedCorpus:
     """Token ids of every sentence, special tokens included, in memory-mapped files that `tokenize` wrote.
 
     Per column `k` there are `ids_k.npy` (int32, all sentences one after another) and `offsets_k.npy` (int64
-    [n + 1], where each begins); the columns of a second tokenizer follow those of the first.
+    [n + 1], where each begins); the columns of a second tokenizer follow those of the first. Per tokenizer `s` there is
+    `longest_s.npy`, which every batch is sorted by: all processes of a machine map the same memory.
 
     Attributes:
         fingerprint: of the token ids, whatever files they come from.
@@ -64,6 +67,7 @@ class TokenizedCorpus:
     def __init__(self, folder: Path) -> None:
         """Raises an error of Python's own (ValueError, KeyError and others) where a file is damaged."""
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        self._folder = folder
         self.streams: int = facts["streams"]
         self.columns: int = facts["columns"]
         files = range(self.columns * self.streams)
@@ -78,7 +82,7 @@ class TokenizedCorpus:
         self.views = max(2, self.columns)
         self._ids, self._offsets = ([_mapped(folder / files_of(column)[kind]) for column in files] for kind in range(2))
         if any(offsets[-1] != len(ids) for ids, offsets in zip(self._ids, self._offsets, strict=True)):
-            raise ValueError("the ids of a column are fewer or more than its offsets say")
+            raise ValueError("the number of ids in a column does not match its offsets")
 
     def __len__(self) -> int:
         return len(self._offsets[0]) - 1
@@ -87,6 +91,15 @@ class TokenizedCorpus:
         """Tokens of each sentence (of those in `indices` if given), special ones included, int64 [n]."""
         offsets = self._offsets[self._column(view, stream)]
         return np.diff(offsets) if indices is None else offsets[indices + 1] - offsets[indices]
+
+    def longest(self, stream: int = 0) -> NDArray[np.unsignedinteger]:
+        """Tokens of each sentence's longest view, [n], of as few bits as `max_length` has; whoever asks keeps it."""
+        file = self._folder / longest_file(stream)
+        if file.exists():
+            return _mapped(file)
+        found = np.empty(len(self), np.min_scalar_type(self.max_length))  # earlier versions wrote no such file
+        _fill_longest(found, [self._offsets[self._column(view, stream)] for view in range(self.columns)])
+        return found
 
     def size(self, view: int = 0, stream: int = 0) -> int:
         """Tokens of all sentences together."""
@@ -133,7 +146,7 @@ class TokenizedCorpus:
 
     @property
     def level(self) -> int:
-        """A warning if anything was dropped, or much is unknown."""
+        """A warning if anything was dropped, or much is unknown; else the start table says enough."""
         lost = self.equal or self.without_tokens or max(self.unknown) > DOUBTFUL
         return logging.WARNING if lost else self.report.level
 
@@ -146,8 +159,8 @@ class TokenizedCorpus:
 
     def __str__(self) -> str:
         """One line: what was dropped and what was lost."""
-        nothing = f"; {self.without_tokens:,} without a token left out" if self.without_tokens else ""
-        equal = f"; {self.equal:,} with the tokens of an earlier one left out" if self.equal else ""
+        nothing = f"; {self.without_tokens:,} left out because no token remained" if self.without_tokens else ""
+        equal = f"; {self.equal:,} left out because an earlier one has the same tokens" if self.equal else ""
         return f"{self.report}{nothing}{equal}; {self.losses}"
 
 
@@ -169,7 +182,7 @@ def tokenize(
             than MOST_UNKNOWN of the tokens are unknown.
     """
     if any(tokenizer.num_special_tokens_to_add() >= data.max_length for tokenizer in tokenizers):
-        raise InputError(f"data.max_length = {data.max_length} has no room beside the special tokens; raise it.")
+        raise InputError(f"data.max_length = {data.max_length} leaves no room besides the special tokens; raise it.")
     name = fingerprint(
         FORMAT,
         corpus_fingerprint(data, seed=seed),
@@ -209,22 +222,23 @@ def _fingerprint(streams: int, digests: Sequence[str]) -> str:
 
 
 def _write(folder: Path, name: str, data: DataRecipe, tokenizers: Sequence[PreTrainedTokenizerBase], seed: int) -> None:
-    corpus, report = read_corpus(data, seed=seed)
-    folder.mkdir()
-    encoded = corpus.map(
-        encode_rows,
-        batched=True,
-        fn_kwargs={
-            "columns": corpus.column_names,
-            "tokenizers": list(tokenizers),
-            "max_length": data.max_length,
-        },
-        remove_columns=corpus.column_names,
-        num_proc=num_proc(workers(data), len(corpus)),
-        cache_file_name=str(folder / "encoded.arrow"),
-        new_fingerprint=name,
-        desc="tokenizing",
-    )
+    with at_work("reading and tokenizing the corpus"):
+        corpus, report = read_corpus(data, seed=seed)
+        folder.mkdir()
+        encoded = corpus.map(
+            encode_rows,
+            batched=True,
+            fn_kwargs={
+                "columns": corpus.column_names,
+                "tokenizers": list(tokenizers),
+                "max_length": data.max_length,
+            },
+            remove_columns=corpus.column_names,
+            num_proc=num_proc(workers(data), len(corpus)),
+            cache_file_name=str(folder / "encoded.arrow"),
+            new_fingerprint=name,
+            desc="tokenizing",
+        )
     if not len(encoded):
         raise InputError(f"Corpus {', '.join(data.files)}: the tokenizer finds no token in any sentence.")
     columns = range(len(corpus.column_names) * len(tokenizers))
@@ -234,6 +248,7 @@ def _write(folder: Path, name: str, data: DataRecipe, tokenizers: Sequence[PreTr
     for column in columns:
         _write_column(encoded.data.column(f"ids_{column}").chunks, distinct, column, folder)
         truncated += int(encoded.data.column(f"truncated_{column}").to_numpy()[distinct].sum())
+    _write_longest(folder, data.max_length, len(corpus.column_names), len(tokenizers))
     digests = [sha256_of(folder / file) for column in columns for file in files_of(column)]
     facts = {
         "fingerprint": _fingerprint(len(tokenizers), digests),
@@ -268,7 +283,7 @@ def _unknown(encoded: datasets.Dataset, data: DataRecipe, tokenizers: Sequence[P
                 raise InputError(
                     f"Corpus {', '.join(data.files)}: {percent(found / tokens)} of its tokens{where} are unknown to "
                     f"the tokenizer of {tokenizer.name_or_path} ({tokenizer.unk_token}); choose a model whose "
-                    "vocabulary is for this text."
+                    "vocabulary fits this text."
                 )
         found, tokens = map(sum, zip(*counts, strict=True))
         shares.append(found / tokens)
@@ -308,7 +323,27 @@ def _write_column(chunks: list[Any], kept: NDArray[np.bool_], column: int, folde
     offsets.flush()
 
 
-def new_array(file: Path, dtype: type[np.generic], size: int) -> Any:
+def longest_file(stream: int) -> str:
+    """Name of the file with the length of each sentence's longest view, as a tokenizer has them."""
+    return f"longest_{stream}.npy"
+
+
+def _write_longest(folder: Path, max_length: int, columns: int, streams: int) -> None:
+    for stream in range(streams):
+        offsets = [_mapped(folder / files_of(stream * columns + column)[1]) for column in range(columns)]
+        found = new_array(folder / longest_file(stream), np.min_scalar_type(max_length), len(offsets[0]) - 1)
+        _fill_longest(found, offsets)
+        found.flush()
+
+
+def _fill_longest(found: NDArray[np.unsignedinteger], offsets: Sequence[NDArray[np.int64]]) -> None:
+    """Put the longest of each row's columns, which begin at `offsets` [n + 1], in its place."""
+    for start in range(0, len(found), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE + 1)
+        found[start : start + ROWS_AT_ONCE] = np.max([np.diff(begins[rows]) for begins in offsets], axis=0)
+
+
+def new_array(file: Path, dtype: DTypeLike, size: int) -> Any:
     """An array of zeros that is a file, mapped for writing, for all of which the disk has room.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Tokens that stand for what is not in the vocabulary: how many there are, and how that is said."""
+"""Counts unknown tokens, and states their share in words."""
 
 from __future__ import annotations
 

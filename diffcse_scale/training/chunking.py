@@ -1,4 +1,4 @@
-"""Large batches: a step whose memory does not depend on the number of sentences a device, but for their embeddings.
+"""Large batches (gradient caching): only the embeddings need memory that grows with the sentences per device.
 
 Gradient caching (Gao et al., arXiv 2101.06983), for sums of terms and under every ZeRO stage:
 
@@ -67,8 +67,9 @@ class ChunkedStep:
         parts: Parts = {}
         if self.objective.has_chunk_terms:
             parts, z_gradient = self._chunk_terms(chunks, edited or [None] * len(chunks), z.detach())
-            z.register_hook(lambda gradient: gradient + z_gradient)
-        on_z = self.engine(self.objective.batch_terms, z, chunks[0].views)
+            if z_gradient is not None:
+                z.register_hook(lambda gradient: self._meet(h, gradient, z_gradient))
+        on_z = self.engine(self.objective.batch_terms, z, chunks)
         # DeepSpeed fails in a pass that reaches no parameter
         touch = not any(parameter.requires_grad for parameter in self.model.projection.parameters())
         self._backward(self.objective.total(on_z), chunks[0], touch)
@@ -79,19 +80,27 @@ class ChunkedStep:
         self._replay_is_checked = True
         return self.objective.output({**detached(on_z), **parts})
 
-    def _chunk_terms(self, chunks: list[Chunk], edited: Sequence[Tensor | None], z: Tensor) -> tuple[Parts, Tensor]:
-        """What runs networks on chunks, and its gradient in z (times the loss scale), [n * S, H]."""
+    def _meet(self, h: Tensor, of_batch: Tensor, of_chunks: Tensor) -> Tensor:
+        """The gradient in z of all terms."""
+        self.objective.gradients.note(h, of_batch, of_chunks)
+        return of_batch + of_chunks
+
+    def _chunk_terms(
+        self, chunks: list[Chunk], edited: Sequence[Tensor | None], z: Tensor
+    ) -> tuple[Parts, Tensor | None]:
+        """What runs networks on chunks, and its gradient in z (times the loss scale), [n * S, H]; None if detached."""
         prepared = self.objective.prepare(self.model, chunks)
         parts: Parts = {}
         gradients = []
-        for chunk, edited_ids, rows in zip(chunks, edited, split_rows(z, chunks), strict=True):
+        given = self.objective.given(z, chunks[0].views)
+        for chunk, edited_ids, rows in zip(chunks, edited, split_rows(given, chunks), strict=True):
             rows.requires_grad_()
             of_chunk = self.engine(self.objective.chunk_terms, chunk, edited_ids, rows, prepared)
             self._backward(self.objective.total(of_chunk), chunk)
             assert rows.grad is not None
             gradients.append(rows.grad)
             parts = added(parts, detached(of_chunk))
-        return parts, torch.cat(gradients)
+        return parts, self.objective.returned(torch.cat(gradients), chunks[0].views)
 
     def _encode_again(self, chunk: Chunk, rows: Tensor, gradient: Tensor, is_last: bool) -> None:
         """Send the `gradient` of a chunk's h, loss scale included, backward through the encoder; `rows` is its h."""

@@ -18,16 +18,17 @@ from diffcse_scale.distributed import is_main
 from diffcse_scale.engine.offload import describe_optimizer
 from diffcse_scale.foundation.secrets import masked
 from diffcse_scale.model.attention import attention_kernels
-from diffcse_scale.objective.objective import in_words
+from diffcse_scale.objective import objective
 from diffcse_scale.recipe import EMBEDDED, Recipe
 from diffcse_scale.runs.directory import RunDirectory
 from diffcse_scale.text.corpus import FIRST, shortened
 from diffcse_scale.text.tokens import TokenizedCorpus
+from diffcse_scale.training.detection import in_words
 from diffcse_scale.training.development import DevelopmentSet
 from diffcse_scale.training.schedule import Plan
 
 NEXT_COMMANDS = """\
-Next, with your own text (one sentence a line) and a real backbone:
+Next, with your own text (one sentence per line) and a real backbone:
   diffcse-scale train --deepspeed_config zero2 --recipe bert_base_sts \\
       data.files=YOUR.txt evaluation.data=STS_FOLDER
   diffcse-scale evaluate --model {model} --data STS_FOLDER
@@ -36,7 +37,7 @@ In Python:
 
 
 class _Masked(logging.Formatter):
-    """Lines without secrets."""
+    """Masks secrets in log lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         return masked(super().format(record))
@@ -71,26 +72,29 @@ def print_start(
     tokens: TokenizedCorpus,
     tokenizer: PreTrainedTokenizerBase,
     development: DevelopmentSet | None = None,
-) -> None:
-    """The batch table, on the main rank; `tokenizer` is the encoder's."""
+) -> dict[str, str]:
+    """The batch table, printed and returned on the main rank; `tokenizer` is the encoder's."""
     if not is_main():
-        return
+        return {}
+    rows = {
+        "columns": tokens.report.pairs,
+        "first rows": "\n".join(tokens.first),
+        "as tokens": "\n".join(_as_tokens(tokens, tokenizer)),
+        **dict(plan.table()),
+        "corpus": f"{len(tokens):,} sentences; {tokens.losses}",
+        "development": "" if development is None else str(development),
+        "objective": objective.in_words(recipe.objective),
+        "sharding": f"ZeRO-{engine.zero_optimization_stage()}, {precision}",
+        "device": _in_words(engine.device),
+        "optimizer": describe_optimizer(engine),
+        "attention kernel": attention_kernels(),
+    }
+    there = {name: value for name, value in rows.items() if value}
     table = Table(title=f"recipe {recipe.name}", title_justify="left", show_header=False)
-    if tokens.report.pairs:
-        table.add_row("columns", Text(tokens.report.pairs))
-    table.add_row("first rows", Text("\n".join(tokens.first)))
-    table.add_row("as tokens", Text("\n".join(_as_tokens(tokens, tokenizer))))
-    for name, value in plan.table():
-        table.add_row(name, value)
-    table.add_row("corpus", f"{len(tokens):,} sentences; {tokens.losses}")
-    if development is not None:
-        table.add_row("development", str(development))
-    table.add_row("objective", in_words(recipe.objective))
-    table.add_row("sharding", f"ZeRO-{engine.zero_optimization_stage()}, {precision}")
-    table.add_row("device", _in_words(engine.device))
-    table.add_row("optimizer", describe_optimizer(engine))
-    table.add_row("attention kernel", attention_kernels())
+    for name, value in there.items():
+        table.add_row(name, Text(value))
     Console().print(table)
+    return there
 
 
 def _as_tokens(tokens: TokenizedCorpus, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -105,7 +109,7 @@ def _as_tokens(tokens: TokenizedCorpus, tokenizer: PreTrainedTokenizerBase) -> l
 
 def _in_words(device: torch.device) -> str:
     if device.type == "cpu":
-        return f"the CPU, {torch.get_num_threads()} threads a rank"
+        return f"the CPU, {torch.get_num_threads()} threads per rank"
     if device.type != "cuda":
         return str(device)
     properties = torch.cuda.get_device_properties(device)
@@ -123,11 +127,14 @@ def print_summary(recipe: Recipe, run: RunDirectory, result: dict[str, Any]) -> 
         table.add_row("development Spearman x 100 before", shown)
         best = result["best"]
         table.add_row("after", f"{_score(best['dev_spearman'])} (best, step {best['step']:.0f} of {result['steps']})")
-    if "rtd_balanced_accuracy" in result:
-        tokens = result["rtd_replaced_tokens"]
-        table.add_row("RTD balanced accuracy", f"{result['rtd_balanced_accuracy']:.3f} ({tokens:,.0f} replaced tokens)")
+    if result.get("dev_rtd_auroc") is not None:
+        words = f"{result['dev_rtd_replaced']:,.0f} replaced words"
+        table.add_row("RTD AUROC, skill", f"{result['dev_rtd_auroc']:.3f}, {result['dev_rtd_skill']:.3f} ({words})")
+        table.add_row("discriminator used z", in_words(result))
     table.add_row("model", str(run.model))
-    table.add_row("curves, metrics", f"{run.curves}, {run.metrics.path}")
+    if run.curves.is_file():  # there is none without matplotlib
+        table.add_row("curves", str(run.curves))
+    table.add_row("metrics", str(run.metrics.path))
     Console(soft_wrap=True).print(table)
     if recipe.model.encoder == EMBEDDED:
         print(NEXT_COMMANDS.format(model=run.model))

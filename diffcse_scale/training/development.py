@@ -1,4 +1,4 @@
-"""What is measured while training: similarity of held-out pairs, and replaced-token detection on their sentences."""
+"""What is measured while training: similarity of held-out pairs, and replaced-token detection on their words."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
-from diffcse_scale.distributed import all_sum, rank, world_size
 from diffcse_scale.embedded.grammar import graded_pairs
 from diffcse_scale.evaluation.sts import spearman
 from diffcse_scale.evaluation.tasks import GradedPair, load_sts
@@ -19,17 +17,16 @@ from diffcse_scale.model.encoder import Encoder, encode_sentences
 from diffcse_scale.model.generator import Generator
 from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.recipe import EMBEDDED, Recipe
-from diffcse_scale.text.batches import collate
 from diffcse_scale.text.cache import cache_folder, fingerprint
 from diffcse_scale.text.digests import model_digest
-from diffcse_scale.text.shortening import truncated_ids
 from diffcse_scale.text.tokenizers import Tokenizers
 from diffcse_scale.text.tokens import MOST_UNKNOWN, TokenizedCorpus
 from diffcse_scale.text.unknown import percent, share_unknown
+from diffcse_scale.training.detection import measure_detection
 
 EMBEDDED_PAIRS = 1500
-# enough replaced tokens for a recall's standard error below 1%
-ENOUGH_REPLACED = 5000
+# replaced words: the standard error of an area under the curve is below 0.7% and 0.5%
+ENOUGH_DURING, ENOUGH_AT_END = 2000, 5000
 
 
 def development_pairs(source: str | None) -> list[GradedPair] | None:
@@ -59,7 +56,7 @@ def fingerprints(recipe: Recipe, tokens: TokenizedCorpus, development: Developme
 
 
 class DevelopmentSet:
-    """Graded pairs that choose the best checkpoint: STS-B dev, or the recipe's own.
+    """Graded pairs that choose the best checkpoint: STS-B dev, or the recipe's own file.
 
     Attributes:
         unknown: share of the tokens that the encoder's tokenizer does not know, of the side that has more of them.
@@ -90,8 +87,8 @@ class DevelopmentSet:
         found = cls(pairs, tokenizers, recipe.evaluation.max_length)
         if len({score for score, *_ in pairs}) < 2:
             raise InputError(
-                f"evaluation.data = {recipe.evaluation.data} has {len(pairs)} pairs of one score, which rank no "
-                "encoder above another; give pairs of different scores, or evaluation.data=null."
+                f"evaluation.data = {recipe.evaluation.data} has {len(pairs)} pairs, all with the same score, so it "
+                "cannot rank encoders; give pairs with different scores, or evaluation.data=null."
             )
         if found.unknown > MOST_UNKNOWN:
             raise InputError(
@@ -114,45 +111,15 @@ class DevelopmentSet:
 
         return spearman(encode, self.pairs)
 
-    @torch.no_grad()
-    def rtd_accuracy(
+    def detection(
         self,
         model: DiffCSENetworks,
         generator: Generator,
         recipe: Recipe,
         device: Any,
+        enough: int,
         tick: Callable[[], None] = lambda: None,
-    ) -> dict[str, float]:
-        """Recall on replaced and on kept tokens and their mean, dropout off, over at least 5,000 replaced tokens.
-
-        Sentences are edited again, with new corruption, until there are enough. Called on every rank: all make as many
-        passes, and where they are more than the sentences, several have the same one and corrupt it differently.
-        """
+    ) -> dict[str, float | None]:
+        """Replaced-token detection on the words of its sentences, as `measure_detection`. Called on every rank."""
         sentences = sorted({sentence for pair in self.pairs for sentence in pair[1:]})
-        each = max(1, len(sentences) // world_size())
-        mine = [sentences[(rank() + turn * world_size()) % len(sentences)] for turn in range(each)]
-        streams = [truncated_ids(tokenizer, mine, recipe.data.max_length) for tokenizer in self.tokenizers.streams]
-        was_training = model.training
-        model.eval()
-        total = torch.zeros(4, dtype=torch.float64, device=device)
-        starts = range(0, len(mine), 64)
-        for number in range(20 * len(starts)):  # new corruption each time around
-            tick()
-            repetition, index = divmod(number, len(starts))
-            rows = [tokens[starts[index] : starts[index] + 64] for tokens in streams]
-            first_row = (repetition * world_size() + rank()) * len(mine) + starts[index]
-            views, ratio = [[tokens, tokens] for tokens in rows], recipe.objective.masking_ratio
-            chunk = collate(views, self.tokenizers, ratio, seed=0, first_row=first_row).to(device)
-            z = model.project(model.encode(chunk))
-            total += torch.stack(model.detect(chunk, generator.edit(chunk), z).counts)
-            if float(all_sum(total)[1]) >= ENOUGH_REPLACED:
-                break
-        model.train(was_training)
-        real, replaced, right_replaced, right_kept = all_sum(total).tolist()
-        recalls = right_replaced / max(replaced, 1), right_kept / max(real - replaced, 1)
-        return {
-            "rtd_replaced_tokens": replaced,
-            "rtd_recall_replaced": recalls[0],
-            "rtd_recall_kept": recalls[1],
-            "rtd_balanced_accuracy": sum(recalls) / 2,
-        }
+        return measure_detection(sentences, model, generator, self.tokenizers, recipe, device, enough, tick)

@@ -7,7 +7,7 @@ class Tell(Hook):
     def on_row(self, trainer, row):
         print(trainer.step, row.get("loss"))
 
-deepspeed train.py --hook noise:Tell
+diffcse-scale train --hook noise:Tell
 """
 
 from __future__ import annotations
@@ -33,21 +33,35 @@ class Hook:
     `recipe`, `run` (the folder, `run.path`), `model` (the networks; `model.encoder` is what is kept), `engine`
     (DeepSpeed's), `learning_rate` and `gradient_norm` (of the last step), `best.facts` (`step` and `dev_spearman` of
     the best encoder so far).
+
+    Example:
+        >>> from diffcse_scale.training import Hook
+        >>> class LargestGradient(Hook):
+        ...     largest = 0.0
+        ...
+        ...     def on_row(self, trainer, row):
+        ...         self.largest = max(self.largest, row.get("gradient_norm", 0.0))
+        >>> hook = LargestGradient()  # as training makes it, from `--hook MODULE:LargestGradient`
+        >>> for norm in (0.5, 2.0, 1.0):
+        ...     hook.on_row(None, {"gradient_norm": norm})
+        >>> hook.largest
+        2.0
     """
 
     def on_start(self, trainer: Trainer) -> None:
-        """Before the first step, and before the first after a resume."""
+        """Before the first step of `trainer`, and before the first after a resume."""
 
     def after_step(self, trainer: Trainer) -> None:
-        """A step is done, or skipped. This is training's time: what waits for the device here makes it slower."""
+        """A step of `trainer` is done, or skipped. What waits for the device here makes training slower."""
 
     def at_pause(self, trainer: Trainer) -> None:
-        """After `after_step` of all hooks. The clock of the rates stands still: the place for what takes long."""
+        """After `after_step` of all of `trainer`'s hooks. The clock of the rates stands still, for what takes long."""
 
     def on_row(self, trainer: Trainer, row: dict[str, Any]) -> None:
         """A row of `metrics.jsonl` was written: means since the row before, or a score of the development set.
 
         Args:
+            trainer: the loop that wrote it.
             row: floats by name; NaN, or None where there was nothing to count, may be among them.
         """
 
@@ -55,6 +69,7 @@ class Hook:
         """The last step is done; `model/` and `result.json` are not yet written.
 
         Args:
+            trainer: the loop that ends.
             result: what `result.json` is going to say; a hook may add what JSON can hold.
         """
 
@@ -78,7 +93,7 @@ def _load(name: str) -> Hook:
         found = getattr(import_module(module), attribute, None)
     except Exception as error:  # a user's file may fail in any way
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"Hook {name} cannot be imported ({why}); mend {module}, or set PYTHONPATH.") from None
+        raise InputError(f"Hook {name} cannot be imported ({why}); fix {module}, or set PYTHONPATH.") from None
     if not (isinstance(found, type) and issubclass(found, Hook)):
         what = f"has no {attribute}" if found is None else f"has a {attribute} that is no subclass of Hook"
         raise InputError(f"Hook {name} cannot be used: {module} {what} (from diffcse_scale.training import Hook).")
@@ -86,4 +101,4 @@ def _load(name: str) -> Hook:
         return found()
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"Hook {name} cannot be made without arguments ({why}).") from None
+        raise InputError(f"Hook {name} cannot be created without arguments ({why}).") from None

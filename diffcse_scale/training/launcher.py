@@ -7,9 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import NoReturn
 
-from diffcse_scale.foundation.devices import device_files, hidden_by
+from diffcse_scale.foundation.devices import device_files, hidden_by, left_idle
 from diffcse_scale.foundation.errors import InputError, quoted
-from diffcse_scale.foundation.secrets import masked_command
 from diffcse_scale.foundation.shipped import shipped
 from diffcse_scale.supervision.launchers import JOBS_DEVICES
 
@@ -26,12 +25,16 @@ def launch(processes: int | None, arguments: list[str]) -> NoReturn:
     Raises:
         InputError: there are fewer devices than ranks.
     """
+    import torch
+
     from diffcse_scale.rendezvous import free_port
 
     options, environment = on_this_machine(processes, os.environ)
-    launcher = ["deepspeed.launcher.runner", "--master_port", str(free_port()), *options]
-    if masked_command(arguments) != " ".join(arguments):
-        launcher.append("--quiet")  # it would log the whole command line
+    if not torch.accelerator.is_available() and left_idle() is None:
+        environment["DS_ACCELERATOR"] = "cpu"  # each of the launcher's processes would say that it found nothing else
+    # without --quiet it tells its whole command line, secrets included; that a rank has failed it tells in any case
+    launcher = ["deepspeed.launcher.runner", "--quiet", "--master_port", str(free_port()), *options]
+    print("Starting train.py with DeepSpeed; loading PyTorch takes a while.", flush=True)
     os.execve(sys.executable, [sys.executable, "-m", *launcher, str(shipped("train.py")), *arguments], environment)
 
 
@@ -55,8 +58,8 @@ def on_this_machine(processes: int | None, environ: Mapping[str, str]) -> tuple[
         devices = len([name for name in environ[VISIBLE].split(",") if name.strip()])
         if processes is not None and processes > devices and device_files():
             raise InputError(
-                f"{processes} processes need as many devices, and {VISIBLE} is {quoted(environ[VISIBLE])}; name more "
-                "there, or ask for fewer processes."
+                f"{processes} processes need as many devices, but {VISIBLE} is {quoted(environ[VISIBLE])}; list more "
+                "there, or start fewer processes."
             )
         processes = processes or devices
     return ([] if processes is None else ["--num_gpus", str(processes)]), environment

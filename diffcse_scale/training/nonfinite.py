@@ -75,7 +75,10 @@ def describe(found: dict[str, Any]) -> str:
     parameters = _bad_parameters(found)
     ranks = [one for one in found["ranks"] if _bad(one["loss"]) or one["first_module"]]
     if not ranks and not parameters:
-        return f"Step {found['step']} was not finite and is so now: it depends on more than weights, batch and seed"
+        return (
+            f"Step {found['step']} was not finite during training but is finite when recomputed; suspect hardware or a "
+            "nondeterministic operation"
+        )
     parts = [f"Loss or gradient is not finite from step {found['step']} on"]
     if ranks:
         parts.append("on rank " + ", ".join(str(one["rank"]) for one in ranks))
@@ -153,7 +156,9 @@ def _gradient_norms(model: nn.Module, norms: dict[str, float]) -> Iterator[None]
         return note
 
     handles = [
-        parameter.register_hook(hook(name)) for group in trained_groups(model) for name, parameter in group.items()
+        parameter.register_hook(hook(name))
+        for group in trained_groups(model)
+        for name, parameter in group.parameters.items()
     ]
     try:
         yield
@@ -164,9 +169,9 @@ def _gradient_norms(model: nn.Module, norms: dict[str, float]) -> Iterator[None]
 
 def _weight_norms(model: nn.Module) -> dict[str, dict[str, Any]]:
     norms = {}
-    for label, group in zip(("decayed", "kept"), trained_groups(model), strict=True):
-        for name, parameter in group.items():
+    for group in trained_groups(model):
+        for name, parameter in group.parameters.items():
             with deepspeed.zero.GatheredParameters([parameter]):
                 norm = torch.linalg.vector_norm(parameter.detach().float())
-            norms[name] = {"group": label, "norm": _number(norm)}
+            norms[name] = {"group": group.label, "norm": _number(norm)}
     return norms

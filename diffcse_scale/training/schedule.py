@@ -12,11 +12,11 @@ from diffcse_scale.text.batches import share_of
 
 @dataclass(frozen=True)
 class Plan:
-    """How a recipe's global batch falls on the ranks, and how long the run is."""
+    """How a recipe's global batch is shared between the ranks, and how long the run is."""
 
     global_batch: int
     world_size: int
-    share: int  # sentences a device
+    share: int  # sentences of the device that has most
     chunk: int  # sentences whose activations are alive at once
     negatives: int  # negatives an anchor
     steps: int
@@ -24,10 +24,11 @@ class Plan:
 
     def table(self) -> list[tuple[str, str]]:
         """The rows printed at the start of every run."""
+        even = self.global_batch % self.world_size == 0
         return [
             ("global batch", f"{self.global_batch:,} sentences"),
             ("world size", f"{self.world_size:,}"),
-            ("sentences per device", f"{self.share:,}"),
+            ("sentences per device", f"{self.share:,}{'' if even else f' or {self.share - 1:,}'}"),
             ("chunk", f"{self.chunk:,} sentences"),
             ("negatives per anchor", f"{self.negatives:,}"),
             ("steps", f"{self.steps:,} ({self.steps_per_epoch:,} an epoch)"),
@@ -39,22 +40,21 @@ def make_plan(recipe: Recipe, sentences: int, views: int, world_size: int) -> Pl
     """Plan a run over a corpus of `sentences` rows with `views` views each.
 
     Raises:
-        InputError: an indivisible batch (`Batches` has refused a corpus smaller than one).
+        InputError: as `share_of` (`Batches` has refused a corpus smaller than a batch).
     """
     batch = recipe.batch.sentences
-    share = share_of(batch, world_size, recipe.batch.length_groups)
+    share = share_of(recipe.batch, world_size)
     per_epoch = sentences // batch
-    steps = max(1, math.floor(per_epoch * recipe.epochs))
-    if recipe.max_steps is not None:
-        steps = min(steps, recipe.max_steps)
     # a hard negative adds one column for every sentence of the batch
     negatives = batch - 1 + (batch if views > 2 else 0)
-    return Plan(batch, world_size, share, min(recipe.batch.chunk or share, share), negatives, steps, per_epoch)
+    return Plan(
+        batch, world_size, share, min(recipe.batch.chunk or share, share), negatives, recipe.steps(per_epoch), per_epoch
+    )
 
 
 @dataclass(frozen=True)
 class Due:
-    """What follows a step."""
+    """What is due after a step: a log line, an evaluation, a checkpoint."""
 
     log: bool
     evaluation: bool

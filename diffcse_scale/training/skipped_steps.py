@@ -127,8 +127,8 @@ class SkippedSteps:
         found = self._diagnose(batch)
         file = broadcast_object(write_dump(path, found) if is_main() else None)
         return RunEnded(
-            f"{describe(found)}; all that was computed is in {file}; look again with `diffcse-scale replay {path}`, "
-            "then lower optimizer.learning_rate, or mend the data.",
+            f"{describe(found)}; all computed values are in {file}; recompute the step with `diffcse-scale replay "
+            f"{path}`, then lower optimizer.learning_rate or fix the data.",
             ExitCode.NOT_FINITE,
         )
 
@@ -137,11 +137,12 @@ class SkippedSteps:
         path = self._trainer.run.path
         step = newest_dump(path)["step"] - 1
         if step > 0:
-            self._trainer.checkpoints.load(at=step)
+            state = self._trainer.checkpoints.load(at=step)
+            self._trainer.training_step.objective.restore(state["objective"] if state and "objective" in state else {})
         self._trainer.engine.train()
         found = self._diagnose(self._trainer.batches.batch(step))
         if is_main():
-            print(f"{describe(found)}.\nAll that was computed: {write_dump(path, found, 'replay-')}")
+            print(f"{describe(found)}.\nAll computed values: {write_dump(path, found, 'replay-')}")
 
     def _diagnose(self, batch: Batch) -> dict[str, Any]:
         trainer = self._trainer

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -13,12 +14,16 @@ from tqdm import tqdm
 from diffcse_scale.distributed import is_main
 from diffcse_scale.engine.launch import device
 from diffcse_scale.foundation.finite import NotFinite
+from diffcse_scale.foundation.working import Working
 from diffcse_scale.model.encoder import Encoder
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.runs.metric_table import EVALUATION
-from diffcse_scale.runs.metrics import Idleness, console_line
-from diffcse_scale.training.development import DevelopmentSet
+from diffcse_scale.runs.metrics import Idleness
+from diffcse_scale.runs.own_time import Slowness
+from diffcse_scale.training.development import ENOUGH_AT_END, ENOUGH_DURING, DevelopmentSet
 from diffcse_scale.training.hook import Hook
+from diffcse_scale.training.replicas import Replicas
+from diffcse_scale.training.tracking import Tracking
 
 if TYPE_CHECKING:
     from diffcse_scale.training.trainer import Trainer
@@ -26,34 +31,46 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def all_hooks(recipe: Recipe, development: DevelopmentSet | None, added: Iterable[Hook] = ()) -> list[Hook]:
+def all_hooks(
+    recipe: Recipe,
+    development: DevelopmentSet | None,
+    added: Iterable[Hook] = (),
+    track: Iterable[str] = (),
+    start: Mapping[str, str] | None = None,
+) -> list[Hook]:
     """The hooks of a run in the order in which they are called.
 
     Args:
         development: what chooses the best checkpoint; None to keep the last.
         added: the user's; whatever they do is done before the run may be stopped.
+        track, start: as for `Tracking`.
     """
-    return [Logging(recipe), Monitors(), Evaluation(development), Checkpointing(), *added, Stopping()]
+    hooks = [Logging(recipe), Monitors(), Replicas(), Evaluation(development), Checkpointing(), *added]
+    return [*hooks, Tracking(track, start or {}), Stopping()]
 
 
 class Logging(Hook):
-    """A log line: a row of metrics.jsonl, the console, the rate in status.json."""
+    """Writes a log line: a row of metrics.jsonl, a line on the console, the rate in status.json."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._idleness = Idleness(contrastive=recipe.objective.contrastive_weight > 0)
+        self._slowness = Slowness()
 
     def after_step(self, trainer: Trainer) -> None:
         if not (trainer.due.log and trainer.window.steps):
             return
         norm = float(trainer.gradient_norm)
         row = {**trainer.window.read(), "gradient_norm": norm, "learning_rate": trainer.learning_rate}
+        if trainer.recipe.objective.rtd_share is not None:
+            row["rtd_weight"] = trainer.training_step.objective.weights["rtd"]
         trainer.record(row)
+        slow = self._slowness.warning(row)
         if is_main():
             speed, steps = row["sentences_per_second"], trainer.plan.steps
             left = (steps - trainer.step) * trainer.recipe.batch.sentences / speed if speed else None
             trainer.run.status.update(sentences_per_second=speed, seconds_left=left)
-            tqdm.write(console_line(trainer.step, steps, row))
-            if warning := self._idleness.warning(row):
+            tqdm.write(trainer.lines.add(trainer.step, row, left))
+            for warning in filter(None, (slow, self._idleness.warning(row))):
                 log.warning(warning)
 
 
@@ -84,32 +101,31 @@ class Evaluation(Hook):
         trainer.evaluation_due = False
 
     def _measure(self, development: DevelopmentSet, trainer: Trainer) -> None:
-        def tick() -> None:
-            trainer.tick("evaluating")
-
         start, encoder = time.perf_counter(), trainer.model.encoder
         if trainer.step > 0:
             trainer.skipped.check_weights()
-        try:
-            score = development.spearman(encoder, tick)
-        except NotFinite:
-            if trainer.step == 0:
-                raise
-            raise trainer.skipped.ended() from None
-        row = {"dev_spearman": score}
-        if trainer.step == 0 and encoder.pooling in ("cls", "mean"):
-            # what training has to beat is the better of the two untrained poolings
-            other = "mean" if encoder.pooling == "cls" else "cls"
-            row[f"dev_spearman_{other}"] = development.spearman(Encoder(encoder.backbone, other), tick)
+        with _shown(trainer, "development set") as tick:
+            try:
+                score = development.spearman(encoder, tick)
+            except NotFinite:
+                if trainer.step == 0:
+                    raise
+                raise trainer.skipped.ended() from None
+            row, scores = {"dev_spearman": score}, {encoder.pooling: score}
+            if trainer.step == 0 and encoder.pooling in ("cls", "mean"):
+                # what training has to beat is the better of the two untrained poolings
+                other = "mean" if encoder.pooling == "cls" else "cls"
+                row[f"dev_spearman_{other}"] = development.spearman(Encoder(encoder.backbone, other), tick)
+                scores[other] = row[f"dev_spearman_{other}"]
         if trainer.step > 0:
             trainer.best.offer(trainer.step, score, trainer.tick)
         else:
             trainer.before = {name: value if math.isfinite(value) else None for name, value in row.items()}
-        trainer.record({**row, EVALUATION: time.perf_counter() - start})
+        found = self._detection(development, trainer, ENOUGH_DURING)
+        trainer.record({**row, **found, EVALUATION: time.perf_counter() - start})
         if is_main():
-            shown = "  ".join(f"{name} {value:.2f}" for name, value in row.items())
-            steps = trainer.plan.steps
-            tqdm.write(f"step {trainer.step:>{len(str(steps))}}/{steps}  {shown}  (Spearman x 100)")
+            shown = ", ".join(f"{score:.2f} ({pooling})" for pooling, score in scores.items())
+            tqdm.write(f"{trainer.lines.step(trainer.step)} development Spearman x 100: {shown}")
 
     def on_end(self, trainer: Trainer, result: dict[str, Any]) -> None:
         if self._development is None:
@@ -117,11 +133,27 @@ class Evaluation(Hook):
             return
         result["before"] = trainer.before
         result["best"] = trainer.best.facts
-        if trainer.generator is not None:
-            accuracy = self._development.rtd_accuracy(
-                trainer.model, trainer.generator, trainer.recipe, device(), lambda: trainer.tick("evaluating")
-            )
-            result.update(accuracy)
+        result.update(self._detection(self._development, trainer, ENOUGH_AT_END))
+
+    def _detection(self, development: DevelopmentSet, trainer: Trainer, enough: int) -> dict[str, float | None]:
+        """What the discriminator has learnt, by `enough` replaced words; nothing where there is no generator."""
+        model, generator = trainer.model, trainer.generator
+        if generator is None:
+            return {}
+        with _shown(trainer, "replaced-token detection") as tick:
+            return development.detection(model, generator, trainer.recipe, device(), enough, tick)
+
+
+@contextmanager
+def _shown(trainer: Trainer, measured: str) -> Iterator[Callable[[], None]]:
+    """To be called before every batch of a measurement: the run can be stopped there, and tells how far it is."""
+    with Working(f"evaluating, {measured}", "batches", shown=is_main()) as line:
+
+        def tick() -> None:
+            trainer.tick("evaluating")
+            line.advance()
+
+        yield tick
 
 
 class Checkpointing(Hook):
@@ -135,7 +167,7 @@ class Checkpointing(Hook):
 
 
 class Stopping(Hook):
-    """All ranks agree whether to go on."""
+    """All ranks agree whether to continue."""
 
     def at_pause(self, trainer: Trainer) -> None:
         trainer.tick("training")

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from diffcse_scale.distributed import world_size
+from diffcse_scale.engine.engine import precision_of
 from diffcse_scale.engine.launch import device
 from diffcse_scale.model.generator import Generator
+from diffcse_scale.objective.gradients_in_parameters import gradients_in_parameters
 from diffcse_scale.objective.objective import Objective, StepOutput
 from diffcse_scale.recipe import Recipe
-from diffcse_scale.text.batches import Batch, Chunk, chunk_of
+from diffcse_scale.text.batches import Batch, Chunk, chunk_of, share_of
 from diffcse_scale.training.chunking import ChunkedStep
 
 
@@ -37,10 +39,12 @@ class TrainingStep:
 
     def __init__(self, engine: Any, generator: Generator | None, recipe: Recipe) -> None:
         self.engine, self.generator = engine, generator
-        self.objective = Objective(recipe.objective, recipe.batch.exchange)
+        self.objective = Objective(recipe.objective, recipe.batch.exchange, sentences=recipe.batch.sentences)
         # a share that is one chunk is one graph: nothing is gathered or computed twice for it
-        chunk = chunk_of(recipe.batch.sentences // world_size(), recipe.batch.chunk)
+
+        chunk = chunk_of(share_of(recipe.batch, world_size()), recipe.batch.chunk)
         self.chunked = ChunkedStep(engine, self.objective) if chunk else None
+        self._measured_every = recipe.objective.parameter_share_every
         self._stream = torch.cuda.Stream(device()) if device().type == "cuda" else None
         self._next: _Edited | None = None
 
@@ -62,14 +66,25 @@ class TrainingStep:
 
     def __call__(self, batch: Batch) -> StepOutput:
         """The objective; gradients are where the engine keeps them."""
-        chunks, edited = self._edits_of(batch)
+        chunks, edited = self.edits_of(batch)
+        self.objective.begin(batch.step)
         if self.chunked is not None:
-            return self.chunked(chunks, edited)
-        output: StepOutput = self.engine(self.objective.step, chunks, edited)
-        self.engine.backward(output.loss)
-        return output
+            output: StepOutput = self.chunked(chunks, edited)
+        else:
+            output = self.engine(self.objective.step, chunks, edited)
+            self.engine.backward(output.loss)
+        found = self._in_parameters(chunks, batch.step)
+        found |= self.objective.after_backward(batch.step)
+        return output._replace(statistics={**output.statistics, **found})
 
-    def _edits_of(self, batch: Batch) -> tuple[list[Chunk], list[Tensor] | None]:
+    def _in_parameters(self, chunks: list[Chunk], step: int) -> dict[str, Tensor]:
+        """Where it is due, both gradients on the encoder's parameters."""
+        if self._measured_every is None or step % self._measured_every:
+            return {}
+        with precision_of(self.engine):
+            return gradients_in_parameters(self.engine.module, chunks, self.objective.gradients, self.objective.ranks)
+
+    def edits_of(self, batch: Batch) -> tuple[list[Chunk], list[Tensor] | None]:
         """The batch on the device, and the edited ids of each chunk; None without RTD."""
         known, self._next = self._next, None
         if known is not None and known.batch is batch:

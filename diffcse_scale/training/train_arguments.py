@@ -5,19 +5,30 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from diffcse_scale.engine.config_file import load_deepspeed_config, named, shipped_configs
 from diffcse_scale.foundation.command_ending import refuse_empty
-from diffcse_scale.foundation.errors import InputError, brief
+from diffcse_scale.foundation.errors import InputError, brief, either
 from diffcse_scale.foundation.exit_codes import ExitCode
-from diffcse_scale.foundation.launched import check_launched, speaks
-from diffcse_scale.recipe_file import load_recipe
+from diffcse_scale.foundation.launched import check_launched, launched_rank, speaks
+from diffcse_scale.foundation.paths import given_path
+from diffcse_scale.foundation.recorded_recipe import check_recipe
+from diffcse_scale.foundation.run_files import RECIPE
+from diffcse_scale.model_folder.layout import check_models
+from diffcse_scale.recipe import Recipe
+from diffcse_scale.recipe_file import load_recipe, load_recorded, shipped_recipes
 from diffcse_scale.text.cache import cache_folder
+from diffcse_scale.training.publishing import check_publishing
+from diffcse_scale.training.trackers import TRACKERS, check_trackers
 
 # seconds that a rank may be silent: one that waits for its turn may take so long; timers hold no more than some years
 SHORTEST, LONGEST = 1.0, 1e7
+EXAMPLE = "quickstart"  # the recipe, where none is named
+# options that take the name of a shipped file
+SHIPPED: dict[str, Callable[[], Iterable[str]]] = {"--recipe": shipped_recipes, "--deepspeed_config": shipped_configs}
 
 
 def parse_arguments(description: str | None, arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -25,7 +36,7 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
 
     Returns:
         `recipe` and `deepspeed_config` read, `called` what messages call the latter, `start` a `runs.directory.Start`,
-        `hook` the list of names.
+        `hook` and `track` lists of names.
     """
     try:
         check_launched()
@@ -35,10 +46,15 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
             raise InputError(
                 f"--hang-timeout is {found.hang_timeout}; give seconds, from {SHORTEST:.0f} to {LONGEST:.0f}."
             )
-        found.recipe = load_recipe(found.recipe, found.overrides)
+        found.track = list(dict.fromkeys(name for entry in found.track for name in entry.split(",")))
+        if launched_rank() == 0:  # the one that writes
+            check_trackers(found.track)
+        check_publishing(found.push_to_hub)
+        found.recipe = _recipe(found.recipe, found.overrides, found.output, found.start)
         found.called = named(found.deepspeed_config)
         cache_folder(found.recipe.data)
         found.deepspeed_config = load_deepspeed_config(found.deepspeed_config)
+        check_models(found.recipe)
     except InputError as error:
         if speaks():
             print(f"error: {error}", file=sys.stderr)
@@ -46,6 +62,38 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
             time.sleep(3)  # every process sees it, and the launcher ends the others when the first leaves
         sys.exit(ExitCode.MISTAKE)
     return found
+
+
+def _recipe(named: str | None, overrides: Sequence[str], output: str | None, start: str) -> Recipe:
+    """The one that is named; else of a run that is there and is gone on with, its own; else the example's."""
+    if named or start in ("new", "dry"):
+        return load_recipe(named or EXAMPLE, overrides)
+    found = _recipe_of(given_path(output or f"runs/{EXAMPLE}"), overrides)
+    if output is None and found.name != EXAMPLE:  # an override: its folder is another
+        return _recipe_of(Path("runs") / found.name, overrides)
+    return found
+
+
+def _recipe_of(folder: Path, overrides: Sequence[str]) -> Recipe:
+    if not (folder / RECIPE).is_file():
+        return load_recipe(EXAMPLE, overrides)
+    check_recipe(folder)
+    return load_recorded(folder / RECIPE, overrides)
+
+
+def completions(typed: Sequence[str], beginning: str) -> list[tuple[str, str]]:
+    """What a shell may complete `beginning` to after the arguments `typed`, and what it means.
+
+    An option, or the name of a shipped file behind the options that take one; nothing where a file may follow.
+    """
+    if typed and typed[-1] in SHIPPED:
+        found = dict.fromkeys(SHIPPED[typed[-1]](), "")
+    elif beginning.startswith("-"):
+        actions = [action for action in _parser(None)._actions if action.help != argparse.SUPPRESS]
+        found = {option: action.help or "" for action in actions for option in action.option_strings}
+    else:
+        found = {}
+    return [(word, meaning) for word, meaning in found.items() if word.startswith(beginning)]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,16 +105,18 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
     # a shortened --output would be another folder than the one that a job script looks into
     parser = _Parser(prog="train.py", description=description, formatter_class=layout, allow_abbrev=False)
-    parser.add_argument("--recipe", default="quickstart", help="a shipped recipe or a .yaml file (default: quickstart)")
-    configs = f"a shipped DeepSpeed configuration ({', '.join(shipped_configs())}) or a .json file (default: zero2)"
+    recipes = f"A shipped recipe or a .yaml file (default: {EXAMPLE}, or the recipe of the run that is continued)."
+    parser.add_argument("--recipe", default=None, help=recipes)
+    configs = f"A shipped DeepSpeed configuration ({', '.join(shipped_configs())}) or a .json file (default: zero2)."
     parser.add_argument("--deepspeed_config", default=None, help=configs)
-    parser.add_argument("--output", default=None, help="run folder (default: runs/<recipe name>)")
+    parser.add_argument("--output", default=None, help="Run folder (default: runs/<recipe name>).")
     start = parser.add_mutually_exclusive_group()
     start.set_defaults(start="new")
     for option, value, text in (
-        ("--resume", "resume", "continue the run in the output folder"),
-        ("--auto-resume", "auto", "begin the run in the output folder, or continue it if it is there"),
-        ("--replay", "replay", "compute the step again at which the run stopped for numbers that are not finite"),
+        ("--dry-run", "dry", "Check everything, show tokenized and edited rows and the memory of a step, and stop."),
+        ("--resume", "resume", "Continue the run in the output folder, with its own recipe."),
+        ("--auto-resume", "auto", "Start a run in the output folder, or continue the run that is there."),
+        ("--replay", "replay", "Recompute the step at which the run stopped because of NaN or infinity."),
     ):
         start.add_argument(option, dest="start", action="store_const", const=value, help=text)
     parser.add_argument(
@@ -74,11 +124,18 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="package.module:Class",
-        help="a subclass of diffcse_scale.training.Hook that is called while the run trains; several: repeat it",
+        help="A subclass of diffcse_scale.training.Hook to call during training. May be given several times.",
     )
+    trackers = f"Send metrics, recipe and start table to {either(list(TRACKERS))}, or to several, such as wandb,csv."
+    parser.add_argument("--track", action="append", default=[], metavar="TRACKER,...", help=trackers)
+    upload = "Upload the model to this Hub repository at the end. A repository that does not exist is created private."
+    parser.add_argument("--push-to-hub", default=None, metavar="OWNER/NAME", help=upload)
     parser.add_argument(
-        "--hang-timeout", type=float, default=600.0, help="seconds after which a silent rank is lost (default: 600)"
+        "--hang-timeout",
+        type=float,
+        default=600.0,
+        help="Seconds of silence after which a rank counts as lost (default: 600).",
     )
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the launcher passes it
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="changes to the recipe")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="Changes to the recipe.")
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffcse_scale.checkpoints.manifest import checkpoint_name
 from diffcse_scale.distributed import barrier, is_main
 from diffcse_scale.engine.engine import optimizer_step
 from diffcse_scale.engine.launch import device
+from diffcse_scale.engine.optimizer import set_learning_rate
 from diffcse_scale.foundation.errors import RunEnded
 from diffcse_scale.foundation.exit_codes import Reason
 from diffcse_scale.model.generator import Generator
@@ -23,13 +25,16 @@ from diffcse_scale.model.packing import packs
 from diffcse_scale.objective.objective import StepOutput
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.runs.directory import RunDirectory
-from diffcse_scale.runs.metric_table import OF_EVALUATIONS
+from diffcse_scale.runs.metric_table import DEVELOPMENT
 from diffcse_scale.runs.metrics import Window
 from diffcse_scale.supervision.supervision import StopRequested, Supervision
 from diffcse_scale.text.batches import Batch, Batches
 from diffcse_scale.training.best_model import BestModel
 from diffcse_scale.training.curves_png import draw_curves
+from diffcse_scale.training.dry_run import dry_run
 from diffcse_scale.training.hook import Hook
+from diffcse_scale.training.log_lines import LogLines
+from diffcse_scale.training.replicas import compare_replicas
 from diffcse_scale.training.schedule import Due, Plan, learning_rate
 from diffcse_scale.training.skipped_steps import SkippedSteps
 from diffcse_scale.training.step import TrainingStep
@@ -69,7 +74,7 @@ class Trainer:
         )
         self.best = BestModel(recipe, self.model, tokenizer, run, self.checkpoints)
         self.skipped = SkippedSteps(self)
-        self.window = Window()
+        self.window, self.lines = Window(device()), LogLines(plan.steps)
         self.step = 0  # steps done
         self.due = Due.nothing()  # after `step`
         self.evaluation_due = True  # of the weights after `step`
@@ -105,8 +110,7 @@ class Trainer:
 
     def _train_step(self, batch: Batch) -> None:
         self.learning_rate = learning_rate(self.recipe.optimizer, batch.step, self.plan.steps)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+        set_learning_rate(self.engine.optimizer, self.learning_rate)
         self.skipped.begin()
         output = self.compute(batch)
         taken = optimizer_step(self.engine)
@@ -123,6 +127,13 @@ class Trainer:
         with self.window.paused():
             for hook in self.hooks:
                 hook.at_pause(self)
+
+    def without_training(self, arguments: Namespace) -> None:
+        """What `--dry-run` or `--replay` asks for. Called on every rank."""
+        if arguments.start == "replay":
+            self.skipped.replay()
+        else:
+            dry_run(self, arguments.deepspeed_config)
 
     def compute(self, batch: Batch) -> StepOutput:
         """Forward and backward of this rank's share of a global batch."""
@@ -150,7 +161,8 @@ class Trainer:
         self.tick("exporting")
         if is_main():
             draw_curves(self.run.metrics, self.run.curves)
-            self.best.place(result)
+        self.best.place(result)
+        if is_main():
             self.run.finish(**result)
         barrier()
         self.run.check_owned()
@@ -170,9 +182,14 @@ class Trainer:
         self.run.status.update(step=self.step, last_checkpoint=checkpoint_name(newest) if newest else None)
 
     def _leave(self, reason: Reason) -> RunEnded:
-        """Save what is not saved yet, unless the run is another's by now."""
+        """Save what is not saved yet, unless the run is another's by now. Called on every rank.
+
+        Raises:
+            RunEnded: the weights are not equal on all ranks; nothing of them is kept.
+        """
         name = None
         if reason is not Reason.SUPERSEDED and self.step > 0:
+            compare_replicas(self)
             self.save_now(self.step, self.state())
             name = f"checkpoint {checkpoint_name(self.step)}"
         return self.supervision.ended(reason, name, self.step, self.plan.steps)
@@ -197,6 +214,7 @@ class Trainer:
             "score": best.get("dev_spearman") if best.get("step") == self.step else None,
             "evaluation_due": self.evaluation_due,
             "window": self.window.state(),
+            "objective": self.training_step.objective.state(),
         }
 
     def resume(self) -> None:
@@ -206,6 +224,7 @@ class Trainer:
             self.step, self.evaluation_due, self.before = state["step"], state["evaluation_due"], self._before(state)
             self.best.restore(state)
             self.window.restore(state["window"], device())
+            self.training_step.objective.restore(state.get("objective", {}))
             self.skipped.resume()
         if is_main():
             self.run.metrics.keep(self._stays)
@@ -216,7 +235,7 @@ class Trainer:
         if "before" in state:
             return dict(state["before"])
         first = next((row for row in self.run.metrics.rows() if row["step"] == 0), {})
-        return {name: value for name, value in first.items() if name.startswith(OF_EVALUATIONS)}
+        return {name: value for name, value in first.items() if name.startswith(DEVELOPMENT)}
 
     def _stays(self, row: dict[str, Any]) -> bool:
         """Whether a row of metrics is not going to be written again."""

@@ -23,6 +23,8 @@ Words = TypeVar("Words", bound=Any)
 def counter_uniform(seed: int, counters: Tensor) -> Tensor:
     """One uniform number in [0, 1) for each counter, the same on every platform.
 
+    Source: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), of which number n is a hash of n.
+
     Args:
         seed: any integer; taken modulo 2**64.
         counters: int64, any shape. Equal counters give equal numbers.
@@ -32,6 +34,15 @@ def counter_uniform(seed: int, counters: Tensor) -> Tensor:
 
     Raises:
         ValueError: `counters` is not int64.
+
+    Example:
+        >>> import torch
+        >>> from diffcse_kernels import counter_uniform
+        >>> numbers = counter_uniform(7, torch.tensor([0, 1, 2]))
+        >>> numbers.dtype, bool(((0 <= numbers) & (numbers < 1)).all())
+        (torch.float64, True)
+        >>> torch.equal(counter_uniform(7, torch.tensor([2, 0])), numbers[[2, 0]])  # in any order, of any call
+        True
     """
     if counters.dtype != torch.int64:
         raise ValueError(f"counters must be int64, not {counters.dtype}")

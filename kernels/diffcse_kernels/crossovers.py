@@ -1,4 +1,4 @@
-"""From which size on the Triton kernels are faster than the reference: what `impl="auto"` goes by.
+"""The sizes from which the Triton kernels are faster than the reference; `impl="auto"` uses them.
 
 `MEASURED` holds one row a device class, as `python -m diffcse_kernels.benchmark crossovers` prints it on that device.
 No device has been measured yet, so `CONSERVATIVE` holds everywhere: sizes at which the reference reads and writes
@@ -14,11 +14,13 @@ UNITS = {
     "info_nce": "queries x keys",
     "replaced_token_bce": "tokens x width",
     "sample_tokens": "tokens x vocabulary",
+    "sigmoid_loss": "queries x keys",
 }
 CONSERVATIVE = {
     "info_nce": 4096 * 4096,
     "replaced_token_bce": 32_768 * 768,
     "sample_tokens": 4096 * 30_000,
+    "sigmoid_loss": 4096 * 4096,
 }
 MEASURED: dict[str, dict[str, int]] = {}  # device class, as `device_class` names it -> function -> size
 

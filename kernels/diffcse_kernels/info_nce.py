@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Literal, TypedDict, Unpack, overload
 
-import torch
 from torch import Tensor
 
-from .arguments import check_matrices
+from .arguments import check_reduction, check_row_weights, check_rows, check_temperature
+from .columns import check_margin, join_columns
 from .implementations import resolve
 from .info_nce_operator import contrast
 from .reference.blocks import compute_dtype
-from .types import InfoNCEStats, Reduction
+from .types import Ids, InfoNCEStats, NegativeSet, Options, Reduction
 
-__all__ = ["InfoNCEStats", "info_nce"]
+__all__ = ["InfoNCEStats", "NegativeSet", "info_nce"]
 
 
 class _Options(TypedDict, total=False):
@@ -28,6 +28,12 @@ class _Options(TypedDict, total=False):
     normalize: bool
     symmetric: bool
     reduction: Reduction
+    query_ids: Tensor | None
+    key_ids: Tensor | None
+    hard_negative_ids: Tensor | None
+    margin: float | None
+    negatives: Sequence[NegativeSet]
+    multiple_positives: bool
     impl: str
 
 
@@ -38,6 +44,7 @@ def info_nce(
     temperature: float | Tensor = ...,
     *,
     return_stats: Literal[False] = ...,
+    return_lse: Literal[False] = ...,
     **options: Unpack[_Options],
 ) -> Tensor: ...
 
@@ -49,8 +56,33 @@ def info_nce(
     temperature: float | Tensor = ...,
     *,
     return_stats: Literal[True],
+    return_lse: Literal[False] = ...,
     **options: Unpack[_Options],
 ) -> tuple[Tensor, InfoNCEStats]: ...
+
+
+@overload
+def info_nce(
+    queries: Tensor,
+    keys: Tensor,
+    temperature: float | Tensor = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    return_lse: Literal[True],
+    **options: Unpack[_Options],
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def info_nce(
+    queries: Tensor,
+    keys: Tensor,
+    temperature: float | Tensor = ...,
+    *,
+    return_stats: Literal[True],
+    return_lse: Literal[True],
+    **options: Unpack[_Options],
+) -> tuple[Tensor, InfoNCEStats, Tensor]: ...
 
 
 def info_nce(
@@ -66,9 +98,16 @@ def info_nce(
     normalize: bool = True,
     symmetric: bool = False,
     reduction: Reduction = "mean",
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    hard_negative_ids: Tensor | None = None,
+    margin: float | None = None,
+    negatives: Sequence[NegativeSet] = (),
+    multiple_positives: bool = False,
     return_stats: bool = False,
+    return_lse: bool = False,
     impl: str = "auto",
-) -> Tensor | tuple[Tensor, InfoNCEStats]:
+) -> Tensor | tuple[Tensor, InfoNCEStats] | tuple[Tensor, Tensor] | tuple[Tensor, InfoNCEStats, Tensor]:
     """Contrastive cross-entropy of every query against all keys, of which one is its positive.
 
     With the defaults it equals
@@ -82,6 +121,9 @@ def info_nce(
     they are, in the dtype that holds both where queries and keys differ, and accumulates in float32; the weights of the
     gradients are rounded to that dtype.
     Autocast changes neither. Gradients have the dtype of their input. There is no second derivative.
+
+    Source: equation 4 of van den Oord et al., 2018 (arXiv 1807.03748), and equation 5 of SimCSE (Gao et al.,
+    2021, arXiv 2104.08821) where there are hard negatives.
 
     Args:
         queries: [N, D].
@@ -97,84 +139,92 @@ def info_nce(
             is refused.
         normalize: True compares by cosine; a row no longer than 1e-12 has no direction, so its cosines and its
             gradient are 0. False compares by dot product.
-        symmetric: the mean of this loss and of the one with queries and keys exchanged (CLIP). Needs N == M,
-            no offset and no hard negatives.
+        symmetric: the mean of this loss and of the one with queries and keys, and their ids, exchanged (CLIP). Needs
+            N == M, no offset, no hard negatives and no other sets.
         reduction: "mean" is sum(weight * loss) / sum(weight), "sum" leaves the division out, "none" gives
             [N]. The first two make the gradients during the forward pass; "none" computes the similarities
             again in backward.
+        query_ids: [N] or [N, C] integers. A key, not the row's own positive, that shares one of them with the row,
+            `(query_ids[i] == key_ids[j]).any()`, is no negative of the row: it leaves the sum, as if the row had
+            fewer keys.
+        key_ids: [M] or [M, C] integers, with `query_ids`.
+        hard_negative_ids: [K] or [K, C] integers. Columns without ids are never left out by id.
+        margin: in units of similarity: a negative of any set that is more similar to the row than its positive by
+            more than this leaves the sum. It may be negative. Which ones leave is decided up to the rounding of the
+            products, for which 1e-5 is added, so that with a margin of 0 copies of the positive stay; and is a constant
+            of the gradient. `hard_negative_weight` is no part of the similarity.
+        negatives: further columns, after keys and hard negatives; see `NegativeSet`.
+        multiple_positives: columns that share an id with a row are positives of it, beside its own, and its loss is
+            the mean over them of `lse - logit` (L_out of Khosla et al., 2020). Ids leave out nothing then, and the
+            margin no positive. Needs ids.
         return_stats: also return `InfoNCEStats`, of the direction from queries to keys.
+        return_lse: also return the logsumexp [N] of each row's columns that count, its positive included, of the
+            same direction. It has a gradient, so sums over the columns of several calls are joined by
+            `torch.logaddexp`. All gradients are made in backward then, as with "none".
         impl: "auto", "triton" or "reference".
 
     Returns:
-        The loss, float32 (float64 for float64 inputs), or a tuple of the loss and the statistics.
+        The loss, float32 (float64 for float64 inputs), or a tuple of it, the statistics and the logsumexp, those that
+        are asked for.
 
     Raises:
         ValueError: shapes or options that do not fit together, or an implementation that is not installed.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn import functional as F
+        >>> from diffcse_kernels import info_nce
+        >>> queries = torch.tensor([[1.0, 0.0], [1.0, 1.0]], requires_grad=True)
+        >>> keys = torch.tensor([[2.0, 1.0], [0.0, 3.0]])
+        >>> loss = info_nce(queries, keys, temperature=0.5)
+        >>> loss.backward()
+        >>> queries.grad.shape
+        torch.Size([2, 2])
+        >>> cosines = F.normalize(queries) @ F.normalize(keys).T
+        >>> torch.allclose(loss, F.cross_entropy(cosines / 0.5, torch.arange(2)))
+        True
     """
-    _check_rows(queries, keys, positive_offset)
+    check_rows(queries, keys, positive_offset)
     _check_hard_negatives(queries, hard_negatives, hard_negative_offset, hard_negative_weight)
-    _check_temperature(temperature)
-    _check_row_weights(queries, row_weights)
-    if symmetric and (len(queries) != len(keys) or hard_negatives is not None):
-        raise ValueError("symmetric=True needs as many queries as keys and no hard_negatives")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
-    columns = keys if hard_negatives is None else torch.cat([keys, hard_negatives])
-    dtype = compute_dtype(queries, columns)
-    impl = resolve(impl, "info_nce", len(queries) * len(columns), queries.device, dtype)
+    check_temperature(temperature)
+    check_row_weights(queries, row_weights)
+    check_margin(margin)
+    if symmetric and (len(queries) != len(keys) or hard_negatives is not None or negatives):
+        raise ValueError("symmetric=True needs as many queries as keys, no hard_negatives and no other negatives")
+    if multiple_positives and query_ids is None:
+        raise ValueError("multiple_positives=True needs query_ids and key_ids, which tell what the positives are")
+    check_reduction(reduction)
+    columns = join_columns(queries, keys, hard_negatives, negatives, query_ids, key_ids, hard_negative_ids)
+    dtype = compute_dtype(queries, columns.vectors)
+    impl = resolve(impl, "info_nce", len(queries) * len(columns.vectors), queries.device, dtype)
     if not isinstance(temperature, Tensor):
         temperature = queries.new_full((), temperature, dtype=dtype)
     weights = queries.new_ones(len(queries), dtype=dtype) if row_weights is None else row_weights.to(dtype)
     coefficients = {"mean": weights / weights.sum(), "sum": weights, "none": None}[reduction]
     # a weight of zero marks no column, so the hard negatives may then be fewer than the rows
-    is_marked = hard_negatives is not None and hard_negative_weight != 0
-    own_hard_negative = len(keys) + hard_negative_offset if is_marked else None
-    options = (len(keys), positive_offset, own_hard_negative, hard_negative_weight, normalize, impl)
-    loss, *stats = contrast(queries, columns, temperature, coefficients, *options)
+    first = columns.first_hard_negative if hard_negative_weight != 0 else None
+    own_hard_negative = None if first is None else first + hard_negative_offset
+    options = Options(
+        len(keys), positive_offset, own_hard_negative, hard_negative_weight, normalize, columns.excluded, margin,
+        multiple_positives,
+    )  # fmt: skip
+    known = None if return_lse else coefficients
+    loss, lse, *stats = contrast(queries, columns.vectors, temperature, known, columns.ids, options, impl)
     if symmetric:
-        loss = (loss + contrast(columns, queries, temperature, coefficients, *options)[0]) / 2
-    if reduction == "none":
-        loss = loss * weights
-    return (loss, InfoNCEStats(*stats)) if return_stats else loss
-
-
-def _check_row_weights(queries: Tensor, row_weights: Tensor | None) -> None:
-    if row_weights is None:
-        return
-    if row_weights.shape != queries.shape[:1]:
-        raise ValueError(f"row_weights must be [{len(queries)}], not {list(row_weights.shape)}")
-    if row_weights.requires_grad:
-        raise ValueError("row_weights must not require a gradient: they are constants of the loss")
-
-
-def _check_rows(queries: Tensor, keys: Tensor, positive_offset: int) -> None:
-    check_matrices(queries=queries, keys=keys)
-    if positive_offset < 0 or positive_offset + len(queries) > len(keys):
-        raise ValueError(
-            f"the positives of {len(queries)} queries at positive_offset={positive_offset} are not all among "
-            f"{len(keys)} keys"
-        )
+        exchanged = columns.ids and Ids(*reversed(columns.ids))
+        loss = (loss + contrast(keys, queries, temperature, known, exchanged, options, impl)[0]) / 2
+    if known is None:
+        loss = loss * weights if coefficients is None else (coefficients * loss).sum()
+    if return_stats:
+        return (loss, InfoNCEStats(*stats), lse) if return_lse else (loss, InfoNCEStats(*stats))
+    return (loss, lse) if return_lse else loss
 
 
 def _check_hard_negatives(queries: Tensor, hard_negatives: Tensor | None, offset: int, weight: float) -> None:
     if hard_negatives is None:
         return
-    shape, width = list(hard_negatives.shape), queries.shape[1]
-    if len(shape) != 2 or shape[1] != width or not hard_negatives.is_floating_point():
-        raise ValueError(f"hard_negatives must be a floating-point [K, {width}], not {shape} of {hard_negatives.dtype}")
     if weight != 0 and (offset < 0 or offset + len(queries) > len(hard_negatives)):
         raise ValueError(
             f"hard_negative_weight needs a hard negative for each of {len(queries)} queries, but there "
             f"are {len(hard_negatives)} and hard_negative_offset={offset}"
         )
-
-
-def _check_temperature(temperature: float | Tensor) -> None:
-    if isinstance(temperature, Tensor):
-        if temperature.numel() != 1 or not temperature.is_floating_point():
-            raise ValueError(
-                f"a temperature tensor must hold one floating-point number, not {list(temperature.shape)} "
-                f"of {temperature.dtype}"
-            )
-    elif not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature must be a positive finite number, not {temperature}")

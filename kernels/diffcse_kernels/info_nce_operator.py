@@ -13,7 +13,14 @@ from torch import Tensor
 
 from .implementations import implementation
 from .reference.blocks import compute_dtype
-from .types import Needs, Options
+from .scaled_gradients import scaled_gradients
+from .types import Contrast, Ids, Needs, Options, Upstream
+
+# what both operators are given: the rows; then `Ids`, `Options`, `Needs` and the implementation, field by field
+_ROWS = "Tensor queries, Tensor columns, Tensor temperature"
+_TOLD = """Tensor? query_ids, Tensor? column_ids, SymInt num_keys, SymInt positive_offset, SymInt? own_hard_negative,
+float hard_negative_weight, bool normalize, SymInt[] excluded, float? margin, bool multiple_positives,
+bool grad_queries, bool grad_columns, bool grad_temperature, str impl"""
 
 
 def contrast(
@@ -21,171 +28,132 @@ def contrast(
     columns: Tensor,
     temperature: Tensor,
     coefficients: Tensor | None,
-    num_keys: int,
-    positive_offset: int,
-    own_hard_negative: int | None,
-    hard_negative_weight: float,
-    normalize: bool,
+    ids: Ids | None,
+    options: Options,
     impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`coefficients @ losses`, or without coefficients the losses [N]; and the three statistics."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`coefficients @ losses`, or without coefficients the losses [N]; the logsumexp [N]; and the three statistics.
+
+    The logsumexp has a gradient where there are no coefficients.
+    """
     wanted = torch.is_grad_enabled() and coefficients is not None
-    loss, *stats, _, _, _ = _info_nce(
+    loss, logsumexp, *stats, _, _, _ = _info_nce(
         queries,
         columns,
         temperature,
         coefficients,
-        num_keys,
-        positive_offset,
-        own_hard_negative,
-        hard_negative_weight,
-        normalize,
+        *(ids or (None, None)),
+        *options._replace(excluded=list(options.excluded)),
         *(wanted and tensor.requires_grad for tensor in (queries, columns, temperature)),
         impl,
     )
-    return loss, *stats
+    return loss, logsumexp, *stats
 
 
-_Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-@torch.library.custom_op("diffcse_kernels::info_nce", mutates_args=())
+@torch.library.custom_op(
+    "diffcse_kernels::info_nce",
+    mutates_args=(),
+    schema=f"({_ROWS}, Tensor? coefficients, {_TOLD}) -> ({', '.join(['Tensor'] * 8)})",
+)
 def _info_nce(
-    queries: Tensor,
-    columns: Tensor,
-    temperature: Tensor,
-    coefficients: Tensor | None,
-    num_keys: int,
-    positive_offset: int,
-    own_hard_negative: int | None,
-    hard_negative_weight: float,
-    normalize: bool,
-    grad_queries: bool,
-    grad_columns: bool,
-    grad_temperature: bool,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss, statistics, and the gradients of queries, columns and temperature, empty where not wanted."""
-    options = Options(num_keys, positive_offset, own_hard_negative, hard_negative_weight, normalize)
-    needs = Needs(grad_queries, grad_columns, grad_temperature)
-    run = implementation(impl if len(queries) else "reference", "info_nce").contrast
-    losses, stats, gradients = run(queries, columns, temperature, coefficients, options, needs)
-    loss = losses if coefficients is None else (coefficients * losses).sum()
-    return loss, *stats, *(losses.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    queries: Tensor, columns: Tensor, temperature: Tensor, coefficients: Tensor | None, *told: Any
+) -> tuple[Tensor, ...]:
+    """Loss, logsumexp, statistics, and the gradients of queries, columns and temperature, empty where not wanted."""
+    upstream = None if coefficients is None else Upstream(coefficients)
+    found = _run(queries, columns, temperature, upstream, told)
+    loss = found.losses if coefficients is None else (coefficients * found.losses).sum()
+    empty = found.losses.new_empty
+    gradients = (empty(0) if gradient is None else gradient for gradient in found.gradients)
+    return loss, found.logsumexp, *found.stats, *gradients
 
 
 @_info_nce.register_fake
 def _(
-    queries: Tensor,
-    columns: Tensor,
-    temperature: Tensor,
-    coefficients: Tensor | None,
-    num_keys: int,
-    positive_offset: int,
-    own_hard_negative: int | None,
-    hard_negative_weight: float,
-    normalize: bool,
-    grad_queries: bool,
-    grad_columns: bool,
-    grad_temperature: bool,
-    impl: str,
-) -> _Outputs:
+    queries: Tensor, columns: Tensor, temperature: Tensor, coefficients: Tensor | None, *told: Any
+) -> tuple[Tensor, ...]:
     def result(*shape: int) -> Tensor:
         return queries.new_empty(shape, dtype=compute_dtype(queries, columns))
 
-    loss = result(len(queries)) if coefficients is None else result()
+    needs = _understood(told)[2]
+    rows = len(queries)
     gradients = (
-        result(*queries.shape) if grad_queries else result(0),
-        result(*columns.shape) if grad_columns else result(0),
-        result() if grad_temperature else result(0),
+        result(*queries.shape) if needs.queries else result(0),
+        result(*columns.shape) if needs.columns else result(0),
+        result() if needs.temperature else result(0),
     )
-    return loss, result(), result(), result(), *gradients
+    loss = result(rows) if coefficients is None else result()
+    return loss, result(rows), result(), result(), result(), *gradients
 
 
-@torch.library.custom_op("diffcse_kernels::info_nce_backward", mutates_args=())
+@torch.library.custom_op(
+    "diffcse_kernels::info_nce_backward",
+    mutates_args=(),
+    schema=f"(Tensor of_losses, Tensor of_logsumexp, {_ROWS}, {_TOLD}) -> (Tensor, Tensor, Tensor)",
+)
 def _info_nce_backward(
-    upstream: Tensor,
-    queries: Tensor,
-    columns: Tensor,
-    temperature: Tensor,
-    num_keys: int,
-    positive_offset: int,
-    own_hard_negative: int | None,
-    hard_negative_weight: float,
-    normalize: bool,
-    grad_queries: bool,
-    grad_columns: bool,
-    grad_temperature: bool,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `upstream @ losses`, which computes the similarities again; empty where not wanted."""
-    options = Options(num_keys, positive_offset, own_hard_negative, hard_negative_weight, normalize)
-    needs = Needs(grad_queries, grad_columns, grad_temperature)
-    run = implementation(impl if len(queries) else "reference", "info_nce").contrast
-    losses, _, gradients = run(queries, columns, temperature, upstream, options, needs)
-    empty = losses.new_empty(0)
+    of_losses: Tensor, of_logsumexp: Tensor, queries: Tensor, columns: Tensor, temperature: Tensor, *told: Any
+) -> tuple[Tensor, ...]:
+    """The gradients of `of_losses @ losses + of_logsumexp @ logsumexp`, which computes the similarities again.
+
+    An empty `of_logsumexp` is zero. Gradients that are not wanted are empty.
+    """
+    upstream = Upstream(of_losses, of_logsumexp if len(of_logsumexp) else None)
+    found = _run(queries, columns, temperature, upstream, told)
+    empty = found.losses.new_empty
     inputs = (queries, columns, temperature)
-    found = [empty.clone() if g is None else g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)]
-    return found[0], found[1], found[2].reshape(temperature.shape) if grad_temperature else found[2]
+    pairs = zip(found.gradients, inputs, strict=True)
+    return tuple(empty(0) if g is None else g.to(x.dtype).reshape(x.shape) for g, x in pairs)
 
 
 @_info_nce_backward.register_fake
 def _(
-    upstream: Tensor,
-    queries: Tensor,
-    columns: Tensor,
-    temperature: Tensor,
-    num_keys: int,
-    positive_offset: int,
-    own_hard_negative: int | None,
-    hard_negative_weight: float,
-    normalize: bool,
-    grad_queries: bool,
-    grad_columns: bool,
-    grad_temperature: bool,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    empty = queries.new_empty(0, dtype=compute_dtype(queries, columns))
-    inputs = ((queries, grad_queries), (columns, grad_columns), (temperature, grad_temperature))
-    found = [x.new_empty(x.shape) if wanted else empty.clone() for x, wanted in inputs]
-    return found[0], found[1], found[2]
+    of_losses: Tensor, of_logsumexp: Tensor, queries: Tensor, columns: Tensor, temperature: Tensor, *told: Any
+) -> tuple[Tensor, ...]:
+    inputs = zip((queries, columns, temperature), _understood(told)[2], strict=True)
+    nothing = (0,), compute_dtype(queries, columns)
+    forms = ((x.shape, x.dtype) if wanted else nothing for x, wanted in inputs)
+    return tuple(queries.new_empty(shape, dtype=dtype) for shape, dtype in forms)
 
 
-@torch.library.custom_op("diffcse_kernels::scaled_gradient", mutates_args=())
-def _scaled_gradient(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-    """(gradient * upstream).to(dtype) without the product in the gradient's own dtype.
-
-    The product comes first: half-precision gradients would underflow before a loss scale is applied. An operator
-    of its own because it has no derivative: there is no second derivative of the loss.
-    """
-    return torch.mul(gradient, upstream, out=torch.empty_like(gradient, dtype=dtype))
-
-
-@_scaled_gradient.register_fake
-def _(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty_like(gradient, dtype=dtype)
+def _run(
+    queries: Tensor, columns: Tensor, temperature: Tensor, upstream: Upstream | None, told: tuple[Any, ...]
+) -> Contrast:
+    ids, options, needs, impl = _understood(told)
+    module = implementation(impl if len(queries) else "reference", "info_nce")
+    found: Contrast = module.contrast(queries, columns, temperature, upstream, ids, options, needs)
+    return found
 
 
-def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: _Outputs) -> None:
-    queries, columns, temperature, coefficients, *options = inputs
+def _understood(told: tuple[Any, ...]) -> tuple[Ids | None, Options, Needs, str]:
+    """What follows the rows in the arguments of both operators."""
+    query_ids, column_ids, *others, impl = told
+    ids = None if query_ids is None else Ids(query_ids, column_ids)
+    return ids, Options(*others[:-3]), Needs(*others[-3:]), impl
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    queries, columns, temperature, coefficients, query_ids, column_ids, *options = inputs
     *ctx.options, _, _, _, ctx.impl = options
     ctx.per_row = coefficients is None
     ctx.forms = [(x.dtype, x.shape) for x in (queries, columns, temperature)]
-    ctx.save_for_backward(*((queries, columns, temperature) if ctx.per_row else output[4:]))
-    ctx.mark_non_differentiable(*output[1:])
+    kept = (queries, columns, temperature, query_ids, column_ids)
+    ctx.save_for_backward(*(kept if ctx.per_row else output[5:]))
+    ctx.mark_non_differentiable(*output[2 if ctx.per_row else 1 :])
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, of_losses: Tensor | None, of_logsumexp: Tensor | None, *_: Tensor) -> tuple[Any, ...]:
     needs = ctx.needs_input_grad[:3]
     if ctx.per_row:
-        found = _info_nce_backward(upstream.contiguous(), *ctx.saved_tensors, *ctx.options, *needs, ctx.impl)
+        rows, ids = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        nothing = rows[0].new_empty(0, dtype=compute_dtype(*rows[:2]))
+        of_losses = nothing.new_zeros(len(rows[0])) if of_losses is None else of_losses.contiguous()
+        of_logsumexp = nothing if of_logsumexp is None else of_logsumexp.contiguous()
+        found = _info_nce_backward(of_losses, of_logsumexp, *rows, *ids, *ctx.options, *needs, ctx.impl)
     else:
-        found = [
-            _scaled_gradient(gradient, upstream, dtype).reshape(shape) if needed else None
-            for gradient, needed, (dtype, shape) in zip(ctx.saved_tensors, needs, ctx.forms, strict=True)
-        ]
+        found = scaled_gradients(ctx.saved_tensors, of_losses, needs, ctx.forms)
     gradients = [gradient if needed else None for gradient, needed in zip(found, needs, strict=True)]
-    return *gradients, *(None,) * (10)
+    return *gradients, *(None,) * 15
 
 
 _info_nce.register_autograd(_backward, setup_context=_keep_for_backward)

@@ -21,15 +21,25 @@ import torch
 from torch import Tensor
 
 from .arguments import check_matrices
+from .columns import join_ids
 from .implementations import implementation, resolve
 from .reference.blocks import compute_dtype
+from .types import Ids, NegativeSet
 
 __all__ = ["block_gradients", "block_logsumexp"]
 
 
 @torch.no_grad()
 def block_logsumexp(
-    queries: Tensor, keys: Tensor, scale: Tensor, positive_offset: int | None = None, impl: str = "auto"
+    queries: Tensor,
+    keys: Tensor,
+    scale: Tensor,
+    positive_offset: int | None = None,
+    impl: str = "auto",
+    *,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    thresholds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What one block of keys adds to the rows' losses; the logits are `scale * queries @ keys.T`.
 
@@ -40,6 +50,10 @@ def block_logsumexp(
         positive_offset: the positive of row `i` is key `positive_offset + i` of this block; None if the block
             holds no row's positive.
         impl: "auto", "triton" or "reference".
+        query_ids: [N] or [N, C] integers: a key that shares one of them with a row is no negative of it.
+        key_ids: [B] or [B, C] integers, with `query_ids`.
+        thresholds: [N], logits above which a key is no negative of the row: with a margin m,
+            `positives + m * scale`. Neither they nor the ids concern a row's positive.
 
     Returns:
         Three [N], float32 (float64 for float64 inputs): the logsumexp of the row's negatives in this block, the
@@ -47,10 +61,22 @@ def block_logsumexp(
 
     Raises:
         ValueError: shapes that do not fit together, or an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from diffcse_kernels import info_nce
+        >>> from diffcse_kernels.key_blocks import block_logsumexp
+        >>> queries, keys, scale = torch.eye(2), torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 1.0]]), torch.tensor(2.0)
+        >>> first, positives, _ = block_logsumexp(queries, keys[:2], scale, positive_offset=0)
+        >>> second, _, _ = block_logsumexp(queries, keys[2:], scale)
+        >>> negatives = torch.logaddexp(first, second)
+        >>> loss = torch.logaddexp(torch.zeros(2), negatives - positives).mean()
+        >>> torch.allclose(loss, info_nce(queries, keys, 0.5, normalize=False))
+        True
     """
-    _check(queries, keys, positive_offset)
+    ids = _checked(queries, keys, positive_offset, query_ids, key_ids, thresholds=thresholds)
     impl = resolve(impl, "info_nce", len(queries) * len(keys), queries.device, compute_dtype(queries, keys))
-    return implementation(impl, "key_blocks").block_logsumexp(queries, keys, scale, positive_offset)
+    return implementation(impl, "key_blocks").block_logsumexp(queries, keys, scale, positive_offset, ids, thresholds)
 
 
 @torch.no_grad()
@@ -62,13 +88,17 @@ def block_gradients(
     factors: Tensor,
     positive_offset: int | None = None,
     impl: str = "auto",
+    *,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    thresholds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The products that make the gradients of one block's negatives, `w @ keys` and `w.T @ queries`, where
 
-        w[i, j] = factors[i] * exp(scale * queries[i] @ keys[j] - shifts[i]), and 0 for a row's positive
+        w[i, j] = factors[i] * exp(scale * queries[i] @ keys[j] - shifts[i]) for a row's negatives, and 0 else
 
     Args:
-        queries, keys, scale, positive_offset, impl: as of `block_logsumexp`.
+        queries, keys, scale, positive_offset, impl, query_ids, key_ids, thresholds: as of `block_logsumexp`.
         shifts: [N], no smaller than the row's largest negative logit if nothing is to overflow.
         factors: [N]. They multiply the products, so that rounding `w` to half precision does not lose them.
 
@@ -77,19 +107,40 @@ def block_gradients(
 
     Raises:
         ValueError: as `block_logsumexp`.
+
+    Example:
+        >>> import torch
+        >>> from diffcse_kernels.key_blocks import block_gradients
+        >>> queries, keys = torch.eye(2), torch.tensor([[2.0, 1.0], [0.0, 3.0]])
+        >>> shifts, factors = torch.tensor([2.0, 3.0]), torch.tensor([1.0, 10.0])
+        >>> of_queries, of_keys = block_gradients(queries, keys, torch.tensor(1.0), shifts, factors)
+        >>> weights = factors[:, None] * torch.exp(queries @ keys.T - shifts[:, None])
+        >>> torch.allclose(of_queries, weights @ keys), torch.allclose(of_keys, weights.T @ queries)
+        (True, True)
     """
-    _check(queries, keys, positive_offset)
-    for name, values in (("shifts", shifts), ("factors", factors)):
-        if values.shape != queries.shape[:1]:
-            raise ValueError(f"{name} must be [{len(queries)}], not {list(values.shape)}")
+    vectors = {"shifts": shifts, "factors": factors, "thresholds": thresholds}
+    ids = _checked(queries, keys, positive_offset, query_ids, key_ids, **vectors)
     impl = resolve(impl, "info_nce", len(queries) * len(keys), queries.device, compute_dtype(queries, keys))
-    return implementation(impl, "key_blocks").block_gradients(queries, keys, scale, shifts, factors, positive_offset)
+    run = implementation(impl, "key_blocks").block_gradients
+    return run(queries, keys, scale, shifts, factors, positive_offset, ids, thresholds)
 
 
-def _check(queries: Tensor, keys: Tensor, positive_offset: int | None) -> None:
+def _checked(
+    queries: Tensor,
+    keys: Tensor,
+    positive_offset: int | None,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    **vectors: Tensor | None,
+) -> Ids | None:
+    """The ids, if there are any, once all arguments have been found to fit."""
     check_matrices(queries=queries, keys=keys)
     if positive_offset is not None and not 0 <= positive_offset <= len(keys) - len(queries):
         raise ValueError(
             f"the positives of {len(queries)} queries at positive_offset={positive_offset} are not all among the "
             f"block's {len(keys)} keys"
         )
+    for name, values in vectors.items():
+        if values is not None and values.shape != queries.shape[:1]:
+            raise ValueError(f"{name} must be [{len(queries)}], not {list(values.shape)}")
+    return join_ids(queries, query_ids, {"keys": NegativeSet(keys, key_ids)})

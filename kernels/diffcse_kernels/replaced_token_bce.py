@@ -38,6 +38,9 @@ def replaced_token_bce(
     float64 inputs are computed in float64, all others in float32 (also under autocast); gradients have the
     dtype of their input. Nothing waits for the device. There is no second derivative.
 
+    Source: L_Disc of section 2 of ELECTRA (Clark et al., 2020, arXiv 2003.10555), which DiffCSE
+    (arXiv 2204.10298) conditions on the sentence embedding.
+
     Args:
         hidden: [T, D], the discriminator's last hidden states; finite, also where `mask` is False.
         weight: [D].
@@ -52,6 +55,20 @@ def replaced_token_bce(
 
     Raises:
         ValueError: shapes or dtypes that do not fit together, or an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn import functional as F
+        >>> from diffcse_kernels import replaced_token_bce
+        >>> hidden, weight, bias = torch.tensor([[2.0], [-1.0], [3.0]]), torch.ones(1), torch.zeros(1)
+        >>> original, edited = torch.tensor([5, 6, 7]), torch.tensor([9, 6, 7])
+        >>> mask = torch.tensor([True, True, False])  # the last one is padding
+        >>> loss_sum, counts = replaced_token_bce(hidden, weight, bias, original, edited, mask)
+        >>> counts.real.item(), counts.replaced.item()
+        (2, 1)
+        >>> logits, labels = torch.tensor([2.0, -1.0]), torch.tensor([1.0, 0.0])
+        >>> torch.allclose(loss_sum, F.binary_cross_entropy_with_logits(logits, labels, reduction="sum"))
+        True
     """
     if hidden.dim() != 2 or not hidden.is_floating_point():
         raise ValueError(f"hidden must be a floating-point matrix, not {list(hidden.shape)} of {hidden.dtype}")

@@ -38,6 +38,8 @@ def sample_tokens(
     float64 inputs are computed in float64, all others in float32 (also under autocast). No gradient: the ids have
     no graph, whatever the inputs require.
 
+    Source: the generator of ELECTRA (Clark et al., 2020, arXiv 2003.10555, section 2) samples so from its softmax.
+
     Args:
         hidden: [T, D], the states before the vocabulary head's last product.
         embedding: [V, D].
@@ -54,6 +56,17 @@ def sample_tokens(
 
     Raises:
         ValueError: shapes, dtypes or options that do not fit together, or an implementation that cannot run here.
+
+    Example:
+        >>> import torch
+        >>> from diffcse_kernels import sample_tokens
+        >>> hidden, embedding = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.eye(2)
+        >>> positions = torch.tensor([10, 11])  # of the rows, in the whole run
+        >>> sample_tokens(hidden, embedding, None, positions, seed=1, temperature=0)
+        tensor([0, 1])
+        >>> first = sample_tokens(hidden, embedding, None, positions, seed=1)
+        >>> torch.equal(sample_tokens(hidden[1:], embedding, None, positions[1:], seed=1), first[1:])
+        True
     """
     check_matrices(hidden=hidden, embedding=embedding)
     for name, values in (("bias", bias), ("forbidden", forbidden)):

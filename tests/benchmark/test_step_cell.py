@@ -12,11 +12,11 @@ from transformers import BertConfig, DistilBertConfig
 
 from diffcse_scale.benchmark.cells import SHAPES, batches_of, check
 from diffcse_scale.benchmark.command import benchmark_step, check_rows, describe
-from diffcse_scale.benchmark.flop import step_flop
 from diffcse_scale.benchmark.grid import Cell, grid
 from diffcse_scale.benchmark.phases import PHASES, Phases
 from diffcse_scale.benchmark.step_cell import build, is_trace, maker, measure
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.model.arithmetic import step_flop
 from diffcse_scale.objective.objective import Objective
 
 CPU = torch.device("cpu")
@@ -136,10 +136,10 @@ def test_two_ranks_are_measured_and_what_they_exchange_is_told(tmp_path):
     ("changes", "message"),
     [
         ({"backbone": "bert-smal"}, "did you mean bert-small?"),
-        ({"text": "nowhere.txt", "tokenizer": "embedded"}, "Text nowhere.txt is no file"),
+        ({"text": "nowhere.txt", "tokenizer": "embedded"}, "Text nowhere.txt is not a file"),
         ({"text": __file__}, "--text needs --tokenizer"),
         ({"length": 65}, "--length 65 is more than the 64 positions of bert-tiny; lower it"),
-        ({"sentences": 5, "ranks": 2}, "cannot be shared equally by 2 devices"),
+        ({"sentences": 2, "ranks": 3}, "batch.sentences = 2 is fewer than the 3 devices"),
     ],
 )
 def test_what_cannot_be_measured_is_said_first(changes, message):
@@ -152,7 +152,7 @@ def test_unknown_words_and_two_traces_are_refused(tmp_path):
         grid(["diffcse-scale"], ["bert-small"], [4], [8], ["fp8"], [0])
     with pytest.raises(InputError, match="Implementation 'simcse' is not known"):
         grid(["simcse"], ["bert-small"], [4], [8], ["fp32"], [0])
-    with pytest.raises(InputError, match="the trace of one step, and 2 cells"):
+    with pytest.raises(InputError, match="the trace of one step, but 2 cells"):
         benchmark_step([TINY, TINY], 1, trace=tmp_path / "trace.json")
     with pytest.raises(InputError, match="cannot be written"):
         benchmark_step([TINY], 1, tmp_path / "nowhere" / "rows.jsonl")

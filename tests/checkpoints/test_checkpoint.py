@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import shutil
+import threading
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +19,7 @@ import torch
 from diffcse_scale.checkpoints import shards
 from diffcse_scale.checkpoints.checkpoint import Checkpoints
 from diffcse_scale.checkpoints.manifest import checkpoint_steps
-from diffcse_scale.distributed import barrier, gather_objects, rank
+from diffcse_scale.distributed import agree, barrier, gather_objects, rank
 from diffcse_scale.foundation.environment import host_name
 from diffcse_scale.foundation.errors import InputError, RunEnded, exit_code_of
 from diffcse_scale.foundation.exit_codes import ExitCode
@@ -176,7 +178,7 @@ class Cases:
         remove = os.rmdir
 
         def refuse(path: Any, **named: Any) -> None:
-            if str(path).endswith("step-00000001"):
+            if "step-00000001" in str(path):
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
             remove(path, **named)
 
@@ -187,6 +189,32 @@ class Cases:
         finally:
             os.rmdir = remove
         return checkpoints.step, list(self.warnings)
+
+    def slow_deletion(self) -> Any:
+        """A file server takes long to delete the old checkpoint, and the new one is whole."""
+        remove, may_go = os.rmdir, threading.Event()
+
+        def slowly(path: Any, **named: Any) -> None:
+            may_go.wait(20)
+            remove(path, **named)
+
+        def there() -> list[str]:
+            names = (entry.name for entry in (self.folder / "slow").glob("step-*"))
+            return sorted(re.sub("partial-.*", "partial-", name) for name in names)
+
+        checkpoints = self._saved("slow", (1, 2), keep=1, background=True)
+        os.rmdir = slowly
+        while checkpoints.pending is not None:
+            (writing,) = agree(checkpoints.writing())
+            checkpoints.commit_if_written(bool(writing))
+        barrier()
+        meanwhile = there()
+        barrier()
+        may_go.set()
+        checkpoints.finish()
+        barrier()
+        os.rmdir = remove
+        return checkpoints.step, meanwhile, there()
 
     def _ended(self, do: Any) -> tuple[str, int]:
         """What ends a run in `do`, and with which code."""
@@ -271,7 +299,9 @@ def test_damage_in_the_newest_makes_all_ranks_fall_back_to_the_one_before_and_sa
 
 
 def test_when_none_is_whole_it_is_an_error(found):
-    assert all("is whole, and latest names step-00000002; bring one back" in one["damaged"]["all"][0] for one in found)
+    assert all(
+        "is complete, although latest names step-00000002; restore one" in one["damaged"]["all"][0] for one in found
+    )
 
 
 def test_a_missing_latest_is_an_error_and_never_a_fresh_start(found):
@@ -282,7 +312,7 @@ def test_a_missing_latest_is_an_error_and_never_a_fresh_start(found):
 
 def test_a_latest_that_names_what_is_not_there_falls_back_and_says_so(found):
     step, said = found[0]["damaged"]["dangling"]
-    assert step == 2 and "step-00000007, which latest names, is not there" in said[0]
+    assert step == 2 and "step-00000007, which latest names, is missing" in said[0]
 
 
 def test_a_half_written_checkpoint_is_deleted_and_the_whole_one_used(found):
@@ -307,13 +337,20 @@ def test_a_file_server_that_does_not_say_whose_the_run_is_fails_and_makes_nobody
     for (sentence, code), step, there in (one["file_server"] for one in found):
         reason = f"could not be written by rank 0 on {host_name()} (stale file handle: incarnations.jsonl)"
         assert code == ExitCode.MISTAKE and reason in sentence
-        assert "step-00000001 is whole" in sentence and (step, there) == (1, ["step-00000001"])
+        assert "step-00000001 is complete" in sentence and (step, there) == (1, ["step-00000001"])
 
 
 def test_an_old_checkpoint_that_cannot_be_deleted_is_told_and_ends_nothing(found):
     assert [one["undeletable"][0] for one in found] == [2, 2]
     (warning,) = found[0]["undeletable"][1]
-    assert "step-00000001 is of no more use and cannot be removed (device or resource busy)" in warning
+    assert "step-00000001.partial-" in warning
+    assert " is no longer needed but cannot be removed (device or resource busy)" in warning
+
+
+def test_no_rank_waits_until_an_old_checkpoint_is_deleted_which_has_lost_its_name_before(found):
+    """So that what a kill leaves of it is never taken for a checkpoint, and is deleted by the next start."""
+    names = [["step-00000001.partial-", "step-00000002"], ["step-00000002"]]
+    assert [one["slow_deletion"] for one in found] == [(2, *names)] * 2
 
 
 def test_latest_names_a_checkpoint_only_when_that_has_its_name(found):
@@ -325,5 +362,5 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoint_before_whole(foun
         pytest.skip("this user may not mount a small file system")
     for said, last, loaded, leftovers in (one["disk_full"] for one in found):
         assert f"step-{last + 1:08d}" in said and "(no space left on device" in said
-        assert f"step-{last:08d} is whole" in said and said.endswith("continue with --resume.")
+        assert f"step-{last:08d} is complete" in said and said.endswith("continue with --resume.")
         assert loaded[0] == last and not leftovers

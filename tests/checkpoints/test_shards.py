@@ -67,7 +67,7 @@ def test_a_disk_that_does_not_keep_what_it_was_given_is_noticed(tmp_path, monkey
     monkeypatch.setattr(os, "posix_fadvise", lambda *_: (tmp_path / "shard.pt").write_text("hellO"))
     writer = ShardWriter()
     writer.write_text("hello", tmp_path / "shard.pt")
-    with pytest.raises(OSError, match="reads back with another content"):
+    with pytest.raises(OSError, match="does not hold what was written to it"):
         writer.written()
 
 

@@ -22,10 +22,12 @@ HEAD = f"| program | events | {' | '.join(MODELS)} | violations | seconds |\n|--
 def main() -> None:
     """Print a row for each case, and every violation."""
     parser = argparse.ArgumentParser(prog="python -m tests.crash_points", description=__doc__)
-    parser.add_argument("--case", choices=list(CASES), action="append", help="several: repeat it  [all]")
-    parser.add_argument("--percent", type=int, default=100, help="of the states of each case  [100]")
-    parser.add_argument("--seed", default="0", help="which of them")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time  [2]")
+    parser.add_argument(
+        "--case", choices=list(CASES), action="append", help="May be given several times (default: all)."
+    )
+    parser.add_argument("--percent", type=int, default=100, help="Share of the states per case (default: 100).")
+    parser.add_argument("--seed", default="0", help="Seed of the choice of states.")
+    parser.add_argument("--jobs", type=int, default=2, help="Runs at a time (default: 2).")
     parser.add_argument("--folder", type=Path, default=Path("build/crash_points"))
     options = parser.parse_args()
     folder: Path = options.folder.resolve()

@@ -14,6 +14,8 @@ from tests.crash_points.trial import Trial
 from tests.support.command_line import diffcse_scale
 from tests.support.file_events import FileEvents
 
+SHORT = ("encode", "cache")
+
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -24,7 +26,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if case.ranks > 1 else name for name, case in CASES.items()]
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 )
 def test_what_a_crash_leaves_is_gone_on_with_to_the_same_end(name: str, world: Path, tmp_path: Path) -> None:
     trial = Trial(name, world, tmp_path)

@@ -10,10 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from diffcse_kernels import info_nce, replaced_token_bce, sample_tokens
+from diffcse_kernels import (
+    NegativeSet,
+    info_nce,
+    matryoshka_info_nce,
+    replaced_token_bce,
+    sample_tokens,
+    sigmoid_loss,
+)
 from diffcse_kernels.info_nce_operator import _info_nce_backward
 from diffcse_kernels.key_blocks import block_gradients, block_logsumexp
 from diffcse_kernels.reference.replaced_token_bce import replaced_token_bce_backward
+from diffcse_kernels.scaled_gradients import scaled_gradients
+from diffcse_kernels.types import Reduction
 from torch import Tensor
 
 from tests.support.imagined_gpu import GPU, HostWaits, ImaginedGPU
@@ -43,24 +52,78 @@ def rows(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
         {"row_weights": True, "reduction": "sum"},
         {"temperature": True},
         {"symmetric": True},
+        {"query_ids": True, "key_ids": True, "margin": 0.1, "negatives": True},
+        {"query_ids": True, "key_ids": True, "multiple_positives": True, "return_lse": True},
     ],
     ids=str,
 )
 def test_info_nce(options: dict[str, Any], dtype: torch.dtype) -> None:
     made = {"hard_negatives": lambda: rows(N + 1, dtype), "row_weights": lambda: torch.ones(N, device=GPU)}
     made["temperature"] = lambda: torch.full((), 0.05, device=GPU, requires_grad=True)
+    made["query_ids"], made["key_ids"] = lambda: torch.arange(N, device=GPU), lambda: torch.arange(M, device=GPU)
+    made["negatives"] = lambda: [NegativeSet(rows(N, dtype), excluded_offset=0)]
     given = {name: made[name]() if value is True and name in made else value for name, value in options.items()}
     keys = rows(N if "symmetric" in options else M, dtype)
-    loss, statistics = info_nce(rows(N, dtype), keys, return_stats=True, **given, **REFERENCE)
-    assert {tensor.device for tensor in (loss, *statistics)} == {GPU}
+    loss, statistics, *lse = info_nce(rows(N, dtype), keys, return_stats=True, **given, **REFERENCE)
+    assert {tensor.device for tensor in (loss, *statistics, *lse)} == {GPU}
 
 
 def test_info_nce_backward_of_single_losses() -> None:
     temperature, upstream = torch.ones((), device=GPU), torch.ones(N, device=GPU)
     found = _info_nce_backward(
-        upstream, rows(N), rows(M), temperature, M, 0, None, 0.0, True, True, True, True, "reference"
+        upstream,
+        upstream,
+        rows(N),
+        rows(M),
+        temperature,
+        None,
+        None,
+        M,
+        0,
+        None,
+        0.0,
+        True,
+        [],
+        None,
+        False,
+        True,
+        True,
+        True,
+        "reference",
     )
     assert {tensor.device for tensor in found} == {GPU}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("with_ids", [False, True])
+def test_sigmoid_loss_and_nested_prefixes(with_ids: bool, reduction: Reduction) -> None:
+    ids = {"query_ids": torch.arange(N, device=GPU), "key_ids": torch.arange(M, device=GPU)} if with_ids else {}
+    number = torch.full((), 0.05, device=GPU, requires_grad=True)
+    sigmoid = sigmoid_loss(rows(N), rows(M), number, number, reduction=reduction, **ids, **REFERENCE)
+    nested = matryoshka_info_nce(rows(N), rows(M), number, [2, D], reduction=reduction, **ids, **REFERENCE)
+    assert {tensor.device for tensor in (sigmoid, nested)} == {GPU}
+
+
+@pytest.mark.parametrize("with_ids", [False, True])
+def test_backward_of_single_sigmoid_losses_and_nested_prefixes(with_ids: bool) -> None:
+    number, upstream = torch.full((), 0.05, device=GPU), torch.ones(N, device=GPU)
+    ids = (torch.arange(N, device=GPU)[:, None], torch.arange(M, device=GPU)[:, None]) if with_ids else (None, None)
+    operators = torch.ops.diffcse_kernels
+    sigmoid = operators.sigmoid_loss_backward(
+        upstream, rows(N), rows(M), number, number, *ids, 0, True, [True] * 4, "reference"
+    )
+    nested = operators.matryoshka_info_nce_backward(
+        upstream, rows(N), rows(M), number, *ids, [2, D], [1.0, 1.0], 0, True, [True] * 3, "reference"
+    )
+    assert {tensor.device for tensor in (*sigmoid, *nested)} == {GPU}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_that_the_forward_pass_made(dtype: torch.dtype) -> None:
+    kept, upstream = rows(N), torch.ones((), device=GPU)
+    (found,) = scaled_gradients([kept], upstream, [True], [(dtype, kept.shape)])
+    assert found is not None
+    assert found.device == GPU
 
 
 @pytest.mark.parametrize("offset", [None, 2])

@@ -73,7 +73,7 @@ def test_a_machine_without_gpus_is_slower_and_otherwise_well() -> None:
 @pytest.mark.parametrize(
     ("check", "changes", "verdict", "words"),
     [
-        (device_checks.torch_build, {**NO_DEVICES, "torch_build": "CPU"}, BROKEN, "install a build of torch"),
+        (device_checks.torch_build, {**NO_DEVICES, "torch_build": "CPU"}, BROKEN, "install a torch build"),
         (device_checks.driver, {**NO_DEVICES, "device_error": "The driver is too old"}, BROKEN, "driver is too old"),
         (device_checks.devices, {**NO_DEVICES, "environ": {"CUDA_VISIBLE_DEVICES": ""}}, SLOWER, "unset CUDA"),
         (device_checks.devices, {**NO_DEVICES, "environ": {"DS_ACCELERATOR": "cpu"}}, SLOWER, "unset DS_ACCELERATOR"),

@@ -89,5 +89,5 @@ def test_brackets_in_what_was_found_are_shown() -> None:
 
 def test_ranks_inside_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="one of several already"):
+    with pytest.raises(InputError, match="already one of several"):
         command.examine(command.DoctorOptions(ranks=2))

@@ -17,7 +17,7 @@ Options = Callable[..., EncodeOptions]
 
 
 def manifest(chosen: EncodeOptions) -> Path:
-    return Path(chosen.output) / "manifest.json"
+    return Path(chosen.output) / "_manifest.json"
 
 
 def test_the_same_bytes_of_another_time_are_the_same_input(options: Options, text_file: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_folder_of_an_earlier_version_is_gone_on_with_as_long_as_path_size_and
     manifest(chosen).write_text(
         json.dumps({**facts, "input": [["text", [str(text_file.resolve()), state.st_size, state.st_mtime_ns]]]})
     )
-    journal = Path(chosen.output) / "shards.jsonl"
+    journal = Path(chosen.output) / "_shards.jsonl"
     shards = [json.loads(line) for line in journal.read_text().splitlines()]
     journal.write_text(
         "".join(json.dumps({k: v for k, v in shard.items() if k != "tokens"}) + "\n" for shard in shards[:-1])

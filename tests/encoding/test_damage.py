@@ -64,7 +64,7 @@ def test_a_damaged_shard_of_the_same_size_is_told_by_search_and_made_again_by_en
     flip(folder / "embeddings-00005.parquet")
     again = options(made / "sentences.txt", dtype="int8", precision="float32", devices="cpu")
     encode(again, progress=False)
-    assert "Made again, for its bytes are no longer those" in caplog.text and "embeddings-00005.parquet" in caplog.text
+    assert "Written again, because its bytes had changed" in caplog.text and "embeddings-00005.parquet" in caplog.text
     assert contents(folder) == whole
     assert encode(again, progress=False).startswith("Nothing to do")
 
@@ -91,16 +91,16 @@ def test_a_shard_that_is_no_parquet_is_told_by_who_reads_it_alone(folder: Path) 
     ],
 )
 def test_a_manifest_that_is_cut_or_edited_is_one_sentence(folder: Path, change: Callable[[str], str]) -> None:
-    manifest = folder / "manifest.json"
+    manifest = folder / "_manifest.json"
     manifest.write_text(change(manifest.read_text()))
-    with pytest.raises(InputError, match=r"holds no embeddings: its manifest.json is damaged"):
+    with pytest.raises(InputError, match=r"holds no embeddings: its _manifest.json is damaged"):
         load(folder)
 
 
 def test_lines_of_the_journal_that_are_none_count_for_nothing(folder: Path) -> None:
-    lines = (folder / "shards.jsonl").read_bytes().splitlines()
+    lines = (folder / "_shards.jsonl").read_bytes().splitlines()
     lines[3] = b'{"shard": 3}\n[]\n"\xff"\n{"shard": 9e9}\n' + b"[" * 100_000
-    (folder / "shards.jsonl").write_bytes(b"\n".join(lines))
+    (folder / "_shards.jsonl").write_bytes(b"\n".join(lines))
     with pytest.raises(InputError, match="not finished: 6 of 7 shards are there"):
         load(folder)
 

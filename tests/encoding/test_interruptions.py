@@ -44,7 +44,7 @@ def start(model: Path, file: Path, output: Path, devices: str) -> subprocess.Pop
 
 
 def shards(output: Path) -> int:
-    journal = output / "shards.jsonl"
+    journal = output / "_shards.jsonl"
     return journal.read_text().count("\n") if journal.is_file() else 0
 
 
@@ -84,26 +84,26 @@ def facts(tmp_path: Path, model_dir: Path) -> dict[str, Any]:
         devices="cpu",
     )
     encode(options, progress=False)
-    found = json.loads((tmp_path / "before" / "manifest.json").read_text())
+    found = json.loads((tmp_path / "before" / "_manifest.json").read_text())
     return {name: value for name, value in found.items() if name not in ("written_by", "ranges")}
 
 
 def test_hosts_that_share_no_locks_do_the_same_work_twice_and_no_other_work_in_one_folder(
     tmp_path: Path, facts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shards = [json.loads(line) for line in (tmp_path / "before" / "shards.jsonl").read_text().splitlines()]
+    shards = [json.loads(line) for line in (tmp_path / "before" / "_shards.jsonl").read_text().splitlines()]
     monkeypatch.setattr(Lock, "take", lambda path: None)
     with begun(tmp_path / "both", facts) as first, begun(tmp_path / "both", facts) as second:
         for shard in shards:
             first.record(shard)
             second.record(shard)
         first.tidy()
-    assert (tmp_path / "both" / "shards.jsonl").read_bytes() == (tmp_path / "before" / "shards.jsonl").read_bytes()
+    assert (tmp_path / "both" / "_shards.jsonl").read_bytes() == (tmp_path / "before" / "_shards.jsonl").read_bytes()
     with begun(tmp_path / "other", facts) as first, begun(tmp_path / "other", {**facts, "max_length": 5}) as second:
-        with pytest.raises(InputError, match=r"has begun .*other anew, with max_length 5, not None; choose another"):
+        with pytest.raises(InputError, match=r"has begun .*other again, with max_length 5, not None; choose another"):
             first.record(shards[0])
         second.record(shards[1])
-    assert [json.loads(line) for line in (tmp_path / "other" / "shards.jsonl").read_text().splitlines()] == shards[1:]
+    assert [json.loads(line) for line in (tmp_path / "other" / "_shards.jsonl").read_text().splitlines()] == shards[1:]
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ def foreign(tmp_path: Path) -> Path:
     folder = tmp_path / "web"
     folder.mkdir()
     (folder / MANIFEST).write_text('{"name": "My application", "icons": []}')
-    (folder / "shards.jsonl").write_text('{"shard": "theirs"}\n')
+    (folder / "_shards.jsonl").write_text('{"shard": "theirs"}\n')
     (folder / ".download.partial").write_text("half")
     return folder
 
@@ -31,7 +31,7 @@ def test_a_folder_with_a_foreign_manifest_is_refused_and_left_as_it_is(
     options: Options, text_file: Path, foreign: Path
 ) -> None:
     before = contents(foreign)
-    with pytest.raises(InputError, match=r"web holds other files \(manifest\.json\); .*--overwrite"):
+    with pytest.raises(InputError, match=r"web holds other files \(_manifest\.json\); .*--overwrite"):
         encode(options(text_file, output=str(foreign)), progress=False)
     with pytest.raises(InputError, match="holds no embeddings"):
         load(foreign)
@@ -44,13 +44,13 @@ def test_with_overwrite_other_files_stay_and_are_named(
     encode(options(text_file, output=str(foreign), overwrite=True), progress=False)
     assert len(load(foreign)) == 103
     assert (foreign / ".download.partial").read_text() == "half"
-    assert f"Left as they were in {foreign}: .download.partial." in caplog.text
+    assert f"Kept unchanged in {foreign}: .download.partial." in caplog.text
 
 
 def test_other_work_is_replaced_with_overwrite_and_the_same_work_goes_on(options: Options, text_file: Path) -> None:
     first, other = options(text_file), options(text_file, window=64, overwrite=True)
     encode(first, progress=False)
-    with pytest.raises(InputError, match=r"was begun with window 16, not 64; .*--overwrite to begin anew"):
+    with pytest.raises(InputError, match=r"was begun with window 16, not 64; .*--overwrite to start over"):
         encode(options(text_file, window=64), progress=False)
     encode(other, progress=False)
     assert sorted(name for name in contents(other.output) if name.startswith("emb")) == [
@@ -78,7 +78,7 @@ def test_what_is_read_is_never_written_over(options: Options, text_file: Path, m
     encode(with_text, progress=False)
     before = contents(own.output)
     for output in (own.output, str(model_dir), str(model_dir / "embeddings")):
-        with pytest.raises(InputError, match="holds what is read, or is a part of it"):
+        with pytest.raises(InputError, match="contains the input or is part of it"):
             encode(options(shard, column="text", output=output, overwrite=True), progress=False)
     assert contents(own.output) == before and not (model_dir / "embeddings").exists()
 
@@ -88,7 +88,7 @@ def test_a_run_and_a_file_are_no_places_for_embeddings(options: Options, text_fi
     run.mkdir()
     for name in ("recipe.yaml", "run.json"):
         (run / name).write_text("{}")
-    for output, message in ((run / "model", "belongs to the run"), (text_file, "is no folder")):
+    for output, message in ((run / "model", "belongs to the run"), (text_file, "is not a folder")):
         with pytest.raises(InputError, match=message):
             encode(options(text_file, output=str(output), overwrite=True), progress=False)
     encode(options(text_file, output=str(run / "embeddings")), progress=False)
@@ -96,7 +96,7 @@ def test_a_run_and_a_file_are_no_places_for_embeddings(options: Options, text_fi
 
 def test_what_a_kill_left_half_written_is_no_other_file(options: Options, text_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    half = {"manifest.json.tmp": "{", "shards.jsonl.tmp": "", ".embeddings-00000.parquet.77.partial": "PAR1"}
+    half = {"_manifest.json.tmp": "{", "_shards.jsonl.tmp": "", ".embeddings-00000.parquet.77.partial": "PAR1"}
     write_files(out, {**half, "notes.tmp": "mine"})
     with pytest.raises(InputError, match=r"killed holds other files \(notes\.tmp\)"):
         encode(options(text_file, output=str(out)), progress=False)

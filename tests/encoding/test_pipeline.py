@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -17,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util.quantization import quantize_embeddings
 
 from diffcse_scale.encoding import EncodeOptions, encode, load, pipeline, work
-from diffcse_scale.encoding.folder_manifest import read_manifest
+from diffcse_scale.encoding.folder_manifest import begun, read_manifest
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.locks import locked
 from tests.support.devices import tolerance
@@ -118,7 +119,7 @@ def test_the_same_command_does_what_is_missing_and_nothing_else(
         load(broken.output)
     # as a kill would leave it: a line cut short, a shard that the journal does not know, a partial file
     folder = Path(broken.output)
-    with (folder / "shards.jsonl").open("a") as journal:
+    with (folder / "_shards.jsonl").open("a") as journal:
         journal.write('{"bytes": 12')
     (folder / "embeddings-00003.parquet").write_bytes(b"torn")
     (folder / ".embeddings-00003.parquet.1.partial").write_bytes(b"torn")
@@ -164,7 +165,7 @@ def test_other_options_are_refused_on_the_same_output(
 ) -> None:
     encode(options(text_file), progress=False)
     before = contents(options(text_file).output)
-    with pytest.raises(InputError, match=f"{complaint}; repeat the command as it was, .* or --overwrite"):
+    with pytest.raises(InputError, match=f"{complaint}; repeat that command, .* or give --overwrite"):
         encode(options(text_file, **changes), progress=False)
     assert contents(options(text_file).output) == before
 
@@ -222,10 +223,16 @@ def test_two_processes_do_not_write_to_the_same_output(options: Options, text_fi
     chosen = options(text_file)
     Path(chosen.output).mkdir()
     with (
-        locked(Path(chosen.output) / ".lock"),
+        locked(Path(chosen.output) / ".lock", "taken"),
         pytest.raises(InputError, match="Another process is writing"),
     ):
         encode(chosen, progress=False)
+
+
+def test_an_error_of_the_work_is_not_taken_for_another_process(tmp_path: Path) -> None:
+    facts = {"rows": 1, "window": 1, "model_folder": "", "files": []}
+    with pytest.raises(InputError, match="a pipe is full"), begun(tmp_path / "out", facts):
+        raise BlockingIOError(errno.EAGAIN, "a pipe is full")
 
 
 def test_a_full_disk_is_one_sentence_and_the_rest_follows_when_there_is_room(
@@ -236,7 +243,7 @@ def test_a_full_disk_is_one_sentence_and_the_rest_follows_when_there_is_room(
             pytest.skip("this user may not mount a small disk")
         chosen = options(text_file, output=str(tmp_path / "disk" / "out"))
         with pytest.raises(
-            InputError, match=r"cannot be read or written \(no space left on device\); what is done is kept"
+            InputError, match=r"cannot be read or written \(no space left on device\); finished work is kept"
         ):
             encode(chosen, progress=False)
         enlarge(tmp_path / "disk", "1m")

@@ -66,9 +66,9 @@ def test_rows_of_several_files_and_formats_follow_one_another(tmp_path: Path) ->
 def test_lines_that_are_no_object_with_text_are_counted_and_keep_their_place(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     lines = ['{"text": "a"}', '{"text": 3}', "nonsense", "[1]", '{"text": null}', "{}", r'{"text": "half \ud800"}']
-    file.write_text("\n".join([*lines, '{"text": "b"}']) + "\n")
+    file.write_text("\n".join([*lines, '{"text": "its own \ufffd"}']) + "\n")
     texts, flaws = open_rows([str(file)]).read(0, 8)
-    assert texts == ["a", "", "", "", "", "", "half \ufffd", "b"]
+    assert texts == ["a", "", "", "", "", "", "half \ufffd", "its own \ufffd"]
     assert flaws == {"malformed": 3, "empty": 2, "undecodable": 1}
 
 

@@ -54,7 +54,7 @@ def test_what_is_no_json_object_is_told(file: Path, content: bytes, words: str) 
         ({"flops_profiler": {"profile_step": "x"}}, "flops_profiler.profile_step must be a whole number, not 'x'"),
         ({"torch_autocast": {"dtyp": "bf16"}}, "unknown key torch_autocast.dtyp (did you mean dtype?)"),
         ({"timers": {"throughputs": {}}}, "unknown key timers.throughputs (did you mean throughput?)"),
-        ({"optimizer": {"type": "AdamW"}}, "optimizer belongs in the recipe (optimizer); take it out"),
+        ({"optimizer": {"type": "AdamW"}}, "optimizer belongs in the recipe (optimizer); remove it"),
     ],
     ids=str,
 )

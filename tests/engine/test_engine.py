@@ -50,6 +50,14 @@ def test_a_batch_size_that_agrees_is_accepted():
     assert complete_config({"train_batch_size": 64}, RECIPE, 4)["train_batch_size"] == 64
 
 
+def test_shares_that_differ_by_a_sentence_are_the_largest_to_deepspeed():
+    """It wants sizes of which one is the product of the others; the recipe's own are what a file may say."""
+    config = complete_config({"train_batch_size": 64}, RECIPE, 3)
+    assert (config["train_batch_size"], config["train_micro_batch_size_per_gpu"]) == (66, 22)
+    with pytest.raises(InputError, match=r"train_batch_size = 66, .*64 = up to 22 sentences per device x 3 devices"):
+        complete_config({"train_batch_size": 66}, RECIPE, 3)
+
+
 @pytest.mark.parametrize("key", ["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"])
 def test_a_batch_size_that_contradicts_the_recipe_gets_the_arithmetic(key):
     with pytest.raises(InputError, match=rf"{key} = 48, .*64 = 16 sentences per device x 4 devices x 1 accumulation"):

@@ -75,5 +75,17 @@ def test_more_ranks_than_the_one_device_are_refused_where_a_launcher_has_named_m
 def test_a_gpu_that_cannot_be_used_is_no_reason_to_train_on_the_cpu_in_silence(monkeypatch):
     monkeypatch.setattr(launch, "left_idle", lambda: "/dev/nvidia0")
     monkeypatch.setattr(launch, "device_error", lambda: "Torch not compiled with CUDA enabled")
-    with pytest.raises(InputError, match=r"has /dev/nvidia0: Torch not compiled .*; mend that, or set DS_ACCELERATOR"):
+    with pytest.raises(InputError, match=r"has /dev/nvidia0: Torch not compiled .*; fix that, or set DS_ACCELERATOR"):
         launch.start_process_group()
+
+
+def test_a_rank_on_cpus_starts_no_compiler(devices, monkeypatch):
+    """DeepSpeed's table of what could be compiled is never made: it asks gcc, on every rank."""
+    devices(1)
+    monkeypatch.setattr(launch.get_accelerator(), "device_name", lambda: "cpu")
+    monkeypatch.setitem(vars(launch.deepspeed.ops), "__compatible_ops__", None)  # so that it is put back
+    monkeypatch.delitem(vars(launch.deepspeed.ops), "__compatible_ops__")
+    monkeypatch.setattr(launch.deepspeed.ops, "_probe_compatible_ops", lambda: pytest.fail("gcc was asked"))
+    as_rank(monkeypatch, 0)
+    launch.start_process_group()
+    assert not launch.deepspeed.ops.__compatible_ops__.get("deepspeed_shm_comm", False)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
-from diffcse_scale.evaluation import Results, read_pairs, spearman
-from diffcse_scale.evaluation.command import evaluate_models
+from diffcse_scale.evaluation import Results, command, read_pairs, spearman
+from diffcse_scale.evaluation.command import _shown, evaluate_models
 from diffcse_scale.evaluation.recorded import evaluations
+from diffcse_scale.evaluation.results import print_table
+from diffcse_scale.evaluation.scores import Score
+from diffcse_scale.evaluation.sentence_encoder import encode_with
 from diffcse_scale.export import export_sentence_transformer
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.working import Working
 from diffcse_scale.model_folder.load import load_model
 from tests.support.file_events import FileEvents, fail
 from tests.support.tiny_models import WORDS, tiny_bert, tiny_tokenizer
@@ -45,6 +53,26 @@ def data(tmp_path: Path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(PAIRS)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("width", "models", "tables"), [(80, 1, 1), (80, 2, 1), (80, 3, 2), (80, 9, 8), (300, 3, 1), (300, 9, 8)]
+)
+def test_no_number_is_cut_in_a_terminal_of_80_columns(width: int, models: int, tables: int):
+    """The longest names and values; of several models each has a table beside the first where one would be too wide."""
+    spread = np.linspace(-99.0, -88.0, 100)
+    groups = {"STS-B dev": "dev", "SICK-R test": "test"}
+    scores = [Score(name, group, "Spearman x 100", -99.99, 4927, "", spread) for name, group in groups.items()]
+    mean = Score("mean of the seven test sets", "test", "Spearman x 100", -99.99, 18850, "", spread)
+    console = Console(width=width, file=io.StringIO())
+    print_table([Results("sts", tuple(scores), (mean,))] * models, console)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= width
+    values = models if tables == 1 else 2 * tables
+    assert shown.count("TEST") == 2 * tables
+    assert shown.count("-99.99") == len(re.findall(r"\[-9\d.\d\d, -8\d.\d\d\]", shown)) == 3 * values
+    assert shown.count("+0.00") == shown.count("(p 1.000)") == 3 * (models - 1)
 
 
 def test_dev_and_test_stand_apart_in_the_table(model_dir: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,8 +139,26 @@ def test_models_stand_side_by_side_with_their_differences(
 
     printed = capsys.readouterr().out
     assert f"A: {model_dir}" in printed and f"B: {other}" in printed
-    row = next(line for line in printed.splitlines() if "STS-B dev" in line)
-    assert f"{change:+.2f} (p {difference['corrected']:.3f})" in row
+    row, below = next(pair for pair in pairwise(printed.splitlines()) if "STS-B dev" in pair[0])
+    assert f" {change:+.2f} " in row and f" (p {difference['corrected']:.3f}) " in below
+
+
+def test_no_more_sentences_are_told_than_were_announced(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A suite may have the model encode texts that nobody has counted."""
+    told = []
+
+    class Kept(Working):
+        def __exit__(self, *error: Any) -> None:
+            super().__exit__(*error)
+            told.append(self.line(80))
+
+    monkeypatch.setattr(command, "Working", Kept)
+    model = load_model(model_dir)[0]
+    with _shown(model, "evaluating", encode_with(model)) as encode:
+        encode(["a dog", "a cat"])
+        model.encode(["a horse", "a dog", "grass"])
+        encode(["a cat runs"])
+    assert told[0].startswith("evaluating: 3 of 3 sentences")
 
 
 def as_run(model_dir: Path, run: Path) -> Path:
@@ -139,7 +185,7 @@ def test_what_cannot_be_kept_is_shown_and_then_told(
     run = as_run(model_dir, tmp_path / "run")
     with (
         FileEvents([run / "evaluation"], fail(1, errno.EDQUOT, times=1000)),
-        pytest.raises(InputError, match=r"evaluation/.*cannot be written \(disk quota exceeded\); free some space"),
+        pytest.raises(InputError, match=r"evaluation/.*cannot be written \(disk quota exceeded\); free disk space"),
     ):
         measure(run, data)
     assert "STS-B test" in capsys.readouterr().out
@@ -186,7 +232,7 @@ def test_a_plain_transformers_folder_is_measured_with_cls_and_says_so(
 
 
 def test_a_model_folder_that_does_not_exist_is_not_looked_for_on_the_hub(data: Path) -> None:
-    with pytest.raises(InputError, match="bert-base-uncased does not exist; none is downloaded"):
+    with pytest.raises(InputError, match="bert-base-uncased does not exist; models are not downloaded here"):
         measure("bert-base-uncased", data)
 
 

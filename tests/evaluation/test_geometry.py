@@ -101,7 +101,10 @@ def test_collapsed_and_broken_embeddings_are_reported() -> None:
 
 @pytest.mark.parametrize(
     ("scores", "complaint"),
-    [([0.0, 7.0], r"geometry needs scores from 0 to 5, and these go from 0\.0 to 7\.0"), ([1.0, 3.9], "no pair has")],
+    [
+        ([0.0, 7.0], r"geometry needs scores from 0 to 5, but these range from 0\.0 to 7\.0"),
+        ([1.0, 3.9], "no pair has"),
+    ],
 )
 def test_scores_on_another_scale_are_refused(scores: list[float], complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):

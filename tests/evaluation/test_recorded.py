@@ -103,16 +103,16 @@ def test_an_evaluation_on_own_pairs_leaves_the_standard_results_and_the_card_as_
     run, pairs = write_run(tmp_path / "mine"), tmp_path / "two_own_pairs.tsv"
     pairs.write_text(PAIRS)
     before = (run / "evaluation" / "sts.json").read_bytes()
-    export_model(run, tmp_path / "first", ExportOptions())
+    export_model(run, tmp_path / "first" / "model", ExportOptions())
 
     for _ in range(2):
         evaluate_models([run], pairs)
-    export_model(run, tmp_path / "second", ExportOptions())
+    export_model(run, tmp_path / "second" / "model", ExportOptions())
 
     assert (run / "evaluation" / "sts.json").read_bytes() == before
     (own,) = [one for one in evaluations(run).values() if one["data"] == str(pairs)]
     assert [task["name"] for task in own["tasks"]] == ["two_own_pairs"]
-    cards = [(tmp_path / name / "README.md").read_text() for name in ("first", "second")]
+    cards = [(tmp_path / name / "model" / "README.md").read_text() for name in ("first", "second")]
     assert cards[0] == cards[1] and "two_own_pairs" not in cards[1]
 
 
@@ -130,7 +130,7 @@ def test_the_file_of_json_is_checked_before_anything_is_measured(tmp_path: Path)
     pairs.write_text(PAIRS)
     notes.write_text('{"my": "notes"}')
     before = sorted(tmp_path.rglob("*"))
-    for file, message in ((notes, "but another JSON file; .*--overwrite"), (pairs, "belongs to what is read")):
+    for file, message in ((notes, "but another JSON file; .*--overwrite"), (pairs, "is part of the input")):
         with pytest.raises(InputError, match=message):
             evaluate_models([run], pairs, json_file=file)
     assert sorted(tmp_path.rglob("*")) == before and json.loads(notes.read_text()) == {"my": "notes"}

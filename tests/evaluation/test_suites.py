@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffcse_scale.cli import evaluate
+from diffcse_scale.cli.model_commands import evaluate
 from diffcse_scale.evaluation.scores import Results
 from diffcse_scale.evaluation.suites import SUITES, Subject, load_suites
 from diffcse_scale.foundation.errors import InputError
@@ -71,12 +71,13 @@ def test_suites_come_in_one_order_and_a_part_is_told_from_the_whole(data: Path) 
 @pytest.mark.parametrize(
     ("suites", "complaint"),
     [
-        (["stss"], "no suite 'stss'; there are sts, transfer, geometry and mteb:TASK,TASK"),
+        (["stss"], "no suite 'stss'; there are sts, transfer, geometry, edits and mteb:TASK,TASK"),
         (["sts", "sts:STS12"], "Suite sts is given twice"),
         (["sts:STS99"], "no evaluation task 'STS99'"),
         (["sts:STS13"], r"has no STS13: .*STS13/\*\.tsv does not exist"),
         (["transfer:CoLA"], "no transfer task 'CoLA'"),
         (["geometry:STS12"], "geometry has no tasks to choose from"),
+        (["edits:colour"], "Suite edits has no 'colour'; there are detail, number"),
         (["mteb"], "mteb needs the names of tasks"),
     ],
 )
@@ -91,7 +92,7 @@ def test_every_suite_but_mteb_needs_data() -> None:
 
 
 def test_transfer_is_read_from_folders_only() -> None:
-    with pytest.raises(InputError, match="Transfer tasks are read from a folder, and hub is none"):
+    with pytest.raises(InputError, match="Transfer tasks are read from a folder, but hub is not one"):
         load_suites(["transfer"], "hub")
 
 
@@ -112,6 +113,6 @@ def test_mteb_reads_a_local_copy_and_asks_for_one_where_it_cannot_download(data:
 def test_help_and_docs_list_the_suites_of_the_table() -> None:
     help_text = inspect.get_annotations(evaluate, eval_str=True)["suite"].__metadata__[0].help
     *first, last = (suite.usage for suite in SUITES.values())
-    assert help_text.startswith(f"{', '.join(first)} or {last};")
+    assert help_text.startswith(f"{', '.join(first)} or {last} (")
     docs = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     assert all(f"\n| `{suite.usage}`" in docs for suite in SUITES.values())

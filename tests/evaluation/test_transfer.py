@@ -174,7 +174,7 @@ def test_a_task_that_is_not_in_the_folder_is_left_out_unless_it_is_named(folder:
         load_transfer(tmp_path, ["CoLA"])
     with pytest.raises(InputError, match=r"holds none of the transfer tasks; expected are MR/all\.tsv"):
         load_transfer(tmp_path / "CR")
-    with pytest.raises(InputError, match="nowhere is none"):
+    with pytest.raises(InputError, match="nowhere is not one"):
         load_transfer(tmp_path / "nowhere")
 
 
@@ -183,7 +183,7 @@ def test_a_task_that_is_not_in_the_folder_is_left_out_unless_it_is_named(folder:
     [
         (["1\ta\tb"], r"line 1 has 3 tab-separated fields, not label, sentence"),
         (["1\ta", "0\t "], r"line 2: a sentence is empty"),
-        (["sentence\tlabel", *["a\t1"] * 30], r"line 1 is a header, and would be a row of a class of its own"),
+        (["sentence\tlabel", *["a\t1"] * 30], r"line 1 is a header and would be read as a row with its own class"),
         (["1\ta", "\tb"], r"line 2: the label is empty"),
         (["1\ta"] * 30, "all rows have the label '1'"),
         (["1\ta"] * 30 + ["0\tb"] * 19, "19 rows of the class '0'; cross-validation in ten folds needs 20"),
@@ -199,7 +199,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, lines: list[str], c
 @pytest.mark.parametrize(
     ("name", "train", "test", "complaint"),
     [
-        ("TREC", "01", "ab", r"TREC/test\.tsv has the label 'a' and others, none of which is in train\.tsv"),
+        ("TREC", "01", "ab", r"TREC/test\.tsv has the label 'a' and others, but none that is in train\.tsv"),
         ("MRPC", "yn", "yn", r"MRPC/train\.tsv has no pair with the label 1, that of paraphrases"),
     ],
 )

@@ -88,11 +88,11 @@ def test_a_folder_that_is_in_no_run_keeps_its_own_card(run: Path, tmp_path: Path
         (["--model", "absent"], "does not exist"),
         (["--model", "plain"], "says nothing of pooling"),
         (["--model", "loose", "--with-projection"], "needs the run"),
-        (["--model", "mine", "--output", "mine/model"], "mine/model belongs to the run in .*mine, which keeps it"),
-        (["--model", "mine", "--output", "mine"], "mine belongs to the run in .*mine, which keeps it"),
+        (["--model", "mine", "--output", "mine/model"], "mine/model belongs to the run in .*mine; give another folder"),
+        (["--model", "mine", "--output", "mine"], "mine belongs to the run in .*mine; give another folder"),
         (["--model", "mine", "--private"], "--push-to-hub, which is not given"),
         (["--model", "mine", "--push-to-hub", "nobody"], "names no owner"),
-        (["--model", "mine", "--push-to-hub", "a/b c"], "is no name of a model on the Hub"),
+        (["--model", "mine", "--push-to-hub", "a/b c"], "is not the name of a model on the Hub"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_writes_nothing(run, tmp_path, monkeypatch, arguments, message) -> None:

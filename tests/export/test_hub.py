@@ -2,105 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard, constants
 
-from diffcse_scale.export.command import ExportOptions, export_model
+from diffcse_scale.export.command import ExportOptions, export_model, push_run
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.ownership import MARK
 from tests.support.hand_made_run import write_run
-
-TOKEN = "hf_of_the_test"
-
-
-class Hub:
-    """What the handler below knows and has seen."""
-
-    def __init__(self) -> None:
-        self.created: list[dict[str, Any]] = []
-        self.committed: dict[str, bytes] = {}
-        self.deleted: list[str] = []
-        self.already_there: list[str] = []
-        self.tags: list[str] = []
-        self.refuse_commits = False
-
-
-class Handler(BaseHTTPRequestHandler):
-    hub: Hub
-
-    def do_GET(self) -> None:
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            self.answer(401, {"error": "Invalid user token."})
-        elif self.path == "/api/whoami-v2":
-            self.answer(200, {"type": "user", "name": "alice", "orgs": [{"name": "lab"}]})
-        elif self.path.startswith("/api/models/some/bert"):
-            self.answer(200, {"id": "some/bert", "tags": [], "cardData": {"license": "apache-2.0"}})
-        elif "/tree/" in self.path:
-            self.answer(200, [{"type": "file", "path": p, "size": 1, "oid": "0" * 40} for p in self.hub.already_there])
-        else:
-            siblings = [{"rfilename": path} for path in self.hub.already_there]
-            self.answer(200, {"id": "alice/mine", "sha": "0" * 40, "tags": self.hub.tags, "siblings": siblings})
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.path == "/api/repos/create":
-            self.hub.created.append(json.loads(body))
-            self.answer(200, {"url": f"http://{self.headers['Host']}/alice/mine", "id": "alice/mine"})
-        elif self.path.endswith("/preupload/main"):
-            files = [
-                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
-                for file in json.loads(body)["files"]
-            ]
-            self.answer(200, {"files": files})
-        elif self.path == "/api/validate-yaml":  # the front matter of the card
-            self.answer(200, {"errors": [], "warnings": []})
-        elif self.hub.refuse_commits:
-            self.answer(403, {"error": "Storage limit reached."})
-        else:
-            for line in body.splitlines():
-                entry = json.loads(line)
-                if entry["key"] == "file":
-                    self.hub.committed[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-                elif entry["key"] == "deletedFile":
-                    self.hub.deleted.append(entry["value"]["path"])
-            self.answer(
-                200, {"commitUrl": f"http://{self.headers['Host']}/alice/mine/commit/{'1' * 40}", "commitOid": "1" * 40}
-            )
-
-    def answer(self, status: int, content: Any) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        if status == 403:
-            self.send_header("X-Error-Message", content["error"])
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
+from tests.support.own_hub import TOKEN, Hub, own_hub
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub on this machine, and a user who is logged in to it."""
-    found = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OwnHandler", (Handler,), {"hub": found}))
-    Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield found
-    server.shutdown()
-    server.server_close()
+    with own_hub() as found:
+        monkeypatch.setattr(constants, "ENDPOINT", found.address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield found
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -157,11 +79,12 @@ def test_the_backbones_licence_is_asked_of_the_hub_where_its_files_do_not_tell_i
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        ("no token", "Nobody is logged in"),
-        ("wrong token", "does not know the token"),
-        ("offline", "switched off by HF_HUB_OFFLINE"),
+        ("no token", "You are not logged in"),
+        ("wrong token", "does not accept the token"),
+        ("offline", "HF_HUB_OFFLINE switches the Hub off"),
         ("no network", "cannot be reached"),
         ("somebody else's", "logged in as alice, who may write to alice, lab"),
+        ("a token to read", "the token of alice can only read; log in with another"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(hub, run, tmp_path, monkeypatch, mistake, message) -> None:
@@ -172,6 +95,8 @@ def test_what_is_wrong_is_said_before_anything_is_written(hub, run, tmp_path, mo
         monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "absent"))
     elif mistake == "wrong token":
         monkeypatch.setenv("HF_TOKEN", "hf_another")
+    elif mistake == "a token to read":
+        hub.role = "read"
     elif mistake == "offline":
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     elif mistake == "no network":
@@ -189,3 +114,27 @@ def test_a_refused_upload_is_one_sentence_and_the_folder_stays(hub: Hub, run: Pa
     with pytest.raises(InputError, match=r"The Hub refuses alice/mine: .*403"):
         export_model(run, tmp_path / "out", ExportOptions(repo="alice/mine"))
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_the_model_of_a_run_is_uploaded_as_export_does_it_and_no_folder_stays(
+    hub: Hub, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(files_of(run))
+    push_run(run, "alice/mine")
+    uploaded = dict(hub.committed)
+    assert capsys.readouterr().out == f"On the Hub: {hub.address}/alice/mine\n"
+    assert hub.created[0].get("private") is True or hub.created[0].get("visibility") == "private"
+    assert sorted(files_of(run)) == before
+    export_model(run, tmp_path / "again" / "mine", ExportOptions(repo="alice/mine", private=True))
+    assert uploaded == hub.committed and 'SentenceTransformer("alice/mine")' in uploaded["README.md"].decode()
+
+
+def test_a_run_whose_upload_fails_says_how_to_repeat_it(
+    hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.refuse_commits = True
+    push_run(run, "alice/mine")
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("The model is not on the Hub (The Hub refuses alice/mine: ")
+    command = f"diffcse-scale export --model {run} --output mine --push-to-hub alice/mine --private"
+    assert said.endswith(f"; to upload it: {command}")

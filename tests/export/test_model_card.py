@@ -16,8 +16,9 @@ from sentence_transformers import SentenceTransformer
 
 from diffcse_scale.export.command import ExportOptions, export_model
 from diffcse_scale.export.footprint import energy, hardware, run_seconds
-from diffcse_scale.export.model_card import HERE, backbone_of, license_in, write_run_card
+from diffcse_scale.export.model_card import HERE, write_run_card
 from diffcse_scale.export.onnx import OnnxComparison
+from diffcse_scale.export.origin import backbone_of, data_sets
 from diffcse_scale.model.pooling import POOLINGS
 from diffcse_scale.recipe_file import load_recipe
 from tests.support.hand_made_run import METRICS, RECORD, SECRETS, write_run
@@ -122,9 +123,9 @@ def test_names_that_people_give_are_shown_and_do_nothing(run: Path, tmp_path: Pa
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe["name"], recipe["data"]["files"] = name, [file]
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    export_model(run, tmp_path / "out", ExportOptions())
+    export_model(run, tmp_path / name, ExportOptions())
 
-    card = ModelCard.load(tmp_path / "out" / "README.md")
+    card = ModelCard.load(tmp_path / name / "README.md")
     assert card.data.model_name == name
     html = MarkdownIt("commonmark").enable("table").render(card.text)
     assert "<script>" not in html and "<strong>d" not in html and 'href="x:f"' not in html and "<b>" not in html
@@ -140,12 +141,11 @@ def test_what_training_left_out_of_the_backbones_folder_is_told(run: Path, tmp_p
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "left_out": ["its mean pooling", "its prompts a|b"]}))
     export_model(run, tmp_path / "out", ExportOptions())
-    row = r"| of the backbone's folder not used | its mean pooling; its prompts a\|b |"
+    row = r"| parts of the backbone's folder not used | its mean pooling; its prompts a\|b |"
     assert row in card_of(tmp_path / "out")
 
 
 def test_a_licence_is_read_and_never_made_up(run: Path, tmp_path: Path) -> None:
-    assert license_in(run / "model") is None
     export_model(run, tmp_path / "out", ExportOptions())
     assert "licence of the backbone is not known" in card_of(tmp_path / "out")
     assert ModelCard.load(tmp_path / "out" / "README.md").data.license is None
@@ -153,8 +153,49 @@ def test_a_licence_is_read_and_never_made_up(run: Path, tmp_path: Path) -> None:
     (run / "model" / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: some/bert\n---\n# mine\n")
     backbone = backbone_of(load_recipe("bert_base_sts", ["data.files=x.txt"]), run)
     assert (backbone.hub, backbone.license) == ("some/bert", "apache-2.0")  # the card of the run's end is believed
+    own = load_recipe("bert_base_sts", ["data.files=x.txt", f"model.encoder={tmp_path}"])
+    assert backbone_of(own, tmp_path / "no run").license is None
     (tmp_path / "config.json").write_text(json.dumps({"license": "mit"}))
-    assert license_in(tmp_path) == "mit"
+    assert backbone_of(own, tmp_path / "no run").license == "mit"
+
+
+@pytest.mark.parametrize(("repo", "title"), [(None, "mail search v2"), ("me/mail-search", "me/mail-search")])
+def test_the_title_is_the_folders_name_or_the_repositorys(run: Path, tmp_path: Path, repo, title) -> None:
+    write_run_card(run / "model", run, title="mail search v2", model_id=repo)
+    assert ModelCard.load(run / "model" / "README.md").data.model_name == title
+    assert f"\n# {title}\n" in card_of(run / "model")
+
+
+def test_a_run_whose_model_is_not_exported_is_called_by_its_folder(run: Path) -> None:
+    write_run_card(run / "model", run)
+    assert f"\n# {run.name}\n" in card_of(run / "model")
+
+
+def test_languages_and_data_sets_stand_in_the_front_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "mine", encoder="bert-base-uncased")
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    entries = ["hf://datasets/org/news/2024/a.txt", "hf://datasets/org/news@main/b.txt", "org/pairs:train", "own.csv"]
+    (run / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "data": {**recipe["data"], "files": entries}}))
+    (run / "model" / "README.md").unlink(missing_ok=True)
+    write_run_card(run / "model", run)
+
+    data = ModelCard.load(run / "model" / "README.md").data
+    assert data.datasets == ["org/news", "org/pairs"]
+    assert (data.language, data.license, data.base_model) == (["en"], "apache-2.0", "bert-base-uncased")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "pairs").mkdir(parents=True)  # came later
+    write_run_card(run / "model", run)
+    assert ModelCard.load(run / "model" / "README.md").data.datasets == ["org/news", "org/pairs"]
+
+    (run / "model" / "README.md").write_text("---\nlanguage: [de, fr]\nbase_model: some/bert\n---\n# mine\n")
+    write_run_card(run / "model", run)
+    assert ModelCard.load(run / "model" / "README.md").data.language == ["de", "fr"]  # a user's are kept
+
+
+@pytest.mark.parametrize("entry", ["embedded", "data.csv", "s3://bucket/a.jsonl", "https://host/a/b.txt.gz", "/data/a"])
+def test_no_data_set_is_made_up(entry: str, tmp_path: Path) -> None:
+    assert data_sets(load_recipe("bert_base_sts", [f"data.files=['{entry}']"]), tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -169,6 +210,14 @@ def test_only_a_name_on_the_hub_is_a_base_model(encoder, hub, tmp_path, monkeypa
     backbone = backbone_of(recipe, tmp_path)
     assert backbone.hub == hub
     assert backbone.name == (hub or "bert")
+
+
+def test_a_folder_that_is_called_like_a_known_backbone_has_not_its_licence(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("bert_base_sts", ["data.files=x.txt", "model.encoder=roberta-base"])
+    assert backbone_of(recipe, tmp_path).license == "mit"
+    (tmp_path / "roberta-base").mkdir()
+    assert backbone_of(recipe, tmp_path).license is None
 
 
 def test_onnx_is_reported_as_it_was_measured(run: Path) -> None:

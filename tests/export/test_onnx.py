@@ -91,7 +91,7 @@ def test_other_vectors_than_pytorchs_are_a_mistake_and_leave_nothing(exported, r
         os.link(exported / "onnx" / "model.onnx", file)
 
     monkeypatch.setattr(onnx, "_write", write_another_models)
-    with pytest.raises(InputError, match="gives other vectors than PyTorch"):
+    with pytest.raises(InputError, match="does not reproduce PyTorch's vectors"):
         export_model(run, tmp_path / "out", ExportOptions(onnx=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 

@@ -66,7 +66,7 @@ def test_a_model_of_another_tool_is_refused_and_its_checkpoints_stay_with_overwr
     after = contents(of_another_tool)
     assert after["checkpoint-500/model.safetensors"] == b"days of work"
     assert after["model.safetensors"] == (run / "model" / "model.safetensors").read_bytes()
-    assert f"Left as they were in {of_another_tool}: checkpoint-500" in capsys.readouterr().out
+    assert f"Kept unchanged in {of_another_tool}: checkpoint-500" in capsys.readouterr().out
 
 
 def test_what_was_added_to_an_earlier_export_stays_and_what_was_changed_in_it_needs_overwrite(
@@ -84,7 +84,7 @@ def test_what_was_added_to_an_earlier_export_stays_and_what_was_changed_in_it_ne
         ".git/HEAD", "notes.txt", "1_Pooling/notes.txt"
     }  # fmt: skip
     assert not list(out.glob("*_Dense")) and not list(out.glob("*_Normalize"))
-    assert f"Left as they were in {out}: .git, 1_Pooling/notes.txt, notes.txt" in capsys.readouterr().out
+    assert f"Kept unchanged in {out}: .git, 1_Pooling/notes.txt, notes.txt" in capsys.readouterr().out
 
     (out / "README.md").write_text("# My own words\n")
     with pytest.raises(InputError, match=r"README\.md is not as diffcse-scale export wrote it; .*--overwrite"):
@@ -111,7 +111,7 @@ def test_the_model_that_is_exported_is_never_written_to(run: Path, tmp_path: Pat
     (tmp_path / "lone" / "link").symlink_to(source)
     before = contents(tmp_path)
 
-    with pytest.raises(InputError, match="which is read; give another folder"):
+    with pytest.raises(InputError, match="which is the input; give another folder"):
         export_model(source, tmp_path / "lone" / output, MEANT)
 
     assert contents(tmp_path) == before
@@ -135,5 +135,5 @@ def test_of_a_link_the_folder_that_it_names_is_written_and_told(
         assert f"Written: {tmp_path / folder} (Transformer" in capsys.readouterr().out
     (tmp_path / "loop").symlink_to("loop")
     for output in ("loop", "loop/below"):
-        with pytest.raises(InputError, match=r"loop is no folder; give another name"):
+        with pytest.raises(InputError, match=r"loop is not a folder; give another name"):
             export_model(run, tmp_path / output, ExportOptions())

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
+from diffcse_scale.checkpoints.resharding import load_weights
 from diffcse_scale.embedded.grammar import training_sentences
 from diffcse_scale.export.command import ExportOptions, export_model
 from diffcse_scale.model.projection import make_projection
@@ -68,10 +69,10 @@ def test_vectors_agree_in_sentence_transformers_transformers_and_onnx(run: Path,
 
 
 def test_the_projection_kept_with_the_best_encoder_is_that_of_its_step(run: Path) -> None:
-    saved = torch.load(run / "checkpoints" / "step-00000004" / "mp_rank_00_model_states.pt", weights_only=False)
-    expected = {n.removeprefix("projection."): v for n, v in saved["module"].items() if n.startswith("projection.")}
-
     found = load_file(run / "best" / "step-00000004" / "projection.safetensors")
+    network = torch.nn.ModuleDict({"projection": make_projection("batchnorm", found["net.0.weight"].shape[1])})
+    load_weights(network, run / "checkpoints" / "step-00000004")
+    expected = network["projection"].state_dict()
 
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():

@@ -50,16 +50,20 @@ def _write_to_a_folder() -> None:
         (lambda: None, 0, ""),
         (_raise(InputError("This is wrong.")), 2, "error: This is wrong.\n"),
         (_raise(KeyboardInterrupt()), INTERRUPTED, "Interrupted.\n"),
-        (_raise(MemoryError()), 2, "error: There is not enough memory (MemoryError); give it more, or ask for less"),
-        (_raise(OSError(28, "No space left on device", "/a/b")), 2, "error: /a/b: No space left on device; free some"),
+        (_raise(MemoryError()), 2, "error: There is not enough memory (MemoryError); give it more, or request less"),
+        (
+            _raise(OSError(28, "No space left on device", "/a/b")),
+            2,
+            "error: /a/b: No space left on device; free disk space",
+        ),
         (_raise(RuntimeError("x: No space left on device (os error 28)")), 2, "error: x: No space left on device (os"),
         (
             _raise(PermissionError(13, "Permission denied", "/a/b")),
             2,
-            "error: /a/b: Permission denied; see who may read",
+            "error: /a/b: Permission denied; check its permissions",
         ),
         (_raise(PermissionError(13, "Permission denied", b"/a/\xff")), 2, "error: /a/"),
-        (_write_to_a_folder, 2, "error: /: Is a directory; mend that."),
+        (_write_to_a_folder, 2, "error: /: Is a directory; fix that."),
     ],
 )
 def test_what_is_not_the_programs_fault_is_one_sentence(
@@ -74,7 +78,7 @@ def test_an_error_of_the_program_has_a_traceback_and_asks_to_be_reported(
 ) -> None:
     code, words = ending(_raise(ZeroDivisionError("never")))
     assert code == 1 and "Traceback" in words and "ZeroDivisionError: never" in words
-    assert "please report it" in words.splitlines()[-1]
+    assert "Please report it" in words.splitlines()[-1]
 
 
 @pytest.mark.parametrize("arguments", [["--unknown"], ["too", "many"]])

@@ -73,8 +73,10 @@ def test_a_full_disk_is_told_whatever_library_writes(full: Path, library: str) -
         WRITERS[library](full / library.replace(" ", "-"))
     said = told(raised.value)
     assert said is not None and said.startswith(f"{full}/"), said
-    reason = "torch cannot write it, mostly for want of space" if library == "torch" else "No space left on device"
-    assert said.endswith(f": {reason}; free some space.") and exit_code_of(raised.value) == 2
+    reason = (
+        "torch cannot write it, usually because the disk is full" if library == "torch" else "No space left on device"
+    )
+    assert said.endswith(f": {reason}; free disk space.") and exit_code_of(raised.value) == 2
 
 
 OURS: dict[str, Callable[[Path], object]] = {
@@ -127,7 +129,7 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path: Path, code: 
 def test_a_report_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
     with (
         FileEvents([tmp_path], fail(1, errno.EDQUOT), only="write"),
-        pytest.raises(InputError, match=r"report.json cannot be written \(disk quota exceeded\); free some space, or"),
+        pytest.raises(InputError, match=r"report.json cannot be written \(disk quota exceeded\); free disk space, or"),
     ):
         write_file(tmp_path / "report.json", "{}")
     assert not list(tmp_path.iterdir())

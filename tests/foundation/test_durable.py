@@ -133,7 +133,9 @@ def test_a_folder_that_cannot_be_removed_is_told_and_ends_nothing(
         remove_folder(tmp_path / "kept")
     remove_folder(tmp_path / "gone")
     remove_folder(tmp_path / "gone")
-    assert f"{tmp_path / 'kept'} is of no more use and cannot be removed (permission denied); it stays." in caplog.text
+    assert (
+        f"{tmp_path / 'kept'} is no longer needed but cannot be removed (permission denied); it stays." in caplog.text
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["kept"] and "gone" not in caplog.text
 
 

@@ -18,14 +18,14 @@ def test_what_launchers_set_is_read(environ: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"RANK": "x"}, "RANK is 'x', which is no whole number"),
+        ({"RANK": "x"}, "RANK is 'x', which is not a whole number"),
         ({"RANK": "-1"}, "RANK is '-1', which"),
         ({"WORLD_SIZE": ""}, "WORLD_SIZE is '', which"),
         ({"LOCAL_RANK": "\u00b2"}, "LOCAL_RANK is"),
         ({"RANK": "2"}, "RANK is 2 of WORLD_SIZE 2; ranks count from 0 to 1"),
         ({"MASTER_PORT": "70000"}, "MASTER_PORT is '70000'; give one between"),
-        ({"MASTER_PORT": None, "MASTER_ADDR": None}, "RANK is set and MASTER_ADDR, MASTER_PORT is not"),
-        ({"WORLD_SIZE": None}, "RANK is set and WORLD_SIZE is not"),
+        ({"MASTER_PORT": None, "MASTER_ADDR": None}, "RANK is set, but MASTER_ADDR, MASTER_PORT is not"),
+        ({"WORLD_SIZE": None}, "RANK is set, but WORLD_SIZE is not"),
         ({"DIFFCSE_WORLD_SIZE": "two"}, "DIFFCSE_WORLD_SIZE is 'two'"),
     ],
     ids=str,

@@ -69,7 +69,7 @@ def test_what_is_read_is_not_even_replaced_with_overwrite(tmp_path: Path) -> Non
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "pairs.tsv").write_text("4\ta\tb\n")
     for source in (tmp_path / "data" / "pairs.tsv", tmp_path / "data"):
-        with pytest.raises(InputError, match="belongs to what is read"):
+        with pytest.raises(InputError, match="is part of the input"):
             check(tmp_path / "data" / "pairs.tsv", overwrite=True, sources=[source])
     check(tmp_path / "data" / "plan.json", sources=[tmp_path / "data"])  # a new file there does no harm
     (tmp_path / "data" / "plan.json").write_text(OURS)
@@ -92,7 +92,7 @@ def test_of_a_link_the_file_that_it_names_is_judged_and_written(tmp_path: Path) 
 
 def test_a_folder_a_block_device_and_a_place_below_a_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for path, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "plan.json", "file is no folder")):
+    for path, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "plan.json", "file is not a folder")):
         with pytest.raises(InputError, match=message):
             check(path, overwrite=True)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -217,13 +217,13 @@ def test_a_folder_that_overlaps_what_is_read_is_refused_links_included(tmp_path:
     (source / "deeper").mkdir(parents=True)
     (tmp_path / "link").symlink_to(source)
     for folder in (source, source / "deeper", tmp_path / "out", tmp_path / "link"):
-        with pytest.raises(InputError, match=r"is, contains or lies in .*source, which is read"):
+        with pytest.raises(InputError, match=r"is, contains or is inside .*source, which is the input"):
             place(folder, overwrite=True, sources=[source])
 
 
 def test_a_file_is_no_place_for_a_folder_nor_a_folder_for_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         place(tmp_path / "file", overwrite=True)
     (tmp_path / "out" / "model").mkdir(parents=True)
     (tmp_path / "out" / "model" / "mine").write_text("mine")

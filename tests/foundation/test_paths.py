@@ -36,7 +36,7 @@ TAKES_A_PATH: dict[str, Callable[[str], Any]] = {
     "a file that is written": lambda name: write_file(Path(name), "text"),
 }
 REFUSED = {
-    "~nosuchuser/x": "~nosuchuser/x.*: there is no user of that name, or no home folder; give the whole path",
+    "~nosuchuser/x": "~nosuchuser/x.*: there is no such user, or the user has no home folder; give the full path",
     "x" * 300: r"x{77}\.\.\. is too long: 30\d bytes where 255 are allowed; give a shorter name",
     "é" * 150: "is too long: 30. bytes where 255 are allowed",
     "deep/" * 1000 + "x": "is too long: 5,00. bytes where 4,095 are allowed",
@@ -56,7 +56,7 @@ def test_what_no_file_can_be_called_is_refused_wherever_a_path_is_taken(place: s
     "place", [place for place in TAKES_A_PATH if not place.endswith(("data.files", "data.cache_dir"))]
 )
 def test_no_path_has_a_nul(place: str) -> None:
-    with pytest.raises(InputError, match=r"n(\\x00| )l.* has a NUL in it"):
+    with pytest.raises(InputError, match=r"n(\\x00| )l.* contains a NUL"):
         TAKES_A_PATH[place](NUL)
 
 

@@ -63,7 +63,7 @@ def test_what_cannot_be_written_at_once_is_written_later(tmp_path: Path, caplog:
     with FileEvents([tmp_path], fail(1, errno.ENOSPC, times=3), only="open"):
         until_written(lambda: write_durably("made", tmp_path / "file"), "The file", period=0)
     assert (tmp_path / "file").read_text() == "made"
-    assert caplog.text.count("cannot be written yet") == 1 and "No space left on device; free some space" in caplog.text
+    assert caplog.text.count("cannot be written yet") == 1 and "No space left on device; free disk space" in caplog.text
 
 
 def test_in_the_end_it_is_given_up_and_an_error_of_the_program_at_once(tmp_path: Path) -> None:

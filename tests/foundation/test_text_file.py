@@ -30,7 +30,7 @@ def test_what_is_no_text_file_is_told(tmp_path: Path) -> None:
         "pipe": "mine cannot be read: no such file; look",
         "loop": "mine cannot be read: no such file; look",
         "x" * 300: "is too long: 300 bytes where 255 are allowed",
-        "a\0b": "has a NUL in it",
+        "a\0b": "contains a NUL",
     }.items():
         with pytest.raises(InputError, match=words):
             read_text(tmp_path / name, "mine", "look")

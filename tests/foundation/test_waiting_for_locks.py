@@ -47,7 +47,7 @@ def test_who_waits_says_for_whom_and_since_when(
     process.join()
     (said,) = [record.message for record in caplog.records]  # once, and only then now and then
     begin = f"Waiting for {socket.gethostname()} (process {process.pid}, since {time.strftime('%Y-%m-%d')} "
-    assert said.startswith(begin) and said.endswith(f"), who prepares {place}.")
+    assert said.startswith(begin) and said.endswith(f"), which prepares {place}.")
     with shared_lock(place) as waited:
         assert not waited
 

@@ -18,10 +18,12 @@ from tests.fuzz.surfaces import SURFACES
 def main() -> None:
     """Print a line for each surface, and an example of each kind of breach."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--surface", choices=sorted(SURFACES), action="append", help="several: repeat it  [all]")
-    parser.add_argument("--inputs", type=int, default=2_000, help="of each surface  [2000]")
+    parser.add_argument(
+        "--surface", choices=sorted(SURFACES), action="append", help="May be given several times (default: all)."
+    )
+    parser.add_argument("--inputs", type=int, default=2_000, help="Inputs per surface (default: 2000).")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", action="store_true", help="each input in a process of its own")
+    parser.add_argument("--processes", action="store_true", help="Run each input in its own process.")
     options = parser.parse_args()
     breaches, worker = 0, Worker()
     for name in options.surface or SURFACES:

@@ -42,9 +42,9 @@ FORMS: dict[str, tuple[Callable[[list[str]], bytes], bool]] = {
 
 
 def cleaned(rows: Sequence[str]) -> list[str]:
-    """What a corpus keeps: stripped, not empty, decodable, each once."""
+    """What a corpus keeps: stripped, not empty, decodable (also with a U+FFFD of the text's own), each once."""
     texts = [row.strip() for row in rows]
-    return list(dict.fromkeys(text for text in texts if text and "\0" not in text and "\ufffd" not in text))
+    return list(dict.fromkeys(text for text in texts if text and "\0" not in text and "\ufdd0" not in text))
 
 
 @st.composite

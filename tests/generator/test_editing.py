@@ -137,7 +137,7 @@ def test_a_damaged_version_is_made_again_alone(copied, caplog):
     made = [file.name for file in sorted(folder.iterdir()) if file.stat().st_ino != inodes[file.name]]
     assert made == ["facts.json", name_of(1, 0)]
     (said,) = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
-    assert said == f"Made again, for it is damaged: {folder} (version_1_0.npy)."
+    assert said == f"Made again, because it is damaged: {folder} (version_1_0.npy)."
 
 
 def test_edits_of_earlier_versions_without_digests_are_used(copied):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffcse_kernels import info_nce, reference
-from diffcse_kernels.types import Needs, Options
+from diffcse_kernels.types import Needs, Options, Upstream
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, mm_flop
@@ -243,8 +243,8 @@ def test_zero_rows_have_cosine_zero_and_no_gradient(dtype: torch.dtype) -> None:
 def contrast_directly(queries: Tensor, keys: Tensor, needs: Needs | None) -> None:
     """What the operator runs, where modes that count memory and operations see inside."""
     options = Options(len(keys), 0, None, 0.0, normalize=True)
-    coefficients = None if needs is None else torch.full((len(queries),), 1 / len(queries))
-    reference.contrast(queries, keys, torch.tensor(0.05), coefficients, options, needs or Needs(*[False] * 3))
+    upstream = None if needs is None else Upstream(torch.full((len(queries),), 1 / len(queries)))
+    reference.contrast(queries, keys, torch.tensor(0.05), upstream, None, options, needs or Needs(*[False] * 3))
 
 
 def test_memory_is_a_block_and_copies_of_the_inputs(

@@ -67,7 +67,7 @@ def test_memory_is_a_strip_and_the_gradients_not_the_matrix() -> None:
     before = torch.cuda.memory_allocated()
     info_nce(queries, keys, impl="triton").backward()
     gradient_bytes = 2 * count * width * 2
-    assert torch.cuda.max_memory_allocated() - before - gradient_bytes < 1.2e9  # the matrix in bfloat16 has 8.6e9
+    assert torch.cuda.max_memory_allocated() - before - gradient_bytes < 1.3e9  # the matrix in bfloat16 has 8.6e9
 
 
 def test_two_runs_agree_to_the_bit() -> None:

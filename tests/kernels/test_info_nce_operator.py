@@ -16,7 +16,7 @@ def test_only_gradients_that_backward_will_ask_for_are_made(monkeypatch: pytest.
     asked = []
 
     def record(*arguments: Any) -> Any:
-        asked.append((arguments[3] is not None, tuple(arguments[5])))
+        asked.append((arguments[3] is not None, tuple(arguments[6])))
         return contrast(*arguments)
 
     contrast = reference.contrast
@@ -35,6 +35,9 @@ def test_only_gradients_that_backward_will_ask_for_are_made(monkeypatch: pytest.
     ]
 
 
+IDS = torch.arange(12).reshape(6, 2), torch.arange(4, 18).reshape(7, 2)  # the last two columns have none
+
+
 def operator_arguments(case: dict[str, Any]) -> tuple[Any, ...]:
     """What the public function hands to `diffcse_kernels::info_nce`."""
     queries, keys = (random_rows(4, count, seed=count, dtype=torch.float32).T for count in (6, 9))
@@ -50,11 +53,15 @@ def operator_arguments(case: dict[str, Any]) -> tuple[Any, ...]:
         keys,
         temperature,
         coefficients,
+        *case.get("ids", (None, None)),
         9,
         offset,
         None,
         0.0,
         case.get("normalize", True),
+        case.get("excluded", []),
+        case.get("margin"),
+        case.get("multiple_positives", False),
         *needs,
         "reference",
     )
@@ -68,6 +75,8 @@ def operator_arguments(case: dict[str, Any]) -> tuple[Any, ...]:
         {"normalize": False, "learnt": True},
         {"transposed": True},
         {"transposed": True, "normalize": False},
+        pytest.param({"ids": IDS, "excluded": [2, 3], "margin": 0.1}, marks=pytest.mark.slow),
+        {"ids": IDS, "multiple_positives": True, "reduction": "none"},
     ],
     ids=str,
 )
@@ -77,13 +86,17 @@ def test_the_operators_keep_their_promises_to_pytorch(case: dict[str, Any]) -> N
     queries, keys, temperature, _, *options, impl = arguments
     plain = [tensor.detach() for tensor in (queries, keys, temperature)]
     needs = (True, bool(case.get("transposed")), True)
-    backward = (torch.ones(6), *plain, *options[:-3], *needs, impl)
+    of_logsumexp = torch.ones(6 if case.get("reduction") == "none" else 0)
+    backward = (torch.ones(6), of_logsumexp, *plain, *options[:-3], *needs, impl)
     torch.library.opcheck(torch.ops.diffcse_kernels.info_nce_backward.default, backward)
     scaling = (plain[0], torch.tensor(3.0), torch.bfloat16)
     torch.library.opcheck(torch.ops.diffcse_kernels.scaled_gradient.default, scaling)
 
 
-@pytest.mark.parametrize("options", [{}, {"reduction": "none"}, {"symmetric": True}, {"return_stats": True}], ids=str)
+MASKED = {"query_ids": torch.arange(6) // 2, "key_ids": torch.arange(6), "margin": 0.2, "symmetric": True}
+
+
+@pytest.mark.parametrize("options", [{}, {"reduction": "none"}, {"return_stats": True}, MASKED], ids=str)
 def test_compiles_into_one_graph_with_the_same_result(options: dict[str, Any]) -> None:
     def step(queries: Tensor, keys: Tensor, temperature: Tensor) -> Tensor:
         result = info_nce(queries * 2, keys, temperature, **options)

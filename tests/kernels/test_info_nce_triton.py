@@ -20,7 +20,8 @@ from tests.support.kernels.faults import with_fault
 
 pytest.importorskip("triton")
 from diffcse_kernels.triton import info_nce as triton_info_nce
-from diffcse_kernels.triton import row_gradients, similarity
+from diffcse_kernels.triton import row_gradients, similarity, strips
+from diffcse_kernels.triton.normed_rows import Rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCES = {torch.float32: 5e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -64,7 +65,7 @@ def check(inputs: dict[str, Tensor], dtype: torch.dtype, **options: Any) -> None
 def test_is_as_accurate_as_pytorch_in_the_same_dtype(
     queries: int, keys: int, width: int, offset: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(similarity, "WORKSPACE_BYTES", 128 * 300 * dtype.itemsize)  # a strip of one tile's rows
+    monkeypatch.setattr(strips, "WORKSPACE_BYTES", 128 * 300 * dtype.itemsize)  # a strip of one tile's rows
     inputs = {"queries": rows(queries, width, dtype), "keys": rows(keys, width, dtype, seed=1)}
     check(inputs, dtype, positive_offset=offset)
 
@@ -98,7 +99,7 @@ def test_dot_products_of_rows_of_any_length(dtype: torch.dtype, length: float) -
 
 @pytest.mark.parametrize("columns", [1, 31, 33])
 def test_rows_of_a_strip_begin_at_multiples_of_16_bytes(columns: int) -> None:
-    both = similarity.Rows.both(rows(5, 16, torch.bfloat16), rows(columns, 16, torch.bfloat16, seed=1), True)
+    both = Rows.both(rows(5, 16, torch.bfloat16), rows(columns, 16, torch.bfloat16, seed=1), True)
     pair = similarity.Pair(*both, torch.ones(1, device=DEVICE), normalized=True, positive=0)
     shifts = torch.ones(5, device=DEVICE)
     weights, *_ = similarity.exponentials(pair, slice(0, 5), shifts, similarity.unit_of_exponentials(pair))
@@ -157,6 +158,17 @@ def test_hard_negatives_weights_and_a_learnt_temperature(reduction: str) -> None
         inputs, dtype, positive_offset=11, hard_negative_offset=7, hard_negative_weight=1.5,
         row_weights=weights.cpu() if DEVICE == "cpu" else weights, reduction=reduction,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_temperature_alone_may_need_a_gradient(dtype: torch.dtype) -> None:
+    temperature = torch.tensor(0.07, device=DEVICE, requires_grad=True)
+    queries, keys = rows(40, 24, dtype), rows(60, 24, dtype, seed=1)
+    queries[3] = 0  # no direction, no part in it
+    (found,) = torch.autograd.grad(info_nce(queries, keys, temperature, impl="triton"), temperature)
+    exact = torch.tensor(0.07, dtype=torch.float64, requires_grad=True)
+    (truth,) = torch.autograd.grad(eager_info_nce(queries.double().cpu(), keys.double().cpu(), exact), exact)
+    assert found.item() == pytest.approx(truth.item(), rel=TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -239,21 +251,24 @@ def test_the_operators_keep_their_promises_to_pytorch(transposed: bool) -> None:
         queries, keys = (values.T.contiguous().T for values in (queries, keys))
     queries, keys = queries.requires_grad_(), keys.requires_grad_()
     temperature = torch.tensor(0.1, device=DEVICE)
-    options = (6, 0, None, 0.0, True, True, True, False, "triton")
+    options = (None, None, 6, 0, None, 0.0, True, [], None, False, True, True, False, "triton")
     coefficients = torch.full((6,), 0.5, device=DEVICE)
     operator = torch.ops.diffcse_kernels.info_nce.default
     torch.library.opcheck(operator, (queries, keys, temperature, coefficients, *options))
     backward = torch.ops.diffcse_kernels.info_nce_backward.default
-    torch.library.opcheck(backward, (coefficients, queries.detach(), keys.detach(), temperature, *options))
+    torch.library.opcheck(
+        backward, (coefficients, coefficients[:0].clone(), queries.detach(), keys.detach(), temperature, *options)
+    )
 
 
 def test_strips_and_splits_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = {"queries": rows(200, 16, torch.float32), "keys": rows(200, 16, torch.float32, seed=1)}
     whole = loss_and_gradients(info_nce, inputs, impl="triton", temperature=0.01)
-    monkeypatch.setattr(similarity, "WORKSPACE_BYTES", 1)
+    monkeypatch.setattr(strips, "WORKSPACE_BYTES", 1)
     monkeypatch.setattr(similarity, "PROGRAMS", 1)
     parts = loss_and_gradients(info_nce, inputs, impl="triton", temperature=0.01)
-    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-7)
+    for part, value in zip((parts[0], *parts[1]), (whole[0], *whole[1]), strict=True):
+        assert error(part, value) < 1e-5  # the shifts differ by what each split has seen
 
 
 FAULTS = {

@@ -115,6 +115,7 @@ def test_equals_the_whole_block_in_float64(
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
 @needs_triton
+@pytest.mark.device
 def test_triton_equals_the_whole_block_in_float64(dtype: torch.dtype, shape: tuple[int, int, int, int | None]) -> None:
     rows, columns, width, offset = shape
     inputs = unit_rows(rows, width, seed=1).to(dtype), unit_rows(columns, width, seed=2).to(dtype)
@@ -124,6 +125,7 @@ def test_triton_equals_the_whole_block_in_float64(dtype: torch.dtype, shape: tup
 
 
 @needs_triton
+@pytest.mark.device
 def test_triton_takes_rows_and_keys_of_different_dtypes() -> None:
     for dtypes in ((torch.bfloat16, torch.float32), (torch.float32, torch.float16), (torch.float16, torch.bfloat16)):
         queries, keys = (unit_rows(9, 8, seed).to(dtype) for seed, dtype in enumerate(dtypes))
@@ -133,11 +135,83 @@ def test_triton_takes_rows_and_keys_of_different_dtypes() -> None:
 
 @pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
 @needs_triton
+@pytest.mark.device
 def test_triton_takes_rows_of_any_length(dtype: torch.dtype) -> None:
     queries, keys = (unit_rows(9, 8, seed) * length for seed, length in enumerate((100.0, 0.01)))
     inputs = queries.to(dtype), keys.to(dtype)
     found = results(key_blocks, inputs, 0, TRITON_DEVICE, impl="triton")
     assert error(found, exact(inputs, 0)) <= triton_tolerance(dtype)
+
+
+MASKED_SHAPES = {name: SHAPES[name] for name in ("one pair", "positives inside", "no positives", "no keys", "no rows")}
+OF_ROWS, OF_KEYS = torch.arange(280).reshape(70, 4)[:, ::2] % 9, torch.arange(210).reshape(70, 3)[:, 1:] % 13
+
+
+def masked_results(impl: str, inputs: tuple[Tensor, Tensor], offset: int | None, device: str = "cpu") -> list[Tensor]:
+    """As `results`, with two ids a row and thresholds that leave out some keys; in float64 exactly for "exact"."""
+    rows, columns = (len(values) for values in inputs)
+    ids = {"query_ids": OF_ROWS[:rows] * 2**40, "key_ids": OF_KEYS[:columns] * 2**40}
+    thresholds = torch.linspace(-3, 8, rows, dtype=torch.float64)
+    dtype = torch.float64 if impl == "exact" else torch.promote_types(inputs[0].dtype, torch.float32)
+    of_loss = torch.full_like(thresholds, 20.0), factors(rows)
+    if impl != "exact":
+        queries, keys, scale, *vectors = (
+            values.to(device, values.dtype if values.dim() == 2 else dtype)
+            for values in (*inputs, SCALE, thresholds, *of_loss)
+        )
+        options = {name: values.to(device) for name, values in ids.items()}
+        options |= {"thresholds": vectors[0], "impl": impl, "positive_offset": offset}
+        forward = block_logsumexp(queries, keys, scale, **options)
+        return [value.cpu() for value in (*forward, *block_gradients(queries, keys, scale, *vectors[1:], **options))]
+    queries, keys = (values.double() for values in inputs)
+    logits = SCALE.double() * queries @ keys.T
+    is_positive = torch.zeros(logits.shape, dtype=torch.bool)
+    if offset is not None:
+        is_positive[torch.arange(rows), offset + torch.arange(rows)] = True
+    positives = logits[is_positive] if offset is not None else torch.full((rows,), -torch.inf, dtype=torch.float64)
+    alike = (ids["query_ids"][:, None] == ids["key_ids"][None]).any(dim=-1)
+    logits = logits.masked_fill(is_positive | alike | (logits > thresholds[:, None]), -torch.inf)
+    largest = logits.amax(dim=1) if columns else torch.full_like(positives, -torch.inf)
+    weights = (logits - of_loss[0][:, None]).exp() * of_loss[1][:, None]
+    return [logits.logsumexp(dim=1), positives, largest, weights @ keys, weights.T @ queries]
+
+
+@pytest.mark.parametrize("size", BYTES_PER_BLOCK)
+@pytest.mark.parametrize("shape", MASKED_SHAPES.values(), ids=MASKED_SHAPES)
+def test_ids_and_thresholds_leave_keys_out(
+    shape: tuple[int, int, int, int | None], size: int, block_bytes: Callable[[int], None]
+) -> None:
+    rows, columns, width, offset = shape
+    block_bytes(size)
+    inputs = unit_rows(rows, width, seed=1), unit_rows(columns, width, seed=2)
+    found, truth = masked_results("reference", inputs, offset), masked_results("exact", inputs, offset)
+    assert error(found, truth) <= tolerance(torch.float64)
+
+
+@pytest.mark.parametrize("shape", MASKED_SHAPES.values(), ids=MASKED_SHAPES)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in TRITON_DTYPES[1:])], ids=str
+)
+@needs_triton
+def test_ids_and_thresholds_leave_keys_out_in_triton(
+    dtype: torch.dtype, shape: tuple[int, int, int, int | None]
+) -> None:
+    rows, columns, width, offset = shape
+    inputs = unit_rows(rows, width, seed=1).to(dtype), unit_rows(columns, width, seed=2).to(dtype)
+    found, truth = masked_results("triton", inputs, offset, TRITON_DEVICE), masked_results("exact", inputs, offset)
+    assert error(found[:3], truth[:3]) <= tolerance(dtype)
+    assert error(found[3:], truth[3:]) <= triton_tolerance(dtype)
+
+
+@needs_triton
+@pytest.mark.device
+def test_triton_takes_rows_strip_by_strip(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffcse_kernels.triton import strips
+
+    monkeypatch.setattr(strips, "WORKSPACE_BYTES", 1)  # as few rows at once as a tile has
+    inputs = unit_rows(150, 4, seed=1).float(), unit_rows(170, 4, seed=2).float()
+    found = results(key_blocks, inputs, 12, TRITON_DEVICE, impl="triton")
+    assert error(found, exact(inputs, 12)) <= tolerance(torch.float32)
 
 
 def joined_blocks(queries: Tensor, blocks: Sequence[Tensor], own: int, offset: int, **impl: str) -> list[Tensor]:
@@ -183,6 +257,7 @@ def test_blocks_one_after_another_are_info_nce() -> None:
 
 @pytest.mark.parametrize("dtype", TRITON_DTYPES, ids=str)
 @needs_triton
+@pytest.mark.device
 def test_blocks_one_after_another_are_info_nce_in_triton(dtype: torch.dtype) -> None:
     queries, blocks = blocks_and_queries()
     truth = whole(queries.to(dtype), torch.cat(blocks).to(dtype), 4)
@@ -201,7 +276,7 @@ FAULTS = {
         "weights.diagonal(positive_offset + rows.start)",
         "weights.diagonal(positive_offset)",
     ),
-    "the scale is missing in the gradients": ("((q[rows] * scale) @ k.T).sub_", "(q[rows] @ k.T).sub_"),
+    "the scale is missing in the gradients": ("weights = (q[rows] * scale) @ k.T", "weights = q[rows] @ k.T"),
     "the factors are missing in one gradient": ("q[rows] * row_factors", "q[rows]"),
     "only the last rows count": ("grad_k.addmm_(weights.T,", "torch.mm(weights.T, out=grad_k, mat2="),
 }
@@ -251,6 +326,8 @@ ROWS = torch.zeros(4, 3)
         ({"positive_offset": -1}, "positive_offset=-1"),
         ({"shifts": torch.zeros(3)}, r"shifts must be \[4\], not \[3\]"),
         ({"factors": torch.zeros(4, 1)}, r"factors must be \[4\]"),
+        ({"thresholds": torch.zeros(3)}, r"thresholds must be \[4\]"),
+        ({"key_ids": torch.arange(4)}, "need query_ids and key_ids both"),
         ({"impl": "fast"}, "impl must be one of"),
     ],
 )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.distributed as dist
+from diffcse_kernels.gather import place
 from diffcse_kernels.nn import InfoNCE
 from torch import Tensor
 from torch.nn import functional as F
@@ -67,3 +71,15 @@ def test_none_gives_a_loss_a_row():
 def test_a_temperature_that_is_not_positive_is_refused(temperature: float):
     with pytest.raises(ValueError, match="temperature must be a positive finite number"):
         InfoNCE(temperature)
+
+
+@pytest.mark.parametrize("group", [dist.GroupMember.NON_GROUP_MEMBER, "wrold", [0, 1]])
+def test_what_is_no_group_is_refused_before_any_exchange(group: Any):
+    for call in (place, lambda group: InfoNCE(group=group)):
+        with pytest.raises(ValueError, match='group must be "world" or a ProcessGroup'):
+            call(group)
+
+
+def test_a_wrong_reduction_is_refused_whatever_the_group():
+    with pytest.raises(ValueError, match="reduction must be 'mean', 'sum' or 'none', not 'average'"):
+        InfoNCE(reduction="average", group="world")  # type: ignore[arg-type]

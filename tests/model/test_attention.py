@@ -90,7 +90,7 @@ def test_an_exported_model_looks_both_ways_in_both_libraries(family, tmp_path):
 
 def test_a_family_whose_attention_cannot_be_opened_says_so():
     backbone = MambaModel(MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1))
-    with pytest.raises(InputError, match="MambaModel builds its attention mask by itself and stays causal"):
+    with pytest.raises(InputError, match="MambaModel builds its attention mask itself and stays causal"):
         attend_both_ways(backbone)
 
 
@@ -171,5 +171,5 @@ def test_the_start_table_names_the_attention_kernels(capsys):
     assert f"{' '.join(words([5, 6]))}   |   {' '.join(words([6, 6]))}" in first
     assert "attention kernel" in first and "cuDNN" in first
     assert "8 sentences; nothing lost" in first
-    assert "the CPU, 1 threads a rank" in second and "AdamW" in second
+    assert "the CPU, 1 threads per rank" in second and "AdamW" in second
     assert "attention kernel" in second and "cuDNN" not in second

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import socket
+import time
+
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, BertModel, PreTrainedTokenizerFast, T5Config, ViTConfig, ViTModel
 
 from diffcse_scale.export import export_sentence_transformer
+from diffcse_scale.foundation import hub_reach
 from diffcse_scale.foundation.errors import InputError
-from diffcse_scale.model.backbone import load_backbone, load_config, load_encoder_tokenizer, load_masked_lm
+from diffcse_scale.model.backbone import (
+    load_backbone,
+    load_config,
+    load_encoder_tokenizer,
+    load_masked_lm,
+    load_tokenizer,
+)
 from diffcse_scale.model.encoder import Encoder, encode_sentences
 from diffcse_scale.recipe import ModelRecipe
 from tests.support.tiny_models import (
@@ -21,6 +32,7 @@ from tests.support.tiny_models import (
     tiny_byte_tokenizer,
     tiny_config,
     tiny_masked_lm,
+    tiny_tokenizer,
 )
 
 
@@ -51,6 +63,44 @@ def test_the_body_of_a_masked_language_model_is_an_encoder(tmp_path):
 def test_the_pooler_is_left_out(tmp_path):
     BertModel(tiny_config("bert")).save_pretrained(tmp_path)
     assert not [name for name, _ in load_backbone(str(tmp_path)).named_parameters() if "pooler" in name]
+
+
+@pytest.fixture
+def silent_hub(tmp_path, monkeypatch):
+    """The Hub's name leads to a machine that takes connections and never answers; and the folder of its cache."""
+    cache, here = tmp_path / "cache", tmp_path / "here"
+    (here / "bert-smal").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_reach, "PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        yield cache
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence_at_once_with_what_to_do(silent_hub, caplog):
+    began = time.monotonic()
+    for load in (load_tokenizer, load_config, load_masked_lm):
+        with pytest.raises(
+            InputError, match=r"not a folder here \(did you mean bert-smal\?\), the Hub cannot .*HF_ENDPOINT"
+        ):
+            load("bert-small")
+    assert time.monotonic() - began < 5  # asked once
+    assert caplog.messages == []
+
+
+def test_a_copy_in_the_cache_serves_where_the_hub_cannot_be_reached(silent_hub):
+    copy = silent_hub / "models--some--bert"
+    (copy / "refs").mkdir(parents=True)
+    (copy / "refs" / "main").write_text("abc")
+    masked = tiny_masked_lm("bert")
+    masked.save_pretrained(copy / "snapshots" / "abc")
+    tiny_tokenizer().save_pretrained(copy / "snapshots" / "abc")
+    assert load_tokenizer("some/bert").get_vocab() == tiny_tokenizer().get_vocab()
+    loaded = load_masked_lm("some/bert").state_dict()
+    assert all((loaded[name] == value).all() for name, value in masked.state_dict().items())
+    assert not constants.HF_HUB_OFFLINE
 
 
 @pytest.fixture(params=[False, True], ids=["no_start", "start"])

@@ -63,7 +63,7 @@ def test_the_loss_is_that_of_the_probabilities(fidelity):
     head, hidden, mask = RTDHead(32, fidelity), torch.randn(3, 7, 32), torch.ones(3, 7, dtype=torch.long)
     original = torch.zeros_like(mask)
     edited = torch.randint(2, mask.shape)
-    probabilities = head.probability(hidden)
+    probabilities = head(hidden).sigmoid()
     expected = F.binary_cross_entropy(probabilities, edited.float(), reduction="sum")
     torch.testing.assert_close(head(hidden, original, edited, mask).loss_sum, expected, atol=1e-4, rtol=1e-5)
 

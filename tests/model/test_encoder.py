@@ -37,7 +37,7 @@ def test_sentences_longer_than_the_backbone_can_read_are_refused():
     check_fits(backbone, tokenizer, "tiny", {"data.max_length": limit})
     with pytest.raises(InputError, match=rf"evaluation.max_length = {limit + 1} is more than the {limit} positions"):
         check_fits(backbone, tokenizer, "tiny", {"evaluation.max_length": limit + 1})
-    with pytest.raises(InputError, match=r"data.max_length = 2 has no room beside the special tokens of tiny"):
+    with pytest.raises(InputError, match=r"data.max_length = 2 leaves no room besides the special tokens of tiny"):
         check_fits(backbone, tokenizer, "tiny", {"data.max_length": 2})
 
 

@@ -93,7 +93,7 @@ def test_positions_that_are_computed_have_no_end_but_what_lies_beyond_training_i
     check_fits(backbone, tiny_tokenizer(), family, {"data.max_length": 40})
     assert not caplog.records
     check_fits(backbone, tiny_tokenizer(), family, {"data.max_length": 41})
-    assert f"data.max_length = 41 is more than the 40 tokens that {family} was made for" in caplog.text
+    assert f"data.max_length = 41 is more than the 40 tokens that {family} was trained for" in caplog.text
     assert torch.isfinite(backbone(input_ids=torch.full((1, 41), 5)).last_hidden_state).all()
 
 

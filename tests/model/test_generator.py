@@ -197,7 +197,7 @@ def test_a_network_needs_an_embedding_for_every_id_of_its_tokenizer():
     model = _model("bert")
     check_fits(model, _tokenizer(map(str, range(VOCABULARY))), "bert", {})
     check_fits(model, _tokenizer("abc"), "bert", {})
-    message = f"bert has embeddings for {VOCABULARY} ids, and its tokenizer writes ids up to {VOCABULARY}; give it"
+    message = f"bert has embeddings for {VOCABULARY} ids, but its tokenizer writes ids up to {VOCABULARY}; give it"
     with pytest.raises(InputError, match=message):
         check_fits(model, _tokenizer(map(str, range(VOCABULARY + 1))), "bert", {})
 

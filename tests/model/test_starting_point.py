@@ -109,5 +109,7 @@ def test_a_tokenizers_own_truncation_is_no_number_of_positions(backbone: Path) -
 
 def test_adapters_are_no_network_to_begin_from(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"holds adapters \(adapter_config\.json\), no whole network; give their base"):
+    with pytest.raises(
+        InputError, match=r"holds adapters \(adapter_config\.json\), not a complete network; give their base"
+    ):
         load_backbone(str(tmp_path))

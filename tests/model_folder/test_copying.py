@@ -44,7 +44,7 @@ LINKS: dict[str, Callable[[Path, Path], object]] = {
 @pytest.mark.parametrize("link", LINKS)
 def test_a_link_that_leads_out_of_the_model_is_refused(run: Path, secret: Path, tmp_path: Path, link: str) -> None:
     LINKS[link](run / "model", secret)
-    with pytest.raises(InputError, match=r"is a link to .*, which is no file of the model; put a file in its place"):
+    with pytest.raises(InputError, match=r"is a link to .*, which is not part of the model; replace it with a file"):
         export_model(run, tmp_path / "out", ExportOptions())
     assert not list(tmp_path.glob("*out*"))
 
@@ -92,7 +92,7 @@ def test_blobs_that_lie_elsewhere_are_not_those_of_the_repository(secret: Path, 
     blobs.symlink_to(secret.parent)
     (snapshot / "notes.md").unlink()
     (snapshot / "notes.md").symlink_to("../../blobs/secret")
-    with pytest.raises(InputError, match="which is no file of the model"):
+    with pytest.raises(InputError, match="which is not part of the model"):
         own_files(snapshot)
 
 

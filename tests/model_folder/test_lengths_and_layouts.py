@@ -111,7 +111,7 @@ def test_a_models_second_of_two_is_read_before_the_first_is_measured(
 def test_too_small_a_vocabulary_is_refused(tmp_path: Path, pooling: str | None) -> None:
     more = [f"word{number}" for number in range(32)]
     folder = plain_folder(tmp_path / "model", tiny_backbone("bert"), more=more)
-    with pytest.raises(InputError, match=r"has embeddings for 32 ids, and its tokenizer writes ids up to 5\d; give it"):
+    with pytest.raises(InputError, match=r"has embeddings for 32 ids, but its tokenizer writes ids up to 5\d; give it"):
         load_model(folder, pooling)
 
 
@@ -138,7 +138,7 @@ def test_under_another_pooling_modules_are_left_out_aloud_and_prompts_stay(
     whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, _ = load_model(whole, "mean")
-    assert f"Of {whole} the modules Dense are left out" in caplog.text
+    assert f"{whole}: the modules Dense are left out" in caplog.text
     plain, _ = load_model(tmp_path / "plain", "mean")
     np.testing.assert_allclose(model.encode("a dog"), plain.encode("the cat a dog"), rtol=0, atol=1e-6)
 

@@ -57,14 +57,14 @@ def set_nan(key: str) -> Change:
 
 
 DAMAGES: dict[str, tuple[Change, str]] = {
-    "missing": (lambda w: w.pop(MATRIX), rf"has no trained weights for {MATRIX} \(1 such in all\), which \w+ needs"),
+    "missing": (lambda w: w.pop(MATRIX), rf"has no trained weights for {MATRIX} \(1 in all\), which \w+ needs"),
     "another shape": (lambda w: w.update({MATRIX: torch.zeros(3, 4)}), rf"{MATRIX} is \[3, 4\], not \[24, 32\]"),
     "of a layer too many": (
         lambda w: w.update({"encoder.layer.3.output.dense.weight": torch.zeros(1)}),
         r"has no place for: encoder\.layer\.3\.output\.dense\.weight",
     ),
     "of nothing known": (lambda w: w.update({"extra.weight": torch.zeros(1)}), r"has no place for: extra\.weight"),
-    "NaN": (set_nan(MATRIX), rf"weights that are not finite numbers: \S*{MATRIX} \(1 such in all\)"),
+    "NaN": (set_nan(MATRIX), rf"weights that are not finite numbers: \S*{MATRIX} \(1 in all\)"),
     "infinite": (lambda w: w["embeddings.LayerNorm.bias"].fill_(float("-inf")), r"not finite numbers: \S*embeddings"),
 }
 LOADERS: dict[str, Callable[[Path], object]] = {

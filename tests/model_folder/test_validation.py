@@ -46,7 +46,9 @@ def test_other_vectors_are_refused_and_nothing_is_left(run: Path, tmp_path: Path
     options, name, does = WRONG[wrong]
     export_model(run, tmp_path / "right", options)
     monkeypatch.setattr(command, name, does)
-    with pytest.raises(InputError, match=r"gives other vectors than the model in .* allowed is 1e-05\); nothing was"):
+    with pytest.raises(
+        InputError, match=r"does not reproduce the vectors of the model in .* allowed is 1e-05\); nothing was"
+    ):
         export_model(run, tmp_path / "out", options)
     assert not list(tmp_path.glob("*out*"))
 
@@ -68,7 +70,7 @@ def test_the_tolerance_is_a_hundred_thousandth(tmp_path: Path) -> None:
     largest = np.abs(vectors).max()
     check_export(tmp_path / "model", tmp_path / "model", vectors + 0.9e-5 * largest)
     for wrong in (vectors + 1.1e-5 * largest, vectors[:, :-1], np.full_like(vectors, np.nan)):
-        with pytest.raises(InputError, match="gives other vectors"):
+        with pytest.raises(InputError, match="does not reproduce the vectors"):
             check_export(tmp_path / "model", tmp_path / "model", wrong)
 
 

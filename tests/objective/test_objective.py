@@ -39,7 +39,7 @@ def alone(objective: ObjectiveRecipe, views: int) -> dict[str, Tensor]:
 def of_ranks(objective: ObjectiveRecipe, views: int, exchange: Any, world: list[Ranks]) -> dict[str, Tensor]:
     """The mean over ranks, as an engine takes it; counts, which are sums, times W."""
     models = [toy_model(objective, ranks=ranks).double() for ranks in world]
-    objectives = [Objective(objective, exchange, ranks) for ranks in world]
+    objectives = [Objective(objective, exchange, ranks, sentences=8) for ranks in world]
     shares = [share(*toy_chunk(views=views), rank, len(world)) for rank in range(len(world))]
     found = together(gradients, objectives, models, *zip(*shares, strict=True))
     means = {name: torch.stack([one[name].double() for one in found]).mean(0) for name in found[0]}
@@ -56,7 +56,7 @@ def largest_deviation(found: dict[str, Tensor], truth: dict[str, Tensor]) -> flo
 
 
 @pytest.mark.parametrize("exchange", ["gather", "ring"])
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, 3, 4])
 @pytest.mark.parametrize("views", [2, 3])
 def test_losses_statistics_and_gradients_are_those_of_one_process(exchange, world_size, views):
     found = of_ranks(RECIPE, views, exchange, ranks_in_threads(world_size))
@@ -104,7 +104,7 @@ class Spread(BatchTerm):
     def weight(recipe):
         return 3.0
 
-    def __call__(self, z, views):
+    def __call__(self, z, chunks):
         return Part(z.square().mean(), {})
 """
 

@@ -10,7 +10,7 @@ import torch
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.planning.communication import bytes_sent
 from diffcse_scale.planning.memory import device_memory
-from diffcse_scale.planning.rehearsal import Moment
+from diffcse_scale.planning.moments import Moment
 from diffcse_scale.planning.shape_networks import Networks, Parameter
 from diffcse_scale.planning.sharding import read_sharding
 
@@ -21,6 +21,8 @@ PARAMETERS = [
     Parameter("encoder.frozen", MILLION, 2, False, True),
 ]
 NETWORKS = Networks(None, None, PARAMETERS, 0, width=10)  # type: ignore[arg-type]
+# of so few weights ZeRO-3 would keep all from forward to backward
+NOTHING_STAYS = {"stage3_max_reuse_distance": 0}
 # 50 MB of activations, of which 5 remain when the first gradient arrives
 STEP = [
     Moment("step", 0, 50e6, 5e6, 0, "discriminator.a"),
@@ -30,7 +32,7 @@ STEP = [
 
 
 def on_gpus(recipe, stage, ranks=2, **config):
-    zero = {"stage": stage, "reduce_bucket_size": 10 * MILLION, **config.pop("zero", {})}
+    zero = {"stage": stage, "reduce_bucket_size": 10 * MILLION, **NOTHING_STAYS, **config.pop("zero", {})}
     return read_sharding({"zero_optimization": zero, **config}, recipe, ranks, on_cpu=False)
 
 
@@ -104,16 +106,32 @@ def test_frozen_parameters_have_no_gradient_and_no_optimizer_state(recipe):
         (1, 4, 4 * 8, 4 * 8 / 2),
         (2, 4, 4 * 4 * 8, 4 * 8 / 2),  # 16 sentences in four chunks
         (3, None, 4 * 8 / 2, 2 * 4 * 9 / 2),
-        # every chunk forward and backward, the encoder forward once more, and one pass through everything
-        (3, 4, (4 + 1) * 4 * 8 / 2, ((4 * 2 + 2) * 4 * 9 + 4 * 4 * 3) / 2),
+        # every chunk forward and backward, the encoder forward once more, and one pass through everything, which
+        # goes back with that of the discriminator's first chunk
+        (3, 4, (4 * 6 + (4 + 1) * 2) * 4 / 2, ((4 * 2 + 2) * 4 * 9 + 4 * 4 * 3) / 2),
     ],
 )
 def test_communication_by_hand(recipe, stage, chunk, gradients, weights):
     sent = bytes_sent(NETWORKS, on_gpus(recipe, stage), recipe, 16, chunk)
     assert sent["gradients"] == gradients * MILLION
     assert sent["weights"] == weights * MILLION
-    # 16 keys of width 10 to one neighbour, and the sum of the gradients of 32
-    assert sent["embeddings"] == 4 * 16 * 10 + 4 * 32 * 10
+    # 16 keys of width 10 to one neighbour, and the gradients of its 16 back
+    assert sent["embeddings"] == 4 * 16 * 10 + 4 * 16 * 10
+
+
+@pytest.mark.parametrize(
+    ("exchange", "autocast", "each"),
+    [
+        ("auto", False, 3 * 4 + 3 * 4),  # three others
+        ("gather", True, 3 * 2 + 3 * 2),
+        ("ring", False, 3 * 4 + 3 * 4 + 4 * 4),  # forward, backward, and sums to all and back to their owner
+        ("ring", True, 3 * 2 + 3 * 2 + 4 * 4),
+    ],
+)
+def test_embeddings_travel_in_the_dtype_that_they_are_compared_in(recipe, exchange, autocast, each):
+    asked = recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"exchange": exchange})})
+    sharding = replace(on_gpus(recipe, 2, ranks=4), autocast=autocast)
+    assert bytes_sent(NETWORKS, sharding, asked, 16, None)["embeddings"] == 16 * 10 * each
 
 
 def test_one_device_sends_nothing(recipe):

@@ -89,3 +89,22 @@ def _fill_with_zeros(module: torch.nn.Module) -> None:
 def test_a_chunk_that_holds_the_share_is_planned_as_none(recipe, chunk, planned):
     cut = recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"chunk": chunk})})
     assert Planner(cut, sharding(cut), budget=2**30).chunk == planned
+
+
+def test_zero_3_leaves_no_copy_of_a_linear_weight_in_the_graph(recipe):
+    """Under autocast a plain linear layer leaves one in bfloat16, 2 bytes a number, until its backward pass."""
+    config = {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
+    simple = recipe.model_copy(update={"objective": recipe.objective.model_copy(update={"rtd_weight": 0.0})})
+    ends, networks = {}, load_networks(simple)
+    for stage in (2, 3):
+        planned = read_sharding({"zero_optimization": {"stage": stage}, **config}, simple, 2, on_cpu=True)
+        moments = Rehearsal(load_networks(simple), simple, planned, share=1).moments(1, None)
+        last = "encoder.backbone.encoder.layer.1.output.dense.weight"
+        ends[stage] = next(moment.left for moment in moments if moment.gradient == last)
+    # of what runs before that layer's output, which is all of the encoder's linear weights but this one
+    copies = sum(
+        parameter.elements
+        for parameter in networks.parameters
+        if parameter.autocast and parameter.part == "encoder" and parameter.name != last and parameter.dimensions > 1
+    )
+    assert ends[2] - ends[3] == pytest.approx(2 * copies, rel=0.05)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from diffcse_scale.cli import app
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.report import report
+from tests.support.command_line import diffcse_scale
 from tests.support.pages import Page
 from tests.support.toy_run import write_run
 
@@ -44,13 +45,17 @@ def test_the_command_line_passes_everything_on(two_runs, world, tmp_path):
 def test_another_file_is_not_written_over_and_an_earlier_report_is(two_runs, tmp_path):
     page = tmp_path / "report.html"
     page.write_text("<p>precious</p>")
-    with pytest.raises(InputError, match="is not a page of diffcse-scale report, but a text file"):
+    with pytest.raises(InputError, match="is not a page of diffcse-scale report about these runs, but a text file"):
         report(two_runs, page, models=False)
     assert page.read_text() == "<p>precious</p>"
     with pytest.raises(InputError, match="is a folder"):
         report(two_runs, tmp_path, models=False)
     report(two_runs[:1], page, models=False, overwrite=True)
     report(two_runs, page, models=False)
+    assert "2 runs" in Page.of(page).text
+    for others in (two_runs[:1], two_runs[1:]):  # a page about both says more
+        with pytest.raises(InputError, match="is not a page of diffcse-scale report about these runs"):
+            report(others, page, models=False)
     assert "2 runs" in Page.of(page).text
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
@@ -60,7 +65,7 @@ def test_sentences_that_are_not_there_are_refused(two_runs, tmp_path, text):
     file = tmp_path / "sentences.txt"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(InputError, match=r"sentences\.txt .*give a text file with one a line"):
+    with pytest.raises(InputError, match=r"sentences\.txt .*give a text file with one sentence per line"):
         report(two_runs, tmp_path / "report.html", sentences=file)
 
 
@@ -73,9 +78,19 @@ def test_where_the_recipes_data_is_gone_the_page_says_so_and_other_data_can_be_n
     gone = tmp_path / "gone.tsv"
     run = write_run(world, tmp_path / "run", f"evaluation.data={gone}")
     without = Page.of(report([run], tmp_path / "without.html")).text
-    assert "gone.tsv: no such file or folder" in without and "--data names another place" in without
+    assert "gone.tsv: no such file or folder" in without and "give another place with --data" in without
     page = Page.of(report([run], tmp_path / "with.html", data=str(world / "pairs.tsv"))).text
     assert "60 pairs; Spearman x 100: " in page and "no such file" not in page
+
+
+def test_the_command_that_the_page_advises_works_as_it_stands(world, tmp_path):
+    run = write_run(world, tmp_path / "run")
+    shutil.rmtree(run / "evaluation")
+    page = Page.of(report([run], tmp_path / "report.html", models=False)).text
+    command = re.search(r"diffcse-scale (evaluate .*?) writes one", page)[1]
+    arguments = command.replace("RUN", str(run)).replace("DATA", str(world / "pairs.tsv")).split()
+    assert diffcse_scale(*arguments).returncode == 0
+    assert "There is no evaluation of" not in Page.of(report([run], tmp_path / "report.html", models=False)).text
 
 
 def test_a_base_that_is_gone_leaves_the_trained_encoder(world, tmp_path):

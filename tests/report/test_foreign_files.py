@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from diffcse_scale.evaluation.summary import as_table, summarize
+from diffcse_scale.evaluation.summary import as_json, print_summary_of, summarize
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.report.page import Looks, render
 from diffcse_scale.runs.metrics_file import MetricsFile
@@ -39,7 +39,8 @@ def told(run: Path) -> list[str]:
     for command in (
         lambda: render(read_runs([run]), Looks()),
         lambda: status_line(read_status(run)),
-        lambda: [as_table(group) for group in summarize([run]).groups],
+        lambda: as_json(summarize([run]).groups),
+        lambda: print_summary_of([run]),
     ):
         try:
             command()

@@ -46,7 +46,7 @@ def test_results_of_the_runs_stand_side_by_side(page):
     assert "untrained, mean 21.25 21.25" in page.text
     assert "trained, cls 45.68 46.68 of step 12 12" in page.text
     assert "45.68 development Spearman x 100, step 12 untrained: cls 30.50, mean 21.25" in page.text
-    assert "RTD balanced accuracy 71.2% 71.2%" in page.text
+    assert "RTD AUROC over words 0.713 0.713" in page.text
 
 
 def test_evaluations_have_their_intervals_and_what_is_undefined_is_called_so(page):

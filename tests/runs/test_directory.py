@@ -10,6 +10,7 @@ import sys
 import tempfile
 
 import pytest
+from torch.distributed import DistBackendError
 
 from diffcse_scale.export import export_sentence_transformer
 from diffcse_scale.foundation.errors import InputError, RunEnded
@@ -73,7 +74,7 @@ def test_a_recipe_that_is_cut_is_not_called_another_recipe(tmp_path, knows):
         ):
             if kept == len(lines) - 1 and not knows:
                 continue
-            said = "is not as it was written when the run began" if knows else "bring it back|must be a mapping|missing"
+            said = "has changed since the run began" if knows else "restore it|must be a mapping|missing"
             with pytest.raises(InputError, match=rf"recipe.yaml.* ({said})") as told:
                 read()
             assert "another recipe" not in str(told.value) and len(str(told.value)) < 300
@@ -94,7 +95,7 @@ def test_of_many_differences_a_few_are_shown(tmp_path):
 def test_what_does_not_touch_the_result_may_change_on_resume(tmp_path):
     folder = str(tmp_path / "run")
     started(folder)
-    RunDirectory.open(folder, load_recipe("quickstart", ["log_every=7", "data.workers=1"]), start="resume")
+    RunDirectory.open(folder, load_recipe("quickstart", ["log_every=7", "batch.exchange=gather"]), start="resume")
 
 
 @pytest.mark.parametrize("start", ["resume", "auto"])
@@ -107,7 +108,7 @@ def test_a_run_whose_checkpoints_are_gone_never_begins_anew_in_silence(tmp_path,
     del run  # and its lock
     RunDirectory.open(str(folder), RECIPE, start)  # killed before its first checkpoint: nothing is missing
     (folder / "checkpoints" / "latest").unlink()
-    with pytest.raises(InputError, match=r"has been trained, and .*checkpoints/latest is gone; bring its folder back"):
+    with pytest.raises(InputError, match=r"has been trained, but .*checkpoints/latest is missing; restore its folder"):
         RunDirectory.open(str(folder), RECIPE, start)
     (folder / "metrics.jsonl").unlink()
     RunDirectory.open(str(folder), RECIPE, start)  # it had not begun to train
@@ -144,7 +145,7 @@ def test_what_a_kill_left_half_written_leaves_the_folder_free(tmp_path, half):
 @pytest.mark.parametrize("name", ["run.json", "status.json", "hang", "recipe.yaml.tmp"])
 def test_files_of_another_program_that_have_our_names_are_not_written_over(tmp_path, name):
     (tmp_path / name).write_text("precious")
-    with pytest.raises(InputError, match="exists and is no run of this program"):
+    with pytest.raises(InputError, match="exists and is not a run of this program"):
         RunDirectory.open(str(tmp_path), RECIPE, start="new")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "precious")]
 
@@ -177,6 +178,17 @@ def test_a_run_is_resumed_with_what_it_read_wherever_that_lies_now(tmp_path):
         RunDirectory.open(folder, load_recipe("quickstart", [*moved, "seed=7"]), start="resume")
 
 
+def test_a_corpus_that_loses_fewer_rows_than_before_says_so(tmp_path):
+    """An earlier version took a U+FFFD of the text for bytes that are not UTF-8."""
+    folder = str(tmp_path / "run")
+    started(folder, facts={**FACTS, "corpus": {"cleaning": {"undecodable": 5}}})
+    run = RunDirectory.open(folder, RECIPE, start="resume")
+    for now, said in ((2, "without 3 of the rows that were left out as undecodable"), (5, "now it is xyz; restore")):
+        facts = {**FACTS, "data_fingerprint": "xyz", "corpus": {"cleaning": {"undecodable": now}}}
+        with pytest.raises(InputError, match=said):
+            run.describe(RECIPE, **facts)
+
+
 def test_a_run_of_an_earlier_version_is_resumed_under_its_own_names_if_its_batches_are_the_same(tmp_path, caplog):
     """Its record has a fingerprint of paths and times, and its corpus had the rows that are left out now."""
     folder = str(tmp_path / "run")
@@ -207,7 +219,7 @@ def test_each_resume_is_recorded_beside_what_the_run_began_with(tmp_path):
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="is no run of this program"):
+    with pytest.raises(InputError, match="is not a run of this program"):
         RunDirectory.open(str(tmp_path), RECIPE, start="new")
 
 
@@ -346,6 +358,7 @@ def test_how_a_run_ended_early_and_why_is_the_last_word_of_the_status(tmp_path):
         (RunEnded("enough", ExitCode.STOPPED), "stopped", 74),
         (RunEnded("not finite", ExitCode.NOT_FINITE), "failed", 79),
         (InputError("a mistake"), "failed", 2),
+        (DistBackendError("NCCL error: invalid usage"), "failed", 1),  # which is no loss of another rank
     ):
         with pytest.raises(type(error)), RunDirectory.open(folder, RECIPE, start="auto") as run:
             run.status.update(now=True, state="training")
@@ -357,20 +370,24 @@ def test_how_a_run_ended_early_and_why_is_the_last_word_of_the_status(tmp_path):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become an ordinary user, whom permissions bind")
-@pytest.mark.parametrize("mode", [0o555, 0o700], ids=["read-only", "closed"])
-def test_a_folder_that_cannot_be_written_is_one_sentence(mode):
+def test_a_folder_that_cannot_be_written_is_one_sentence():
     program = (
         "import os, sys\n"
+        "from diffcse_scale.foundation.errors import InputError\n"
         "from diffcse_scale.recipe_file import load_recipe\n"
         "from diffcse_scale.runs.directory import RunDirectory\n"
         "os.setuid(65534)\n"
-        "RunDirectory.open(sys.argv[1], load_recipe('quickstart'), start='new')\n"
+        "for folder in sys.argv[1:]:\n"
+        "    try: RunDirectory.open(folder, load_recipe('quickstart'), start='new')\n"
+        "    except InputError as error: print(error)\n"
     )
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, mode)
-        run = f"{folder}/run"
-        result = subprocess.run([sys.executable, "-c", program, run], capture_output=True, text=True, check=False)
-    assert f"InputError: Output folder {run} cannot be read or written: permission denied; see" in result.stderr
+    with tempfile.TemporaryDirectory() as read_only, tempfile.TemporaryDirectory() as closed:
+        os.chmod(read_only, 0o555)
+        os.chmod(closed, 0o700)
+        runs = [f"{read_only}/run", f"{closed}/run"]
+        result = subprocess.run([sys.executable, "-c", program, *runs], capture_output=True, text=True, check=False)
+    for run, told in zip(runs, result.stdout.splitlines(), strict=True):
+        assert told.startswith(f"Output folder {run} cannot be read or written: permission denied; check")
 
 
 def test_what_training_does_not_use_of_its_encoders_folder_is_kept(tmp_path):

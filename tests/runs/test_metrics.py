@@ -10,7 +10,7 @@ import torch
 
 from diffcse_scale.objective.objective import StepOutput
 from diffcse_scale.objective.replaced_tokens import ReplacedTokens
-from diffcse_scale.runs.metrics import Idleness, Window, console_line, memory_peaks
+from diffcse_scale.runs.metrics import Idleness, Window, memory_peaks
 
 
 def _output(loss, contrastive, rtd, positive, negative, counts):
@@ -104,14 +104,6 @@ def test_a_loss_that_is_not_finite_is_noticed_however_early_in_the_window(bad):
     assert _window().finite()
 
 
-def test_the_console_line_has_units_and_leaves_out_what_was_not_counted():
-    row = {**_window().read(), "rtd_recall_replaced": None, "learning_rate": 1e-4, "gradient_norm": 1.0}
-    line = console_line(7, 100, row)
-    assert line.startswith("step   7/100  loss 2.5000  contrastive 1.5000")
-    assert "recall replaced" not in line
-    assert "lr 1.00e-04" in line and "sentences/s" in line and "padding 20.0%" in line
-
-
 @pytest.mark.parametrize(
     ("name", "idle", "at_work", "words"),
     [
@@ -140,5 +132,3 @@ def test_an_accelerators_reserved_memory_stands_beside_the_allocated(monkeypatch
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
     assert memory_peaks(torch.device("cuda")) == {"peak_memory_gb": 3.0, "peak_reserved_gb": 4.0}
     assert memory_peaks(torch.device("cpu")).keys() == {"peak_memory_gb"}
-    row = {**_window().read(), **memory_peaks(torch.device("cuda")), "learning_rate": 1e-4, "gradient_norm": 1.0}
-    assert "peak 3.00 GB  reserved 4.00 GB" in console_line(1, 2, row)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from diffcse_scale.runs.status import read_status, status_line
 from tests.support.local_cluster import ROOT, Cluster, Job
 
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
@@ -20,10 +23,11 @@ names = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.nam
 
 def _common(commands: str, cwd: Path, **environment: str) -> str:
     """Output of `commands` after common.sh, outside of any job."""
+    own = {name: value for name, value in os.environ.items() if name != "PYTHON"}  # which may be whatever made .venv
     return subprocess.run(
         ["bash", "-euc", f'source "{ROOT}/slurm/common.sh"; {commands}'],
         cwd=cwd,
-        env={**os.environ, "DIFFCSE_HOME": str(ROOT), **environment},
+        env={**own, "DIFFCSE_HOME": str(ROOT), **environment},
         capture_output=True,
         text=True,
         check=True,
@@ -36,6 +40,22 @@ def test_shellcheck_finds_nothing():
     files = [*SCRIPTS, *SOURCED, ROOT / "tests/support/local_cluster.sh"]
     done = subprocess.run(["shellcheck", *files], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_local_cluster_whose_port_is_taken_says_so(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        places = {"LOCAL_CLUSTER": str(tmp_path / "cluster"), "LOCAL_CLUSTER_PORT": str(port)}
+        done = subprocess.run(
+            [ROOT / "tests/support/local_cluster.sh", "start"],
+            env={**os.environ, **places},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"local_cluster: port {port} is taken; set LOCAL_CLUSTER_PORT to the first of 3 that are free\n"
+    )
 
 
 def test_a_task_knows_its_rank():
@@ -68,6 +88,28 @@ def test_a_container_is_put_around_the_command(tool: str, expected: str, tmp_pat
         CONTAINER_MOUNTS="/data:/data",
     )
     assert printed.strip().endswith(expected.format(cwd=tmp_path, root=ROOT)), printed
+
+
+@pytest.mark.parametrize(("job", "image"), [({"SLURM_JOB_ID": "7"}, "/local/image"), ({}, "image")])
+def test_an_image_is_copied_to_the_nodes_of_a_job_and_used_there(job: dict[str, str], image: str, tmp_path: Path):
+    (tmp_path / "sbcast").write_text('#!/bin/sh\necho "$@" >asked\n')
+    (tmp_path / "sbcast").chmod(0o755)
+    variables = {"CONTAINER": "image", "CONTAINER_COPY": "/local/image", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert _common('echo "${contained[@]}"', tmp_path, **variables, **job).split()[-1] == image
+    asked = tmp_path / "asked"
+    assert (asked.read_text().split() if asked.exists() else []) == (["--force", "image", image] if job else [])
+
+
+@pytest.mark.parametrize("tool", ["apptainer", "pyxis"])
+def test_the_last_words_are_written_by_the_containers_python(tool: str, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "status.json").touch()
+    tools = 'srun() { echo "srun $*"; }; apptainer() { echo "apptainer $*"; }'
+    printed = _common(f'{tools}; output=run; last_words "no end"', tmp_path, CONTAINER="image", CONTAINER_TOOL=tool)
+    assert printed.startswith("srun" if tool == "pyxis" else "apptainer") and printed.endswith(" run no end\n")
+    if tool == "pyxis":
+        assert " --container-image=image " in printed
+        assert " --nodes=1 --ntasks=1 --ntasks-per-node=1 python -c " in printed
 
 
 def test_what_the_environment_sets_wins_over_the_defaults(tmp_path: Path):
@@ -117,6 +159,18 @@ def test_what_another_job_has_tried_does_not_count_and_what_a_failed_node_has_sa
     # a start that has made a checkpoint and died with its node left no word
     (tmp_path / "run/checkpoints/latest").write_text("step-00000009\n")
     assert _starts(tmp_path, None, None, None, job="8", restart=4) == ["again", "again", "78"]
+
+
+def test_the_status_of_a_run_that_is_not_queued_again_says_so(tmp_path: Path):
+    last = {"state": "stopped", "step": 5, "updated": 1.0, "message": "Stopped by signal USR1.", "exit_code": 75}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "status.json").write_text(json.dumps(last))
+    for number, end in enumerate(("again", "again", "78")):
+        assert _starts(tmp_path, None, restart=number) == [end]
+        status = read_status(tmp_path / "run")
+        assert (status["state"], status["exit_code"]) == (("failed", 78) if end == "78" else ("stopped", 75))
+    assert status["step"] == 5
+    assert "Job 7 was queued again 2 times in a row" in status_line(status)
 
 
 def test_a_job_without_a_run_or_whose_disk_is_full_is_queued_again_so_often_in_all(tmp_path: Path):
@@ -224,6 +278,7 @@ def test_ranks_ports_and_the_world_asked_for(cluster: Cluster, stand_in: Path):
         pytest.param(FINISH, "COMPLETED", "0:0", "0", id="finished"),
         pytest.param(f"[ $restart = 2 ] || exit 75; {FINISH}", "COMPLETED", "0:0", "2", id="preempted twice"),
         pytest.param(f"[ $restart = 1 ] || kill -USR1 $$; {FINISH}", "COMPLETED", "0:0", "1", id="while starting"),
+        pytest.param(f"[ $restart = 1 ] || exit 80; {FINISH}", "COMPLETED", "0:0", "1", id="a rank was gone"),
         pytest.param("exit 0", "FAILED", "1:0", "0", id="0 without result.json"),
         pytest.param("exit 74", "FAILED", "74:0", "0", id="stopped"),
         pytest.param("exit 2", "FAILED", "2:0", "0", id="mistake"),
@@ -244,8 +299,8 @@ def test_codes_to_start_again_after_are_the_sites_choice(cluster: Cluster, stand
         "--output=run",
         cwd=stand_in.parent,
         PYTHON=str(stand_in),
-        ACT=f"[ $restart = 1 ] || exit 77; {FINISH}",
-        REQUEUE_ON="75 77",
+        ACT=f"[ $restart = 1 ] || exit 74; {FINISH}",
+        REQUEUE_ON="75 74",
     ).end(60)
     assert job.fact("Restarts") == "1"
 

@@ -89,7 +89,8 @@ def test_a_preempted_job_ends_with_the_numbers_of_an_uninterrupted_one(
     job.end(LONG)
 
     in_training, in_evaluation = _stops(job)
-    assert 3 <= in_training < 20 and in_evaluation in (20, 30)
+    # a request is acted upon within some two seconds: by then the evaluation may be over
+    assert 3 <= in_training < 20 <= in_evaluation <= 31
     assert job.log.count("queues itself again") == 2
     expected = _result(uninterrupted)
     assert _result(run)["best"]["step"] == expected["best"]["step"]
@@ -118,7 +119,7 @@ def test_a_cancelled_job_checkpoints_stays_cancelled_and_is_continued(
     cluster: Cluster, toy_world: Path, tmp_path: Path
 ):
     run = tmp_path / "run"
-    arguments = (*TWO_NODES, "--recipe", str(toy_world / "toy.yaml"), "epochs=20", "max_steps=150", "--output", "run")
+    arguments = (*TWO_NODES, "--recipe", str(toy_world / "toy.yaml"), "epochs=20", "max_steps=400", "--output", "run")
     job = cluster.submit(*arguments, cwd=tmp_path)
     _until(job, run, "training", step=20)
     job.cancel()
@@ -128,24 +129,24 @@ def test_a_cancelled_job_checkpoints_stays_cancelled_and_is_continued(
     assert not (run / "result.json").exists()
 
     again = cluster.submit(*arguments, cwd=tmp_path).end(LONG)
-    assert f"Resuming after step {stopped} of 150" in again.log
-    assert [row["step"] for row in metrics(run) if "loss" in row] == list(range(1, 151))
+    assert f"Resuming after step {stopped} of 400" in again.log
+    assert [row["step"] for row in metrics(run) if "loss" in row] == list(range(1, 401))
 
 
 def test_ranks_of_deepspeeds_launcher_are_preempted_through_the_stop_file(
     cluster: Cluster, toy_world: Path, tmp_path: Path
 ):
     run = tmp_path / "run"
-    toy = ("--recipe", str(toy_world / "toy.yaml"), "epochs=20", "max_steps=150", "--output", "run")
+    toy = ("--recipe", str(toy_world / "toy.yaml"), "epochs=20", "max_steps=400", "--output", "run")
     job = cluster.submit(*TWO_NODES, *toy, cwd=tmp_path, LAUNCHER="deepspeed")
     _until(job, run, "training", step=20)
     job.signal()
     _restarted(job, 1)
     job.end(LONG)
     (stopped,) = _stops(job, ".*")
-    assert f"Resuming after step {stopped} of 150" in job.log
+    assert f"Resuming after step {stopped} of 400" in job.log
     assert not (run / "stop").exists()
-    assert [row["step"] for row in metrics(run) if "loss" in row] == list(range(1, 151))
+    assert [row["step"] for row in metrics(run) if "loss" in row] == list(range(1, 401))
 
 
 def test_a_job_whose_node_is_cut_off_goes_on_elsewhere_and_the_older_one_stops(
@@ -200,8 +201,8 @@ def test_a_sweep_runs_every_combination_and_sums_up(cluster: Cluster, toy_world:
     assert {folder.name for folder in (tmp_path / "sweep").iterdir()} == {
         f"seed={seed},objective.rtd_weight={weight}" for seed in (1, 2) for weight in (0.1, 0.5)
     }
-    for weight in (0.1, 0.5):
-        assert f"objective.rtd_weight={weight}; seeds 1, 2" in summary.log
+    rows = re.findall(r"│ objective\.rtd_weight=(\S+) +│ 1, 2 +│", summary.log)  # nothing of it is cut or folded
+    assert sorted(rows) == ["0.1", "0.5"], summary.log
     scores = [
         _result(tmp_path / "sweep" / f"seed={seed},objective.rtd_weight=0.1")["best"]["dev_spearman"] for seed in (1, 2)
     ]
@@ -213,13 +214,13 @@ def test_a_rank_that_is_stopped_ends_the_job_with_its_name_and_leaves_no_process
 ):
     run = tmp_path / "run"
     toy = ("--recipe", str(toy_world / "toy.yaml"), "epochs=20", "max_steps=2000", "--hang-timeout", "4")
-    job = cluster.submit(*TWO_NODES, *toy, "--output", "run", cwd=tmp_path, SLURM_WAIT="5")
+    job = cluster.submit(*TWO_NODES, *toy, "--output", "run", cwd=tmp_path, SLURM_WAIT="5", REQUEUE_ON="75")
     _until(job, run, "training", step=20)
     (silent,) = (process for process in _processes(run) if process.environ().get("RANK") == "1")
     silent.suspend()
     job.end(120, "FAILED")
     assert job.fact("ExitCode") == "77:0"
-    assert "Rank 1 has given no sign of life for" in job.log
+    assert re.search(r"Rank 1 on \S+ has not responded for", job.log)
     assert _status(run)["state"] == "failed" and "Rank 1" in _status(run)["message"]
     assert "in _train_step" in (run / "hang" / "rank-0.txt").read_text()
     assert not _processes(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,7 +143,7 @@ def stopped_at_once(older: Launch, since: float) -> Iterator[str]:
 
 def hang_is_explained(run: Run, launch: Launch, silent: str) -> Iterator[str]:
     """The log names the rank that was silent, and the stacks of the one that waited for it are there."""
-    if f"{silent.capitalize()} has given no sign of life" not in launch.log():
+    if not re.search(rf"{silent.capitalize()} on \S+ has not responded for", launch.log()):
         yield f"the log does not name {silent}"
     if not any(file.stat().st_mtime > launch.began for file in (run.path / "hang").glob("rank-*.txt")):
         yield "there are no stacks"

@@ -16,6 +16,7 @@ from diffcse_scale.supervision import launchers  # noqa: F401  as train.py does
 
 # isort: split
 from diffcse_scale.distributed import rank
+from diffcse_scale.supervision import supervision
 from diffcse_scale.text.batches import Batch
 from diffcse_scale.training.trainer import Trainer
 from tests.support.file_events import from_environment
@@ -36,6 +37,7 @@ def recorded(self: Trainer, batch: Batch) -> None:
     train_step(self, batch)
 
 
+supervision.LOOK = 1e-4  # so short a run exchanges requests at every step
 Trainer._train_step = recorded  # type: ignore[method-assign]
 if (events := from_environment()) is not None:
     events.__enter__()  # until the process ends

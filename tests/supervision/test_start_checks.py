@@ -104,7 +104,7 @@ def test_ranks_that_do_not_come_are_named(tmp_path):
 def test_a_rank_that_finds_nobody_says_where_it_looked(tmp_path):
     comers = Comers(tmp_path, (1,), 2, seconds=2)
     ((_, said),) = comers.ends()
-    assert f"Rank 1 on {os.uname().nodename} found nobody at 127.0.0.1:{comers.port} within 2 seconds" in said
+    assert f"Rank 1 on {os.uname().nodename} found no other rank at 127.0.0.1:{comers.port} within 2 seconds" in said
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ class _Run:
     """A run folder that somebody looks at."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.stop_file, self.looks = folder, folder / "stop", 0
+        self.path, self.stop_file, self.looks, self.is_trial = folder, folder / "stop", 0, False
         self.status = SimpleNamespace(update=lambda **_: None)
 
     def owned(self) -> bool:
@@ -89,21 +89,38 @@ def test_in_training_files_are_looked_at_by_the_clock_and_before_an_export_at_on
 
 
 @pytest.mark.usefixtures("_listening")
-def test_a_stop_file_is_acted_upon_within_a_second_and_two_steps(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("text", "reason", "code"), [("", Reason.STOP_FILE, 74), ("requeue\n", Reason.REQUEUE_FILE, 75)]
+)
+def test_a_stop_file_is_acted_upon_within_two_seconds_and_a_step(tmp_path, monkeypatch, text, reason, code):
     now = 1000.0
     monkeypatch.setattr(supervision, "time", SimpleNamespace(monotonic=lambda: now))
     watcher, run = _supervised(tmp_path)
-    watcher.tick("training")
-    run.stop_file.touch()
+    for _ in range(50):
+        now += 0.1
+        watcher.tick("training")
+    run.stop_file.write_text(text)
     with pytest.raises(StopRequested) as stop:
-        for _ in range(10 + 2):  # of 100 ms
+        for _ in range(20 + 1):  # of 100 ms
             now += 0.1
             watcher.tick("training")
-    assert stop.value.reason is Reason.STOP_FILE
+    assert stop.value.reason is reason and reason.exit_code == code and "stop file" in reason.words
 
 
 @pytest.mark.usefixtures("_listening")
-def test_an_answer_makes_only_that_checkpoint_whole_which_was_asked_about(tmp_path):
+def test_a_trial_is_not_stopped_by_the_file_of_a_run_and_leaves_it_there(tmp_path):
+    (tmp_path / "stop").touch()
+    watcher, run = _supervised(tmp_path)
+    run.is_trial = True
+    with watcher.preparing():
+        pass
+    watcher.ended(Reason.TERM, None, 0, None)
+    assert (tmp_path / "stop").exists()
+
+
+@pytest.mark.usefixtures("_listening")
+def test_an_answer_makes_only_that_checkpoint_whole_which_was_asked_about(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervision, "LOOK", 0.0)  # at every tick
     watcher, _ = _supervised(tmp_path)
     committed: list[int | None] = []
     checkpoints: Any = SimpleNamespace(writing=lambda: False)
@@ -195,6 +212,7 @@ def test_a_request_counts_more_than_what_a_library_raises_over_it(tmp_path, monk
 
 def _first_steps(folder: Path) -> tuple[int, str]:
     """Rank 1 reaches its first tick only when rank 0 has left its own; it is asked to stop at its second."""
+    supervision.LOOK = 0.0
     watcher, _ = _supervised(folder)
     gone_on = folder / "gone_on"
     if is_main():
@@ -217,3 +235,36 @@ def _first_steps(folder: Path) -> tuple[int, str]:
 
 def test_no_step_waits_for_other_hosts_and_all_stop_after_the_same_one(tmp_path):
     assert run_ranks(_first_steps, 2, tmp_path, tmp_path) == [(3, Reason.USR1.name)] * 2
+
+
+ASKED = 150
+
+
+def _spaced(folder: Path) -> tuple[int, int]:
+    """Steps of 1 and 4 ms; the slower rank is asked to stop. The last step, and how many exchanges there were."""
+    supervision.LOOK, begun = 0.1, 0
+
+    class Counted(supervision.Agreement):
+        def __init__(self, *flags: int) -> None:
+            nonlocal begun
+            begun += 1
+            super().__init__(*flags)
+
+    supervision.Agreement = Counted  # type: ignore[misc]
+    watcher, _ = _supervised(folder)
+    for step in range(1, 1000):
+        time.sleep(0.001 if is_main() else 0.004)
+        if step == ASKED and not is_main():
+            os.kill(os.getpid(), signal.SIGUSR1)
+        try:
+            watcher.tick("training")
+        except StopRequested:
+            return step, begun
+    return 0, begun
+
+
+def test_exchanges_are_by_the_clock_and_all_stop_after_the_same_step_all_the_same(tmp_path):
+    (stopped, begun), other = run_ranks(_spaced, 2, tmp_path, tmp_path)
+    assert other == (stopped, begun)
+    assert ASKED < stopped <= ASKED + 2 * 0.1 / 0.004  # the slower rank says how many steps lie between two
+    assert begun < stopped / 5  # 1, 2, 4, ... and then about 20 steps

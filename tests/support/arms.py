@@ -9,6 +9,8 @@ LORA = "model.lora={rank: 2}"
 ARMS = {
     "lambda 0": ["objective.rtd_weight=0"],
     "sampled": ["objective.fidelity=sampled"],
+    "another sentence's z": ["objective.condition=other"],
+    "detached z": ["objective.condition=detached"],
     "official": ["objective.fidelity=official"],
     "edits made before": ["objective.edits=1"],
     "another discriminator": ["model.discriminator=embedded"],

@@ -159,6 +159,8 @@ GIVEN: dict[str, Maker | str] = {
     "`--recipe bert_base_st`": typed("prepare", "--recipe", "bert_base_st"),
     "`data.files=nowhere.txt`": prepared("data.files=nowhere.txt"),
     "`data.files=two.txt`, which has two lines": "text/test_batches.py",
+    "`batch.sentences=4` on 8 devices": "text/test_batches.py",
+    "`batch.chunk=1` on 3 devices": "text/test_batches.py",
     "`data.files=table.csv` without `data.columns`": prepared("data.files=table.csv", files={"table.csv": TABLE}),
     "a semicolon table in which some rows have more fields": prepared(
         "data.files=sheet.csv", files={"sheet.csv": "text;id\none;1\ntwo;2\nthree;3;4\n"}
@@ -194,6 +196,7 @@ GIVEN: dict[str, Maker | str] = {
         "data.files=packed.txt", files={"packed.txt": b"\x04\x22\x4d\x18" + bytes(range(200))}
     ),
     "`data.files=corpus`, where corpus.txt is": prepared("data.files=corpus", files={"corpus.txt": "one\n"}),
+    "`model.encoder=nobody/nothing`, without a network": trained("model.encoder=nobody/nothing"),
     "`data.files=nobody/nothing`, without a network": "text/test_names.py",
     "a link among the files of a glob that leads nowhere": _link_to_nowhere,
     "`data/**/*.txt` with a link that leads back": _link_that_goes_back,
@@ -222,6 +225,7 @@ GIVEN: dict[str, Maker | str] = {
     "`--resume` of an earlier version's run whose corpus has sentences with the tokens of another": (
         "runs/test_directory.py"
     ),
+    "`--resume --recipe` of an earlier version's run, without `objective.false_negatives`": "runs/test_older_recipe.py",
     "`--resume` of a run whose `recipe.yaml` is cut, or a report on it": "runs/test_directory.py",
     "`--resume` of a run whose best encoder is damaged, or its last steps": "training/test_best_model.py",
     "a disk that is full, failing or read-only in the middle of a run, a quota that is reached": (
@@ -239,6 +243,10 @@ GIVEN: dict[str, Maker | str] = {
     '`--output ""`': typed("encode", "--model", "m", "--input", "a.txt", "--output", ""),
     "`plan --nodes x`": typed("plan", "--nodes", "x"),
     "`--hang-timeout 0`": trained("--hang-timeout", "0"),
+    "`--track wandbb`": trained("--track", "wandbb"),
+    "`--track mlflow`, which is not installed": "training/test_tracking.py",
+    "`--push-to-hub bob/mine`, which is somebody else's": "training/test_publishing.py",
+    "`sweep seed=1,2 -- --push-to-hub me/mine`": typed("sweep", "seed=1,2", "--", "--push-to-hub", "me/mine"),
     "`--outp runs/x`, an option cut short": trained("--outp", "runs/x"),
     "`RANK=x` in the environment": "foundation/test_launched.py",
     "no such file, as `--deepspeed_config zero4`": typed("plan", "--deepspeed_config", "zero4"),
@@ -250,6 +258,10 @@ GIVEN: dict[str, Maker | str] = {
     '`"steps_per_print": 0`': deepspeed('{"steps_per_print": 0}'),
     '`"steps_per_print": NaN`': deepspeed('{"steps_per_print": NaN}'),
     "brackets that do not end": deepspeed("[" * 100_000),
+    '`"zero_optimization": {"stage": 2, "zero_hpz_partition_size": 8}`': deepspeed(
+        '{"zero_optimization": {"stage": 2, "zero_hpz_partition_size": 8}}'
+    ),
+    '`"zero_optimization": {"stage": 3, "zero_quantized_weights": true}`, without GPUs': "engine/test_zero_plus.py",
     '`fit("one text", ...)`': raised(lambda: DiffCSE("quickstart").fit("one text", "run")),
     "`fit(pandas.DataFrame(...), ...)`": raised(
         lambda: DiffCSE("quickstart").fit(pd.DataFrame({"text": ["a"]}), "run")  # type: ignore[arg-type]
@@ -274,12 +286,14 @@ GIVEN: dict[str, Maker | str] = {
     "a module of its own in `modules.json`": "model_folder/test_load.py",
     "`auto_map` in `config.json` or `tokenizer_config.json`": "model_folder/test_load.py",
     "a link to another file of the machine (`export`)": "model_folder/test_copying.py",
+    "`encode --keep-columns id`, a text file": "encoding/test_kept_columns.py",
+    "`encode --keep-columns id`, and the file has `ids`": "encoding/test_kept_columns.py",
     "`encode --precision float16`, a model beyond its range": "encoding/test_finite.py",
     "`encode --dtype float16`, vectors beyond its range": "encoding/test_finite.py",
     "`search`, rows of an earlier version with NaN": "encoding/test_finite.py",
     "`search`, another byte in a shard": "encoding/test_damage.py",
     "`encode`, the same": "encoding/test_damage.py",
-    "`search`, a cut `manifest.json`": "encoding/test_damage.py",
+    "`search`, a cut `_manifest.json`": "encoding/test_damage.py",
     '`search ... ""`; bytes that are no text': "encoding/test_damage.py",
     "`optimizer.learning_rate=1e30`, a short run": "training/test_nonfinite.py",
     "`evaluate`, embeddings with NaN": "evaluation/test_sts.py",

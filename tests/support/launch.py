@@ -27,6 +27,8 @@ TIMINGS = {
     "sentences_per_second",
     "real_tokens_per_second",
     "peak_memory_gb",
+    "slowest_rank",
+    "slowest_ratio",
     "training_seconds",
     "waiting_seconds",
     "checkpoint_seconds",
@@ -92,18 +94,21 @@ def launch_with_deepspeed(*arguments: str, ranks: int | None = None) -> subproce
 
 
 class Ranks:
-    """Two ranks without a launcher between them and the test, as srun's tasks are; none outlives the block.
+    """Ranks without a launcher between them and the test, as srun's tasks are; none outlives the block.
 
     Args:
         folder: their output is kept there.
+        count: how many.
         variables: added to their environment.
     """
 
-    def __init__(self, folder: Path, *arguments: str, program: Path = ROOT / "train.py", **variables: str) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, program: Path = ROOT / "train.py", count: int = 2, **variables: str
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.outputs = [folder / f"output-{rank}.txt" for rank in range(2)]
+        self.outputs = [folder / f"output-{rank}.txt" for rank in range(count)]
         self.processes = []
-        for output, place in zip(self.outputs, places(2), strict=True):
+        for output, place in zip(self.outputs, places(count), strict=True):
             output.write_text("")
             self.processes.append(
                 Fork(
@@ -121,7 +126,7 @@ class Ranks:
             process.wait()
 
     def output(self) -> str:
-        """What both have said so far."""
+        """What all have said so far."""
         return "".join(output.read_text() for output in self.outputs)
 
     def wait(self, seconds: float = 120) -> list[int]:
@@ -129,7 +134,7 @@ class Ranks:
         return [process.wait(seconds) for process in self.processes]
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 120) -> None:
-        """Wait until `condition` holds; both must be alive."""
+        """Wait until `condition` holds; all must be alive."""
         deadline = time.monotonic() + seconds
         while not condition():
             ended = [process for process in self.processes if process.poll() is not None]

@@ -142,13 +142,21 @@ nodes_are_idle() { [ "$(sinfo -h -N -o %T | grep -cx idle)" -eq "$nodes" ]; }
 node_is_up() { sinfo -h -N -n "node$1" -o %T | grep -qxE 'idle|mixed|allocated'; }
 nothing_is_queued() { local jobs; jobs=$(squeue -h 2>&1) && [ -z "$jobs" ]; }
 
+# whether a process of this machine listens on port $1
+is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
 start() {
     local program i
+    process_of slurmctld >/dev/null && fail "already running"
+    for ((i = 0; i <= nodes; i++)); do
+        if is_taken $((port + i)); then
+            fail "port $((port + i)) is taken; set LOCAL_CLUSTER_PORT to the first of $((nodes + 1)) that are free"
+        fi
+    done
     [ "$(id -u)" = 0 ] || fail "must run as root"
     for program in munged slurmctld slurmd sbatch; do
         command -v $program >/dev/null || fail "$program not found; run '$0 install' first"
     done
-    process_of slurmctld >/dev/null && fail "already running"
     stop_daemons # of a cluster that died halfway
     mkdir -p "$folder"/{etc,run,log,state} || exit 1
     chmod 755 "$folder" "$folder"/{etc,run,log,state} # munged refuses folders that others may write

@@ -31,6 +31,7 @@ class Fault(NamedTuple):
 
 
 PACKAGE = "diffcse_scale/"
+TRITON = "kernels/diffcse_kernels/triton/"
 FAULTS = [
     Fault(
         "RTD is not multiplied by the world size",
@@ -49,15 +50,22 @@ FAULTS = [
     Fault(
         "the gather's backward keeps only this rank's gradient",
         PACKAGE + "distributed.py",
-        "        ctx.ranks.all_reduce(total)\n",
-        "",
+        "parts = ctx.ranks.all_to_all(gradient.contiguous(), ctx.shares)",
+        "parts = gradient.split(list(ctx.shares))[ctx.ranks.rank][None]",
         "tests/test_distributed.py -k float64",
+    ),
+    Fault(
+        "gradients in the encoder's parameters are one rank's",
+        PACKAGE + "objective/gradients_in_parameters.py",
+        "all_sum(gradient, ranks)",
+        "gradient",
+        "tests/objective/test_gradients_in_parameters.py",
     ),
     Fault(
         "BatchNorm sees only its own rank",
         PACKAGE + "model/projection.py",
-        "gather_rows(torch.stack([count, mean, deviation])[None], ranks=self.ranks)",
-        "torch.stack([count, mean, deviation])[None]",
+        "sum_over_ranks(torch.cat([count, count * own, deviation + count * own.square()]), self.ranks)",
+        "torch.cat([count, count * own, deviation + count * own.square()])",
         "tests/test_distributed.py -k float64",
     ),
     Fault(
@@ -99,8 +107,8 @@ FAULTS = [
     Fault(
         "metrics are rounded",
         PACKAGE + "runs/metrics_file.py",
-        "self._file.write(json.dumps(clean)",
-        "self._file.write(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in clean.items()})",
+        "self._file.write(to_json(row)",
+        "self._file.write(to_json({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})",
         "tests/training/test_train.py -k metrics",
     ),
     Fault(
@@ -156,8 +164,8 @@ FAULTS = [
     Fault(
         "a kernel takes the wrong column for the positive",
         "kernels/diffcse_kernels/reference/info_nce.py",
-        "logits.diagonal(options.positive_offset + first_row)",
-        "logits.diagonal(options.positive_offset)",
+        "logits.diagonal(first + rows.start)",
+        "logits.diagonal(first)",
         "tests/kernels/test_info_nce.py -k eager",
     ),
     Fault(
@@ -166,6 +174,153 @@ FAULTS = [
         "for start in range(0, width, BLOCK_D):",
         "for start in range(0, width - BLOCK_D, BLOCK_D):",
         "tests/kernels/test_info_nce_triton.py",
+    ),
+    Fault(
+        "Triton: the columns that add up are not counted",
+        TRITON + "similarity.py",
+        "reach = 2 * (LARGEST_EXPONENT - math.log(len(pair.k.values)))",
+        "reach = 2 * LARGEST_EXPONENT",
+        "tests/kernels/test_row_shifts_triton.py",
+    ),
+    Fault(
+        "Triton: exponents may be of any size",
+        TRITON + "similarity.py",
+        "LARGEST_EXPONENT = 75.0",
+        "LARGEST_EXPONENT = 8000.0",
+        "tests/kernels/test_row_shifts_triton.py",
+    ),
+    Fault(
+        "Triton: norms of any size leave room for exponents",
+        TRITON + "similarity.py",
+        "torch.where(usual.all(), reach, -torch.inf)",
+        "torch.full_like(scale, reach)",
+        "tests/kernels/test_row_shifts_triton.py",
+    ),
+    Fault(
+        "Triton: the shift is halfway, however far the bounds are apart",
+        TRITON + "similarity.py",
+        "torch.where(known >= most - reach, (known + most) / 2, known)",
+        "(known + most) / 2",
+        "tests/kernels/test_row_shifts_triton.py",
+    ),
+    Fault(
+        "Triton: one row of a tile with enough suffices",
+        TRITON + "similarity.py",
+        "least = tl.min(maximum, 0)",
+        "least = tl.max(maximum, 0)",
+        "tests/kernels/test_row_shifts_triton.py",
+    ),
+    Fault(
+        "Triton: a hard negative's weight raises no bound",
+        TRITON + "similarity.py",
+        "max(pair.bonus, 0.0) + scale",
+        "scale",
+        "tests/kernels/test_row_shifts_triton.py",
+    ),
+    Fault(
+        "Triton: a hard negative's weight lowers no bound",
+        TRITON + "similarity.py",
+        "return min(pair.bonus, 0.0) - scale",
+        "return -scale",
+        "tests/kernels/test_row_shifts_triton.py",
+    ),
+    Fault(
+        "Triton: later strips look for the positives of the first",
+        TRITON + "similarity.py",
+        "positive=self.positive + rows.start",
+        "positive=self.positive",
+        "tests/kernels/test_info_nce_triton.py -k strips_and",
+    ),
+    Fault(
+        "Triton: strided rows are read as if they were contiguous",
+        TRITON + "normed_rows.py",
+        "        values = values.contiguous()\n",
+        "",
+        "tests/kernels/test_info_nce_triton.py -k strided",
+    ),
+    Fault(
+        "Triton: rows of a strip begin anywhere",
+        TRITON + "strips.py",
+        "return triton.cdiv(columns, 16) * 16",
+        "return columns",
+        "tests/kernels/test_info_nce_triton.py -k strip_begin",
+    ),
+    Fault(
+        "Triton: the temperature's gradient is forgotten where it is alone",
+        TRITON + "info_nce.py",
+        "if needs.queries or needs.temperature else None",
+        "if needs.queries else None",
+        "tests/kernels/test_info_nce_triton.py -k alone",
+    ),
+    Fault(
+        "Triton: later strips take the shifts of the first",
+        TRITON + "key_blocks.py",
+        "shifts[rows], unit",
+        "shifts[: rows.stop - rows.start], unit",
+        "tests/kernels/test_key_blocks.py -k strip",
+    ),
+    Fault(
+        "Triton: addmm is trusted unseen",
+        TRITON + "products.py",
+        "return torch.equal(total, torch.full_like(total, 17 + 2.0**-18))",
+        "return True",
+        "tests/kernels/test_products_triton.py",
+    ),
+    Fault(
+        "Triton: a strip may have no end",
+        TRITON + "strips.py",
+        "budget = max(WORKSPACE_BYTES, 4 * columns * width)",
+        "budget = 2 * columns * rows",
+        "tests/kernels/test_strips_triton.py",
+    ),
+    Fault(
+        "Triton: strips do not grow",
+        TRITON + "strips.py",
+        "budget = max(WORKSPACE_BYTES, 4 * columns * width)",
+        "budget = WORKSPACE_BYTES",
+        "tests/kernels/test_strips_triton.py",
+    ),
+    Fault(
+        "Triton: processors idle in the last wave",
+        TRITON + "strips.py",
+        "    fewest = max(most // 2, most - processors) + 1 ",
+        "    fewest = most ",
+        "tests/kernels/test_strips_triton.py",
+    ),
+    Fault(
+        "Triton: a row's place has 32 bits",
+        TRITON + "row_gradients.py",
+        "start = first.to(tl.int64) * width",
+        "start = first * width",
+        "tests/kernels/test_compiled.py",
+    ),
+    Fault(
+        "Triton: tiles are four times smaller",
+        TRITON + "tiles.py",
+        "return Tiles(128, 128 if hopper else 64, 64,",
+        "return Tiles(64, 64 if hopper else 32, 64,",
+        "tests/kernels/test_compiled.py",
+    ),
+    Fault(
+        "Triton: operands are waited for",
+        TRITON + "tiles.py",
+        "num_warps=8, num_stages=3",
+        "num_warps=8, num_stages=1",
+        "tests/kernels/test_compiled.py",
+    ),
+    Fault(
+        "Triton: stores do not end at a multiple of 16 columns",
+        TRITON + "tile_of_strip.py",
+        "(row < num_rows)[:, None] & (column < stride)[None, :]",
+        "(row < num_rows)[:, None] & (column < stride - 1)[None, :]",
+        "tests/kernels/test_compiled.py",
+    ),
+    Fault(
+        "Triton: each number of rows compiles a kernel",
+        TRITON + "similarity.py",
+        "@triton.jit(do_not_specialize=RAGGED)",
+        "@triton.jit",
+        "tests/kernels/test_compiled.py",
     ),
 ]
 

@@ -45,8 +45,12 @@ class RankInThread(Ranks):
     def world_size(self) -> int:
         return self._world_size
 
-    def all_gather(self, rows: Tensor) -> list[Tensor]:
-        return self._meeting.exchange(self._rank, rows)
+    def all_gather(self, rows: Tensor) -> Tensor:
+        return torch.cat(self._meeting.exchange(self._rank, rows))
+
+    def all_to_all(self, rows: Tensor, shares: Sequence[int]) -> Tensor:
+        found = self._meeting.exchange(self._rank, rows)
+        return torch.stack([sent.split(list(shares))[self._rank] for sent in found])
 
     def all_reduce(self, total: Tensor) -> None:
         total.copy_(torch.stack(self._meeting.exchange(self._rank, total)).sum(0))

@@ -35,6 +35,7 @@ ROWS = {  # how rows are laid out: what a recipe says about it
     "official": ("objective.fidelity=official",),
 }
 LONGEST = 12
+SENTENCES = 12  # of both ranks
 # what the host waits for inside transformers
 LIBRARYS_CONSTANT = (
     "deberta_v2/modeling_deberta_v2.py: make_log_bucket_position: a copy from the host that is not non_blocking"
@@ -92,7 +93,7 @@ def batch(number: int, recipe: Recipe, two_tokenizers: bool = False, views: int 
             streams.append((draw.integers(5, 20, (3, views, lengths.max())), lengths))
         rows = np.arange(3 * views).reshape(3, views)
         chunks.append(replace(make_chunk(streams, rows, corruption, recipe.packed), seed=chunk))
-    return Batch(number, 0, chunks, 6)
+    return Batch(number, 0, chunks, SENTENCES)
 
 
 class RehearsedStep:
@@ -127,7 +128,7 @@ class RehearsedStep:
 
     def training_step(self, chunked: bool = False) -> TrainingStep:
         """The product's, at the first step of a run."""
-        sizes = self.recipe.batch.model_copy(update={"chunk": 3 if chunked else None})
+        sizes = self.recipe.batch.model_copy(update={"sentences": SENTENCES, "chunk": 3 if chunked else None})
         recipe = self.recipe.model_copy(update={"batch": sizes})
         return TrainingStep(ForwardEngine(self.model, self._precision == "autocast"), self.generator, recipe)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import deepspeed
 import deepspeed.ops
 import torch
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+from deepspeed.utils import groups, safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import nn
 
 from diffcse_scale.distributed import rank, world_size
@@ -22,6 +22,7 @@ WAYS = {
     "3": {"stage": 3, "stage3_param_persistence_threshold": 0, "sub_group_size": 100},
     "2 with overlap, round robin": {"stage": 2, "overlap_comm": True, "round_robin_gradients": True},
     "3 with tensors kept whole": {"stage": 3},
+    "3 within nodes": {"stage": 3, "stage3_param_persistence_threshold": 0, "zero_hpz_partition_size": 2},
     "2 with offload": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
     "3 with offload": {"stage": 3, "offload_optimizer": {"device": "cpu"}},
 }
@@ -47,6 +48,7 @@ def small_engine(way, autocast=False):
     """The engine of one of `WAYS` around a `Network`."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed()
+    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # an engine before may have had one, and would leave it to this one
     config = {
         "train_batch_size": ROWS,
         "train_micro_batch_size_per_gpu": ROWS // world_size(),

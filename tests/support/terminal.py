@@ -9,6 +9,7 @@ import pty
 import re
 import select
 import signal
+import struct
 import subprocess
 import termios
 import threading
@@ -22,6 +23,7 @@ import psutil
 PROMPT = "what next? "
 MARK = "TYPED_AT"
 LOOK = 0.05  # seconds
+ROWS, COLUMNS = 24, 80
 
 
 class Terminal:
@@ -34,6 +36,7 @@ class Terminal:
     def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
         self.mark, self._said, self._open = uuid.uuid4().hex, b"", True
         self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
         self._shell = subprocess.Popen(
             ["bash", "--norc", "--noprofile", "--noediting", "-i"],
             cwd=folder,

@@ -82,7 +82,7 @@ def write_run(world: Path, folder: Path, *overrides: str, shift: float = 0.0, fi
     if finished:
         before = {"dev_spearman": 30.5 + shift, "dev_spearman_mean": 21.25}
         result = {"steps": STEPS, "before": before, "best": {"step": STEPS, "dev_spearman": 45.678 + shift}}
-        _write(folder / "result.json", {**result, "rtd_balanced_accuracy": 0.7125, "rtd_replaced_tokens": 5159.0})
+        _write(folder / "result.json", {**result, "dev_rtd_auroc": 0.7125, "dev_rtd_replaced": 5159.0})
         _write(folder / "evaluation" / "sts.json", evaluation(55.25 + shift))
     return folder
 

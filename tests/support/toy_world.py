@@ -19,7 +19,10 @@ def toy_tokenizer(sentences: list[str], vocabulary: int = 300) -> PreTrainedToke
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(sentences, trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=SPECIAL))
+    # named beforehand, the characters inside words have the same numbers in each run; else a hash table orders them
+    inside = sorted({f"##{letter}" for text in sentences for word in text.lower().split() for letter in word[1:]})
+    named = SPECIAL + [token for token in inside if token[2:].isalpha()]
+    tokenizer.train_from_iterator(sentences, trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=named))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )

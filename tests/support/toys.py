@@ -59,9 +59,9 @@ def toy_chunk(sentences: int = 8, views: int = 2, seed: int = 0) -> tuple[Chunk,
 
 
 def share(chunk: Chunk, edited: torch.Tensor, rank: int, world_size: int) -> tuple[Chunk, torch.Tensor]:
-    """Rank's contiguous rows of a chunk, padded only as far as they need."""
-    n = chunk.input_ids.shape[0] // world_size
-    rows = slice(rank * n, (rank + 1) * n)
+    """Rank's contiguous rows of a chunk, padded only as far as they need; the first ranks may have one more."""
+    own = torch.arange(chunk.input_ids.shape[0]).tensor_split(world_size)[rank]
+    rows = slice(int(own[0]), int(own[-1]) + 1)
     length = int(chunk.attention_mask[rows].sum(-1).max())
     cut = [tensor[rows, :, :length] for tensor in (chunk.input_ids, chunk.attention_mask, chunk.corrupted_ids)]
     return Chunk(*cut, torch.empty(0, dtype=torch.long), chunk.row_ids[rows]), edited[rows, :, :length]

@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.randomness import derive_seed
 from diffcse_scale.recipe import DataRecipe
-from diffcse_scale.text.batches import Batch, Batches, Chunk, collate
+from diffcse_scale.text.batches import Batch, Batches, Chunk, collate, shares_of
 from diffcse_scale.text.order import epoch_order
 from diffcse_scale.text.sizes import repeating_size
 from diffcse_scale.text.tokenizers import Tokenizers
@@ -22,9 +23,18 @@ from tests.support.text_material import SPECIALS, WORDS, make_tokenizer, sentenc
 Corpora = dict[int, TokenizedCorpus]
 SIZE = 16
 OFFICIAL = {"objective": {"fidelity": "official"}}
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"batch": {"length_groups": 3}},
+    {"batch": {"chunk": 4}},
+    {"batch": {"chunk": 3}},
+    OFFICIAL,
+    OFFICIAL | {"batch": {"chunk": 3}},
+]
+WAYS_IN_WORDS = ["whole", "3 groups", "even chunks", "uneven chunks", "official", "official chunks"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make(corpora: Corpora, tokenizer: PreTrainedTokenizerFast) -> Any:
     """make(columns=..., rank=..., world_size=..., recipe sections) -> Batches of 16 sentences out of 101."""
 
@@ -65,24 +75,13 @@ def rows_of(batches: list[Batch]) -> dict[int, Row]:
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3])
-@pytest.mark.parametrize(
-    "sections",
-    [
-        {},
-        {"batch": {"length_groups": 3}},
-        {"batch": {"chunk": 4}},
-        {"batch": {"chunk": 3}},
-        OFFICIAL,
-        OFFICIAL | {"batch": {"chunk": 3}},
-    ],
-    ids=["whole", "3 groups", "even chunks", "uneven chunks", "official", "official chunks"],
-)
+@pytest.mark.parametrize("sections", WAYS, ids=WAYS_IN_WORDS)
 def test_shares_of_any_number_of_ranks_make_up_the_same_global_batch(
     make: Any, columns: int, sections: dict[str, Any]
 ) -> None:
     for step in (0, 4, 8):
         whole = rows_of([make(columns).batch(step)])
-        for world_size in (1, 2, 4):
+        for world_size in (1, 2, 4, 5):
             ranks = [make(columns, rank, world_size, **sections) for rank in range(world_size)]
             assert rows_of([batches.batch(step) for batches in ranks]) == whole
 
@@ -238,11 +237,12 @@ def test_to_moves_every_tensor(make: Any) -> None:
     ("arguments", "message"),
     [
         (
-            {"world_size": 3},
-            "batch.sentences = 16 cannot be shared equally by 3 devices; the nearest that can are 15 and 18",
+            {"world_size": 17},
+            "batch.sentences = 16 is fewer than the 17 devices, and each needs at least one; use fewer",
         ),
-        ({"world_size": 32}, "by 32 devices; the nearest that can are 32"),
+        ({"world_size": 3, "batch": {"chunk": 1}}, "one chunk more than others, .* equally; set batch.chunk=2"),
         ({"world_size": 4, "batch": {"length_groups": 5}}, "length_groups = 5 is more than the 4 sentences"),
+        ({"world_size": 3, "batch": {"length_groups": 6}}, "length_groups = 6 is more than the 5 sentences"),
         (
             {"batch": {"sentences": 102}},
             "has 101 sentences, fewer than one global batch .batch.sentences = 102",
@@ -252,6 +252,56 @@ def test_to_moves_every_tensor(make: Any) -> None:
 def test_sizes_that_cannot_work_are_refused(make: Any, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make(**arguments)
+
+
+def _earlier_parts(lengths: np.ndarray, sections: dict[str, Any], rank: int, world_size: int) -> list[np.ndarray]:
+    """Which sentences were in a rank's chunks when every rank had to have as many: the function of that time."""
+    chunk = sections.get("batch", {}).get("chunk")
+    official = "objective" in sections
+    if chunk is not None and chunk > SIZE // world_size:
+        chunk = None
+    narrow = lengths.astype(np.min_scalar_type(lengths.max()))
+    order = np.arange(len(lengths)) if official else np.argsort(narrow, kind="stable")
+    if chunk is not None:
+        runs = np.split(order, range(chunk * world_size, len(order), chunk * world_size))
+        return [np.split(run, world_size)[rank] for run in runs]
+    share = np.split(order, world_size)[rank] if official else order[rank::world_size]
+    return np.array_split(share, sections.get("batch", {}).get("length_groups", 1))
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("sections", WAYS, ids=WAYS_IN_WORDS)
+def test_equal_shares_are_what_they_were(make: Any, corpora: Corpora, columns: int, sections: dict[str, Any]) -> None:
+    """A run that an earlier version began goes on with the same rows in the same chunks, seeds and padding included."""
+    tokens, step, epoch, first = corpora[columns], 8, 1, 2 * SIZE  # 6 steps an epoch
+    sentences = epoch_order(np.arange(first, first + SIZE), 101, 42, epoch)
+    lengths = np.max([tokens.lengths(view, sentences) for view in range(tokens.views)], axis=0)
+    for world_size in (1, 2, 4, 16):
+        if SIZE // world_size < sections.get("batch", {}).get("length_groups", 1):
+            continue
+        for rank in range(world_size):
+            chunks = make(columns, rank, world_size, **sections).batch(step).chunks
+            parts = _earlier_parts(lengths, sections, rank, world_size)
+            for number, (chunk, part) in enumerate(zip(chunks, parts, strict=True)):
+                assert chunk.row_ids[:, 0].tolist() == ((epoch * 101 + first + part) * tokens.views).tolist()
+                assert chunk.seed == derive_seed(42, "dropout", step, number * world_size + rank)
+                longest = int(lengths.max() if "objective" in sections else lengths[part].max())
+                packed = "objective" not in sections
+                assert chunk.input_ids.shape[-1] == (min(repeating_size(longest), 32) if packed else longest)
+
+
+@pytest.mark.parametrize("chunk", [None, 2, 3, 5, 6])
+@pytest.mark.parametrize("world_size", [3, 5, 6, 7, 11])
+def test_any_number_of_ranks_shares_a_batch(make: Any, world_size: int, chunk: int | None) -> None:
+    """Shares differ by one sentence; every rank has as many chunks as each other, none empty, none too large."""
+    lengths = np.arange(SIZE, dtype=np.uint8) % 5
+    ranks = [make(1, rank, world_size, batch={"chunk": chunk})._parts(lengths) for rank in range(world_size)]
+    sizes = [[len(part) for part in parts] for parts in ranks]
+    assert [sum(own) for own in sizes] == shares_of(SIZE, world_size)
+    assert max(map(sum, sizes)) - min(map(sum, sizes)) == 1
+    assert len(set(map(len, sizes))) == 1
+    assert min(map(min, sizes)) > 0 and max(map(max, sizes)) <= (chunk or SIZE)
+    assert sorted(np.concatenate([part for parts in ranks for part in parts]).tolist()) == list(range(SIZE))
 
 
 def test_collate_makes_a_chunk_of_token_lists(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -293,3 +343,41 @@ def test_a_discriminator_with_its_own_tokenizer_gets_a_stream_of_its_own(
         assert 0.6 < masked.float().mean() <= 1.0
         untouched = torch.ones(chunk.corrupted_ids.numel(), dtype=torch.bool).index_fill(0, chunk.corrupted, False)
         assert torch.equal(chunk.corrupted_ids.flatten()[untouched], chunk.original_ids.flatten()[untouched])
+
+
+PAIRS = [("a red dog", "a dog"), ("a red dog", "an animal"), ("a cat", "an animal"), ("an animal", "a cat")]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[TokenizedCorpus, Tokenizers]:
+    """Eight rows, whose texts repeat within a column and across."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rows = [*PAIRS, *((f"{first} and {first}", f"{second} too") for first, second in PAIRS)]
+    (folder / "pairs.tsv").write_text("a\tb\n" + "".join(f"{first}\t{second}\n" for first, second in rows))
+    tokenizer = make_tokenizer(sorted({word for row in rows for text in row for word in text.split()}))
+    data = {"files": str(folder / "pairs.tsv"), "columns": ["a", "b"], "cache_dir": str(folder), "workers": 1}
+    return tokenize(DataRecipe.model_validate(data), [tokenizer]), Tokenizers.shared(tokenizer)
+
+
+@pytest.mark.parametrize("batch", [{}, {"chunk": 3}, {"length_groups": 2}], ids=["whole", "chunks", "groups"])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_texts_have_one_number_wherever_they_are_in_a_global_batch(pairs, world_size, batch):
+    recipe = training_recipe(batch={"sentences": 8, **batch})
+    of_ranks = [Batches(*pairs, recipe, rank, world_size).batch(0) for rank in range(world_size)]
+    chunks = [chunk for batch in of_ranks for chunk in batch.chunks]
+    texts = [
+        tuple(ids[: int(mask.sum())].tolist())
+        for chunk in chunks
+        for ids, mask in zip(chunk.input_ids.flatten(0, 1), chunk.attention_mask.flatten(0, 1), strict=True)
+    ]
+    numbers = torch.cat([chunk.text_ids.flatten() for chunk in chunks]).tolist()
+    assert len(texts) == 16 and len(set(texts)) < 12
+    assert len(set(zip(texts, numbers, strict=True))) == len(set(texts)) == len(set(numbers))
+
+
+def test_texts_have_no_number_where_nothing_is_to_be_masked(make, pairs):
+    assert make(columns=1).batch(0).chunks[0].text_ids is None  # the corpus has no two rows of the same tokens
+    assert make(columns=3).batch(0).chunks[0].text_ids.shape == (SIZE, 3)
+    for objective in ({"false_negatives": "keep"}, {"fidelity": "official"}):
+        recipe = training_recipe(batch={"sentences": 8}, objective=objective)
+        assert Batches(*pairs, recipe).batch(0).chunks[0].text_ids is None

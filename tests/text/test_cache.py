@@ -35,7 +35,7 @@ def test_a_cache_that_is_a_file_and_a_home_that_is_nobodys(tmp_path: Path) -> No
     (tmp_path / "file").touch()
     refused("it is a file", lambda: cache_folder(DataRecipe(files=["x"], cache_dir=str(tmp_path / "file"))))
     nobody = DataRecipe(files=["x"], cache_dir="~nobody-of-this-name/cache")
-    with pytest.raises(InputError, match=r"^The cache folder ~nobody.*no user.*DIFFCSE_CACHE, or data\.cache_dir"):
+    with pytest.raises(InputError, match=r"^The cache folder ~nobody.*no such user.*DIFFCSE_CACHE, or data\.cache_dir"):
         cache_folder(nobody)
 
 

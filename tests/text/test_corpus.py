@@ -116,8 +116,8 @@ def test_cleaning_counts_what_it_drops(tmp_path: Path, recipe: MakeRecipe) -> No
     path = tmp_path / "dirty.txt"
     path.write_bytes(DIRTY.encode(errors="surrogateescape"))
     corpus, report = read_corpus(recipe(path, limit=3))
-    assert corpus["text_0"][:] == ["one", "two", "three"]
-    assert report == CorpusReport(read=11, empty=2, undecodable=3, duplicate=2, unused=1, kept=3)
+    assert corpus["text_0"][:] == ["one", "two", "replaced \ufffd"]
+    assert report == CorpusReport(read=11, empty=2, undecodable=2, duplicate=2, unused=2, kept=3)
 
 
 def test_what_was_dropped_is_reported_in_one_line(
@@ -129,16 +129,16 @@ def test_what_was_dropped_is_reported_in_one_line(
         load_corpus(recipe(path))
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    expected = "11 rows read, 4 kept; dropped: 2 empty, 3 undecodable, 2 identical."
+    expected = "11 rows read, 5 kept; dropped: 2 empty, 2 undecodable, 2 identical."
     assert record.message == f"Corpus {path}: {expected}"
 
 
 def test_json_lines_are_cleaned_like_text(tmp_path: Path, recipe: MakeRecipe) -> None:
     path = tmp_path / "a.jsonl"
     lines = [b'{"text": "one"}', b"", b'{"text": null}', b"{}", b'{"text": "\xff"}', b'{"text": "\\ud800"}']
-    path.write_bytes(b"\n".join([*lines, b'{"text": " one "}', b'{"text": "two"}']))
+    path.write_bytes(b"\n".join([*lines, b'{"text": " one "}', b'{"text": "two \\ufffd"}']))
     corpus, report = read_corpus(recipe(path))
-    assert corpus["text_0"][:] == ["one", "two"]
+    assert corpus["text_0"][:] == ["one", "two \ufffd"]
     assert report == CorpusReport(read=8, empty=3, undecodable=2, duplicate=1, unused=0, kept=2)
 
 
@@ -286,7 +286,7 @@ REFUSALS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
         {"files": ["a.csv", "b.csv"]},
         r"a column called text and one called sentence",
     ),
-    "no such Hub dataset": ({}, {"files": "nobody/nothing:train"}, "'nobody/nothing:train' is no file here"),
+    "no such Hub dataset": ({}, {"files": "nobody/nothing:train"}, "'nobody/nothing:train' is not a file here"),
 }
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
+from diffcse_scale.foundation import hub_reach
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe import DataRecipe
-from diffcse_scale.text import hub_dataset
 from diffcse_scale.text.corpus import load_corpus
 from diffcse_scale.text.sources import check_names
 from tests.support.corpus_files import MakeRecipe, sentences_of
@@ -43,10 +43,10 @@ def test_a_hub_that_does_not_answer_is_waited_for_a_few_seconds(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(hub_dataset, "PATIENCE", 0.2)
+        monkeypatch.setattr(hub_reach, "PATIENCE", 0.2)
         began = time.monotonic()
         meant = "" if "/" in name else r" \(did you mean corpus\.txt\?\)"
-        with pytest.raises(InputError, match=rf"'{name}' is no file here{meant}, .* the Hub cannot be reached"):
+        with pytest.raises(InputError, match=rf"'{name}' is not a file here{meant}, .* the Hub cannot be reached"):
             load_corpus(recipe(name))
         assert time.monotonic() - began < 5
 
@@ -54,7 +54,7 @@ def test_a_hub_that_does_not_answer_is_waited_for_a_few_seconds(
 def test_a_link_to_nowhere_is_told_and_not_left_out(folder: Path, recipe: MakeRecipe) -> None:
     for name in ("a.txt", "loop"):
         (folder / name).symlink_to(name)
-        with pytest.raises(InputError, match=f"{name} is a link that leads to no file; mend it"):
+        with pytest.raises(InputError, match=f"{name} is a link that leads to no file; fix it"):
             load_corpus(recipe(name))
     with pytest.raises(InputError, match=r"Corpus \*\.txt: \S+/a\.txt is a link that leads to no file"):
         load_corpus(recipe("*.txt"))

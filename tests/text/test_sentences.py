@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from diffcse_scale.foundation.randomness import derive_seed
 from diffcse_scale.text.sentences import GroupedByLength, Sentences
 from tests.support.text_material import sentence
 
@@ -36,8 +37,12 @@ def test_the_split_is_that_of_datasets(sentences):
 @pytest.mark.parametrize(("count", "batch_size"), [(1000, 4), (1003, 7), (30, 16), (3, 8)])
 def test_the_order_is_that_of_transformers(count, batch_size):
     lengths = np.random.default_rng(count).integers(3, 40, count, dtype=np.int32)
-    torch.manual_seed(1)
-    expected = get_length_grouped_indices(lengths.tolist(), batch_size)
-    torch.manual_seed(1)
-    sampler = GroupedByLength(batch_size, lengths)
-    assert len(sampler) == count and list(sampler) == expected
+    sampler = GroupedByLength(batch_size, lengths, seed=1)
+    orders = []
+    for epoch in (0, 1, 0):
+        draw = torch.Generator().manual_seed(derive_seed(1, "order", epoch))
+        expected = get_length_grouped_indices(lengths.tolist(), batch_size, generator=draw)
+        sampler.epoch = epoch
+        orders.append(list(sampler))
+        assert len(sampler) == count and orders[-1] == expected
+    assert orders[0] == orders[2] and (orders[0] != orders[1] or count < 10)

@@ -105,7 +105,12 @@ ASKED = {
         {"header": False},
         "2 columns of text .* 1, 2: set data.columns",
     ),
-    "text, not a table": ("sheet.txt", "a;b\n", {"separator": ";"}, r"data\.separator is for .* \.csv or \.tsv, and"),
+    "text, not a table": (
+        "sheet.txt",
+        "a;b\n",
+        {"separator": ";"},
+        r"data\.separator applies to .* \.csv or \.tsv, but",
+    ),
 }
 
 
@@ -119,7 +124,7 @@ def test_what_the_rows_leave_in_doubt_is_asked_for(tmp_path: Path, recipe: MakeR
 
 def test_a_layout_for_what_is_no_table_is_told_with_the_names(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n")
-    with pytest.raises(InputError, match=r"data\.header is for"):
+    with pytest.raises(InputError, match=r"data\.header applies to"):
         check_names(DataRecipe(files=str(tmp_path / "a.txt"), header=False))
 
 

@@ -6,6 +6,7 @@ import gzip
 import logging
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,20 @@ def test_tokens_are_what_the_tokenizer_truncates_to(
     assert tokens.lengths().tolist() == [len(row) for row in rows(tokens)]
 
 
+@pytest.mark.parametrize("columns", [1, 3])
+def test_the_longest_view_of_each_row_is_known(
+    corpora: dict[int, TokenizedCorpus], tmp_path: Path, columns: int
+) -> None:
+    tokens = corpora[columns]
+    expected = np.max([tokens.lengths(view) for view in range(tokens.views)], axis=0)
+    assert tokens.longest().tolist() == expected.tolist()
+    assert tokens.longest().dtype == np.uint8  # rows of at most 32 tokens
+    assert isinstance(tokens.longest().base, np.memmap)  # all processes of a machine have it once
+    earlier = shutil.copytree(tokens._folder, tmp_path / "earlier")
+    (earlier / "longest_0.npy").unlink()
+    assert TokenizedCorpus(earlier).longest().tolist() == expected.tolist()
+
+
 def test_several_processes_give_the_same_as_one(
     tmp_path: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -93,7 +108,7 @@ def test_sentences_without_a_token_are_left_out_and_counted(
 def test_truncation_is_reported_once_and_only_by_the_main_process(
     path: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "diffcse_scale"):
+    with caplog.at_level(logging.DEBUG, "diffcse_scale"):
         tokenize(recipe(path, max_length=13), [tokenizer], main=False)
         assert not caplog.records
         tokenize(recipe(path, max_length=13), [tokenizer])
@@ -185,7 +200,7 @@ def test_a_length_that_special_tokens_fill_is_refused(
     path: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     data = recipe(path).model_copy(update={"max_length": 2})
-    with pytest.raises(InputError, match="max_length = 2 has no room"):
+    with pytest.raises(InputError, match="max_length = 2 leaves no room"):
         tokenize(data, [tokenizer])
 
 

@@ -83,7 +83,7 @@ def test_rows_with_the_same_tokens_are_one_row(
     kept = [lines[index] for index in (0, 1, 3, 5, 7)]
     assert rows(tokens) == tokenizer(kept, truncation=True, max_length=6)["input_ids"]
     assert (tokens.equal, tokens.truncated) == (3, 1)
-    assert "8 rows read, 8 kept; dropped: none; 3 with the tokens of an earlier one left out" in str(tokens)
+    assert "8 rows read, 8 kept; dropped: none; 3 left out because an earlier one has the same tokens" in str(tokens)
 
 
 @pytest.mark.parametrize("columns", [2, 3])

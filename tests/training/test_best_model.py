@@ -50,7 +50,7 @@ def test_what_a_later_incarnation_has_kept_is_not_deleted_or_replaced(tmp_path, 
         write_files(place, {"weights": f"of {place.name}".encode()})
     checkpoints: Any = SimpleNamespace(states=list)
     model = BestModel(recipe, Any, Any, older, checkpoints)  # type: ignore[arg-type]
-    monkeypatch.setattr(model, "_export", lambda place: None)
+    monkeypatch.setattr(model, "_export", lambda place: {})
     model.keep({"step": 8}, lambda doing: None)
     write_files(older.best(8), {"weights": b"of the older"})
     model.place({})
@@ -98,7 +98,7 @@ def test_damaged_weights_are_named_and_never_become_the_model(tmp_path, state, n
         (best / name).unlink()
     else:
         (best / name).write_bytes(bytes(0 if damage == "emptied" else (best / name).stat().st_size))
-    said = r"The best encoder so far cannot be used: .*step-00000008.* is gone.*; bring .*step-00000008 back"
+    said = r"The best encoder so far cannot be used: .*step-00000008.* is gone.*; restore .*step-00000008"
     with pytest.raises(InputError, match=said):
         model.place({}) if moment == "end" else resumed(tmp_path, state)
     assert not (tmp_path / "model").exists() and not (tmp_path / "projection.safetensors").exists()

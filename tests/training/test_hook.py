@@ -66,7 +66,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("users_hooks:Dairy", "has no Dairy"),
         ("users_hooks:NoHook", "has a NoHook that is no subclass of Hook"),
         ("users_hooks:MODULE", "has no MODULE"),
-        ("users_hooks:Wants", "cannot be made without arguments"),
+        ("users_hooks:Wants", "cannot be created without arguments"),
     ],
 )
 def test_a_name_that_is_no_hook_is_one_sentence(name: str, words: str, folder: Path) -> None:

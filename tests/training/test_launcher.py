@@ -52,5 +52,5 @@ def test_on_the_cpu_no_device_counts() -> None:
 
 def test_more_processes_than_devices_are_refused_before_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "device_files", lambda: ["/dev/nvidia0", "/dev/nvidia1"])
-    with pytest.raises(InputError, match="2 processes need as many devices, and CUDA_VISIBLE_DEVICES is '3'; name"):
+    with pytest.raises(InputError, match="2 processes need as many devices, but CUDA_VISIBLE_DEVICES is '3'; list"):
         launcher.on_this_machine(2, {"CUDA_VISIBLE_DEVICES": "3"})

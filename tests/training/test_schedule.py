@@ -17,6 +17,11 @@ def test_plan_of_a_small_corpus():
     assert (plan.share, plan.negatives, plan.steps_per_epoch, plan.steps) == (32, 63, 15, 37)
 
 
+def test_devices_that_cannot_share_a_batch_equally_differ_by_a_sentence():
+    plan = make_plan(load_recipe("quickstart"), sentences=1000, views=2, world_size=3)
+    assert (plan.share, dict(plan.table())["sentences per device"]) == (22, "22 or 21")
+
+
 def test_hard_negatives_count_as_negatives():
     assert make_plan(load_recipe("quickstart"), sentences=1000, views=3, world_size=1).negatives == 63 + 64
 
@@ -48,3 +53,11 @@ def test_learning_rate(schedule, warmup, expected):
 
 def test_the_recipe_offers_the_schedules_of_the_table():
     assert get_args(Schedule) == tuple(SCHEDULES)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("warmup", [0.0, 0.2])
+def test_a_run_may_be_extended_where_its_steps_have_the_same_rates_in_a_longer_one(schedule: str, warmup: float):
+    optimizer = OptimizerRecipe(learning_rate=1.0, schedule=schedule, warmup=warmup)
+    rates = [[learning_rate(optimizer, step, steps) for step in range(10)] for steps in (10, 30)]
+    assert optimizer.open_ended == (rates[0] == rates[1])

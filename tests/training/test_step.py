@@ -9,6 +9,7 @@ import torch
 
 from diffcse_scale.model.generator import Generator
 from diffcse_scale.objective import contrastive
+from diffcse_scale.objective.objective import StepOutput
 from diffcse_scale.recipe_file import load_recipe
 from diffcse_scale.text.batches import Batch
 from diffcse_scale.training import step as module
@@ -29,7 +30,7 @@ class Engine:
     def __call__(self, function, chunks, edited):
         self.events.append("step")
         self.edited.append(edited)
-        return SimpleNamespace(loss=None)
+        return StepOutput(None, {})
 
     def backward(self, loss):
         pass
@@ -119,11 +120,12 @@ def test_the_recipe_says_how_embeddings_of_different_devices_meet(batches, excha
 
     monkeypatch.setattr(contrastive, "sharded_info_nce", noted)
     step = TrainingStep(Engine([]), None, load_recipe("quickstart", [f"batch.exchange={exchange}"]))
-    step.objective.batch_terms(None, torch.zeros(4, 3), 2)
+    step.objective.batch_terms(None, torch.zeros(4, 3), [toy_chunk(sentences=2)[0]])
     assert asked == [exchange]
 
 
-@pytest.mark.parametrize("ring", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ring", [2, 4])
 def test_on_two_and_four_ranks_a_ring_learns_what_gathering_does(toy_world, tmp_path, ring):
     found = {}
     for exchange, ranks in (("gather", 2), ("ring", ring)):

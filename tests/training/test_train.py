@@ -62,7 +62,9 @@ def test_metrics_hold_every_number_a_log_line_promises(finished):
     assert last["loss"] == pytest.approx(last["contrastive"] + 0.1 * last["rtd"], rel=tolerance(1e-5, 1e-2))
     assert 0 < last["replaced_share"] < 0.5 and 0 <= last["padding_share"] < 1
     assert last["gradient_norm"] > 0 and last["learning_rate"] == pytest.approx(1e-3 / 12)
-    for name in ("positive_cosine", "negative_cosine", *TIMINGS - {"evaluation_seconds"}):
+    of_several = {"slowest_rank", "slowest_ratio"}
+    assert {*last} & of_several == (of_several if two_ranks() == 2 else set())
+    for name in ("positive_cosine", "negative_cosine", *TIMINGS - {"evaluation_seconds", *of_several}):
         assert isinstance(last[name], float)
     assert all(row["evaluation_seconds"] > 0 for row in rows if "dev_spearman" in row)
 
@@ -87,7 +89,8 @@ def test_the_generator_is_in_no_checkpoint(finished):
     import torch
 
     (file,) = (finished[0] / "checkpoints" / "step-00000006").glob("*model_states.pt")
-    names = torch.load(file, weights_only=False)["module"].keys()
+    saved = torch.load(file, weights_only=False)
+    names = [*saved["module"], *(name for group in saved["param_shapes"] for name in group)]
     assert {name.split(".")[0] for name in names} == {"encoder", "projection", "discriminator", "rtd_head"}
 
 
@@ -109,6 +112,26 @@ def test_a_resumed_run_gives_the_same_numbers_bit_for_bit(finished, toy_world, t
         assert_alike(metrics(resumed), metrics(run))
     else:
         assert metrics(resumed) == metrics(run)
+
+
+@pytest.mark.slow
+def test_lambda_that_follows_a_share_goes_on_where_it_was(toy_world, tmp_path):
+    run, resumed, recipe = tmp_path / "run", tmp_path / "resumed", str(toy_world / "toy.yaml")
+    asked = "objective.rtd_share=0.05", "objective.discriminator_rate=10", "objective.discriminator_warmup=2"
+    result = launch("--deepspeed_config", ZERO2, "--recipe", recipe, "--output", str(run), "log_every=1", *asked)
+    assert result.returncode == 0, result.stdout
+    rows = [row for row in metrics(run) if "loss" in row]
+    assert all((row["gradient_share"] is None) == (row["step"] <= 2) for row in rows)
+    weights = [row["rtd_weight"] for row in rows]  # lambda follows every tenth step
+    assert (
+        len(set(weights[:9])) == len(set(weights[9:])) == 1 and weights[8] != weights[9]
+    )  # it follows every tenth step
+    shutil.copytree(run, resumed)
+    (resumed / "result.json").unlink()
+    shutil.rmtree(resumed / "model")
+    result = launch("--deepspeed_config", ZERO2, "--output", str(resumed), "--resume")
+    assert result.returncode == 0, result.stdout
+    assert metrics(resumed) == metrics(run)
 
 
 @pytest.mark.device

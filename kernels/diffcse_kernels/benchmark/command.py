@@ -47,16 +47,17 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for workload in WORKLOADS:
         name = workload.name.replace("_", "-")
-        _add_run(commands, name, (workload,), f"measure {workload.name} and its alternatives")
-    _add_run(commands, "all", WORKLOADS, "measure all three functions")
+        _add_run(commands, name, (workload,), f"Measure {workload.name} and its alternatives.")
+    _add_run(commands, "all", WORKLOADS, "Measure all functions.")
 
-    row = commands.add_parser("crossovers", help="print this device's row of diffcse_kernels/crossovers.py")
-    row.add_argument("--seconds", type=_positive_number, default=0.3, help="timing of each size, default %(default)s")
+    row = commands.add_parser("crossovers", help="Print this device's row for diffcse_kernels/crossovers.py.")
+    seconds = "Seconds to time each size (default: %(default)s)."
+    row.add_argument("--seconds", type=_positive_number, default=0.3, help=seconds)
     row.set_defaults(command=_crossovers)
 
-    plot = commands.add_parser("plot", help="draw the rows of a CSV")
-    plot.add_argument("csv", type=Path)
-    plot.add_argument("--output", type=Path, help="folder of the PNGs; beside the CSV if absent")
+    plot = commands.add_parser("plot", help="Draw the rows of a CSV file.")
+    plot.add_argument("csv", type=Path, help="The CSV file.")
+    plot.add_argument("--output", type=Path, help="Folder of the PNG files (default: the folder of the CSV file).")
     plot.set_defaults(command=_plot)
     return parser
 
@@ -66,16 +67,26 @@ def _add_run(
 ) -> None:
     parser = commands.add_parser(name, help=text, description=text)
     add = parser.add_argument
-    add("--sizes", type=_positive_integer, nargs="+", metavar="N", help="queries or tokens; default: by device")
-    add("--widths", type=_positive_integer, nargs="+", metavar="D", help="default: 384 768 1024 4096; 768 on a CPU")
-    add("--dtypes", choices=DTYPES, nargs="+", help="default: all; fp32 on a CPU")
-    add("--passes", choices=PASSES, nargs="+", default=PASSES, help="default: both")
-    add("--only", nargs="+", metavar="NAME", help="these implementations: " + ", ".join(_names(workloads)))
-    add("--vocabulary", type=_positive_integer, default=30_522, help="of sample_tokens, default %(default)s")
-    add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    add("--seconds", type=_positive_number, default=1.0, help="timing of each row, default %(default)s")
-    add("--longest", type=_positive_number, default=30.0, help="seconds of a call beyond which larger sizes are left")
-    add("--output", type=Path, default=Path("runs/kernels"), help="folder of the CSV and PNGs, default %(default)s")
+    add(
+        "--sizes",
+        type=_positive_integer,
+        nargs="+",
+        metavar="N",
+        help="Numbers of queries or tokens (default: by device).",
+    )
+    widths = "Embedding widths (default: 384 768 1024 4096; on a CPU 768)."
+    add("--widths", type=_positive_integer, nargs="+", metavar="D", help=widths)
+    add("--dtypes", choices=DTYPES, nargs="+", help="Dtypes (default: all; on a CPU fp32).")
+    add("--passes", choices=PASSES, nargs="+", default=PASSES, help="Passes to measure (default: both).")
+    add("--only", nargs="+", metavar="NAME", help=f"Measure only these of {', '.join(_names(workloads))}.")
+    vocabulary = "Vocabulary size of sample_tokens (default: %(default)s)."
+    add("--vocabulary", type=_positive_integer, default=30_522, help=vocabulary)
+    add("--device", choices=("cpu", "cuda"), help="Device (default: cuda where there is one).")
+    add("--seconds", type=_positive_number, default=1.0, help="Seconds to time each row (default: %(default)s).")
+    longest = "Skip larger sizes once a call would take more than this many seconds (default: %(default)s)."
+    add("--longest", type=_positive_number, default=30.0, help=longest)
+    output = "Folder of the CSV and PNG files (default: %(default)s)."
+    add("--output", type=Path, default=Path("runs/kernels"), help=output)
     parser.set_defaults(command=_run, workloads=workloads)
 
 
@@ -88,7 +99,7 @@ def _run(options: argparse.Namespace) -> None:
     path = _csv_to_append_to(options.output)
     print(f"{device_name(plan.device)}; torch {torch.__version__}")
     if plan.device.type != "cuda":
-        print("The Triton rows need a GPU: this measures the reference and the baselines.")
+        print("Triton needs a GPU: only the reference and the baselines are measured.")
     for name, reason in left_out(plan).items():
         print(f"left out: {name} ({reason})")
     total, rows = len(cells(plan)), []
@@ -99,12 +110,12 @@ def _run(options: argparse.Namespace) -> None:
                 rows.append(row)
                 print(f"[{count}/{total}] {line(row)}", flush=True)
     except DeviceFailed as error:
-        raise Mistake(f"the device answers no more ({error}); the rows so far are kept") from None
+        raise Mistake(f"the device stopped responding ({error}); the rows so far are kept") from None
     finally:
         print_tables(rows)
         print(f"rows: {path}")
     if find_spec("matplotlib") is None:
-        print("no PNGs: matplotlib is not installed (pip install matplotlib; then the command plot draws them)")
+        print("no PNGs: matplotlib is not installed (pip install matplotlib, then draw them with the command plot)")
     else:
         _draw(path, options.output)
 
@@ -155,7 +166,9 @@ def _check_pictures(folder: Path) -> None:
     for workload in WORKLOADS:
         for picture in folder.glob(f"{workload.name}_*.png"):
             if not record.is_picture(picture):
-                raise Mistake(f"{picture} is in the way of a picture and was not drawn here; give another --output")
+                raise Mistake(
+                    f"{picture} is in the way of a picture and was not drawn by this program; give another --output"
+                )
 
 
 def _rows(path: Path) -> list[record.Row]:
@@ -169,9 +182,9 @@ def _rows(path: Path) -> list[record.Row]:
 
 def _crossovers(options: argparse.Namespace) -> None:
     if not torch.cuda.is_available():
-        raise Mistake("crossovers compares Triton with the reference, which needs a GPU; torch finds none here")
+        raise Mistake("crossovers compares Triton with the reference and needs a GPU; torch finds none here")
     row = crossovers(torch.device("cuda"), options.seconds, print)
-    print(f"into MEASURED of diffcse_kernels/crossovers.py:\n    {row}")
+    print(f"put this row into MEASURED of diffcse_kernels/crossovers.py:\n    {row}")
 
 
 def _plot(options: argparse.Namespace) -> None:

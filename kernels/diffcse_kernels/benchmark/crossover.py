@@ -1,4 +1,4 @@
-"""The measured row of `diffcse_kernels/crossovers.py`: from which size on Triton is the faster one here."""
+"""Measures a row of `diffcse_kernels/crossovers.py`: the size from which Triton is faster on this device."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .info_nce import InfoNCE
 from .measure import measure
 from .replaced_token_bce import ReplacedTokenBCE
 from .sample_tokens import SampleTokens
+from .sigmoid_loss import SigmoidLoss
 from .workload import Cell, Workload
 
 WIDTH, VOCABULARY = 768, 30_522
@@ -20,6 +21,7 @@ SIZES: tuple[tuple[Workload, tuple[int, ...]], ...] = (
     (InfoNCE(), tuple(2**power for power in range(5, 14))),
     (ReplacedTokenBCE(), tuple(2**power for power in range(6, 19))),
     (SampleTokens(), tuple(2**power for power in range(2, 13))),
+    (SigmoidLoss(), tuple(2**power for power in range(5, 14))),
 )
 
 

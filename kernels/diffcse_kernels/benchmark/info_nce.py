@@ -1,9 +1,10 @@
-"""InfoNCE: N queries against N keys, mean loss, cosine similarity, temperature 0.05."""
+"""InfoNCE: N queries against N keys, mean loss, cosine similarity, at temperatures of 0.05 and of 0.01."""
 
 from __future__ import annotations
 
 from functools import partial
 from importlib import import_module
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,13 +15,20 @@ from .. import info_nce
 from .workload import BOTH, Implementation, Outcome, Shape, Workload, array, compared_rows, seeded, truth_blocks
 
 TEMPERATURE = 0.05
+LOW_TEMPERATURE = 0.01  # CLIP's lowest
 CHUNK_BYTES = 64 * 2**20  # of float32 logits that the chunked baseline holds at once
 
 
-def eager(queries: Tensor, keys: Tensor) -> Tensor:
+def eager(queries: Tensor, keys: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """One matrix product and a cross-entropy. Scaling the queries saves a pass over the matrix."""
-    queries, keys, targets = _normalized(queries, keys)
+    queries, keys, targets = _normalized(queries, keys, temperature)
     return F.cross_entropy((queries @ keys.T).float(), targets)
+
+
+def masked(queries: Tensor, keys: Tensor, impl: str) -> Tensor:
+    """With ids and a margin that leave out nothing: what it costs to ask."""
+    ids = torch.arange(len(queries), device=queries.device)
+    return info_nce(queries, keys, TEMPERATURE, query_ids=ids, key_ids=ids, margin=2.0, impl=impl)
 
 
 def chunked(queries: Tensor, keys: Tensor) -> Tensor:
@@ -65,22 +73,25 @@ def inf_cl(queries: Tensor, keys: Tensor) -> Tensor:
     return loss
 
 
-def _normalized(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _normalized(queries: Tensor, keys: Tensor, temperature: float = TEMPERATURE) -> tuple[Tensor, Tensor, Tensor]:
     """Scaled queries and keys whose products are the logits, and the column of each row's positive."""
     targets = torch.arange(len(queries), device=queries.device)
-    return F.normalize(queries) / TEMPERATURE, F.normalize(keys), targets
+    return F.normalize(queries) / temperature, F.normalize(keys), targets
 
 
 class InfoNCE(Workload):
     name = "info_nce"
+    temperature: ClassVar[float] = TEMPERATURE
     differentiable = 2
     sizes = {  # noqa: RUF012
         "cuda": tuple(2**power for power in range(9, 21)),
         "cpu": (512, 1024, 2048, 4096, 8192),
     }
-    implementations = (
+    implementations: ClassVar[tuple[Implementation, ...]] = (
         Implementation("triton", partial(info_nce, temperature=TEMPERATURE, impl="triton"), gpu_only=True),
         Implementation("reference", partial(info_nce, temperature=TEMPERATURE, impl="reference")),
+        Implementation("triton-masked", partial(masked, impl="triton"), gpu_only=True),
+        Implementation("reference-masked", partial(masked, impl="reference")),
         Implementation("eager", eager),
         Implementation("compiled", eager, compiled=True),
         Implementation("chunked", chunked),
@@ -117,8 +128,8 @@ class InfoNCE(Workload):
 
     def truth(self, *inputs: Tensor) -> Outcome:
         """From the derivatives written out, the gradients at the compared rows only."""
-        (queries, query_norms), (keys, key_norms) = (_unit(rows.double()) for rows in inputs)
-        scaled = queries / TEMPERATURE
+        (queries, query_norms), (keys, key_norms) = (unit_rows(rows.double()) for rows in inputs)
+        scaled = queries / self.temperature
         totals = torch.cat(
             [torch.logsumexp(scaled[rows] @ keys.T, dim=1) for rows in truth_blocks(len(queries), len(keys))]
         )
@@ -130,19 +141,31 @@ class InfoNCE(Workload):
         by_query[diagonal, chosen] -= 1
         by_key = torch.exp(keys[chosen] @ scaled.T - totals)
         by_key[diagonal, chosen] -= 1
-        factor = 1 / (TEMPERATURE * len(queries))
+        factor = 1 / (self.temperature * len(queries))
         gradients = (
-            factor * _tangent(by_query @ keys, queries[chosen]) / query_norms[chosen],
-            factor * _tangent(by_key @ queries, keys[chosen]) / key_norms[chosen],
+            factor * tangent(by_query @ keys, queries[chosen]) / query_norms[chosen],
+            factor * tangent(by_key @ queries, keys[chosen]) / key_norms[chosen],
         )
         return Outcome(array(loss), tuple(map(array, gradients)))
 
 
-def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
+class ColdInfoNCE(InfoNCE):
+    """Where exponents leave the range of float32, so that a kernel may need more passes."""
+
+    name = "info_nce_cold"
+    temperature = LOW_TEMPERATURE
+    implementations = (
+        Implementation("triton", partial(info_nce, temperature=LOW_TEMPERATURE, impl="triton"), gpu_only=True),
+        Implementation("reference", partial(info_nce, temperature=LOW_TEMPERATURE, impl="reference")),
+        Implementation("eager", partial(eager, temperature=LOW_TEMPERATURE)),
+    )
+
+
+def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return rows / norms, norms
 
 
-def _tangent(gradient: Tensor, unit: Tensor) -> Tensor:
+def tangent(gradient: Tensor, unit: Tensor) -> Tensor:
     """Without the part along the row, to which its direction does not answer."""
     return gradient - unit * torch.linalg.vecdot(unit, gradient)[:, None]

@@ -29,7 +29,9 @@ STYLES = {
     "liger": ("#56B4E9", "<"),
     "inf-cl": ("#8B5A2B", ">"),
 }
-ROW_NAMES = {"info_nce": "queries = keys", "replaced_token_bce": "tokens", "sample_tokens": "tokens"}
+ROW_NAMES = {"replaced_token_bce": "tokens", "sample_tokens": "tokens"} | dict.fromkeys(
+    ("info_nce", "info_nce_cold", "sigmoid_loss"), "queries = keys"
+)
 
 
 def plot(rows: Sequence[Row], folder: Path) -> list[Path]:

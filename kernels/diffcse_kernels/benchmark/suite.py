@@ -9,14 +9,15 @@ from statistics import median
 
 import torch
 
-from .info_nce import InfoNCE
+from .info_nce import ColdInfoNCE, InfoNCE
 from .measure import Rates, measure, measure_rates
 from .record import Row, empty_row, environment_here, measured_row
 from .replaced_token_bce import ReplacedTokenBCE
 from .sample_tokens import SampleTokens
+from .sigmoid_loss import SigmoidLoss
 from .workload import FORWARD, Cell, Implementation, Outcome, Shape, Workload
 
-WORKLOADS: tuple[Workload, ...] = (InfoNCE(), ReplacedTokenBCE(), SampleTokens())
+WORKLOADS: tuple[Workload, ...] = (InfoNCE(), ReplacedTokenBCE(), SampleTokens(), SigmoidLoss(), ColdInfoNCE())
 TRUTH_FLOP = {"cuda": 3e13, "cpu": 2e11}  # beyond this the float64 truth would take longer than what it judges
 WIDTHS = {"cuda": (384, 768, 1024, 4096), "cpu": (768,)}
 

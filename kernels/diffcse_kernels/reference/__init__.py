@@ -1,4 +1,4 @@
-"""The three functions in plain PyTorch: their definition, and what CPUs run.
+"""The functions in plain PyTorch: their definition, and what CPUs run.
 
 They work on blocks of rows, so that their memory is a byte budget and a few copies of the inputs, never the
 matrix that they are about. Arguments are described and checked by the public functions.
@@ -7,11 +7,15 @@ matrix that they are about. Arguments are described and checked by the public fu
 from __future__ import annotations
 
 from .info_nce import contrast
+from .matryoshka_info_nce import matryoshka_info_nce
 from .replaced_token_bce import replaced_token_bce
 from .sample_tokens import sample_tokens
+from .sigmoid_loss import sigmoid_loss
 
 __all__ = [
     "contrast",
+    "matryoshka_info_nce",
     "replaced_token_bce",
     "sample_tokens",
+    "sigmoid_loss",
 ]

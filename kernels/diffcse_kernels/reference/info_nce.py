@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from ..types import Gradients, InfoNCEStats, Needs, Options
+from ..types import Contrast, Gradients, Ids, InfoNCEStats, Needs, Options, Upstream
 from .blocks import compute_dtype, row_blocks
+from .masks import bytes_a_logit, leave_out_, thresholds_of
 
 NORM_EPS = 1e-12  # where torch.nn.functional.normalize stops dividing by the norm
 
@@ -15,98 +18,176 @@ def contrast(
     queries: Tensor,
     columns: Tensor,
     temperature: Tensor,
-    coefficients: Tensor | None,
+    upstream: Upstream | None,
+    ids: Ids | None,
     options: Options,
     needs: Needs,
-) -> tuple[Tensor, InfoNCEStats, Gradients]:
-    """InfoNCE of every row, and the gradients of `coefficients @ losses`.
+) -> Contrast:
+    """InfoNCE of every row, and gradients.
 
-    With the coefficients known, the gradients are made from the block of similarities at hand: three products in all.
+    With the upstream factors known, the gradients are made from the block of similarities at hand: three products in
+    all.
 
     Args:
         queries: [N, D].
-        columns: [C, D], keys and then hard negatives.
+        columns: [C, D], keys and then other negatives.
         temperature: a scalar.
-        coefficients: [N], or None where no gradients are wanted.
+        upstream: the factors of what the gradients are of, or None where none are wanted.
+        ids: of the queries and of the first columns.
         options: positions and weights of the special columns.
         needs: the gradients wanted.
 
     Returns:
-        losses [N], statistics and gradients; float64 if the rows are, float32 otherwise.
+        float64 if the rows are, float32 otherwise.
+
+    Example:
+        >>> import torch
+        >>> from diffcse_kernels.reference import contrast
+        >>> from diffcse_kernels.types import Needs, Options
+        >>> options, needs = Options(2, 0, None, 0.0, normalize=True), Needs(False, False, False)
+        >>> found = contrast(torch.eye(2), torch.eye(2), torch.tensor(1.0), None, None, options, needs)
+        >>> torch.allclose(found.losses, torch.log1p(torch.tensor([-1.0, -1.0]).exp())), found.stats.accuracy.item()
+        (True, 1.0)
     """
     with torch.autocast(queries.device.type, enabled=False):
         dtype = compute_dtype(queries, columns)
         scale = temperature.to(dtype).reciprocal().reshape(())
-        q, q_inverse = _rows(queries.to(dtype), options.normalize)
-        k, k_inverse = _rows(columns.to(dtype), options.normalize)
-        if coefficients is None:
+        q, q_inverse = normalized_rows(queries.to(dtype), options.normalize)
+        k, k_inverse = normalized_rows(columns.to(dtype), options.normalize)
+        if upstream is None:
             needs = Needs(False, False, False)
         # not as the rows lie, which may be transposed: the operator promises contiguous gradients
         grad_q = q.new_empty(q.shape) if needs.queries or needs.temperature else None
         grad_k = k.new_zeros(k.shape) if needs.columns else None
-        losses, positives, is_right = _sweep(q, k, scale, coefficients, options, grad_q, grad_k)
+        losses, logsumexp, positives, is_right = _sweep(q, k, scale, upstream, ids, options, grad_q, grad_k)
         stats = _stats(q, k[: options.num_keys], positives / scale, is_right)
         grad_temperature = None
         if grad_q is not None and needs.temperature:
             grad_temperature = -torch.linalg.vecdot(q, grad_q).sum() * scale
         if grad_q is not None and q_inverse is not None:
-            _normalize_backward_(grad_q, q, q_inverse)
+            normalize_backward_(grad_q, q, q_inverse)
         if grad_k is not None and k_inverse is not None:
-            _normalize_backward_(grad_k, k, k_inverse)
-    return losses, stats, Gradients(grad_q if needs.queries else None, grad_k, grad_temperature)
+            normalize_backward_(grad_k, k, k_inverse)
+    gradients = Gradients(grad_q if needs.queries else None, grad_k, grad_temperature)
+    return Contrast(losses, logsumexp, stats, gradients)
+
+
+class _Block(NamedTuple):
+    """Exponentials of the logits of some rows, relative to the largest of each row."""
+
+    exponentials: Tensor
+    """[n, columns]; 0 at a row's own positive and where a column does not count."""
+    positives: Tensor
+    """[n], those of the rows' own positives."""
+    others: Tensor
+    """[n], the sums of `exponentials`."""
+    further: tuple[Tensor, Tensor] | None
+    """Where rows may have further positives: bool [n, I], whether a column is one; [n], one over their number."""
 
 
 def _sweep(
     q: Tensor,
     k: Tensor,
     scale: Tensor,
-    coefficients: Tensor | None,
+    upstream: Upstream | None,
+    ids: Ids | None,
     options: Options,
     grad_q: Tensor | None,
     grad_k: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, positive logit and "the positive is the largest" of every row; fills the gradients given.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, logsumexp, positive logit, "the positive is the largest" of every row; fills the gradients given.
 
-    With p the softmax of a row's logits and e the one-hot of its positive, the gradients are
+    With p the softmax of a row's logits and e the one-hot of its positive, the gradients of a loss are
         grad_q_i  = coefficient_i * scale * (p_i - e_i) k
         grad_k   += coefficient_i * scale * (p_i - e_i)^T q_i
     """
-    losses, positives = q.new_empty(len(q)), q.new_empty(len(q))
+    losses, logsumexp, positives = (q.new_empty(len(q)) for _ in range(3))
     is_right = q.new_empty(len(q), dtype=torch.bool)
-    for rows in row_blocks(len(q), len(k) * q.element_size()):
+    size = bytes_a_logit(q.dtype, ids, options.margin is not None, options.multiple_positives)
+    for rows in row_blocks(len(q), len(k) * size):
         logits = (q[rows] * scale) @ k.T
-        *results, sums = _softmax_minus_one_hot_(logits, rows.start, options)
-        losses[rows], positives[rows], is_right[rows] = results
-        if coefficients is None:
+        block, *results = exponentials_(logits, rows, scale, ids, options)
+        losses[rows], logsumexp[rows], positives[rows], is_right[rows] = results
+        if upstream is None:
             continue
-        factors = (coefficients[rows] * scale / sums)[:, None]
+        factors = softmax_minus_positives_(block, rows, scale, upstream, options.positive_offset)
         if grad_q is not None:
-            torch.mm(logits, k, out=grad_q[rows]).mul_(factors)
+            torch.mm(logits, k, out=grad_q[rows]).mul_(factors[:, None])
         if grad_k is not None:
-            grad_k.addmm_(logits.T, q[rows] * factors)
-    return losses, positives, is_right
+            grad_k.addmm_(logits.T, q[rows] * factors[:, None])
+    return losses, logsumexp, positives, is_right
 
 
-def _softmax_minus_one_hot_(logits: Tensor, first_row: int, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Turn a block of logits into (softmax - one-hot of the positive) * sums, in place; return the sums last.
+def exponentials_(
+    logits: Tensor, rows: slice, scale: Tensor, ids: Ids | None, options: Options
+) -> tuple[_Block, Tensor, Tensor, Tensor, Tensor]:
+    """Turn a block of logits into a `_Block` in place; and the results of `_sweep` for its rows.
 
     The positive is kept apart from the sum of the others. When it takes almost all the probability, both its
     loss and its gradient are that small sum, which 1 - p would lose to rounding.
     """
-    height = len(logits)
+    height, multiple = len(logits), options.multiple_positives
+    own_positive = _own(logits, options.positive_offset, rows)
+    positives = own_positive.clone()
+    thresholds = None if options.margin is None else thresholds_of(positives, options.margin, scale)
+    alike = leave_out_(logits, rows, ids, thresholds, multiple)
     if options.own_hard_negative is not None:
-        logits.diagonal(options.own_hard_negative + first_row)[:height].add_(options.hard_negative_weight)
-    positive_column = logits.diagonal(options.positive_offset + first_row)[:height]
-    positives = positive_column.clone()
-    positive_column.fill_(-torch.inf)
-    largest_negatives = logits.amax(dim=1)
-    largest = torch.maximum(positives, largest_negatives)
+        _own(logits, options.own_hard_negative, rows).add_(options.hard_negative_weight)
+    for left_out in (options.positive_offset, *options.excluded):
+        _own(logits, left_out, rows).fill_(-torch.inf)
+        if alike is not None:
+            alike.diagonal(left_out + rows.start)[:height].fill_(False)
+    largest_others = largest_negatives = logits.amax(dim=1)
+    if alike is not None:
+        counts, above_mean, largest_negatives = _further_positives(logits, alike, positives)
+    largest = torch.maximum(positives, largest_others)
     logits.sub_(largest[:, None]).exp_()
     others = logits.sum(dim=1)
-    positive_column.copy_(-others)
     positive = (positives - largest).exp()
     losses = (largest - positives) + torch.log1p(others + (positive - 1))
-    return losses, positives, positives > largest_negatives, others + positive
+    further = None
+    if alike is not None:
+        losses += above_mean
+        further = alike, counts.reciprocal()
+    logsumexp = largest + (others + positive).log()
+    return _Block(logits, positive, others, further), losses, logsumexp, positives, positives > largest_negatives
+
+
+def _further_positives(logits: Tensor, alike: Tensor, positives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row: the number of its positives, how far its own lies above their mean, its largest negative."""
+    with_ids, without = logits.tensor_split([alike.shape[1]], dim=1)
+    counts = alike.sum(dim=1).add_(1).to(logits.dtype)
+    above_mean = (positives * (counts - 1) - torch.where(alike, with_ids, 0).sum(dim=1)) / counts
+    largest_negatives = with_ids.masked_fill(alike, -torch.inf).amax(dim=1)
+    if without.shape[1]:
+        largest_negatives = torch.maximum(largest_negatives, without.amax(dim=1))
+    return counts, above_mean, largest_negatives
+
+
+def softmax_minus_positives_(
+    block: _Block, rows: slice, scale: Tensor, upstream: Upstream, positive_offset: int
+) -> Tensor:
+    """Turn a block of exponentials, in place, into what makes the gradients with the factors [n] that are returned."""
+    weights, sums, coefficients = block.exponentials, block.others + block.positives, upstream.losses[rows]
+    own_positive = _own(weights, positive_offset, rows)
+    if upstream.logsumexp is None and block.further is None:
+        own_positive.copy_(-block.others)
+        return coefficients * scale / sums
+    of_logsumexp = torch.zeros_like(sums) if upstream.logsumexp is None else upstream.logsumexp[rows]
+    both = coefficients + of_logsumexp
+    weights.mul_((both / sums)[:, None])
+    of_own = of_logsumexp - both * (block.others / sums)
+    if block.further is not None:
+        alike, shares = block.further
+        weights[:, : alike.shape[1]].addcmul_(alike.to(weights.dtype), (coefficients * shares)[:, None], value=-1)
+        of_own += coefficients * (1 - shares)
+    own_positive.copy_(of_own)
+    return scale.expand(len(weights))
+
+
+def _own(logits: Tensor, first: int, rows: slice) -> Tensor:
+    """[n]: the logit of every row that is `first` columns beyond the number of the row."""
+    return logits.diagonal(first + rows.start)[: len(logits)]
 
 
 def _stats(q: Tensor, k: Tensor, positive_cosines: Tensor, is_right: Tensor) -> InfoNCEStats:
@@ -117,7 +198,7 @@ def _stats(q: Tensor, k: Tensor, positive_cosines: Tensor, is_right: Tensor) -> 
     return InfoNCEStats(positive_cosines.mean(), negative_mean, is_right.to(q.dtype).mean())
 
 
-def _rows(values: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
+def normalized_rows(values: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
     """The rows that are compared, and the inverse norms they were multiplied by, 0 for rows without a direction."""
     if not normalize:
         return values, None
@@ -126,7 +207,7 @@ def _rows(values: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
     return values * inverse_norms, inverse_norms
 
 
-def _normalize_backward_(gradient: Tensor, normalized: Tensor, inverse_norms: Tensor) -> None:
+def normalize_backward_(gradient: Tensor, normalized: Tensor, inverse_norms: Tensor) -> None:
     """Gradient of the rows from that of the normalised rows, in place."""
     radial = torch.linalg.vecdot(normalized, gradient)[:, None]
     gradient.addcmul_(normalized, radial, value=-1).mul_(inverse_norms)

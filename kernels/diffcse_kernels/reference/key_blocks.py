@@ -5,11 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..types import Ids
 from .blocks import compute_dtype, row_blocks
+from .masks import bytes_a_logit, leave_out_
 
 
 def block_logsumexp(
-    queries: Tensor, keys: Tensor, scale: Tensor, positive_offset: int | None = None
+    queries: Tensor,
+    keys: Tensor,
+    scale: Tensor,
+    positive_offset: int | None = None,
+    ids: Ids | None = None,
+    thresholds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`diffcse_kernels.key_blocks.block_logsumexp`."""
     q, k, scale = _prepared(queries, keys, scale)
@@ -17,11 +24,14 @@ def block_logsumexp(
     if len(k) == 0:
         return logsumexp, positives, largest
     with torch.autocast(q.device.type, enabled=False):
-        for rows in row_blocks(len(q), len(k) * q.element_size()):
+        for rows in row_blocks(len(q), len(k) * bytes_a_logit(q.dtype, ids, thresholds is not None)):
             logits = (q[rows] * scale) @ k.T
+            positive_column = None
             if positive_offset is not None:
                 positive_column = logits.diagonal(positive_offset + rows.start)[: len(logits)]
                 positives[rows] = positive_column
+            leave_out_(logits, rows, ids, None if thresholds is None else thresholds[rows])
+            if positive_column is not None:
                 positive_column.fill_(-torch.inf)
             largest[rows] = logits.amax(dim=1)
             # a row whose only key is its positive has no negatives: its shift must be finite for the sum to be 0
@@ -37,13 +47,17 @@ def block_gradients(
     shifts: Tensor,
     factors: Tensor,
     positive_offset: int | None = None,
+    ids: Ids | None = None,
+    thresholds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`diffcse_kernels.key_blocks.block_gradients`."""
     q, k, scale = _prepared(queries, keys, scale)
     grad_q, grad_k = torch.empty_like(q), torch.zeros_like(k)
     with torch.autocast(q.device.type, enabled=False):
-        for rows in row_blocks(len(q), len(k) * q.element_size()):
-            weights = ((q[rows] * scale) @ k.T).sub_(shifts[rows, None]).exp_()
+        for rows in row_blocks(len(q), len(k) * bytes_a_logit(q.dtype, ids, thresholds is not None)):
+            weights = (q[rows] * scale) @ k.T
+            leave_out_(weights, rows, ids, None if thresholds is None else thresholds[rows])
+            weights.sub_(shifts[rows, None]).exp_()
             if positive_offset is not None:
                 weights.diagonal(positive_offset + rows.start)[: len(weights)].zero_()
             row_factors = factors[rows, None]

@@ -23,9 +23,26 @@ def replaced_token_bce(
 
     `hidden` is read once, for the weight's gradient too.
 
+    Args:
+        hidden: [T, D].
+        weight: [D].
+        bias: one element.
+        original_ids, edited_ids: [T], integers; a token is replaced where the two differ.
+        mask: [T], bool; True at the tokens that count.
+        needs_gradients: whether the derivatives are wanted.
+
     Returns:
         The sum of the losses; its derivative by every logit [T], zero outside the mask, and by the weight [D], both
         empty without `needs_gradients`; `RTDCounts` as one tensor of four int64.
+
+    Example:
+        >>> import torch
+        >>> from diffcse_kernels.reference import replaced_token_bce
+        >>> hidden, weight, bias, mask = torch.zeros(2, 3), torch.ones(3), torch.zeros(1), torch.tensor([True, True])
+        >>> original, edited = torch.tensor([5, 6]), torch.tensor([5, 9])
+        >>> loss_sum, slopes, _, counts = replaced_token_bce(hidden, weight, bias, original, edited, mask, True)
+        >>> loss_sum.exp().round(), slopes, counts  # a logit of 0 costs log 2 a token
+        (tensor(4.), tensor([ 0.5000, -0.5000]), tensor([2, 1, 0, 1]))
     """
     dtype = compute_dtype(hidden, weight, bias)
     replaced = original_ids != edited_ids

@@ -28,6 +28,24 @@ def sample_tokens(
     A row's logits must not depend on the rows that share its call, but a library picks another order of
     summation for another shape of product. Hence every block has the same number of rows, the last one
     padded.
+
+    Args:
+        hidden: [T, D].
+        embedding: [V, D].
+        bias: [V] or None.
+        positions: [T], int64.
+        seed: any integer.
+        temperature: 0 gives the most probable token.
+        forbidden: [V], bool: True at the tokens that are never drawn.
+
+    Returns:
+        ids: [T], int64.
+
+    Example:
+        >>> import torch
+        >>> from diffcse_kernels.reference import sample_tokens
+        >>> sample_tokens(torch.eye(2), torch.eye(2), None, torch.arange(2), seed=1, temperature=0)
+        tensor([0, 1])
     """
     dtype = compute_dtype(hidden, embedding)
     vocabulary = embedding.to(dtype).T

@@ -8,8 +8,8 @@ Let s+ be the positive logit of row i, s_j its negatives, L their log-sum-exp an
     grad_q_i = f_i sum_j w_ij k_j - d_i k+_i             grad_k_j = sum_i w_ij f_i q_i - d_i q_i at i's positive
 
 for a strip of rows at a time, 6 N M D FLOP in all. The positive is not in w: rounded, it would not cancel what is
-subtracted from it. The shift must be known before the sums; where no logit can be far below the largest possible one
-that bound will do, otherwise the maxima of the rows are computed first (8 N M D FLOP).
+subtracted from it. The shift must be known before the sums: `similarity.row_shifts` mostly takes it from bounds, and
+where it cannot, computes the rows' maxima first (8 N M D FLOP).
 """
 
 from __future__ import annotations
@@ -18,21 +18,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..types import Gradients, InfoNCEStats, Needs, Options
+from ..types import Contrast, Gradients, Ids, InfoNCEStats, Needs, Options, Upstream
 from . import similarity
+from .further_positives import Further, further_positives
+from .masks import Masks
+from .normed_rows import Rows
+from .own_logits import with_margin
 from .products import accumulate_, product_
 from .row_gradients import finish_
-from .similarity import Pair, Rows
+from .similarity import Pair
 
 
 def contrast(
     queries: Tensor,
     columns: Tensor,
     temperature: Tensor,
-    coefficients: Tensor | None,
+    upstream: Upstream | None,
+    ids: Ids | None,
     options: Options,
     needs: Needs,
-) -> tuple[Tensor, InfoNCEStats, Gradients]:
+) -> Contrast:
     """`reference.contrast`."""
     with torch.cuda.device_of(queries), torch.autocast(queries.device.type, enabled=False):
         pair = Pair(
@@ -42,42 +47,66 @@ def contrast(
             options.positive_offset,
             options.own_hard_negative,
             options.hard_negative_weight,
+            Masks.of(ids, options, len(columns), queries),
         )
+        if options.margin is not None:
+            pair = with_margin(pair, options.margin)
+        further = further_positives(pair) if options.multiple_positives else None
         gradients = Gradients(None, None, None)
-        if coefficients is None or not any(needs):
+        if upstream is not None and any(needs):
+            logsumexp, positives, largest, gradients = _gradients(pair, upstream, further, needs)
+        elif further is None:
             logsumexp, positives, largest = similarity.negatives_logsumexp(pair)
         else:
-            logsumexp, positives, largest, gradients = _gradients(pair, coefficients.float(), needs)
+            logsumexp, positives, largest, *_ = further
+        losses = F.softplus(logsumexp - positives)
+        if further is not None:
+            losses += further.above_mean
         stats = _stats(pair, options.num_keys, positives / pair.scale, positives > largest)
-        return F.softplus(logsumexp - positives), stats, gradients
+        return Contrast(losses, torch.logaddexp(logsumexp, positives), stats, gradients)
 
 
-def _gradients(pair: Pair, coefficients: Tensor, needs: Needs) -> tuple[Tensor, Tensor, Tensor, Gradients]:
-    """`similarity.negatives_logsumexp`, and the gradients of `coefficients @ losses`."""
+def _gradients(
+    pair: Pair, upstream: Upstream, further: Further | None, needs: Needs
+) -> tuple[Tensor, Tensor, Tensor, Gradients]:
+    """`similarity.negatives_logsumexp`, and the gradients of what `upstream` says."""
     q, k, scale = pair.q, pair.k, pair.scale
-    shifts = similarity.row_shifts(pair)
-    logsumexp, positives, largest, relative = (torch.empty_like(shifts) for _ in range(4))
-    totals_q = torch.empty_like(q.values, dtype=torch.float32) if needs.queries or needs.temperature else None
-    totals_k = torch.zeros_like(k.values, dtype=torch.float32) if needs.columns else None
+    coefficients = upstream.losses.float()
+    both = coefficients if upstream.logsumexp is None else coefficients + upstream.logsumexp.float()
     # float16 would lose small numbers: what is stored is relative to the largest value, and put right at the end
     unit, unit_of_queries = similarity.unit_of_exponentials(pair), similarity.unit_of_queries(pair)
-    largest_coefficient = coefficients.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+    size = torch.maximum(both.abs(), coefficients.abs()).amax().clamp_min(torch.finfo(torch.float32).tiny)
+    relative = torch.ones_like(both)
+    if further is None:
+        shifts = similarity.row_shifts(pair)
+        logsumexp, positives, largest = (torch.empty_like(shifts) for _ in range(3))
+    else:
+        logsumexp, positives, largest, shares, _ = further
+        shifts = torch.logaddexp(logsumexp, positives)
+    totals_q = torch.empty_like(q.values, dtype=torch.float32) if needs.queries or needs.temperature else None
+    totals_k = torch.zeros_like(k.values, dtype=torch.float32) if needs.columns else None
     for rows in similarity.strips(pair):
-        weights, sums, largest[rows], positives[rows] = similarity.exponentials(pair, rows, shifts[rows], unit)
-        logsumexp[rows] = sums.log() + shifts[rows]
-        losses = F.softplus(logsumexp[rows] - positives[rows])
-        exponents = (shifts[rows] - positives[rows] - losses).masked_fill_(sums == 0, -torch.inf)  # no negatives
-        relative[rows] = coefficients[rows] / largest_coefficient * exponents.exp()
+        if further is None:
+            weights, sums, largest[rows], positives[rows] = similarity.exponentials(pair, rows, shifts[rows], unit)
+            logsumexp[rows] = sums.log() + shifts[rows]
+            losses = F.softplus(logsumexp[rows] - positives[rows])
+            exponents = (shifts[rows] - positives[rows] - losses).masked_fill_(sums == 0, -torch.inf)  # no negatives
+            relative[rows] = both[rows] / size * exponents.exp()
+        else:
+            gains, pulls = both[rows] / size, coefficients[rows] * shares[rows] / size
+            weights, *_ = similarity.exponentials(pair, rows, shifts[rows], unit, gains, pulls)
         if totals_q is not None:
             product_(totals_q[rows], weights, k.values)
         if totals_k is not None:
             factors = relative[rows] * q.inverse_norms[rows]
             accumulate_(totals_k, weights.T, similarity.weighted(q.values[rows], factors, unit_of_queries))
         del weights  # or two strips would be alive while the next one is made
-    shared = largest_coefficient * scale / unit
-    pulls = coefficients * scale * (logsumexp - positives).sigmoid()
+    shared = size * scale / unit
+    pulls = both * (logsumexp - positives).sigmoid() - (both - coefficients)
+    if further is not None:
+        pulls -= coefficients * (1 - shares)
     partners = slice(pair.positive, pair.positive + len(q.values))
-    pulls = pulls * q.inverse_norms * k.inverse_norms[partners]
+    pulls = pulls * scale * q.inverse_norms * k.inverse_norms[partners]
     grad_temperature = None
     if totals_q is not None:
         factors = relative * shared * q.inverse_norms

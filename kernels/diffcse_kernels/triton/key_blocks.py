@@ -5,20 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..types import Ids
 from . import similarity
+from .masks import Masks
+from .normed_rows import Rows
 from .products import accumulate_, product_
-from .similarity import Pair, Rows
+from .similarity import Pair
 
 
 def block_logsumexp(
-    queries: Tensor, keys: Tensor, scale: Tensor, positive_offset: int | None = None
+    queries: Tensor,
+    keys: Tensor,
+    scale: Tensor,
+    positive_offset: int | None = None,
+    ids: Ids | None = None,
+    thresholds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`diffcse_kernels.key_blocks.block_logsumexp`."""
     if not len(keys):
         logsumexp, positives, largest = queries.new_full((3, len(queries)), -torch.inf, dtype=torch.float32)
         return logsumexp, positives, largest
     with torch.cuda.device_of(queries), torch.autocast(queries.device.type, enabled=False):
-        return similarity.negatives_logsumexp(_pair(queries, keys, scale, positive_offset))
+        return similarity.negatives_logsumexp(_pair(queries, keys, scale, positive_offset, ids, thresholds))
 
 
 def block_gradients(
@@ -28,6 +36,8 @@ def block_gradients(
     shifts: Tensor,
     factors: Tensor,
     positive_offset: int | None = None,
+    ids: Ids | None = None,
+    thresholds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`diffcse_kernels.key_blocks.block_gradients`."""
     grad_q = torch.zeros_like(queries, dtype=torch.float32)
@@ -35,7 +45,7 @@ def block_gradients(
     if not len(queries) or not len(keys):
         return grad_q, grad_k
     with torch.cuda.device_of(queries), torch.autocast(queries.device.type, enabled=False):
-        pair = _pair(queries, keys, scale, positive_offset)
+        pair = _pair(queries, keys, scale, positive_offset, ids, thresholds)
         shifts, factors = shifts.float(), factors.float()
         unit, unit_of_queries = similarity.unit_of_exponentials(pair), similarity.unit_of_queries(pair)
         largest_factor = factors.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
@@ -50,11 +60,19 @@ def block_gradients(
     return grad_q, grad_k
 
 
-def _pair(queries: Tensor, keys: Tensor, scale: Tensor, positive_offset: int | None) -> Pair:
+def _pair(
+    queries: Tensor,
+    keys: Tensor,
+    scale: Tensor,
+    positive_offset: int | None,
+    ids: Ids | None,
+    thresholds: Tensor | None,
+) -> Pair:
     nowhere = len(keys)  # a column that no row has
     return Pair(
         *Rows.both(queries, keys, normalize=False),
         scale.float().reshape(1),
         normalized=False,
         positive=nowhere if positive_offset is None else positive_offset,
+        masks=Masks.of_ids(ids)._replace(thresholds=None if thresholds is None else thresholds.float().contiguous()),
     )

@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .strips import processors_of
+
 NUM_STAGES = tl.constexpr(3)  # a row is on its way while the one before it is summed
 
 
@@ -67,7 +69,7 @@ def replaced_token_bce(
     """`diffcse_kernels.reference.replaced_token_bce` of float32, bfloat16 or float16."""
     tokens, width = hidden.shape
     tile = forward_tiles(width)
-    programs = min(tokens, tile.programs * _multiprocessors(hidden.device))
+    programs = min(tokens, tile.programs * processors_of(hidden.device))
     losses = hidden.new_empty(programs, dtype=torch.float32)
     counts = hidden.new_empty(programs, 4, dtype=torch.int32)
     slopes = hidden.new_empty(tokens if needs_gradients else 0, dtype=torch.float32)
@@ -112,11 +114,6 @@ def replaced_token_bce_backward(slopes: Tensor, upstream: Tensor, weight: Tensor
                 num_warps=tile.num_warps,
             )
     return grad_hidden
-
-
-def _multiprocessors(device: torch.device) -> int:
-    """The interpreter is one."""
-    return 1 if device.type == "cpu" else int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 @triton.jit(do_not_specialize=["tokens"])

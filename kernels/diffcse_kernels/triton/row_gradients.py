@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .similarity import Rows
+from .normed_rows import Rows
 
 
 def finish_(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..counter import counter_uniform
 from ..reference.sample_tokens import logit_offsets
-from .similarity import precision_for
+from .tiles import precision_for
 
 SLICE = 32  # tokens; a wider one costs more when it is computed again, a narrower one more workspace
 WORKSPACE_BYTES = 32 * 2**20  # few enough rows at once that their states stay in L2 while the vocabulary passes

@@ -6,6 +6,8 @@ from diffcse_kernels.triton import trial
 
 from tests.support.kernels import (
     compile_cases_info_nce,
+    compile_cases_losses,
+    compile_cases_masks,
     compile_cases_replaced_token_bce,
     compile_cases_sample_tokens,
 )
@@ -22,6 +24,12 @@ TRIAL = Case(
 
 
 def all_cases(target: str) -> list[Case]:
-    """`target` is a key of `compile_offline.TARGETS`."""
+    """`target` is a key of `compile_offline.TARGETS`; of masks and the other losses one each."""
     modules = (compile_cases_info_nce, compile_cases_replaced_token_bce, compile_cases_sample_tokens)
-    return [TRIAL, *(case for module in modules for case in module.cases(target))]
+    first = [module.cases(target)[0] for module in (compile_cases_masks, compile_cases_losses)]
+    return [TRIAL, *first, *(case for module in modules for case in module.cases(target))]
+
+
+def further_cases(target: str) -> list[Case]:
+    """All of masks and the other losses."""
+    return compile_cases_masks.cases(target) + compile_cases_losses.cases(target)

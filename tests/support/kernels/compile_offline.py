@@ -1,10 +1,13 @@
 """Compiles every shipped configuration of the Triton kernels for a GPU that is not here, and says what it uses.
 
     TRITON_INTERPRET=0 python -m tests.support.kernels.compile_offline sm_90
+    TRITON_INTERPRET=0 python -m tests.support.kernels.compile_offline sm_90 masks    # masks and the other losses
 
 Prints one JSON line a case: {"case": ..., "stack": bytes, "shared": bytes, "registers": ..., "mma": count,
-"wgmma": count, "wide_stores": count}; for AMD only {"case": ..., "shared": bytes}. "specialized" are the whole
-numbers of which some values compile a kernel of their own.
+"wgmma": count, "async_copies": count, "wide_stores": count, "after_products": instructions of PTX behind the last
+product}; for AMD only {"case": ..., "shared": bytes}. "specialized" are the whole numbers of which some values compile
+a kernel of their own, "narrow" the products of two scalars known at the launch only that have 32 bits, "tile" the rows,
+the columns and the step along the width of a program's similarities.
 """
 
 from __future__ import annotations
@@ -71,15 +74,24 @@ def usage(kernel: Any) -> dict[str, int]:
         "stack": int(found[2]),
         "mma": len(re.findall(r"\bmma\.sync", ptx)),
         "wgmma": len(re.findall(r"wgmma\.mma_async", ptx)),
+        "async_copies": len(re.findall(r"cp\.async\.c[ag]", ptx)),
         "wide_stores": len(re.findall(r"st\.global\.v4\.b32", ptx)),
+        "after_products": re.split(r"mma\.(?:sync|m)", ptx)[-1].count(";\n"),
     }
 
 
-def main(target_name: str) -> None:
-    from tests.support.kernels.compile_cases import all_cases
+def narrow_products(kernel: Any) -> list[str]:
+    """Of addresses, say. Those with a constant, as of a program's number and its rows, are not listed."""
+    constants = set(re.findall(r"(%\w+) = arith\.constant", kernel.asm["ttir"]))
+    products = re.findall(r"arith\.muli (%\w+, %\w+) : i32", kernel.asm["ttir"])
+    return [factors for factors in products if not constants & set(factors.split(", "))]
+
+
+def main(target_name: str, masks: str = "") -> None:
+    from tests.support.kernels import compile_cases
 
     target = TARGETS[target_name]
-    for case in all_cases(target_name):
+    for case in compile_cases.further_cases(target_name) if masks else compile_cases.all_cases(target_name):
         kernel = compiled(case, target)
         row: dict[str, Any] = {"case": case.name, "shared": kernel.metadata.shared}
         row["specialized"] = [
@@ -87,10 +99,12 @@ def main(target_name: str) -> None:
             for parameter in case.kernel.params
             if case.types.get(parameter.name) == "i32" and not parameter.do_not_specialize
         ]
+        row["narrow"] = narrow_products(kernel)
+        row["tile"] = [case.constants.get(f"BLOCK_{axis}", 0) for axis in "MND"]
         if target.backend == "cuda":
             row |= usage(kernel)
         print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from diffcse_kernels import NegativeSet
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,25 +24,67 @@ def eager_info_nce(
     normalize: bool = True,
     symmetric: bool = False,
     reduction: str = "mean",
-) -> Tensor:
-    """The same loss with the whole matrix, in the dtype of the inputs."""
-    columns = keys if hard_negatives is None else torch.cat([keys, hard_negatives])
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    hard_negative_ids: Tensor | None = None,
+    margin: float | None = None,
+    negatives: Sequence[NegativeSet] = (),
+    multiple_positives: bool = False,
+    return_lse: bool = False,
+) -> Any:
+    """The same loss with the whole matrix and masks of its size, in the dtype of the inputs."""
+    hard = [] if hard_negatives is None else [NegativeSet(hard_negatives, hard_negative_ids)]
+    sets = [NegativeSet(keys, key_ids), *hard, *negatives]
+    columns = torch.cat([one.vectors for one in sets])
     if normalize:
         queries, columns = F.normalize(queries), F.normalize(columns)
-    logits = queries @ columns.T / temperature
-    rows = torch.arange(len(queries))
+    similarities = queries @ columns.T
+    rows = torch.arange(len(queries), device=queries.device)
+    positive = torch.zeros(similarities.shape, dtype=torch.bool, device=queries.device)
+    positive[rows, positive_offset + rows] = True
+    own_similarity = similarities.detach()[rows, positive_offset + rows][:, None]
+    alike = torch.cat([_alike(query_ids, one, len(queries)) for one in sets], dim=1)
+    left_out = torch.cat([_diagonal(one, len(queries)) for one in sets], dim=1)
+    if multiple_positives:
+        positive |= alike & ~left_out
+    else:
+        left_out = left_out | (alike & ~positive)
+    if margin is not None:
+        left_out = left_out | ((similarities.detach() > own_similarity + margin) & ~positive)
+    logits = similarities / temperature
     if hard_negatives is not None and hard_negative_weight:
         bonus = torch.zeros_like(logits)
         bonus[rows, len(keys) + hard_negative_offset + rows] = hard_negative_weight
         logits = logits + bonus
+    logits = logits.masked_fill(left_out, -torch.inf)
+    lse = logits.logsumexp(dim=1)
     losses = F.cross_entropy(logits, positive_offset + rows, reduction="none")
+    if multiple_positives:
+        losses = (lse[:, None] - logits).masked_fill(~positive, 0).sum(dim=1) / positive.sum(dim=1)
     if symmetric:
-        losses = (losses + F.cross_entropy(logits.T, rows, reduction="none")) / 2
+        exchanged = {"query_ids": key_ids, "key_ids": query_ids, "margin": margin, "normalize": normalize}
+        options = {**exchanged, "multiple_positives": multiple_positives, "reduction": "none"}
+        losses = (losses + eager_info_nce(keys, queries, temperature, **options)) / 2
     weights = torch.ones_like(losses) if row_weights is None else row_weights.to(losses.dtype)
-    if reduction == "none":
-        return losses * weights
     total = (losses * weights).sum()
-    return total / weights.sum() if reduction == "mean" else total
+    loss = {"none": losses * weights, "sum": total, "mean": total / weights.sum()}[reduction]
+    return (loss, lse) if return_lse else loss
+
+
+def _alike(query_ids: Tensor | None, one: NegativeSet, rows: int) -> Tensor:
+    """bool [N, K]: whether they share an id."""
+    if query_ids is None or one.ids is None:
+        return torch.zeros(rows, len(one.vectors), dtype=torch.bool, device=one.vectors.device)
+    of_queries, of_columns = (ids.reshape(len(ids), -1) for ids in (query_ids, one.ids))
+    return (of_queries[:, None] == of_columns[None]).any(dim=-1)
+
+
+def _diagonal(one: NegativeSet, rows: int) -> Tensor:
+    """bool [N, K]: what the rows leave out of the set."""
+    number = torch.arange(len(one.vectors), device=one.vectors.device)
+    if one.excluded_offset is None:
+        return torch.zeros(rows, len(number), dtype=torch.bool, device=number.device)
+    return number[None] == one.excluded_offset + torch.arange(rows, device=number.device)[:, None]
 
 
 def loss_and_gradients(

@@ -22,12 +22,14 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from diffcse_scale.distributed import all_mean, is_main, rank, world_size
+from diffcse_scale.distributed import all_mean, all_sum, is_main, rank, world_size
 from diffcse_scale.engine.configuration import complete_config
 from diffcse_scale.engine.engine import initialize
 from diffcse_scale.engine.launch import device, start_process_group
 from diffcse_scale.engine.optimizer import make_optimizer
 from diffcse_scale.model.networks import DiffCSENetworks
+from diffcse_scale.objective.gradients_in_z import OF_BATCH, OF_CHUNKS
+from diffcse_scale.objective.metric import Length
 from diffcse_scale.objective.objective import Objective
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.recipe_file import load_recipe
@@ -51,13 +53,15 @@ class Case:
     projection: str = "batchnorm"
     checkpointing: bool = False
     offload: bool = False
+    condition: str = "own"
     fault: str = ""
 
     def __str__(self) -> str:
         parts = [f"zero{self.stage}", f"chunk{self.chunk}", self.precision]
         flags = {"overlap": self.overlap, "simcse": not self.rtd, "checkpointing": self.checkpointing}
         parts += [name for name, on in {**flags, "offload": self.offload}.items() if on]
-        return "-".join(parts + [part for part in (self.projection, self.fault) if part not in ("", "batchnorm")])
+        others = (self.projection, self.condition, self.fault)
+        return "-".join(parts + [part for part in others if part not in ("", "batchnorm", "own")])
 
     def recipe(self) -> Recipe:
         """Clipping bites; eps keeps AdamW from making much of gradients that are zero but for rounding."""
@@ -67,6 +71,7 @@ class Case:
                 f"batch.sentences={SENTENCES}",
                 f"batch.chunk={self.chunk}",
                 f"objective.rtd_weight={0.3 if self.rtd else 0}",
+                f"objective.condition={self.condition}",
                 *("optimizer.learning_rate=3e-4", "optimizer.eps=1e-4", "optimizer.clip=0.5"),
                 # at 0.05 the rounding of cosines in bfloat16 alone moves a loss by 2%
                 "objective.temperature=0.1",
@@ -119,17 +124,24 @@ class OtherSeeds(ChunkedStep):
         super()._encode_again(replace(chunk, seed=(chunk.seed or 0) + 1), *others, **options)
 
 
+def numbers_of(objective: Objective, loss: torch.Tensor) -> list[float]:
+    """The loss of all ranks, and how long RTD's gradient in z is as a share of InfoNCE's, where they meet."""
+    met = {name: float(all_sum(value)) for name, value in objective.gradients.take().items()}
+    share = Length(OF_CHUNKS, OF_BATCH).of(met)
+    return [float(all_mean(loss)), *([] if share is None else [share])]
+
+
 def in_one_graph(case: Case) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and final parameters of plain PyTorch."""
     model, recipe = case.model(), case.recipe()
     optimizer = make_optimizer(model, recipe)
     for group in optimizer.param_groups:
         group["lr"] = recipe.optimizer.learning_rate
-    losses = []
+    losses, objective = [], Objective(recipe.objective)
     for step in range(STEPS):
         chunks, edited = case.share(step)
         with torch.autocast(device().type, torch.bfloat16, enabled=case.precision == "bf16"):
-            loss = model(Objective(recipe.objective).step, chunks, edited if case.rtd else None).loss
+            loss = model(objective.step, chunks, edited if case.rtd else None).loss
         loss.backward()
         for parameter in model.parameters():
             dist.all_reduce(parameter.grad)
@@ -137,7 +149,7 @@ def in_one_graph(case: Case) -> tuple[list[float], dict[str, torch.Tensor]]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(all_mean(loss)))
+        losses += numbers_of(objective, loss)
     return losses, {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
@@ -155,7 +167,7 @@ def in_chunks(case: Case) -> tuple[list[float], dict[str, torch.Tensor]]:
         chunks, edited = case.share(step)
         output = step_once(chunks, edited if case.rtd else None)
         engine.step()
-        losses.append(float(all_mean(output.loss)))
+        losses += numbers_of(step_once.objective, output.loss)
     with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):  # does nothing below ZeRO-3
         parameters = {name: copy.deepcopy(parameter.detach()) for name, parameter in engine.module.named_parameters()}
     engine.destroy()
@@ -165,6 +177,7 @@ def in_chunks(case: Case) -> tuple[list[float], dict[str, torch.Tensor]]:
 def quick_cases() -> list[Case]:
     """Every stage, feature and fault once."""
     ways = [Case(0, chunk=1), Case(1, overlap=True), Case(2), Case(3), Case(2, precision="bf16"), Case(2, offload=True)]
+    ways += [Case(3, condition="other"), Case(2, condition="detached")]
     ways += [Case(2, rtd=False), Case(3, projection="none", checkpointing=True)]
     return [*ways, Case(2, fault="seed"), Case(3, fault="untouched"), Case(1, overlap=True, fault="untouched")]
 
@@ -173,6 +186,7 @@ def all_cases() -> list[Case]:
     """Every stage with every overlap, precision and cut; then one feature at a time, and the faults."""
     grid = itertools.product(range(4), (False, True), (4, 1), ("fp32", "bf16"))
     ways = [Case(stage, overlap, chunk, precision) for stage, overlap, chunk, precision in grid if stage or not overlap]
+    ways += [Case(stage, condition=condition) for stage in range(4) for condition in ("other", "detached")]
     for stage in range(4):
         ways += [Case(stage, rtd=False), Case(stage, checkpointing=True), Case(stage, projection="none")]
     ways += [Case(stage, overlap, offload=True) for stage in (1, 2, 3) for overlap in (False, True)]
@@ -193,7 +207,7 @@ def main() -> None:
     truths: dict[Any, Any] = {}
     results = {}
     for case in all_cases() if arguments.all else quick_cases():
-        key = (case.chunk, case.precision, case.rtd, case.projection)
+        key = (case.chunk, case.precision, case.rtd, case.projection, case.condition)
         if key not in truths:
             truths[key] = in_one_graph(case)
         losses, parameters = truths[key]

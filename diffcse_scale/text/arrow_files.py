@@ -1,0 +1,68 @@
+"""Rows of files as Arrow files in the cache, which are memory-mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+
+from diffcse_scale.text.formats import FORMATS, LINE, Format, reading
+
+TEXT = datasets.Value("string")
+
+
+@dataclass
+class RowsConfig(datasets.BuilderConfig):
+    """Files of a format, and the columns wanted."""
+
+    files: tuple[str, ...] = ()
+    columns: tuple[str, ...] = (LINE,)
+    format: Format = FORMATS["text"]
+
+
+class Rows(datasets.ArrowBasedBuilder):
+    """Builder in the sense of `datasets`: it writes Arrow files, with a process for each share of the files."""
+
+    BUILDER_CONFIG_CLASS = RowsConfig
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(features=datasets.Features(dict.fromkeys(self.config.columns, TEXT)))
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        return [datasets.SplitGenerator(name="train", gen_kwargs={"files": list(self.config.files)})]
+
+    def _generate_tables(self, files: list[str]) -> Iterator[tuple[str, pyarrow.Table]]:
+        schema = self.info.features.arrow_schema
+        for shard, name in enumerate(files):
+            with reading(name, self.config.format.name):
+                for index, columns in enumerate(self.config.format.tables(name, self.config.columns)):
+                    yield f"{shard}-{index}", pyarrow.table(columns, schema=schema)
+
+
+def write_arrow(
+    kind: Format, files: Sequence[str], columns: Sequence[str], folder: Path, processes: int | None = None
+) -> None:
+    """A folder of Arrow files with these columns, or with `LINE` where rows are lines, of all rows of the files.
+
+    Args:
+        folder: nobody else's, because no lock is taken: on some file systems there is none.
+    """
+    kept = (LINE,) if kind.parse else tuple(columns)
+    locks = datasets.builder.FileLock
+    datasets.builder.FileLock = lambda *_: nullcontext()
+    try:
+        builder = Rows(cache_dir=str(folder), files=tuple(files), columns=kept, format=kind)
+        builder.download_and_prepare(num_proc=processes)
+    finally:
+        datasets.builder.FileLock = locks
+
+
+def open_arrow(folder: Path) -> datasets.Dataset:
+    """The rows of all Arrow files in a folder, by their names; memory-mapped."""
+    parts = [datasets.Dataset.from_file(str(file)) for file in sorted(folder.rglob("*.arrow"))]
+    return datasets.concatenate_datasets(parts) if parts else datasets.Dataset.from_dict({})
