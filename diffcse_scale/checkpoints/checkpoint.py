@@ -33,7 +33,7 @@ from diffcse_scale.checkpoints.manifest import (
 from diffcse_scale.checkpoints.resharding import load_resharded, readable, sharded_names
 from diffcse_scale.checkpoints.shards import ShardWriter
 from diffcse_scale.distributed import barrier, broadcast_object, gather_objects, is_main, rank, world_size
-from diffcse_scale.foundation.durable import remove_folder, sync_folder, write_durably
+from diffcse_scale.foundation.durable import STAYS, remove_files, remove_folder, sync_folder, write_durably
 from diffcse_scale.foundation.environment import host_name
 from diffcse_scale.foundation.errors import InputError, RunEnded, system_reason
 from diffcse_scale.foundation.exit_codes import ExitCode
@@ -144,19 +144,19 @@ class Checkpoints:
             error = _reason(failure)
         outcomes = gather_objects((entries, error))
         errors = {number: error for number, (_, error) in enumerate(outcomes) if error is not None}
-        committed = False
+        retired: list[Path] | None = None
         if is_main():
             try:
                 if not errors:
-                    committed = self._commit(step, partial, [entry for entries, _ in outcomes for entry in entries])
+                    retired = self._commit(step, partial, [entry for entries, _ in outcomes for entry in entries])
             except OSError as failure:
                 errors[0] = _reason(failure)
-            if not committed:
+            if retired is None:
                 shutil.rmtree(partial, ignore_errors=True)
             with suppress(OSError):  # what was said first counts
                 if errors and not self._owned():
                     errors = {}  # a later incarnation has taken away what was half-written
-        errors, committed = broadcast_object((errors, committed))
+        errors, retired = broadcast_object((errors, retired))
         if errors:
             number, (host, problem) = next(iter(errors.items()))
             before = f"{checkpoint_name(self.step)} is complete" if self.step else "there is no earlier one"
@@ -164,20 +164,28 @@ class Checkpoints:
                 f"Checkpoint {checkpoint_name(step)} in {self._folder} could not be written by rank {number} "
                 f"on {host} ({problem}); {before}; repair the disk, then continue with --resume."
             )
-        if not committed:
+        if retired is None:
             raise RunEnded(
                 f"A later incarnation has taken over {self._folder.parent}; checkpoint {checkpoint_name(step)} of this "
                 "one was not kept.",
                 ExitCode.SUPERSEDED,
             )
         self.step = step
+        names = [{entry.name for entry in entries} for entries, _ in outcomes]
+        for folder in retired:
+            # in the background: a file server may take long to delete
+            self._writer.later(functools.partial(self._remove_share, folder, names))
 
-    def _commit(self, step: int, partial: Path, entries: list[Any]) -> bool:
-        """Give a written checkpoint its name; False where the run is another's by now, and nothing was done."""
+    def _commit(self, step: int, partial: Path, entries: list[Any]) -> list[Path] | None:
+        """Give a written checkpoint its name.
+
+        Returns:
+            The renamed checkpoints that it replaces; None where another process owns the run and nothing was done.
+        """
         write_manifest(partial, entries)
         sync_folder(partial)
         if not self._owned():
-            return False
+            return None
         # damaged ones that a resume passed over, or of steps that were skipped: what is resumed from comes before
         for newer in checkpoint_steps(self._folder):
             if newer >= step:
@@ -187,21 +195,31 @@ class Checkpoints:
         steps = checkpoint_steps(self._folder)
         scores = {old: self._score(old) for old in steps}
         best = max((old for old in steps if scores[old] is not None), key=lambda old: scores[old], default=None)
-        for old in steps[: -self._keep]:
-            if old != best:
-                self._retire(self._folder / checkpoint_name(old))
-        return True
+        retired = (self._retire(self._folder / checkpoint_name(old)) for old in steps[: -self._keep] if old != best)
+        return [folder for folder in retired if folder is not None]
 
-    def _retire(self, folder: Path) -> None:
-        """Take its name from a checkpoint that is needed no more, then delete it: half of it is never taken for one."""
+    def _retire(self, folder: Path) -> Path | None:
+        """Rename a checkpoint that is no longer needed, before it is deleted: half of it is never taken for one."""
         aside = folder.with_name(_partial(folder.name))
         try:
             folder.rename(aside)
         except OSError as error:
-            log.warning("%s is no longer needed but cannot be removed (%s); it stays.", folder, system_reason(error))
-            return
-        # all ranks wait for this one here, and a file server may take long to delete
-        self._writer.later(functools.partial(self._remove, aside))
+            log.warning(STAYS, folder, system_reason(error))
+            return None
+        return aside
+
+    def _remove_share(self, folder: Path, names: list[set[str]]) -> None:
+        """Delete this rank's files of a retired checkpoint; the main rank deletes all that no other rank has.
+
+        Args:
+            names: for each rank, the files that it has just written, which have the same names in every checkpoint.
+        """
+        own = names[rank()]
+        if is_main():
+            if not self._owned():
+                return
+            own = {entry.name for entry in folder.iterdir()}.difference(*names[1:])
+        remove_files(folder, own)
 
     def _remove(self, folder: Path) -> None:
         """Take away what is not needed, while the run is this process's; what stays harms nobody."""

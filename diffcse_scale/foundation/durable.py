@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import glob
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+STAYS = "%s is no longer needed but cannot be removed (%s); it stays."
 TEMPORARY, ASIDE = ".tmp", ".aside"  # end the names of what is not yet in its place, and of what is no longer
 
 
@@ -77,7 +79,20 @@ def remove_folder(folder: Path) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        log.warning("%s is no longer needed but cannot be removed (%s); it stays.", folder, system_reason(error))
+        log.warning(STAYS, folder, system_reason(error))
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Remove files of a folder that is no longer needed, and the folder once it is empty: processes share the work."""
+    try:
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
+    except FileNotFoundError:  # another process has removed the folder
+        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # then another process still has files to remove
+            log.warning(STAYS, folder, system_reason(error))
 
 
 def sync_folder(folder: Path) -> None:

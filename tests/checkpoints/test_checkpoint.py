@@ -27,6 +27,8 @@ from tests.support.ranks import run_ranks
 from tests.support.small_disk import small_disk
 from tests.support.small_engine import small_engine, train_step, whole_state
 
+SHARD = "zero_pp_rank_{}_mp_rank_00_optim_states.pt"
+
 
 class Cases:
     """Each method but the first is a case, run on all ranks alike; what it returns is asserted by its test."""
@@ -100,7 +102,7 @@ class Cases:
 
     def damaged(self) -> Any:
         """The newest of two is damaged, in one of several ways; then all are."""
-        shard = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+        shard = SHARD.format(1)
 
         def flip(file: Path) -> None:
             content = bytearray(file.read_bytes())
@@ -215,6 +217,26 @@ class Cases:
         barrier()
         os.rmdir = remove
         return checkpoints.step, meanwhile, there()
+
+    def shared_deletion(self) -> Any:
+        """What each rank deletes of an old checkpoint, in which there is also a file of a third rank."""
+        unlink, deleted = os.unlink, []
+
+        def noting(path: Any, **named: Any) -> None:
+            if "step-00000001.partial-" in str(path):
+                deleted.append(Path(path).name)
+            unlink(path, **named)
+
+        checkpoints = self._saved("shared", (1,), keep=1)
+        names = {entry.name for entry in (self.folder / "shared" / "step-00000001").iterdir()}
+        barrier()
+        if rank() == 0:
+            (self.folder / "shared" / "step-00000001" / SHARD.format(2)).touch()
+        os.unlink = noting
+        checkpoints.save(2, {"best": {}})
+        barrier()
+        os.unlink = unlink
+        return names, sorted(deleted), [entry.name for entry in (self.folder / "shared").glob("step-*")]
 
     def _ended(self, do: Any) -> tuple[str, int]:
         """What ends a run in `do`, and with which code."""
@@ -351,6 +373,13 @@ def test_no_rank_waits_until_an_old_checkpoint_is_deleted_which_has_lost_its_nam
     """So that what a kill leaves of it is never taken for a checkpoint, and is deleted by the next start."""
     names = [["step-00000001.partial-", "step-00000002"], ["step-00000002"]]
     assert [one["slow_deletion"] for one in found] == [(2, *names)] * 2
+
+
+def test_each_rank_deletes_its_own_files_of_an_old_checkpoint_and_the_main_rank_all_others(found):
+    (names, main, left), (_, second, _) = (one["shared_deletion"] for one in found)
+    assert second == [SHARD.format(1)]
+    assert set(main) == names - {SHARD.format(1)} | {SHARD.format(2)} and SHARD.format(0) in main
+    assert left == ["step-00000002"]
 
 
 def test_latest_names_a_checkpoint_only_when_that_has_its_name(found):

@@ -19,6 +19,7 @@ from diffcse_scale.foundation.durable import (
     exchange,
     make_folder,
     publish,
+    remove_files,
     remove_folder,
     save_weights,
     write_durably,
@@ -137,6 +138,24 @@ def test_a_folder_that_cannot_be_removed_is_told_and_ends_nothing(
         f"{tmp_path / 'kept'} is no longer needed but cannot be removed (permission denied); it stays." in caplog.text
     )
     assert [path.name for path in tmp_path.iterdir()] == ["kept"] and "gone" not in caplog.text
+
+
+def test_a_folder_that_several_processes_empty_goes_with_its_last_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "old"
+    folder.mkdir()
+    for name in ("one", "two"):
+        (folder / name).touch()
+    remove_files(folder, ["one"])
+    assert [file.name for file in folder.iterdir()] == ["two"]
+    with FileEvents([folder], fail(1, errno.EACCES), only="remove"):
+        remove_files(folder, ["two"])
+    assert caplog.messages == [f"{folder} is no longer needed but cannot be removed (permission denied); it stays."]
+    remove_files(folder, ["two", "removed by another process"])
+    assert not folder.exists()
+    remove_files(folder, ["two"])
+    assert len(caplog.messages) == 1
 
 
 def test_two_folders_change_their_names_or_nothing_has_happened(tmp_path: Path) -> None:
