@@ -83,7 +83,7 @@ def packed_inputs(config: PreTrainedConfig, ids: Tensor, mask: Tensor, real: Ten
         "position_ids": positions,
         "packed_real": real,
         "packed_shape": (rows, length),
-        "attention_mask": seen,  # complete, so that no family builds one from the positions
+        "attention_mask": seen,  # complete, so that no family inspects the positions to build one
         "packed_bounds": boundaries(mask, real),
         "packed_causal": is_causal(config),
     }

@@ -57,7 +57,7 @@ class Metric:
         label: title of its console column, including the unit, at most 7 characters; "" if it has no column, because a
             log line has at most 80 characters.
         pattern: the format of a value.
-        ratio: how to compute it from sums; None if it is the mean, over steps and ranks, of the statistic of its name.
+        ratio: how to compute it from sums; None if it is the mean over steps and ranks of the statistic `name`.
         is_logarithmic: whether to draw it on a logarithmic axis, because a few large first values would hide the rest.
         panel: title of its panel in curves.png; "" if it has none.
     """

@@ -46,7 +46,7 @@ def replaced_token_bce(
         weight: [D].
         bias: one element.
         original_ids: [T], integers.
-        edited_ids: [T], integers; a token is replaced where the two differ.
+        edited_ids: [T], integers; a token is replaced if its two ids differ.
         mask: [T], bool; True at the tokens that count.
         impl: "auto", "triton" or "reference".
 

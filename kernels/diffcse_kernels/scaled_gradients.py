@@ -13,7 +13,7 @@ def _scaled_gradient(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> 
     """(gradient * upstream).to(dtype), without storing the product in the gradient's own dtype.
 
     The product comes before the conversion, because half-precision gradients would underflow before a loss scale is
-    applied. This is an operator of its own so that it has no derivative: the loss has no second derivative.
+    applied. This is a separate operator without a derivative, because the loss has no second derivative.
     """
     return torch.mul(gradient, upstream, out=torch.empty_like(gradient, dtype=dtype))
 
@@ -29,7 +29,7 @@ def scaled_gradients(
     needs: Sequence[bool],
     forms: Sequence[tuple[torch.dtype, torch.Size]],
 ) -> list[Tensor | None]:
-    """The inputs' gradients, `kept` times `upstream` in each input's dtype and shape; None where not needed."""
+    """The inputs' gradients, `kept` times `upstream` in each input's dtype and shape; None if not needed."""
     return [
         _scaled_gradient(gradient, upstream, dtype).reshape(shape) if needed and upstream is not None else None
         for gradient, needed, (dtype, shape) in zip(kept, needs, forms, strict=True)

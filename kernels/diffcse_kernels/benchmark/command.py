@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. A user's mistake prints one sentence and exits with code 2. Ctrl-C keeps the rows measured so far."""
+    """Entry point. A user's mistake prints one sentence and exits with code 2; Ctrl-C keeps the rows so far."""
     try:
         options = _parser().parse_args(arguments)
         options.command(options)

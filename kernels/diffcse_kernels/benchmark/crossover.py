@@ -32,7 +32,7 @@ def crossovers(device: torch.device, seconds: float, report: Callable[[str], Non
 
 
 def first_lasting_win(works: Sequence[int], triton: Sequence[float], reference: Sequence[float]) -> int:
-    """The smallest work at which Triton is faster, also at all larger measured works; NEVER if there is none."""
+    """The smallest measured work from which on Triton is always faster; NEVER if there is none."""
     first = NEVER
     for work, ours, other in sorted(zip(works, triton, reference, strict=True), reverse=True):
         if ours >= other:
