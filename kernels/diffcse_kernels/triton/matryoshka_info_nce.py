@@ -316,8 +316,10 @@ def prefix_weights_kernel(
     IDS: tl.constexpr, MULTIPLE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """With e = (negatives - maxima).exp() of a prefix: weights = (shares * e * k_inverse), summed from the last prefix
-    to this one and rounded; gains * e * logits, summed over the tile's columns, and over its rows.
+    """The weights of every segment, and the radial sums of every prefix.
+
+    With e = (negatives - maxima).exp() of a prefix: weights = (shares * e * k_inverse), summed from the last prefix to
+    this one and rounded; gains * e * logits, summed over the tile's columns, and over its rows.
     """
     row_tile, column_tile, row, column = tile_of_program(num_rows, BLOCK_M, BLOCK_N)
     is_row = row < num_rows

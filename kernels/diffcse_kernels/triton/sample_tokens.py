@@ -158,8 +158,10 @@ def draw_kernel(
     hidden, embedding, offsets, uniform, scale, maxima, masses, ids, rows, vocabulary, width,
     SLICE: tl.constexpr, SLICES: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """weights = masses * ((maxima - maxima.amax(1, True)) * scale).exp2(). Inverts their cumulative sum at
-    uniform * weights.sum(1), then does the same within the slice found.
+    """Draw a slice for each row, then a token within the slice.
+
+    weights = masses * ((maxima - maxima.amax(1, True)) * scale).exp2(); their cumulative sum is inverted at
+    uniform * weights.sum(1). The slice found is inverted in the same way.
     """
     row = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     is_row = row < rows
@@ -189,8 +191,10 @@ def draw_kernel(
 
 @triton.jit
 def _invert(weights, index, uniform):
-    """For each row, the first index whose cumulative weight exceeds the target uniform * weights.sum(1), and where the
-    target lies within this index's weight, from 0 to 1. The index always has weight, however the sums are rounded.
+    """For each row, the first index whose cumulative weight exceeds the target, uniform * weights.sum(1).
+
+    Also returns where the target lies within this index's weight, from 0 to 1. The index always has weight, however
+    the sums are rounded.
     """
     weights = weights.to(tl.float64)
     cumulative = tl.cumsum(weights, 1)

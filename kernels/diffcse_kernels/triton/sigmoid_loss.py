@@ -124,9 +124,10 @@ def slopes_kernel(
     IDS: tl.constexpr, MULTIPLE: tl.constexpr, WITH_WEIGHTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """weights = unit * k_inverse * sigmoid(negatives), rounded. For each tile of columns it also stores the exact sums
-    of the losses softplus(-z * logits), of the slopes -z * sigmoid(-z * logits), and of slopes * (logits - bias); for
-    each row, sigmoid(-positive).
+    """weights = unit * k_inverse * sigmoid(negatives), rounded.
+
+    For each tile of columns it also stores the exact sums of the losses softplus(-z * logits), of the slopes
+    -z * sigmoid(-z * logits), and of slopes * (logits - bias). For each row it stores sigmoid(-positive).
     """
     row_tile, column_tile, row, column = tile_of_program(num_rows, BLOCK_M, BLOCK_N)
     products = logits_tile(

@@ -237,9 +237,11 @@ def row_maxima_kernel(
     WITH_SUMS: tl.constexpr, IDS: tl.constexpr, MULTIPLE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """negatives.amax(1).clamp_min(bounds[0]) of a range of columns. WITH_SUMS adds (negatives - maxima).exp().sum(1)
-    and the positives. MULTIPLE adds the number of columns that share an id with the row, the sum of their logits, and
-    the maximum of the rest. Without sums it ends early once every row of the tile has a maximum of at least bounds[1].
+    """negatives.amax(1).clamp_min(bounds[0]) of a range of columns.
+
+    WITH_SUMS adds (negatives - maxima).exp().sum(1) and the positives. MULTIPLE adds the number of columns that share
+    an id with the row, the sum of their logits, and the maximum of the rest. Without sums it ends early once every row
+    of the tile has a maximum of at least bounds[1].
     """
     split = tl.program_id(1)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -299,8 +301,10 @@ def exponentials_kernel(
     IDS: tl.constexpr, MULTIPLE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """weights = unit * k_inverse * (negatives - shifts).exp(), rounded. For each tile of columns it also stores the
-    exact sums of the exponentials and the maxima of the negatives; for each row, the positive.
+    """weights = unit * k_inverse * (negatives - shifts).exp(), rounded.
+
+    For each tile of columns it also stores the exact sums of the exponentials and the maxima of the negatives. For each
+    row it stores the positive.
 
     With MULTIPLE, gains * exponential - pulls replaces the exponential of a column that shares an id with the row, and
     gains * exponential replaces the others.
