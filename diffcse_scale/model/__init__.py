@@ -1,1 +1,1 @@
-"""The networks of DiffCSE. Nothing here knows of DeepSpeed."""
+"""The networks of DiffCSE. Nothing here knows about DeepSpeed."""

@@ -14,26 +14,26 @@ from diffcse_scale.text.batches import Batch
 
 
 class Flop(NamedTuple):
-    """Floating-point operations of the pass forward, and of the one back."""
+    """Floating-point operations of the forward pass and of the backward pass."""
 
     forward: float
     backward: float
 
 
 def step_flop(model: DiffCSENetworks, generator: Generator | None, batch: Batch) -> float:
-    """Floating-point operations that a share of a batch cannot do without.
+    """The floating-point operations that a share of a batch needs.
 
-    Matrix products only: of real tokens; of the vocabulary head at corrupted positions only. Nothing that is computed
-    twice counts twice.
+    Only matrix products count: for real tokens, and for the vocabulary head at corrupted positions. What is computed
+    twice counts once.
     """
     return sum(sum(flop) for flop in part_flop(model, generator, batch).values())
 
 
 def part_flop(model: DiffCSENetworks, generator: Generator | None, batch: Batch) -> dict[str, Flop]:
-    """The same by what needs it: a part of the model, the generator, or the loss.
+    """The operations of each part of the model, the generator and the loss.
 
-    The pass back makes gradients of inputs, as much as the pass forward; and as much again for the weights that are
-    trained.
+    The backward pass computes gradients of inputs, which cost as much as the forward pass. The gradients of trained
+    weights cost as much again.
     """
     lengths = torch.cat([chunk.attention_mask.flatten(0, 1).sum(1) for chunk in batch.chunks]).double()
     rows, views = len(lengths), batch.chunks[0].views
@@ -54,7 +54,7 @@ def part_flop(model: DiffCSENetworks, generator: Generator | None, batch: Batch)
 
 
 def _body(network: PreTrainedModel, lengths: torch.Tensor) -> Flop:
-    """Through all layers: the weights of each token, and two products of attention."""
+    """The operations of all layers: the weights for each token, and the two products of attention."""
     config = network.config
     attention = 4 * config.num_hidden_layers * config.hidden_size * lengths.square().sum()
     tokens = lengths.sum()
@@ -63,6 +63,6 @@ def _body(network: PreTrainedModel, lengths: torch.Tensor) -> Flop:
 
 
 def _linear_weights(network: nn.Module, trained: bool = False) -> int:
-    """Numbers in the weights of linear layers, or in those that are trained."""
+    """How many numbers the weights of linear layers hold; with `trained`, only trained weights count."""
     weights = (module.weight for module in network.modules() if isinstance(module, nn.Linear))
     return sum(weight.numel() for weight in weights if weight.requires_grad or not trained)

@@ -1,6 +1,6 @@
 """Causal or bidirectional attention of a backbone, and which of PyTorch's kernels may compute it.
 
-Decoder-only models see earlier tokens only, unless they are told otherwise.
+Tokens of decoder-only models see only earlier tokens, unless the model is made bidirectional.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from diffcse_scale.recipe import Recipe
 
 
 def choose_attention_kernels(cudnn: bool = False) -> None:
-    """Say for this process whether cuDNN may compute attention; PyTorch's other kernels always may.
+    """Set for this process whether cuDNN may compute attention; PyTorch's other kernels always may.
 
-    By itself torch takes cuDNN's before all others on Hopper and Blackwell. It makes a plan for each new shape, and in
-    batches of text most shapes are new. Its dropout has a resolution of 1/16: since pytorch #174245 torch gives any
-    other dropout to another kernel; before that it was rounded in silence.
+    By default torch prefers cuDNN on Hopper and Blackwell. cuDNN makes a plan for each new shape, and in batches of
+    text most shapes are new. Its dropout has a resolution of 1/16. Since pytorch #174245 torch uses another kernel for
+    any other dropout; before that, the dropout was silently rounded.
     """
     torch.backends.cuda.enable_cudnn_sdp(cudnn)
 
@@ -34,21 +34,21 @@ def attention_kernels() -> str:
 
 
 def is_causal(config: PreTrainedConfig) -> bool:
-    """Whether tokens see only earlier ones: of a family that writes from left to right, and not opened since."""
+    """Whether tokens see only earlier ones: the family is decoder-only, and was not made bidirectional."""
     decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
     opened = not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False)
     return decoder and not opened
 
 
 def attend_both_ways(backbone: PreTrainedModel) -> None:
-    """Let every token see later ones too. It is written into the configuration, so that an exported model does too.
+    """Let every token see later ones too. The configuration records it, so an exported model does the same.
 
     Raises:
-        InputError: the family's attention cannot be opened.
+        InputError: the family's attention cannot be made bidirectional.
     """
     if not is_causal(backbone.config):
         return
-    # transformers' own masks obey config.is_causal; a family that makes its own may ignore it in silence
+    # transformers' own masks obey config.is_causal; a family that builds its own mask may silently ignore it
     if not hasattr(sys.modules[type(backbone).__module__], "create_causal_mask"):
         raise InputError(
             f"{type(backbone).__name__} builds its attention mask itself and stays causal; leave model.attention out."
@@ -57,10 +57,10 @@ def attend_both_ways(backbone: PreTrainedModel) -> None:
 
 
 def check_attention(config: PreTrainedConfig, recipe: Recipe) -> None:
-    """Refuse what cannot be learnt from tokens that see only earlier ones.
+    """Refuse settings that cannot work if tokens see only earlier ones.
 
     Raises:
-        InputError: an embedding that is the first token's, or a discriminator that does not see what follows a token.
+        InputError: the embedding is the first token's, or the discriminator does not see what follows a token.
     """
     if not is_causal(config) or recipe.model.attention == "bidirectional":
         return

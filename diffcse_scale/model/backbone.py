@@ -1,4 +1,4 @@
-"""Loading pretrained networks and finding one's way in them, whatever their family."""
+"""Load pretrained networks and tokenizers, and find layers in them, for any model family."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from diffcse_scale.text.tokenizers import Tokenizers
 
 
 def resolve(name: str) -> str:
-    """A folder or Hub name that `from_pretrained` understands; 'embedded' is the backbone in the package.
+    """A folder or Hub name that `from_pretrained` understands; 'embedded' is the backbone in this package.
 
     Raises:
-        InputError: `name` looks like a path and is no model folder.
+        InputError: `name` looks like a path but is not a model folder.
     """
     if name == EMBEDDED:
         return str(backbone_path())
@@ -57,10 +57,10 @@ def resolve(name: str) -> str:
 
 @contextmanager
 def reading(what: str, name: str) -> Iterator[None]:
-    """Inside, files of the model `name` are read, which may be one of the Hub; `what` is in messages.
+    """A context for reading files of the model `name`, which may be on the Hub; messages call it `what`.
 
     Raises:
-        InputError: as `damage_told` and `only_cached`.
+        InputError: as in `damage_told` and `only_cached`.
     """
     if name == EMBEDDED or not only_cached(name):
         with damage_told(what, existing_folder(name)):
@@ -75,7 +75,7 @@ _weightless: ContextVar[bool] = ContextVar("weightless", default=False)
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Inside, networks are built from their configuration alone, on the meta device: shapes without numbers."""
+    """A context in which networks are built from their configuration alone, on the meta device, without weights."""
     token = _weightless.set(True)
     try:
         with torch.device("meta"):
@@ -85,10 +85,10 @@ def without_weights() -> Iterator[None]:
 
 
 def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The configuration of a model that reads tokens and nothing else.
+    """The configuration of a model that reads only tokens.
 
     Raises:
-        InputError: it cannot be loaded, asks for code of its own, or is that of another kind of model.
+        InputError: it cannot be loaded, needs code of its own, or belongs to another kind of model.
     """
     with reading(f"Model {name}", name):
         if not trust_remote_code:
@@ -104,7 +104,7 @@ def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
 
 
 def _from_pretrained(factory: Any, name: str, trust_remote_code: bool, **options: object) -> PreTrainedModel:
-    """`factory.from_pretrained`, in float32 unless `options` say otherwise: precision is DeepSpeed's business."""
+    """`factory.from_pretrained`, in float32 unless `options` say otherwise, because DeepSpeed sets the precision."""
     options = {"dtype": torch.float32, **options}
     if "config" not in options:
         options["config"] = load_config(name, trust_remote_code)
@@ -120,12 +120,12 @@ def _from_pretrained(factory: Any, name: str, trust_remote_code: bool, **options
 
 
 def refuse_own_code(settings: Mapping[str, Any], file: str, name: str) -> None:
-    """Refuse a configuration whose model brings its own Python code.
+    """Refuse the configuration of a model that brings its own Python code.
 
-    transformers would ignore the code where it has a family of that name: another network than was meant.
+    If transformers has a family with this name, it would ignore the code and build a different network than intended.
 
     Raises:
-        InputError: there is such code.
+        InputError: the model brings code.
     """
     if "auto_map" in settings:
         raise InputError(
@@ -135,9 +135,9 @@ def refuse_own_code(settings: Mapping[str, Any], file: str, name: str) -> None:
 
 
 def load_backbone(name: str, trust_remote_code: bool = False, **options: object) -> PreTrainedModel:
-    """A transformers encoder in float32, without the pooler that BERT-like models carry and we never use.
+    """A transformers encoder in float32, without the pooler of BERT-like models, which is never used here.
 
-    options: for `from_pretrained`, such as a `config` or `dtype` of one's own.
+    options: for `from_pretrained`, such as another `config` or `dtype`.
     """
     return without_pooler(_from_pretrained(AutoModel, name, trust_remote_code, **options))
 
@@ -150,11 +150,11 @@ def load_masked_lm(name: str, trust_remote_code: bool = False) -> PreTrainedMode
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with a padding token.
 
-    A tokenizer that comes without one, as many decoders' do, pads with its end token: attention masks hide it from
-    us, and sentence-transformers could not batch sentences with an exported tokenizer that has none.
+    A tokenizer without one, as many decoders have, pads with its end token. Attention masks hide padding from the
+    network. Without a padding token, sentence-transformers could not batch sentences with the exported tokenizer.
 
     Raises:
-        InputError: it cannot be loaded, has no vocabulary, or there is nothing to pad with.
+        InputError: it cannot be loaded, has no vocabulary, or has no token to pad with.
     """
     with reading(f"Tokenizer of {name}", name):
         if not trust_remote_code:
@@ -169,13 +169,13 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
 
 
 def load_encoder_tokenizer(model: ModelRecipe) -> PreTrainedTokenizerBase:
-    """The encoder's tokenizer; where the last token is the sentence embedding, that token is always the end token.
+    """The encoder's tokenizer; if the last token gives the sentence embedding, sentences always end with an end token.
 
-    Otherwise the embedding would be that of whatever the sentence ends with. Tokenizers of base decoders add no end
-    token by themselves; the exported one does, so that both libraries give the vectors that were trained.
+    Otherwise the embedding would come from whatever token the sentence ends with. Tokenizers of base decoders do not
+    add an end token. The exported tokenizer does, so that both libraries compute the vectors that were trained.
 
     Raises:
-        InputError: as `load_tokenizer`, or an end token is needed and there is none.
+        InputError: as in `load_tokenizer`, or an end token is needed and cannot be added.
     """
     tokenizer = load_tokenizer(model.encoder, model.trust_remote_code)
     if POOLINGS[model.pooling].token != "last":
@@ -208,7 +208,7 @@ def load_tokenizers(model: ModelRecipe) -> Tokenizers:
 
 
 def first_layer(backbone: PreTrainedModel) -> nn.Module:
-    """The first transformer layer: its input is the embedding output, whatever the family calls things."""
+    """The first transformer layer, in any model family; its input is the output of the embeddings."""
     depth = backbone.config.num_hidden_layers
     for module in backbone.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
@@ -220,11 +220,11 @@ def checkpoint_activations(backbone: PreTrainedModel) -> None:
     """Recompute the backbone's activations in backward.
 
     Raises:
-        InputError: transformers cannot do that for this family.
+        InputError: transformers does not support this for the family.
     """
     if not backbone.supports_gradient_checkpointing:
         raise InputError(
             f"{type(backbone).__name__} cannot recompute activations; set model.gradient_checkpointing to false."
         )
-    # the reentrant kind fails under ZeRO-2 and 3 when an encoder is called more than once a step
+    # the reentrant variant fails under ZeRO-2 and 3 if an encoder is called more than once per step
     backbone.gradient_checkpointing_enable({"use_reentrant": False})

@@ -1,4 +1,4 @@
-"""The model that a recipe describes."""
+"""Build the model that a recipe describes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from diffcse_scale.text.tokenizers import Tokenizers
 
 
 def build_model(recipe: Recipe, tokenizers: Tokenizers, device: torch.device | str = "cpu") -> DiffCSENetworks:
-    """The recipe's networks, with pretrained weights; a part that is drawn follows from the recipe's seed and its name.
+    """The recipe's networks, with pretrained weights; new parts are initialized from the recipe's seed and their name.
 
     Args:
-        device: where an encoder of 4 bits is loaded; all others are loaded on the CPU.
+        device: where a 4-bit encoder is loaded; all other networks are loaded on the CPU.
 
     Raises:
-        InputError: weights that cannot be loaded or do not fit, a vocabulary or sentences that a backbone cannot read,
-            or settings that cannot work with this family.
+        InputError: weights cannot be loaded or do not fit, a backbone cannot read the vocabulary or the sentences, or
+            settings cannot work with this family.
     """
     settings, lengths = recipe.model, {"data.max_length": recipe.data.max_length}
     choose_attention_kernels(settings.cudnn_attention)
@@ -60,10 +60,10 @@ def build_model(recipe: Recipe, tokenizers: Tokenizers, device: torch.device | s
 
 
 def _discriminator(recipe: Recipe) -> PreTrainedModel:
-    """Another network, or the encoder's loaded a second time, whole and in float32.
+    """The discriminator's backbone: another network, or the encoder's network loaded again, whole and in float32.
 
-    A copy of the loaded modules would be empty where ZeRO-3 leaves each rank only its part of the weights, and have
-    too few bits where the encoder's base is reduced.
+    A copy of the loaded modules would be empty under ZeRO-3, which leaves each rank only its part of the weights. It
+    would also have too few bits if the encoder's base has a reduced precision.
     """
     settings = recipe.model
     if settings.discriminator is None:

@@ -1,4 +1,4 @@
-"""The layers of networks through torch.compile."""
+"""Compile the layers of networks with torch.compile."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from diffcse_scale.model.generator import Generator
 from diffcse_scale.model.networks import DiffCSENetworks
 
 COMPILERS = ("g++", "clang++", "c++")
-# torch keeps the programs of all classes of layers, with and without padding, with and without a graph, in one list
+# torch counts the programs of all layer classes, with and without padding and with and without a graph, in one list
 MOST_PROGRAMS = 32
 
 
 def has_compiler() -> bool:
-    """Whether torch.compile finds a C++ compiler: that of $CXX if it is set."""
+    """Whether torch.compile finds a C++ compiler; if $CXX is set, only this one counts."""
     asked = os.environ.get("CXX")
     return any(map(shutil.which, [asked] if asked else COMPILERS))
 
 
 def check_compile(zero_stage: int) -> None:
-    """Raises InputError where ZeRO-3 partitions layers, or torch.compile would find no C++ compiler."""
+    """Raise InputError if ZeRO-3 partitions the layers, or if torch.compile would find no C++ compiler."""
     if zero_stage == 3:
         raise InputError("model.compile needs whole layers, which ZeRO-3 partitions; use a stage below 3.")
     if not has_compiler():
@@ -37,13 +37,13 @@ def check_compile(zero_stage: int) -> None:
 
 
 def compile_networks(model: DiffCSENetworks, generator: Generator | None) -> None:
-    """Compile the layers of all backbones; they are compiled when they are first called.
+    """Compile the layers of all backbones; the compilation happens at the first call.
 
-    One program serves all layers of a kind, and any number of sentences and tokens. Dropout draws eager mode's numbers,
-    so that results are eager mode's to rounding, and a layer that is computed again draws what it drew before.
+    One program serves all layers of a kind, for any number of sentences and tokens. Dropout draws the same numbers as
+    eager mode. Results therefore equal eager mode up to rounding, and a recomputed layer draws the same numbers again.
 
     Raises:
-        InputError: the layers of a family are not known as such.
+        InputError: the layers of a model family cannot be found.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_PROGRAMS)
     trained = [model.encoder.backbone]
@@ -51,7 +51,7 @@ def compile_networks(model: DiffCSENetworks, generator: Generator | None) -> Non
         trained.append(model.discriminator.backbone)
     for backbone in trained:
         for layer in _layers(backbone):
-            # what evaluation calls with other shapes and without dropout stays as it is
+            # evaluation has other shapes and no dropout, so it runs uncompiled
             _compile(layer, training_only=True)
     if generator is not None:
         for layer in _layers(generator.model):
@@ -66,7 +66,7 @@ def _layers(network: nn.Module) -> list[nn.Module]:
 
 
 def _compile(layer: nn.Module, training_only: bool) -> None:
-    # `forward` and not the module: hooks, such as the discriminator's that puts z in its place, stay outside
+    # compile `forward`, not the module, so that hooks stay outside, such as the discriminator's hook that inserts z
     plain = layer.forward
     compiled = torch.compile(plain, dynamic=True, options={"fallback_random": True})
 

@@ -1,4 +1,4 @@
-"""Turns the libraries' errors about a damaged model into one sentence."""
+"""Turn the libraries' errors about a damaged model into one sentence."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from diffcse_scale.foundation.errors import InputError, RunEnded
 from diffcse_scale.foundation.model_files import damaged_json
 
 NOT_OF_THE_FILES = (InputError, RunEnded, MemoryError, torch.OutOfMemoryError)
-LONGEST = 300  # characters of what a library says
+LONGEST = 300  # characters of a library's message
 
 
 @contextmanager
 def damage_told(what: str, folder: Path | None = None, advice: str = "") -> Iterator[None]:
-    """Inside, only files of a model are read; whatever a library raises over them becomes an InputError.
+    """A context that only reads files of a model; any error that a library raises about them becomes an InputError.
 
-    Libraries raise what their parsers do: lookups that fail, assertions, a bare Exception (tokenizers).
+    Libraries raise whatever their parsers raise: failed lookups, assertions, a bare Exception (tokenizers).
 
     Args:
-        what: is read.
-        folder: where it lies, if that is a folder.
-        advice: what to do; about a folder, to get an undamaged copy if nothing else is said.
+        what: what is read, for messages.
+        folder: its folder, if it is in a folder.
+        advice: what the user should do. By default, for a folder, to give an undamaged copy.
 
     Raises:
-        InputError: `what` cannot be read, and why.
+        InputError: `what` cannot be read; the error says why.
     """
     try:
         yield
@@ -42,7 +42,7 @@ def damage_told(what: str, folder: Path | None = None, advice: str = "") -> Iter
             "it as safetensors."
         ) from error
     except Exception as error:
-        if _raised_by(error, "deepspeed"):  # which partitions what is read, at ZeRO-3
+        if _raised_by(error, "deepspeed"):  # at ZeRO-3 DeepSpeed partitions the weights while they are read
             raise InputError(
                 f"DeepSpeed's configuration cannot be used to load {what}: {_in_words(error)}; change it."
             ) from error
@@ -52,7 +52,7 @@ def damage_told(what: str, folder: Path | None = None, advice: str = "") -> Iter
 
 
 def _raised_by(error: Exception, package: str) -> bool:
-    """Whether the innermost function in which an error arose is one of a package's own."""
+    """Whether the innermost function that raised the error belongs to the package."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -60,7 +60,7 @@ def _raised_by(error: Exception, package: str) -> bool:
 
 
 def _damaged_file(folder: Path) -> str | None:
-    """The first file that is no JSON, or without weights, where its name says so, and what is wrong with it."""
+    """The first .safetensors or JSON file that cannot be read as such, and what is wrong with it."""
     for file in sorted(folder.rglob("*.safetensors")):
         try:
             with safe_open(file, framework="pt"):
@@ -71,7 +71,7 @@ def _damaged_file(folder: Path) -> str | None:
 
 
 def _in_words(error: Exception) -> str:
-    """The first sentence of what a library says, as the end of one of ours."""
+    """The first sentence of a library's message, in a form that can end one of our sentences."""
     first = re.split(r"\. (?=[A-Z])", " ".join(str(error).split()))[0]
     said = first[:LONGEST].rstrip(".") or type(error).__name__
     if isinstance(error, LookupError | AttributeError | TypeError | AssertionError):

@@ -1,4 +1,4 @@
-"""The conditional discriminator: which tokens were replaced, given only the edit and the original's embedding."""
+"""The conditional discriminator: which tokens were replaced, given only the edit and the embedding of the original."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from diffcse_scale.model.packing import first_tokens, packs, token_vectors
 
 
 class ConditionalDiscriminator(nn.Module):
-    """A backbone that reads the edited sentence with z in the place of its first token.
+    """A backbone that reads the edited sentence with z in place of its first token.
 
-    z replaces slot 0 of the hidden states that enter the first layer: after the embeddings' LayerNorm and dropout,
-    without position or type embedding of its own (DiffCSE, section 3; the official program's `cls_input`). A
-    pre-hook on the first layer does this for every family.
+    z replaces slot 0 of the hidden states that enter the first layer, after the embeddings' LayerNorm and dropout. It
+    gets no position or type embedding (DiffCSE, section 3; `cls_input` in the official program). A pre-hook on the
+    first layer does this for every family.
 
     Args:
-        condition_width: width of z where the backbone is another network than the encoder: z then enters through a
-            learnt linear map. None where it is a copy.
+        condition_width: width of z if the backbone is not a copy of the encoder; z then enters through a learnt linear
+            map. None if it is a copy.
     """
 
     def __init__(self, backbone: PreTrainedModel, condition_width: int | None = None) -> None:
@@ -32,7 +32,7 @@ class ConditionalDiscriminator(nn.Module):
         width = backbone.config.hidden_size
         self.map = nn.Identity() if condition_width is None else nn.Linear(condition_width, width)
         self._condition: Tensor | None = None
-        self._first_tokens: Tensor | None = None  # where the rows begin, if they are packed
+        self._first_tokens: Tensor | None = None  # where the rows begin, only if they are packed
         first_layer(backbone).register_forward_pre_hook(self._insert_condition, with_kwargs=True)
 
     def _insert_condition(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -51,7 +51,7 @@ class ConditionalDiscriminator(nn.Module):
         """edited_ids, attention_mask: [B, L] int64; condition: z [B, width of z]; real: as `Chunk.real`.
 
         Returns:
-            [B, L, H], of no meaning on padding.
+            [B, L, H], meaningless on padding.
         """
         self._condition = self.map(condition)
         if real is not None and packs(self.backbone.config, edited_ids.shape[1]):
@@ -65,16 +65,17 @@ class ConditionalDiscriminator(nn.Module):
 
 
 class RTDLoss(NamedTuple):
-    """Replaced-token detection over some rows: sums, so that chunks and ranks add up."""
+    """Replaced-token detection over some rows, as sums, so that chunks and ranks can be added up."""
 
     loss_sum: Tensor  # 0-dim, over the `RTDHead.positions` of the attention mask
     counts: RTDCounts  # over real tokens
 
 
 class RTDHead(nn.Linear):
-    """One logit a token (`sampled`) or two classes (`official`), and the loss on them.
+    """One logit per token (`sampled`) or two classes (`official`), and the loss on them.
 
-    It is the linear layer itself, and does not hold one: ZeRO-3 gathers a module's own parameters when it is called.
+    This module is the linear layer itself, not a module that holds one, because ZeRO-3 gathers a module's own
+    parameters when it is called.
     """
 
     def __init__(self, width: int, fidelity: str) -> None:
@@ -88,10 +89,10 @@ class RTDHead(nn.Linear):
         edited_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> RTDLoss | Tensor:
-        """hidden: [B, L, H]; the others [B, L] int64. A token is replaced where edited and original ids differ.
+        """hidden: [B, L, H]; the others [B, L] int64. A token is replaced if its edited and original ids differ.
 
         Returns:
-            The loss; of `hidden` alone the logits, [B, L] float32, that each token was replaced.
+            The loss; if only `hidden` is given, the logits that each token was replaced, [B, L] float32.
         """
         if original_ids is None or edited_ids is None or attention_mask is None:
             logits = super().forward(hidden).float()
@@ -109,11 +110,11 @@ class RTDHead(nn.Linear):
         return RTDLoss(loss_sum, counts)
 
     def positions(self, attention_mask: Tensor) -> Tensor:
-        """How many tokens the loss is summed over, 0-dim int64: the real ones, in `official` all."""
+        """How many tokens the loss is summed over, 0-dim int64: the real tokens, or all positions in `official`."""
         return torch.ones_like(attention_mask).sum() if self.official else attention_mask.sum()
 
     def _official(self, hidden: Tensor, original_ids: Tensor, edited_ids: Tensor, mask: Tensor) -> RTDLoss:
-        """Two-class cross-entropy over all positions, padding (label 0) included, as the official program has it."""
+        """Two-class cross-entropy over all positions, including padding (label 0), as in the official program."""
         replaced = (edited_ids != original_ids) & mask.bool()
         logits = super().forward(hidden)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

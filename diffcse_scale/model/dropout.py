@@ -1,4 +1,4 @@
-"""Dropout is the only difference between two views of one sentence; `model.dropout` sets it."""
+"""Set the dropout, the only difference between two views of one sentence, from `model.dropout`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from diffcse_scale.foundation.errors import InputError
 
 
 def set_dropout(config: PreTrainedConfig, probability: float) -> None:
-    """Give every dropout that the configuration knows this probability.
+    """Set every dropout in the configuration to this probability.
 
     Raises:
-        InputError: it knows none.
+        InputError: the configuration has no dropout.
     """
     names = [name for name, value in config.to_dict().items() if _is_dropout(name, value)]
     if not names:

@@ -1,4 +1,4 @@
-"""The network that is kept: backbone and pooling, and its use to encode sentences."""
+"""The encoder, which is the network that remains after training: backbone and pooling. It encodes sentences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffcse_scale.text.shortening import truncated_ids
 
 
 class Encoder(nn.Module):
-    """Sentences' tokens to sentence embeddings h."""
+    """Maps the tokens of sentences to sentence embeddings h."""
 
     def __init__(self, backbone: PreTrainedModel, pooling: str) -> None:
         super().__init__()
@@ -40,13 +40,13 @@ def encode_sentences(
     batch_size: int = 128,
     tick: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Embed sentences with every rank's help; the encoder's mode is restored afterwards.
+    """Embed sentences on all ranks together; the encoder's mode is restored afterwards.
 
-    Called on all ranks alike. Sentences are sorted by length and dealt out in turn; each rank makes the same
-    number of forward passes, which ZeRO-3 needs.
+    Call this on all ranks with the same arguments. Sentences are sorted by length and distributed round-robin. Each
+    rank makes the same number of forward passes, because ZeRO-3 requires it.
 
     Args:
-        tick: called before each; it may raise, on all ranks alike.
+        tick: called before each forward pass; it may raise, but must then raise on all ranks.
 
     Returns:
         [n, H] float32, in the order of `sentences`, the same on every rank.
@@ -54,7 +54,7 @@ def encode_sentences(
     device = next(encoder.parameters()).device
     tokens = truncated_ids(tokenizer, sentences, max_length)
     order = np.argsort([-len(ids) for ids in tokens], kind="stable")
-    # the last rank's missing rows are filled with the shortest sentence and dropped after the gather
+    # ranks with too few rows get the shortest sentence as filler, which is dropped after the gather
     filled = np.append(order, np.repeat(order[-1:], -len(order) % world_size()))
     mine = filled[rank() :: world_size()]
     was_training = encoder.training

@@ -1,4 +1,4 @@
-"""Whether a network can read what its tokenizer writes: which ids there are, and how many in a row."""
+"""Check that a network can read its tokenizer's output: its ids, and the number of tokens in a sentence."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Refuse a tokenizer without its files: for some families transformers makes one that knows no word.
+    """Refuse a tokenizer without its files; for some families transformers then creates one that knows no words.
 
     Raises:
-        InputError: it knows special tokens only.
+        InputError: it knows only special tokens.
     """
     if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens):
         files = ", ".join(sorted(set(tokenizer.vocab_files_names.values())))
@@ -28,10 +28,10 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 def check_same_vocabulary(
     first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase, names: tuple[str, str]
 ) -> None:
-    """Generator and discriminator exchange token ids, so their vocabularies must be equal, not their names.
+    """Generator and discriminator exchange token ids, so their vocabularies must be equal; their names may differ.
 
     Raises:
-        InputError: names both models and the first id that means different tokens.
+        InputError: the vocabularies differ; the error names both models and the first id with different tokens.
     """
     vocabularies = [{index: token for token, index in tokenizer.get_vocab().items()} for tokenizer in (first, second)]
     if vocabularies[0] == vocabularies[1]:
@@ -49,16 +49,16 @@ def check_same_vocabulary(
 def check_fits(
     network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, lengths: Mapping[str, int]
 ) -> None:
-    """Refuse a network that has no embedding for an id of its tokenizer, or for a place in a sentence.
+    """Refuse a network that has no embedding for an id of its tokenizer, or for a position in a sentence.
 
-    Rows beyond the tokenizer's ids are allowed: vocabularies are rounded up for speed.
+    Rows beyond the tokenizer's ids are allowed, because vocabularies are rounded up for speed.
 
     Args:
         network: with weights or without.
-        lengths: of sentences, in tokens, under the name of the field or option that asks for them.
+        lengths: lengths of sentences in tokens, by the name of the field or option that sets them.
 
     Raises:
-        InputError: names what is too small.
+        InputError: something is too small; the error names it.
     """
     rows = getattr(network.get_input_embeddings(), "num_embeddings", None)
     last = known_ids(tokenizer)[-1]
@@ -81,10 +81,10 @@ def check_fits(
 
 
 def positions(network: nn.Module) -> int | None:
-    """How many tokens a network has positions for; None where they are computed, by distance or by rotation.
+    """How many tokens a network has positions for; None if positions are computed, by distance or by rotation.
 
-    Tables of positions are asked, and not the configuration alone: RoBERTa-like models number positions from pad + 1
-    and say so with a padding index among the positions.
+    The position tables are inspected, not only the configuration. RoBERTa-like models number positions from pad + 1,
+    and the padding index of their position table shows it.
     """
     tables = list(_position_tables(network))
     return min([*tables, trained_length(network) or tables[0]]) if tables else None
@@ -94,7 +94,7 @@ def _position_tables(network: nn.Module) -> Iterator[int]:
     for name, module in network.named_modules():
         if isinstance(module, nn.Embedding) and _is_of_positions(name):
             yield module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    for name, buffer in network.named_buffers():  # sines that are looked up
+    for name, buffer in network.named_buffers():  # sinusoidal tables
         if name.rpartition(".")[2] == "embed_positions":
             yield len(buffer)
 
@@ -105,6 +105,6 @@ def _is_of_positions(name: str) -> bool:
 
 
 def trained_length(network: nn.Module) -> int | None:
-    """What the configuration says; for computed positions that is no limit of what can be read."""
+    """The length in the configuration; a network with computed positions can read longer sentences."""
     length = getattr(getattr(network, "config", None), "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None

@@ -27,10 +27,10 @@ from diffcse_scale.text.tokenizers import Tokenizers, known_ids
 
 
 class Generator:
-    """Writes the edited sentence. Not an `nn.Module` of the trained model: no optimizer or checkpoint sees it.
+    """Writes the edited sentence. It is not an `nn.Module` of the trained model, so no optimizer or checkpoint sees it.
 
-    Two fidelities: `sampled` (the paper's words: "sampling from a masked language model") draws a token at each
-    corrupted position with dropout off; `official` takes the argmax at *every* position with dropout on.
+    There are two fidelities. `sampled` (in the paper: "sampling from a masked language model") draws a token at each
+    corrupted position with dropout off. `official` takes the argmax at *every* position with dropout on.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class Generator:
 
         Args:
             model: any `AutoModelForMaskedLM`.
-            special_ids: never sampled.
-            known: the tokenizer's ids, ascending; no other is written, though the head may have more rows, which no
-                text has trained. None: all rows are tokens.
+            special_ids: ids that are never sampled.
+            known: the tokenizer's ids, ascending. No other id is written: the head may have more rows, but no text has
+                trained them. None means that all rows are tokens.
         """
         self.sampled = fidelity == "sampled"
         self.seed = seed
@@ -55,8 +55,8 @@ class Generator:
         self.head = model.get_output_embeddings()
         if not isinstance(self.head, nn.Linear) or self.head.out_features != model.config.vocab_size:
             raise InputError(f"{type(model).__name__} has no linear vocabulary head, so it cannot be a generator.")
-        # With the vocabulary head taken out, the model's own forward ends at the head's input, in every family,
-        # and the head is fused with the choice of a token: no rows x vocabulary logits.
+        # Without the vocabulary head, the model's own forward ends at the head's input, in every family. The head is
+        # fused with the choice of a token, so no rows x vocabulary logits exist.
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
                 if child is self.head:
@@ -70,7 +70,7 @@ class Generator:
         model.base_model.register_forward_hook(self._keep_rows)
 
     def _keep_rows(self, module: nn.Module, inputs: Any, outputs: Any) -> Any:
-        """Let only `self._rows` (indices into the body's tokens, all rows in one) reach the head's transform."""
+        """Pass only `self._rows` (indices into the body's flattened tokens) on to the head's transform."""
         if self._rows is not None:
             outputs["last_hidden_state"] = outputs.last_hidden_state.flatten(0, 1)[self._rows][None]
         return outputs
@@ -80,12 +80,12 @@ class Generator:
         """Edited sentences of one chunk.
 
         Returns:
-            int64 in the shape of `chunk.original_ids`: the ids that the discriminator sees. In `sampled`, the original
-            ids but for the corrupted positions. In `official`, id 0 on padding, as the official program has it (also
-            where the padding id is another: RoBERTa).
+            int64 in the shape of `chunk.original_ids`: the ids that the discriminator sees. With `sampled` they differ
+            from the original ids only at corrupted positions. With `official` padding has id 0, as in the official
+            program, even if the padding id is another (RoBERTa).
         """
         if chunk.seed is not None and not self.sampled:
-            seed_everything(derive_seed(chunk.seed, "generator"))  # its dropout is on
+            seed_everything(derive_seed(chunk.seed, "generator"))  # because its dropout is on
         ids, mask = chunk.corrupted_ids.flatten(0, 1), chunk.original_mask.flatten(0, 1)
         if not self.sampled:
             return self._official(chunk, self.model(input_ids=ids, attention_mask=mask).logits.flatten(0, 1))
@@ -101,7 +101,7 @@ class Generator:
 
     def _sampled(self, chunk: Chunk, hidden: Tensor) -> Tensor:
         length = chunk.original_ids.shape[-1]
-        # one number for each token of the run, whatever the batch, the padding and the rank
+        # a unique number for each token of the run, independent of batch, padding and rank
         row, column = chunk.corrupted // length, chunk.corrupted % length
         positions = chunk.row_ids.flatten()[row] * MAX_POSITIONS + column
         tokens = sample_tokens(
@@ -111,7 +111,7 @@ class Generator:
         return edited.view_as(chunk.original_ids)
 
     def _vocabulary_head(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the head, less the rows beyond the last token: views, which cost nothing."""
+        """Weight and bias of the head, without the rows beyond the last token; both are views, which cost nothing."""
         rows, bias = len(self.forbidden), self.head.bias
         return self.head.weight[:rows], None if bias is None else bias[:rows]
 
@@ -126,7 +126,7 @@ class Generator:
 
 
 def _filled(positions: Tensor) -> Tensor:
-    """[K] int64, with zeros behind to a size that repeats: what is computed for them nobody reads."""
+    """[K] int64, padded with zeros to a size that repeats; nobody reads the results for the zeros."""
     return F.pad(positions, (0, repeating_size(len(positions)) - len(positions)))
 
 
@@ -135,10 +135,10 @@ PROBE = 8  # tokens
 
 @torch.no_grad()
 def _check_finite(model: PreTrainedModel, known: Sequence[int], name: str) -> None:
-    """Refuse what would write one and the same token everywhere, or one that there is not.
+    """Refuse a generator that would write the same token everywhere, or a token that does not exist.
 
     Raises:
-        InputError: its numbers for some tokens are not finite.
+        InputError: its logits for some tokens are not finite.
     """
     ids = torch.tensor([known[:: -(-len(known) // PROBE)]], device=model.device)
     logits = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[..., known]
@@ -151,13 +151,13 @@ def _check_finite(model: PreTrainedModel, known: Sequence[int], name: str) -> No
 
 
 def load_generator(recipe: Recipe, tokenizers: Tokenizers, device: torch.device) -> Generator | None:
-    """The recipe's generator on `device`, in the recipe's precision or else in bfloat16 on accelerators that have it.
+    """The recipe's generator on `device`, in the recipe's precision; by default bfloat16 where the device supports it.
 
-    None when `rtd_weight` is 0, or edits were made before training.
+    None if `rtd_weight` is 0, or if edits were made before training.
 
     Raises:
-        InputError: it cannot be loaded, its vocabulary is not the discriminator's, it cannot read the sentences, or its
-            numbers are not finite.
+        InputError: it cannot be loaded, its vocabulary differs from the discriminator's, it cannot read the sentences,
+            or its logits are not finite.
     """
     objective = recipe.objective
     if objective.rtd_weight == 0 or objective.edits is not None or recipe.model.generator is None:

@@ -1,4 +1,4 @@
-"""Adapters on a frozen encoder (LoRA, QLoRA), through `peft`: added in place, so that a backbone stays what it is."""
+"""Adapters on a frozen encoder (LoRA, QLoRA) with `peft`, added in place, so that the backbone keeps its class."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from diffcse_scale.recipe import LoraRecipe
 
 
 def loading_options(lora: LoraRecipe | None, device: torch.device | str) -> dict[str, Any]:
-    """What `from_pretrained` is told so that a base is never held in more than its own precision.
+    """Options for `from_pretrained`, so that a base is never held in more than its own precision.
 
     Raises:
-        InputError: 4 bits without bitsandbytes.
+        InputError: 4 bits are asked for, but bitsandbytes is not installed.
     """
     if lora is None or lora.base == "float32":
         return {}
@@ -37,10 +37,10 @@ def loading_options(lora: LoraRecipe | None, device: torch.device | str) -> dict
 
 
 def add_adapters(backbone: PreTrainedModel, lora: LoraRecipe) -> None:
-    """Freeze the backbone, in its base's precision, and give it adapters in float32, which are all that is trained.
+    """Freeze the backbone in its base's precision, and add adapters in float32; only the adapters are trained.
 
     Raises:
-        InputError: peft is not installed, or the backbone has no layers of those names.
+        InputError: peft is not installed, or the backbone has no layers with the given names.
     """
     try:
         from peft import LoraConfig
@@ -60,24 +60,24 @@ def add_adapters(backbone: PreTrainedModel, lora: LoraRecipe) -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
         elif parameter.is_floating_point() and lora.base == "bfloat16":
-            # parameters only: the buffers of rotary positions stay exact
+            # only parameters, so that the buffers of rotary positions stay exact
             parameter.data = parameter.data.bfloat16()
 
 
 def has_adapters(backbone: PreTrainedModel) -> bool:
-    """Whether `add_adapters` was here."""
+    """Whether the backbone has adapters from `add_adapters`."""
     return getattr(backbone, "_hf_peft_config_loaded", False)
 
 
 @torch.no_grad()
 def save_merged(backbone: PreTrainedModel, folder: Path, state: dict[str, Tensor] | None = None) -> None:
-    """Write a plain float32 model that computes what the backbone does with its adapters.
+    """Write a plain float32 model that computes the same as the backbone with its adapters.
 
-    The backbone stays as it is: merging in place and taking it back would round the frozen weights. Of float32
-    weights only those that have an adapter are copied.
+    The backbone is not changed, because merging in place and undoing it would round the frozen weights. Only float32
+    weights that have an adapter are copied.
 
     Args:
-        state: the weights, where `backbone` holds only a part of them (ZeRO-3).
+        state: the weights, if `backbone` holds only a part of them (ZeRO-3).
     """
     from peft.tuners.lora import LoraLayer
 
@@ -85,7 +85,7 @@ def save_merged(backbone: PreTrainedModel, folder: Path, state: dict[str, Tensor
     config.dtype = torch.float32
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    with torch.device("meta"):  # names and shapes; what is saved is put in below
+    with torch.device("meta"):  # only names and shapes; the weights are assigned below
         plain = type(backbone)(config)
     if getattr(backbone, "pooler", None) is None:
         plain.pooler = None
@@ -96,7 +96,7 @@ def save_merged(backbone: PreTrainedModel, folder: Path, state: dict[str, Tensor
         module = backbone.get_submodule(path)
         adapted = isinstance(module, LoraLayer)
         base = module.get_base_layer() if adapted else module
-        # detached: a parameter of the backbone would be taken as it is, and told to require a gradient
+        # detach, because a parameter of the backbone itself would be assigned and set to require a gradient
         value = weights[f"{path}.base_layer.{leaf}" if adapted else key].detach()
         if leaf == "weight" and not value.is_floating_point():
             value = _dequantized(base)
@@ -104,16 +104,16 @@ def save_merged(backbone: PreTrainedModel, folder: Path, state: dict[str, Tensor
         if adapted and leaf == "weight":
             down, up = (weights[f"{path}.lora_{side}.default.weight"].detach().float() for side in "AB")
             value = value + (module.scaling["default"] * up @ down).to(value.device)
-        merged[key] = value.cpu()  # one at a time: a device that trains 4-bit weights has no room for all in float32
+        merged[key] = value.cpu()  # one by one, as a device that trains 4-bit weights has no room for all in float32
     plain.load_state_dict(merged, assign=True)
     plain.save_pretrained(folder)
 
 
 def _dequantized(linear: nn.Linear) -> Tensor:
-    """[out, in] of a quantized linear layer, as what it makes of the identity.
+    """The weight [out, in] of a quantized linear layer, computed by applying the layer to the identity matrix.
 
-    That is right however the layer holds its weight: on CPUs bitsandbytes packs it anew at the first call, and its own
-    function for this does not know.
+    This is right in whatever form the layer holds its weight. On CPUs bitsandbytes repacks it at the first call, and
+    its own function for dequantization does not know about this.
     """
     bias, linear.bias = linear.bias, None  # type: ignore[assignment]
     identity = torch.eye(linear.in_features, dtype=torch.bfloat16, device=linear.weight.device)

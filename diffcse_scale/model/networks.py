@@ -21,16 +21,16 @@ T = TypeVar("T")
 
 
 class DiffCSENetworks(nn.Module):
-    """What is trained: encoder and projection; discriminator and RTD head unless `rtd_weight` is 0.
+    """The trained networks: encoder and projection; discriminator and RTD head unless `rtd_weight` is 0.
 
-    The generator is no part of it.
+    The generator is not part of this module.
 
     Args:
         discriminator: the discriminator's backbone; None to copy the encoder's.
-        condition_is_mapped: whether z enters the discriminator through a learnt linear map, as where that is another
-            network than the encoder.
-        seed: of the initial numbers of projection, RTD head and that map, each drawn for itself.
-        ranks: those that have the global batch together.
+        condition_is_mapped: whether z enters the discriminator through a learnt linear map. This is for a
+            discriminator that is not a copy of the encoder.
+        seed: seed for the initial weights of projection, RTD head and this map; each is drawn independently.
+        ranks: the ranks that share the global batch.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class DiffCSENetworks(nn.Module):
         self.projection = make_projection(projection, width, initializer_range, ranks, objective.contrasts_in_float32)
 
     def forward(self, function: Callable[..., T], *arguments: object) -> T:
-        """`function(self, *arguments)`.
+        """Return `function(self, *arguments)`.
 
-        An engine that shards or casts acts when the module is called and not when one of its methods is, so whatever
-        training computes is asked for here.
+        An engine that shards or casts acts when the module is called, but not when one of its methods is called.
+        Everything that training computes must therefore be called through this function.
         """
         return function(self, *arguments)
 
@@ -72,7 +72,7 @@ class DiffCSENetworks(nn.Module):
         return self.encoder(*_flat(chunk.input_ids, chunk.attention_mask), chunk.real)
 
     def project(self, h: Tensor) -> Tensor:
-        """Projections z, [rows, H]; all rows of a share together, for the statistics of BatchNorm."""
+        """Projections z, [rows, H]; pass all rows of a share together, because BatchNorm needs their statistics."""
         return self.projection(h)
 
     def detect(self, chunk: Chunk, edited: Tensor, z: Tensor) -> RTDLoss:
@@ -84,16 +84,16 @@ class DiffCSENetworks(nn.Module):
         return loss
 
     def logits(self, chunk: Chunk, edited: Tensor, z: Tensor) -> Tensor:
-        """What `detect` judges by: logits, [C * S, L] float32, that each token was replaced; no meaning on padding."""
+        """The logits behind `detect`, [C * S, L] float32: that each token was replaced; meaningless on padding."""
         mask, edited_ids = _flat(chunk.original_mask, edited)
         found: Tensor = self.rtd_head(self.discriminator(edited_ids, mask, z, chunk.original_real))
         return found
 
     def touch(self, chunk: Chunk) -> Tensor:
-        """Zero, 0-dim, with a graph to every trained parameter: one row of a chunk goes through all networks."""
+        """Zero, 0-dim, with a graph to every trained parameter; one row of a chunk passes through all networks."""
         training = self.projection.training
         h = self.encoder(chunk.input_ids[:1, 0], chunk.attention_mask[:1, 0])
-        z = self.projection.eval()(h)  # one row has no statistics of its own
+        z = self.projection.eval()(h)  # a single row has no batch statistics
         self.projection.train(training)
         total = z.sum()
         if self.objective.rtd_weight > 0:
@@ -103,12 +103,12 @@ class DiffCSENetworks(nn.Module):
 
 
 def split_rows(rows: Tensor, chunks: list[Chunk]) -> tuple[Tensor, ...]:
-    """Cut what was computed for all chunks together, [n * S, ...], into the rows of each."""
+    """Split a tensor for all chunks together, [n * S, ...], into the rows of each chunk."""
     return rows.split([chunk.input_ids.shape[0] * chunk.views for chunk in chunks])
 
 
 def _seed(chunk: Chunk, network: str) -> None:
-    """Whoever runs `network` on `chunk` again gets the same random numbers."""
+    """Seed the random numbers, so that running `network` on `chunk` again draws the same numbers."""
     if chunk.seed is not None:
         seed_everything(derive_seed(chunk.seed, network))
 

@@ -1,8 +1,8 @@
-"""Reading checkpoints of the official DiffCSE and SimCSE programs.
+"""Read checkpoints of the official DiffCSE and SimCSE programs.
 
-Their `state_dict` holds the encoder as `bert.*` or `roberta.*` (or without a prefix, as published on the Hub), the
-projection as `mlp.*` (in published SimCSE checkpoints as `pooler.dense.*`), and for DiffCSE also `discriminator.*`
-and `electra_head.*`. The masked-LM head and the generator in them are dead weight and are left out.
+Their `state_dict` holds the encoder as `bert.*` or `roberta.*` (or without a prefix, as published on the Hub) and the
+projection as `mlp.*` (in published SimCSE checkpoints as `pooler.dense.*`). DiffCSE checkpoints also hold
+`discriminator.*` and `electra_head.*`. The masked-LM head and the generator in them are not needed and are left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from diffcse_scale.model.weights import check_finite
 
 log = logging.getLogger(__name__)
 
-# official prefix -> ours; the first that matches counts
+# official prefix -> our prefix; the first match counts
 PREFIXES = (
     ("generator.", None),
     ("lm_head.", None),
@@ -37,10 +37,10 @@ PREFIXES = (
 
 
 def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Official parameter names to those of `DiffCSENetworks`."""
+    """Rename official parameters to the names in `DiffCSENetworks`."""
     renamed = {}
     for name, value in state.items():
-        # the index of positions was a buffer in older transformers and is none today
+        # position_ids and token_type_ids were saved buffers in older transformers, but are not today
         if name.endswith(("position_ids", "token_type_ids")):
             continue
         theirs, ours = next(pair for pair in PREFIXES if name.startswith(pair[0]))
@@ -54,11 +54,11 @@ def load_official_checkpoint(model: DiffCSENetworks, folder: Path) -> list[str]:
     """Load an official checkpoint folder into `model`.
 
     Returns:
-        Names of parameters of `model` that the checkpoint does not have (a published encoder has no RTD head, say).
+        Names of parameters of `model` that the checkpoint lacks (for example, a published encoder has no RTD head).
 
     Raises:
-        InputError: no weights there that can be read, parameters of the encoder that only one of the two has, a width
-            that differs, or values that are not finite.
+        InputError: the folder has no readable weights, only one of the two has some encoder parameter, a width
+            differs, or values are not finite.
     """
     state = rename(_read(folder))
     known = model.state_dict().keys()

@@ -1,4 +1,4 @@
-"""The ways in which packed rows go through attention: `LAYOUTS`, of which the first that can is taken."""
+"""The ways to compute attention on packed rows: the first of `LAYOUTS` that can take the rows is used."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor
 
 VARLEN_DEVICES = {"cuda"}
 HALVES = (torch.float16, torch.bfloat16)
-KERNELS: dict[str, Callable[..., Any]] = {}  # "varlen", PyTorch's, and "flash", of the package flash-attn
+KERNELS: dict[str, Callable[..., Any]] = {}  # "varlen" from PyTorch, "flash" from the package flash-attn
 
 
 class PackedRows(NamedTuple):
-    """Where the tokens of packed rows belong.
+    """The positions of packed tokens in their rows.
 
     Attributes:
         real: [T] int64, ascending indices into the flattened rows; some may be padding.
         rows, length: B and L.
-        seen: bool [B, 1, 1 or L, L], which keys a token sees; None for all of its row.
-        bounds: [2 B + 1] int32, where each row's tokens and then its padding begin among the T, and T; None where no
-            kernel wants them.
-        causal: whether a token sees earlier ones only.
+        seen: bool [B, 1, 1 or L, L], which keys a token sees; None if it sees its whole row.
+        bounds: [2 B + 1] int32: for each row, where among the T its tokens begin and where its padding begins; then T.
+            None if no kernel needs them.
+        causal: whether a token sees only earlier tokens.
     """
 
     real: Tensor
@@ -41,8 +41,9 @@ class Layout(NamedTuple):
     """One way to compute attention on packed rows.
 
     Attributes:
-        takes: query [1, heads, T, D], probability of dropout and rows to whether it can be gone.
-        attend: query, key, value, dropout, scale and rows to [1, T, heads, D]; keys and values may have fewer heads.
+        takes: whether this layout supports the query [1, heads, T, D], the dropout probability and the rows.
+        attend: maps query, key, value, dropout, scale and rows to [1, T, heads, D]. Keys and values may have fewer
+            heads.
     """
 
     name: str
@@ -51,9 +52,9 @@ class Layout(NamedTuple):
 
 
 def boundaries(mask: Tensor, real: Tensor) -> Tensor | None:
-    """`PackedRows.bounds` of rows that are padded at their ends.
+    """`PackedRows.bounds` for rows that are padded at their ends.
 
-    Padding among the packed tokens is a row of its own there, which no token sees and nobody reads.
+    Padding among the packed tokens becomes a separate row, which no token sees and nobody reads.
 
     Args:
         mask: [B, L].
@@ -84,7 +85,7 @@ def _takes_flash_attn(query: Tensor, dropout: float, rows: PackedRows) -> bool:
 
 
 def _flash_takes(query: Tensor, rows: PackedRows) -> bool:
-    """What the kernels of FlashAttention demand of their input."""
+    """Whether the input meets the requirements of the FlashAttention kernels."""
     width = query.shape[-1]
     return rows.bounds is not None and width % 8 == 0 and width <= 256 and _computed_in(query) in HALVES
 
@@ -96,10 +97,10 @@ def _computed_in(query: Tensor) -> torch.dtype:
 
 @cache
 def _find_kernels() -> None:
-    """Fill `KERNELS` with what this process can run. By itself, and not where it is needed: torch.compile is there."""
+    """Fill `KERNELS` with what this process can run; kept out of the attention code, which torch.compile traces."""
     if not torch.cuda.is_available() or torch.version.hip or torch.cuda.get_device_capability() < (8, 0):
         return
-    from torch.nn.attention.varlen import varlen_attn  # takes seconds
+    from torch.nn.attention.varlen import varlen_attn  # this import takes seconds
 
     if inspect.signature(varlen_attn).parameters.keys() >= {"scale", "window_size", "enable_gqa"}:
         KERNELS["varlen"] = varlen_attn
@@ -109,13 +110,13 @@ def _find_kernels() -> None:
 
 
 def _as_one_row(query: Tensor, *others: Tensor) -> list[Tensor]:
-    """[1, heads, T, D] to [T, heads, D], in what autocast computes attention in."""
+    """[1, heads, T, D] to [T, heads, D], in the dtype in which autocast computes attention."""
     return [tensor[0].transpose(0, 1).to(_computed_in(query)) for tensor in (query, *others)]
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float | None, rows: PackedRows) -> Tensor:
     q, k, v = _as_one_row(query, key, value)
-    longest = rows.length  # an upper bound, which costs idle blocks; the number itself would be waited for
+    longest = rows.length  # an upper bound costs idle blocks, but reading the exact number would wait for the device
     context: Tensor = KERNELS["varlen"](
         q, k, v, rows.bounds, rows.bounds, longest, longest,
         scale=scale, window_size=(-1, 0) if rows.causal else (-1, -1), enable_gqa=k.shape[1] < q.shape[1],
@@ -135,10 +136,10 @@ def _flash(query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: flo
 def _side_by_side(
     query: Tensor, key: Tensor, value: Tensor, dropout: float, scale: float | None, rows: PackedRows
 ) -> Tensor:
-    """The rows padded again for this one product."""
+    """Pad the rows again, only for attention."""
     positions = rows.rows * rows.length
     groups = query.shape[1] // key.shape[1]
-    if groups > 1 and rows.seen is not None:  # the fast kernels take fewer heads of keys only without a mask
+    if groups > 1 and rows.seen is not None:  # the fast kernels support fewer key heads only without a mask
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
 
     def in_rows(tokens: Tensor) -> Tensor:  # [1, heads, T, D] to [B, heads, L, D]
@@ -164,7 +165,7 @@ def _whole(real: Tensor, positions: int) -> bool:
 
 
 class _Gather(torch.autograd.Function):
-    """`positions[real]`, whose backward need not add: no two tokens have the same position."""
+    """`positions[real]`; its backward need not add, because no two tokens have the same position."""
 
     @staticmethod
     def forward(ctx: Any, positions: Tensor, real: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
-"""Networks without padding: the real tokens of all rows one after another, as one long row.
+"""Run networks without padding: the real tokens of all rows follow each other in one long row.
 
 Some positions of padding may be among them, so that sizes repeat from step to step (`text.sizes`). They are computed as
 in padded rows: no real token sees them, and nobody reads them.
 
-All that a network does to a token by itself (projections, feed-forward, normalisation, embeddings) is then done to real
-tokens only; at the lengths of sentences that is nearly all of its work. Attention alone has to know where a row ends:
-`packed` below, registered with transformers as an implementation of attention, hands the tokens to the first of
-`packed_layouts.LAYOUTS` that can take them. It serves every family that leaves attention to such an implementation and
-hands on what it is called with; the families of `FAMILIES` are compared with padding in the tests.
+Everything that a network does to single tokens (projections, feed-forward, normalisation, embeddings) is then done only
+for real tokens. For rows as short as sentences this is nearly all of its work. Only attention must know where a row
+ends. `packed` below is registered with transformers as an attention implementation. It passes the tokens to the first
+of `packed_layouts.LAYOUTS` that can take them. It works for every family that uses registered attention implementations
+and forwards its keyword arguments. Tests compare the families in `FAMILIES` with padded rows.
 """
 
 from __future__ import annotations
@@ -39,31 +39,31 @@ FAMILIES = (
     "roberta",
     "xlm-roberta",
 )
-# these number positions from the padding token's id + 1
+# these families number positions from the padding token's id + 1
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta")
 
 
 def allow_packing(network: PreTrainedModel) -> None:
-    """Let `network` take packed rows too, if its family can; padded ones it takes as before."""
+    """Let `network` take packed rows too, if its family supports them; padded rows still work as before."""
     if network.config.model_type in FAMILIES and network.config._attn_implementation == "sdpa":
         network.set_attn_implementation(ATTENTION)
 
 
 def packs(config: PreTrainedConfig, length: int) -> bool:
-    """Whether a network takes rows of up to `length` tokens packed: its attention must reach over the whole row."""
+    """Whether a network takes packed rows of up to `length` tokens; its attention must cover the whole row."""
     window = getattr(config, "sliding_window", None)
     return config._attn_implementation == ATTENTION and (window is None or length <= window)
 
 
 def packed_inputs(config: PreTrainedConfig, ids: Tensor, mask: Tensor, real: Tensor | None) -> dict[str, Any] | None:
-    """What to call a network with, so that it computes real tokens only; its output is [1, T, ...].
+    """The arguments with which a network computes only real tokens; its output is [1, T, ...].
 
     Args:
         ids, mask: [B, L] int64.
         real: [T] int64, the real tokens as ascending indices into the flattened `mask`; None to keep the padding.
 
     Returns:
-        None where the rows stay padded.
+        The arguments; None if the rows stay padded.
     """
     if real is None or not packs(config, ids.shape[1]):
         return None
@@ -83,7 +83,7 @@ def packed_inputs(config: PreTrainedConfig, ids: Tensor, mask: Tensor, real: Ten
         "position_ids": positions,
         "packed_real": real,
         "packed_shape": (rows, length),
-        "attention_mask": seen,  # whole, so that no family makes one from the positions, which it would look at
+        "attention_mask": seen,  # complete, so that no family inspects the positions to build one
         "packed_bounds": boundaries(mask, real),
         "packed_causal": is_causal(config),
     }
@@ -92,18 +92,18 @@ def packed_inputs(config: PreTrainedConfig, ids: Tensor, mask: Tensor, real: Ten
 def token_vectors(
     network: PreTrainedModel, ids: Tensor, mask: Tensor, real: Tensor | None = None, **options: Any
 ) -> BaseModelOutput:
-    """What a network computes for padded rows, packed on the way where `real` is given and its family allows it.
+    """A network's output for padded rows, computed on packed rows if `real` is given and the family supports it.
 
     Args:
-        ids, mask, real: as for `packed_inputs`.
+        ids, mask, real: as in `packed_inputs`.
         options: for the network.
 
     Returns:
-        Hidden states in rows, [B, L, H], of no meaning on padding; where the rows were packed, of all hidden states
-        that `options` ask for the first and the last.
+        Hidden states in rows, [B, L, H], meaningless on padding. If `options` ask for all hidden states and the rows
+        were packed, only the first and the last are returned.
     """
     if "use_cache" in inspect.signature(network.forward).parameters:
-        options["use_cache"] = False  # decoders would keep keys and values for a next token
+        options["use_cache"] = False  # otherwise decoders keep keys and values for a next token
     inputs = packed_inputs(network.config, ids, mask, real)
     if inputs is None or real is None:
         return network(input_ids=ids, attention_mask=mask, **options)
@@ -120,7 +120,7 @@ def token_vectors(
 
 
 def first_tokens(real: Tensor, rows: int, length: int) -> Tensor:
-    """Where each of the rows [rows, length] begins among the packed tokens, [rows] int64."""
+    """Where each row of [rows, length] begins among the packed tokens, [rows] int64."""
     return torch.searchsorted(real, torch.arange(rows, device=real.device) * length)
 
 
@@ -138,12 +138,12 @@ def packed(
     packed_causal: bool = False,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each row of packed tokens; of rows that are padded, what transformers' `sdpa` computes.
+    """Attention within each row of packed tokens; for padded rows, transformers' `sdpa`.
 
     Args:
         query, key, value: [1, heads, T, D]; keys and values may have fewer heads.
-        attention_mask: of packed rows bool [B, 1, 1 or L, L], which keys a token sees; None for all of its row.
-        packed_real: as in `packed_inputs`; None where nothing is packed.
+        attention_mask: for packed rows bool [B, 1, 1 or L, L], which keys a token sees; None if it sees its whole row.
+        packed_real: `real` of `packed_inputs`; None if the rows are not packed.
         packed_shape: B and L.
         packed_bounds, packed_causal: as in `PackedRows`.
 
@@ -160,11 +160,11 @@ def packed(
 
 
 def _mask(*arguments: Any, attention_mask: Tensor | None = None, **others: Any) -> Tensor | None:
-    """What each token sees: of packed rows nothing, unless their mask is whole, which is not asked for here."""
+    """The mask of padded rows. Packed rows bring a complete mask, which transformers uses without calling this."""
     if attention_mask is None:
         return None
     if attention_mask.device.type != "cpu":
-        # whether there is any padding, so that a mask can be spared, is read on the host: it would wait for the device
+        # to skip the mask, transformers would check on the host for padding, which would wait for the device
         others |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     return sdpa_mask(*arguments, attention_mask=attention_mask, **others)
 

@@ -1,6 +1,6 @@
-"""From token vectors to one sentence embedding h: one table, which training, export, loading and model card read.
+"""Pool token vectors into a sentence embedding h; training, export, loading and model card read one table.
 
-`model.pooling` of the recipe (`recipe.py`) lists the names; a test holds the two together.
+`model.pooling` of the recipe (`recipe.py`) lists the names; a test checks that the two agree.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ class Pooling:
     """A way to pool.
 
     Attributes:
-        pool: token vectors [B, L, H] and attention mask [B, L] to embeddings [B, H].
-        token: the embedding is the vector of this token alone; None where all of them count.
-        mode, flag: what sentence-transformers' Pooling calls it in code, and in its file (`pooling_mode_FLAG`).
-        words: for the model card.
-        code: for the model card; from a transformers `output` and its `mask` to `embeddings`.
-        first_and_last: the average of embedding output and last layer is pooled, not the last layer alone: the
-            backbone has to give its hidden states, and a layer average stands before the pooling in an export.
+        pool: maps token vectors [B, L, H] and attention mask [B, L] to embeddings [B, H].
+        token: the embedding is the vector of this one token; None if all tokens count.
+        mode, flag: its name in sentence-transformers' Pooling, in code and in its file (`pooling_mode_FLAG`).
+        words: description for the model card.
+        code: code for the model card, which computes `embeddings` from a transformers `output` and its `mask`.
+        first_and_last: pool the average of embedding output and last layer, not the last layer alone. The backbone
+            must then return its hidden states, and an export has a layer average before the pooling.
     """
 
     pool: Callable[[Tensor, Tensor], Tensor]
@@ -93,10 +93,10 @@ POOLINGS = {
 
 
 def pooling_named(name: str) -> Pooling:
-    """The row of `POOLINGS`.
+    """The row of `POOLINGS` with this name.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is no such row.
     """
     if name not in POOLINGS:
         raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {name!r}")
@@ -107,9 +107,9 @@ def pool(outputs: Any, attention_mask: Tensor, how: str) -> Tensor:
     """Pool the output of a transformers backbone.
 
     Args:
-        outputs: has `last_hidden_state` [B, L, H]; for a pooling of `first_and_last` also `hidden_states`.
-        attention_mask: [B, L], 1 for real tokens; padding may stand on either side, for `cls` on the right.
-        how: a name of `POOLINGS`.
+        outputs: has `last_hidden_state` [B, L, H]; for a pooling with `first_and_last` also `hidden_states`.
+        attention_mask: [B, L], 1 for real tokens; padding may be on either side, but for `cls` only on the right.
+        how: a name in `POOLINGS`.
 
     Returns:
         [B, H]

@@ -1,6 +1,6 @@
-"""The projection z = p(h), used in training only.
+"""The projection z = p(h), which is used only in training.
 
-`mlp` is SimCSE's head; `batchnorm` is DiffCSE's (section 4 of the paper, `--batchnorm` in the official program).
+`mlp` is SimCSE's head. `batchnorm` is DiffCSE's head (section 4 of the paper, `--batchnorm` in the official program).
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from diffcse_scale.distributed import PROCESS_GROUP, Ranks, sum_over_ranks
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):
-    """`BatchNorm1d` whose statistics are those of the global batch, on any device, with exact gradients.
+    """`BatchNorm1d` with the statistics of the global batch, on any device, with exact gradients.
 
-    Ranks add up their counts, sums and sums of squares in one differentiable exchange, of one size for any number of
-    ranks. A rank takes its squares from its own mean, in which nothing cancels; those of the means are added and
-    subtracted again in float64, which keeps what float32 rows can tell apart. (`SyncBatchNorm` refuses CPUs.)
-    Computed in at least float32 whatever the precision of the run.
+    Ranks add up their counts, sums and sums of squares in one differentiable exchange. Its size does not depend on the
+    number of ranks. Each rank sums squares around its own mean, so nothing cancels. The squares of the means are added
+    and later subtracted in float64, which preserves the differences that float32 rows can represent. (`SyncBatchNorm`
+    does not support CPUs.) It computes in at least float32, whatever the precision of the run.
 
     Args:
-        ranks: those whose rows are the batch.
+        ranks: the ranks whose rows form the batch.
         affine: as in `BatchNorm1d`.
     """
 
@@ -63,7 +63,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
 
 
 class MLPProjection(nn.Module):
-    """Linear and tanh, width H to H."""
+    """Linear and tanh, from width H to H."""
 
     def __init__(self, width: int, initializer_range: float = 0.02) -> None:
         super().__init__()
@@ -77,11 +77,11 @@ class MLPProjection(nn.Module):
 
 
 class BatchNormProjection(nn.Module):
-    """Linear(H, 2H) - BatchNorm - ReLU - Linear(2H, H) - BatchNorm without affine, width H to H.
+    """Linear(H, 2H) - BatchNorm - ReLU - Linear(2H, H) - BatchNorm without affine, from width H to H.
 
     Args:
-        in_float32: whether z stays as the last BatchNorm has it, in at least float32, or gets the dtype that the
-            linear layers compute in.
+        in_float32: if True, z keeps the dtype of the last BatchNorm, at least float32; if False, it gets the dtype in
+            which the linear layers compute.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class BatchNormProjection(nn.Module):
             nn.init.normal_(layer.weight, std=initializer_range)  # type: ignore[arg-type]
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """[rows, H] to [rows, H]; rows of all views together, as in the official program."""
+        """[rows, H] to [rows, H]; the rows of all views form one batch, as in the official program."""
         hidden, computed_in = embeddings, embeddings.dtype
         for layer in self.net:
             if isinstance(layer, nn.Linear):
-                # GlobalBatchNorm returns float32; a bfloat16 model's linear layers want their own dtype
+                # GlobalBatchNorm returns float32, but the linear layers of a bfloat16 model need their own dtype
                 hidden = layer(hidden.to(layer.weight.dtype))
                 computed_in = hidden.dtype
             else:
@@ -123,7 +123,7 @@ def make_projection(
     ranks: Ranks = PROCESS_GROUP,
     in_float32: bool = True,
 ) -> nn.Module:
-    """`batchnorm`, `mlp` or `none`, of width H; `ranks`: those that have the batch together; `in_float32`: its z."""
+    """`batchnorm`, `mlp` or `none`, of width H; `ranks` share the batch; `in_float32`: as in `BatchNormProjection`."""
     if kind == "batchnorm":
         return BatchNormProjection(width, initializer_range, ranks, in_float32)
     return MLPProjection(width, initializer_range) if kind == "mlp" else nn.Identity()

@@ -1,7 +1,7 @@
-"""What a model to begin from says of itself beside its network and tokenizer, and what of that training leaves out.
+"""Find the settings of a starting model that training does not use.
 
-A folder or repository of sentence-transformers is a list of modules with prompts and lengths. Training takes the first
-module, the network; its pooling and its lengths come from the recipe.
+A sentence-transformers folder or repository is a list of modules with prompts and lengths. Training uses only the first
+module, which is the network. Pooling and lengths come from the recipe.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 
 def left_out(recipe: Recipe) -> list[str]:
-    """What the encoder's folder or repository has and a run of the recipe does not use, in words.
+    """What the encoder's folder or repository has but a run of the recipe does not use, in words.
 
     Raises:
-        InputError: a file of it cannot be read.
+        InputError: one of its files cannot be read.
     """
     name = recipe.model.encoder
     with reading(f"Model {name}", name):
@@ -41,7 +41,7 @@ def left_out(recipe: Recipe) -> list[str]:
 
 
 def tell_what_is_left_out(recipe: Recipe) -> None:
-    """Log it, in one line."""
+    """Log what is left out, in one line."""
     if parts := left_out(recipe):
         log.warning(
             "Model %s has more than a network and a tokenizer; training does not use %s.",
@@ -73,14 +73,14 @@ def _left_out(recipe: Recipe) -> Iterator[str]:
     transformer = _settings(name, TRANSFORMER_FILE)
     if transformer.get("do_lower_case"):
         yield "its lower-casing (do_lower_case; the tokenizer's own, if it has one, stays)"
-    # sentence-transformers writes one or the other
+    # sentence-transformers writes one of the two
     length = transformer.get("max_seq_length") or _settings(name, "tokenizer_config.json").get("model_max_length")
     if length not in (None, recipe.evaluation.max_length):
         yield f"its length of {length} tokens (evaluation.max_length is {recipe.evaluation.max_length})"
 
 
 def _pooling_modes(config: dict[str, Any]) -> list[str]:
-    """As sentence-transformers names them: of new files, or of flags."""
+    """The pooling modes, as sentence-transformers names them in new files; older files have flags instead."""
     modes = config.get("pooling_mode")
     if modes is None:
         flags = {**{row.flag: row.mode for row in POOLINGS.values()}, "max_tokens": "max"}
@@ -90,13 +90,13 @@ def _pooling_modes(config: dict[str, Any]) -> list[str]:
 
 
 def _settings(name: str, file: str) -> dict[str, Any]:
-    """What a JSON file of a model says, nothing where it has none."""
+    """The settings in a JSON file of a model; empty if there is no such file."""
     folder = _with_file(name, file)
     return {} if folder is None else read_settings(folder / file)
 
 
 def _with_file(name: str, file: str) -> Path | None:
-    """The folder in which a model, also one on the Hub, has a file; None where it has none."""
+    """The folder that holds a file of a model, which may be on the Hub; None if there is no such file."""
     if name == EMBEDDED:
         return None
     if folder := existing_folder(name):

@@ -1,4 +1,4 @@
-"""What a network has is what its files have: nothing missing, nothing without a place, nothing that is not finite."""
+"""Check that a network's weights match its files: none missing, none without a place, all finite."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from transformers import PreTrainedModel
 from diffcse_scale.distributed import gather_objects, rank
 from diffcse_scale.foundation.errors import InputError
 
-# what models are published with for other tasks, beside the network that makes token vectors
+# heads for other tasks, which models are published with besides the network that computes token vectors
 HEADS = ("cls", "lm_head", "head", "score", "classifier", "qa_outputs", "predictions", "mlp", "vocab_projector")
 
 
 @contextmanager
 def weights_checked() -> Iterator[None]:
-    """Inside, no transformers network is loaded with weights that its files do not have.
+    """A context that refuses to load a transformers network if its files do not match it.
 
-    transformers starts missing weights at random and warns. In most commands sentence-transformers calls it, and some
-    of its modules load several networks: the check is therefore in `from_pretrained` itself. Weights that are not
-    finite are left to `check_finite`.
+    transformers initializes missing weights at random and warns. In most commands sentence-transformers calls it, and
+    some of its modules load several networks. The check is therefore in `from_pretrained` itself. `check_finite` checks
+    separately that weights are finite.
 
     Raises:
         InputError: weights are missing, have another shape, or have no place in the network.
@@ -34,12 +34,12 @@ def weights_checked() -> Iterator[None]:
 
     def from_pretrained(cls: Any, name: str, *arguments: Any, **options: Any) -> Any:
         asked = options.get("output_loading_info", False)
-        # sizes that differ are told by us, in a sentence; no option of a model folder may ask for unpickling
+        # we report differing sizes ourselves, in one sentence; no option of a model folder may ask for unpickling
         options.update(output_loading_info=True, ignore_mismatched_sizes=True, weights_only=True)
         added = (options.get("adapter_kwargs") or {}).get("_adapter_model_path", name)
         model, report = plain(cls, name, *arguments, **options)
         if adapters := getattr(model, "peft_config", None):
-            # the report is that of the adapters; their base, whose report is lost, is looked at without its data
+            # this report is about the adapters; the report about their base is lost, so load the base without its data
             _check(model, report, str(added), tolerated=())
             if not Path(name, "config.json").is_file():
                 (name,) = {adapter.base_model_name_or_path for adapter in adapters.values()}
@@ -58,7 +58,7 @@ def weights_checked() -> Iterator[None]:
 
 
 def without_pooler(backbone: PreTrainedModel) -> PreTrainedModel:
-    """The same backbone, less the pooler that some families make."""
+    """The same backbone without the pooler, which some families have."""
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
     return backbone
@@ -68,12 +68,12 @@ def check_finite(network: nn.Module, name: str) -> None:
     """Refuse weights that are not finite.
 
     Raises:
-        InputError: names the first of them.
+        InputError: some weights are not finite; the error names the first.
     """
     state = network.state_dict(keep_vars=True)
     found = [key for key, tensor in state.items() if not _finite(_own_part(tensor))]
     if any(hasattr(tensor, "ds_tensor") for tensor in state.values()):
-        # only one rank may have seen it, and the others would wait for that one
+        # perhaps only one rank has found it, and the others would wait for this rank
         found = sorted(set().union(*gather_objects(found)))
     if found:
         raise InputError(
@@ -83,7 +83,7 @@ def check_finite(network: nn.Module, name: str) -> None:
 
 
 def _check(model: PreTrainedModel, report: dict[str, Any], name: str, tolerated: Collection[str]) -> None:
-    """Refuse what `report` says of loading; the pooler is one that we never use."""
+    """Refuse the mismatches in a loading report, except for the pooler, which is never used here."""
     needs = type(model).__name__
     if missing := _without_poolers(report["missing_keys"]):
         raise InputError(
@@ -108,7 +108,7 @@ def _without_poolers(keys: Collection[str]) -> list[str]:
 
 
 def _heads(model: PreTrainedModel, keys: Collection[str]) -> list[str]:
-    """Those of `keys` that belong to a head, which other tasks put on top of this network."""
+    """The `keys` that belong to a head, which other tasks put on top of this network."""
     body = model.base_model
     inside = {model.base_model_prefix, *(name for name, _ in body.named_children())}
     of_this_class = body is model and type(model).__name__ in (model.config.architectures or [])
@@ -117,17 +117,17 @@ def _heads(model: PreTrainedModel, keys: Collection[str]) -> list[str]:
 
 
 def _own_part(tensor: Tensor) -> Tensor:
-    """The values that this rank holds: all, or those of its part under ZeRO-3, less what fills up the last part."""
+    """The values that this rank holds: all, or under ZeRO-3 its part, without the filling of the last part."""
     part = getattr(tensor, "ds_tensor", None)
     if part is None:
         return tensor
-    if part.numel() != part.ds_numel:  # on a disk
+    if part.numel() != part.ds_numel:  # the part is on disk
         return part[:0]
     return part[: max(0, tensor.ds_numel - rank() * part.numel())]  # type: ignore[attr-defined]
 
 
 def _finite(tensor: Tensor) -> bool:
-    """In one read and without a copy: extremes are NaN where any value is."""
+    """Whether all values are finite, in one read and without a copy; the extremes are NaN if any value is."""
     if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
         return True
     values = tensor.float() if tensor.element_size() == 1 else tensor
@@ -137,8 +137,8 @@ def _finite(tensor: Tensor) -> bool:
 def cast_parameters(network: nn.Module, dtype: torch.dtype) -> None:
     """Hold the floating-point parameters in `dtype`.
 
-    Buffers keep theirs: frequencies of rotary positions that are rounded to bfloat16 are off by whole turns at late
-    positions, and running statistics lose what a step adds.
+    Buffers keep their dtype. Rotary frequencies rounded to bfloat16 would be off by whole turns at late positions, and
+    running statistics would lose what a step adds.
     """
     for parameter in network.parameters():
         if parameter.is_floating_point():

@@ -1,1 +1,1 @@
-"""The objective, a term a file. Nothing here knows of DeepSpeed."""
+"""The objective, with one file per term. Nothing here knows about DeepSpeed."""

@@ -15,7 +15,7 @@ from diffcse_scale.text.batches import Chunk, shares_of
 
 
 class Contrastive(BatchTerm):
-    """InfoNCE of the first views of this rank's z against everybody's second (and third) views."""
+    """InfoNCE of the first views of this rank's z against the second (and third) views of all ranks."""
 
     name, title = "contrastive", "InfoNCE"
     statistics = ("positive_cosine", "negative_cosine")
@@ -27,18 +27,18 @@ class Contrastive(BatchTerm):
 
     @staticmethod
     def weight(recipe: ObjectiveRecipe) -> float:
-        """0 is the paper's RTD-only ablation."""
+        """The weight; 0 is the paper's RTD-only ablation."""
         return recipe.contrastive_weight
 
     @classmethod
     def is_computed(cls, recipe: ObjectiveRecipe) -> bool:
-        """Always: the ablation looks at it too."""
+        """Always True, because the ablation reports it too."""
         return True
 
     def __call__(self, z: Tensor, chunks: list[Chunk]) -> Part:
-        """As `BatchTerm`; compared in the dtype of z, or in at least float32 as the recipe says, and added up in that.
+        """See `BatchTerm`. Computed in the dtype of z, or in at least float32 if the recipe says so.
 
-        Where the chunks say which texts are equal, no text is a negative of the pair that it is in.
+        If the chunks say which texts are equal, no text is a negative of a pair that contains it.
         """
         if self.recipe.contrasts_in_float32:
             z = z.to(torch.promote_types(z.dtype, torch.float32))
@@ -63,7 +63,7 @@ class Contrastive(BatchTerm):
 
 
 class _Ids(NamedTuple):
-    """What `sharded_info_nce` compares, int64 [n, 3] each; nothing where nothing is masked."""
+    """The ids that `sharded_info_nce` compares, int64 [n, 3] each; None if nothing is masked."""
 
     queries: Tensor | None = None
     keys: Tensor | None = None
@@ -71,10 +71,10 @@ class _Ids(NamedTuple):
 
 
 def _ids(texts: list[Tensor]) -> _Ids:
-    """Of texts [C, S]: anchor, positive and, of three, hard negative.
+    """Ids from texts [C, S]: anchor, positive and, if S is 3, hard negative.
 
-    A positive is no negative of a row with the same anchor, with the same positive, or whose anchor it is; a hard
-    negative is none of a row whose anchor or positive it is.
+    A positive is not a negative of a row that has the same anchor or the same positive, or has it as anchor. A hard
+    negative is not a negative of a row that has it as anchor or positive.
     """
     if not texts:
         return _Ids()

@@ -1,11 +1,12 @@
-"""How long the gradients of InfoNCE and of RTD are on the encoder's own parameters, and which way they point.
+"""Lengths and cosine of the InfoNCE and RTD gradients in the encoder's own parameters.
 
-Both reach the encoder through z. The backward pass of a step adds them up in z, where `GradientsInZ` has seen each by
-itself. Here each goes on alone: through the projection, and, chunk by chunk, through the encoder, which computes again
-what it computed in the step, with the same random numbers. That is two forward and two backward passes of the encoder.
-Nothing that training uses is changed: no `grad` is written, and BatchNorm's running statistics are put back.
+Both gradients reach the encoder through z. The backward pass of a step sums them in z, where `GradientsInZ` has
+recorded each of them. Here each is back-propagated separately: through the projection, then chunk by chunk through the
+encoder. The encoder repeats the computation of the step with the same random numbers. This takes two forward and two
+backward passes of the encoder. Training is not affected: no `grad` is written, and BatchNorm's running statistics are
+restored.
 
-Whole parameters are needed, which ZeRO-0 alone has while it computes.
+This needs whole parameters, which are available during computation only with ZeRO-0.
 """
 
 from __future__ import annotations
@@ -47,16 +48,16 @@ def gradients_in_parameters(
 ) -> dict[str, Tensor]:
     """Squared lengths and inner product of the global batch's two gradients, 0-dim, the same on every rank.
 
-    Called on every rank, after the backward pass of a step and before `seen` is told. Ranks add up their gradients
-    before lengths are taken, as an engine does. Both are weighted as in the objective, and may be scaled by a loss
-    scale and by the number of ranks: only ratios are meant.
+    Call this on every rank, after the backward pass of a step and before `seen.take()`. Gradients are summed over ranks
+    before lengths are computed, as an engine does. Both are weighted as in the objective, and may include a loss scale
+    and the number of ranks as factors, so only their ratios are meaningful.
 
     Args:
-        networks: with the weights of that step, in the mode of training, and with whole parameters.
+        networks: with the weights of that step, in training mode, with whole parameters.
         chunks: this rank's share in that step.
 
     Returns:
-        by the names of `NAMES`; nothing where the terms did not meet.
+        The values by the names in `NAMES`; empty if the terms did not meet.
     """
     met = seen.met
     if met is None:
@@ -78,7 +79,7 @@ def gradients_in_parameters(
 
 
 def _in_h(projection: nn.Module, h: Tensor, in_z: tuple[Tensor, ...]) -> list[Tensor]:
-    """Gradients in h, [rows, H], from those in z."""
+    """The gradients in h, [rows, H], from the gradients in z."""
     h = h.detach().requires_grad_()
     with _buffers_kept(projection):
         z = projection(h)
@@ -87,7 +88,7 @@ def _in_h(projection: nn.Module, h: Tensor, in_z: tuple[Tensor, ...]) -> list[Te
 
 @contextmanager
 def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Inside, `module` may update running statistics; afterwards they are what they were."""
+    """Restore the module's buffers, such as running statistics, on exit."""
     before = [buffer.clone() for buffer in module.buffers()]
     yield
     for buffer, value in zip(module.buffers(), before, strict=True):

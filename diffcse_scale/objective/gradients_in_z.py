@@ -1,4 +1,4 @@
-"""How long the gradients of InfoNCE and of RTD are where they meet, in z, and which way they point."""
+"""Lengths and cosine of the InfoNCE and RTD gradients in z, where the two meet."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ METRICS = (
 
 
 class Met(NamedTuple):
-    """Where the terms of one share met: h, [rows, H], whose projection is z, and the two gradients in z, [rows, H]."""
+    """h, [rows, H], of one share, and the gradients of both terms in z, the projection of h, [rows, H]."""
 
     h: Tensor
     of_batch: Tensor
@@ -39,9 +39,9 @@ class Met(NamedTuple):
 
 
 class GradientsInZ:
-    """Notes both gradients while one backward pass goes through z: nothing is computed for them but three sums.
+    """Records both gradients while one backward pass goes through z; the only extra computation is three sums.
 
-    Both are weighted as in the objective, and may be scaled by a loss scale: only ratios are meant.
+    Both are weighted as in the objective, and may include a loss scale, so only their ratios are meaningful.
     """
 
     def __init__(self) -> None:
@@ -49,26 +49,26 @@ class GradientsInZ:
         self._h: Tensor | None = None
 
     def watch(self, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z twice: for the terms on the whole batch, and for those on chunks. z: [rows, H], the projection of h."""
+        """Return z twice: for the terms on the whole batch and for the terms on chunks. z: [rows, H], from h."""
         self._h = h.detach()
         return self._watched(z, OF_BATCH), self._watched(z, OF_CHUNKS)
 
     def note(self, h: Tensor, of_batch: Tensor, of_chunks: Tensor) -> None:
-        """Both gradients of one share, [rows, H], where they are known; h as for `watch`."""
+        """Record both gradients of one share, [rows, H], if the caller knows them; h as for `watch`."""
         self._h = h.detach()
         self._found = {OF_BATCH: of_batch, OF_CHUNKS: of_chunks}
 
     @property
     def met(self) -> Met | None:
-        """What the last backward pass has seen, until it is taken; None where the terms did not meet."""
+        """The gradients of the last backward pass, until `take` is called; None if the terms did not meet."""
         if self._h is None or len(self._found) < 2:
             return None
         return Met(self._h, self._found[OF_BATCH], self._found[OF_CHUNKS])
 
     def take(self) -> dict[str, Tensor]:
-        """Squared lengths and inner product of the last backward pass, 0-dim float32; then forgets it.
+        """Return squared lengths and inner product from the last backward pass, 0-dim float32, and forget it.
 
-        Nothing where the terms did not meet."""
+        The result is empty if the terms did not meet."""
         found, self._found = {name: gradient.detach().float() for name, gradient in self._found.items()}, {}
         self._h = None
         if len(found) < 2:

@@ -1,7 +1,7 @@
 """The objective: a sum of terms, each with its weight.
 
-What runs networks is handed to the networks' `forward` (`networks(objective.step, chunks, edited)`), because an engine
-that shards or casts acts when the module is called.
+Functions that run networks are passed to the networks' `forward` (`networks(objective.step, chunks, edited)`), because
+an engine that shards or casts acts when the module is called.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from diffcse_scale.text.batches import Chunk
 
 
 class StepOutput(NamedTuple):
-    """The objective of one global batch, and what is worth logging about it.
+    """The objective of one global batch, and statistics to log.
 
-    The mean over ranks of each number is its value for the global batch; that of counts is their sum divided by W.
+    The mean of each number over ranks is its value for the global batch. For counts, this mean is the sum divided by W.
     """
 
-    loss: Tensor  # what is back-propagated: W times this rank's terms of the global objective
+    loss: Tensor  # to back-propagate: W times this rank's terms of the global objective
     statistics: dict[str, Tensor]  # 0-dim: the losses of all terms by `Term.name`, then their `Term.statistics`
 
 
-Parts = dict[str, Part]  # by the names of the terms
-FOLLOW_EVERY = 10  # steps, with `rtd_share`
+Parts = dict[str, Part]  # by term name
+FOLLOW_EVERY = 10  # with `rtd_share`, lambda is adjusted after so many steps
 
 
 def _terms() -> tuple[type[Term], ...]:
-    """Those of all files of this folder, in the order of the files' names."""
+    """The terms in all files of this folder, in the order of the file names."""
     modules = [importlib.import_module(f"{objective.__name__}.{file.name}") for file in _files()]
     found = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
     return tuple(dict.fromkeys(value for value in found if issubclass(value, Term) and hasattr(value, "name")))
@@ -55,21 +55,22 @@ TERMS = _terms()
 
 
 def in_words(recipe: ObjectiveRecipe) -> str:
-    """What the objective is, for a person: "1 x InfoNCE + 0.005 x RTD (sampled)"."""
+    """The objective for a reader: "1 x InfoNCE + 0.005 x RTD (sampled)"."""
     return " + ".join(term.words(recipe) for term in TERMS if term.is_computed(recipe))
 
 
 class Objective:
-    """The terms that a recipe has, on this rank's share of the global batch.
+    """The terms of a recipe, on this rank's share of the global batch.
 
     Args:
         exchange: how keys and queries of different ranks are brought together.
-        ranks: those that have the global batch together.
-        sentences: of the global batch, which the ranks share as `shares_of` says; None where each has as many.
+        ranks: the ranks that share the global batch.
+        sentences: number of sentences in the global batch, divided over the ranks by `shares_of`. None if all ranks
+            have equally many.
 
     Attributes:
-        weights: of the terms by `Term.name`.
-        gradients: of the terms on the batch and on chunks, where they meet.
+        weights: the weights of the terms, by `Term.name`.
+        gradients: the gradients in z, of the terms on the batch and of the terms on chunks.
     """
 
     def __init__(
@@ -84,19 +85,19 @@ class Objective:
         self.gradients = GradientsInZ()
         self._condition, self._warmup, self._share = recipe.condition, recipe.discriminator_warmup, recipe.rtd_share
         self._is_detached = recipe.condition == "detached"
-        self.ranks, self._met = ranks, dict[str, Tensor]()  # since lambda last followed
+        self.ranks, self._met = ranks, dict[str, Tensor]()  # sums since lambda was last adjusted
         self._of_batch = [term for term in terms if isinstance(term, BatchTerm)]
         self._of_chunk = [term for term in terms if isinstance(term, ChunkTerm)]
         reported = [term for term in TERMS if term.is_computed(recipe) or term.always_reported]
         self._names = [*(term.name for term in reported), *(name for term in reported for name in term.statistics)]
 
     def begin(self, step: int) -> None:
-        """What is computed next is step `step` of the run, counted from 0: the discriminator may still warm up."""
+        """Announce that step `step` of the run, counted from 0, comes next; the discriminator may still warm up."""
         self._is_detached = self._condition == "detached" or step < self._warmup
 
     def after_backward(self, step: int) -> dict[str, Tensor]:
-        """What `gradients` has of step `step`; every `FOLLOW_EVERY` steps lambda follows. Called on every rank."""
-        # gradients are W times those of the global objective, and their squares are added up over ranks
+        """Take the sums of `gradients` for step `step`; every `FOLLOW_EVERY` steps adjust lambda. Call on all ranks."""
+        # gradients are W times the gradients of the global objective, and their squares are summed over ranks
         found = {name: value / self.ranks.world_size for name, value in self.gradients.take().items()}
         if self._share is not None:
             self._met = {name: value + self._met.get(name, 0) for name, value in found.items()} or self._met
@@ -106,20 +107,20 @@ class Objective:
         return found
 
     def follow(self, share: float | None) -> None:
-        """Move lambda half of the way, in logarithms, to where RTD's gradient in z has the recipe's `rtd_share`.
+        """Move lambda halfway, in logarithms, towards the value at which RTD's gradient in z has the `rtd_share`.
 
         Args:
-            share: what was measured with the lambda until now; None where the terms did not meet.
+            share: the share measured with the current lambda; None if the terms did not meet.
         """
         if self._share is not None and share and math.isfinite(share):
             self.weights["rtd"] *= min(max(self._share / share, 0.25), 4.0) ** 0.5
 
     def state(self) -> dict[str, dict[str, float]]:
-        """What a checkpoint keeps, for the weights may have followed. Called on every rank."""
+        """The state for a checkpoint, because lambda may have been adjusted. Call on every rank."""
         return {"weights": dict(self.weights), "met": self._met_on_all_ranks()}
 
     def restore(self, state: dict[str, dict[str, float]]) -> None:
-        """Go on from `state`; that of an earlier version is empty."""
+        """Continue from `state`, which is empty in checkpoints of an earlier version."""
         self.weights |= state.get("weights", {})
         met = state.get("met", {}) if self.ranks.rank == 0 else {}
         self._met = {name: torch.tensor(value, dtype=torch.float64) for name, value in met.items()}
@@ -130,17 +131,17 @@ class Objective:
         return dict(zip(names, all_sum(torch.stack(values), self.ranks).tolist(), strict=True)) if names else {}
 
     def given(self, z: Tensor, views: int) -> Tensor:
-        """The z that chunk terms are given for each row of a share; z: [n * S, H], S views a sentence.
+        """The z for the chunk terms, for each row of a share; z: [n * S, H], S views per sentence.
 
-        Another sentence's is that of the sentence before it on the same device: with condition 'other' alone, numbers
-        depend on how many devices there are.
+        With condition 'other', a row gets the z of the previous sentence on the same device. Only with this condition
+        do results depend on the number of devices.
         """
         if self._condition == "other":
             z = z.roll(views, 0)
         return z.detach() if self._is_detached else z
 
     def returned(self, gradient: Tensor, views: int) -> Tensor | None:
-        """The gradient in z, from that in what was `given`, [n * S, H]; None where it is not to reach the encoder."""
+        """The gradient in z, from the gradient in what `given` returned, [n * S, H]; None if z is detached."""
         if self._is_detached:
             return None
         return gradient.roll(-views, 0) if self._condition == "other" else gradient
@@ -149,8 +150,8 @@ class Objective:
         """All terms in one graph.
 
         Args:
-            chunks: the share, in one or more pieces padded on their own.
-            edited: for each chunk the ids [C, S, L] that the generator wrote; None where there is no generator.
+            chunks: the share, in one or more chunks that are padded separately.
+            edited: for each chunk the ids [C, S, L] that the generator wrote; None without a generator.
         """
         h = torch.cat([networks.encode(chunk) for chunk in chunks])
         z, given = self.gradients.watch(h, networks.project(h))
@@ -164,22 +165,22 @@ class Objective:
         return self.output(parts)
 
     def batch_terms(self, networks: DiffCSENetworks, z: Tensor, chunks: list[Chunk]) -> Parts:
-        """The terms on all z of a share, [n * S, H], which the `chunks` are."""
+        """The terms on all z, [n * S, H], of the share that consists of `chunks`."""
         return {term.name: term(z, chunks) for term in self._of_batch}
 
     @property
     def has_chunk_terms(self) -> bool:
-        """Whether anything runs networks on chunks after the projection."""
+        """Whether any term runs networks on chunks after the projection."""
         return bool(self._of_chunk)
 
     def prepare(self, networks: DiffCSENetworks, chunks: list[Chunk]) -> list[Any]:
-        """What `chunk_terms` needs to know of the whole share."""
+        """What `chunk_terms` needs to know about the whole share."""
         return [term.prepare(networks, chunks) for term in self._of_chunk]
 
     def chunk_terms(
         self, networks: DiffCSENetworks, chunk: Chunk, edited: Tensor | None, z: Tensor, prepared: list[Any]
     ) -> Parts:
-        """The terms on one chunk, z: [C * S, H] its rows."""
+        """The terms on one chunk; z: [C * S, H], the rows of the chunk."""
         terms = zip(self._of_chunk, prepared, strict=True)
         return {term.name: term(networks, chunk, edited, z, known) for term, known in terms}
 
@@ -199,7 +200,7 @@ class Objective:
 
 
 def added(one: Parts, other: Parts) -> Parts:
-    """Sums of losses and statistics, term by term; a term may be in one of them only."""
+    """The sums of losses and statistics, term by term; a term may be missing in one of the two."""
     total = {**one, **other}
     for name in one.keys() & other.keys():
         statistics = {key: value + other[name].statistics[key] for key, value in one[name].statistics.items()}

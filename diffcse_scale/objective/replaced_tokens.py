@@ -1,4 +1,4 @@
-"""Replaced-token detection: which tokens did the generator replace, given only the edit and the original's z."""
+"""Replaced-token detection: which tokens did the generator replace, given only the edit and z of the original."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from diffcse_scale.text.batches import Chunk
 
 
 class ReplacedTokens(ChunkTerm):
-    """The discriminator's cross-entropy, a mean over the tokens of all ranks.
+    """The discriminator's cross-entropy, averaged over the tokens of all ranks.
 
-    Each row is conditioned on its own view's z, which is not detached: RTD trains the encoder through it. What a
-    recipe may have instead, for studies, is in `Objective.given`.
+    Each row is conditioned on the z of its own view. This z is not detached, because RTD trains the encoder through it.
+    `Objective.given` has the alternatives that a recipe may choose for studies.
     """
 
     name, title = "rtd", "RTD"
@@ -62,18 +62,18 @@ class ReplacedTokens(ChunkTerm):
 
     @classmethod
     def words(cls, recipe: ObjectiveRecipe) -> str:
-        """With the fidelity: how sentences are edited, and what the mean is over."""
+        """Weight, title and fidelity, which decides how sentences are edited and over which tokens the mean is."""
         return f"{super().words(recipe)} ({recipe.fidelity})"
 
     def prepare(self, networks: DiffCSENetworks, chunks: list[Chunk]) -> Tensor:
-        """How many tokens the mean is over, on all ranks: chunks and ranks hold different numbers of them."""
+        """The number of tokens on all ranks that the mean is over; chunks and ranks hold different numbers."""
         own = torch.stack([networks.rtd_head.positions(chunk.original_mask) for chunk in chunks]).sum()
         return all_sum(own, self.ranks)
 
     def __call__(
         self, networks: DiffCSENetworks, chunk: Chunk, edited: Tensor | None, z: Tensor, prepared: Tensor
     ) -> Part:
-        """As `ChunkTerm`."""
+        """See `ChunkTerm`."""
         assert edited is not None, "replaced-token detection without edited sentences"
         loss = networks.detect(chunk, edited, z)
         mean = self.ranks.world_size * loss.loss_sum / prepared

@@ -1,13 +1,13 @@
 """InfoNCE over a process group: every rank's queries against the keys of all ranks, as if one process had them all.
 
-Two ways to bring keys and queries together, with the same results:
+There are two ways to bring keys and queries together, with the same results:
 
-- gather: every rank holds all keys, and `info_nce` makes loss and gradients in one pass; the gradient of each rank's
-  keys goes back to it from all others, and is added up there. Sends least, and is fastest while the keys fit.
-- ring: every rank holds its own keys and two more blocks. The blocks travel round the ranks, each while the one
-  before it is worked on; in backward they travel once more, and each block's gradient, a sum over ranks, travels
-  behind it and ends where it belongs. Memory does not grow with the number of ranks, at the price of a fourth
-  matrix product (the similarities are computed again in backward).
+- gather: every rank holds all keys, and `info_nce` computes loss and gradients in one pass. The gradients of a rank's
+  keys are sent back to it from all other ranks and summed there. This sends least, and is fastest while the keys fit.
+- ring: every rank holds its own keys and two more blocks. The blocks travel around the ring of ranks; each block is
+  sent while the previous block is being computed. In backward they travel once more. Each block's gradient, a sum over
+  ranks, follows it and ends at its owner. Memory does not grow with the number of ranks. The price is a fourth matrix
+  product, because backward computes the similarities again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from diffcse_scale.distributed import PROCESS_GROUP, Ranks, RingSum, all_sum, ga
 __all__ = ["chosen", "sharded_info_nce"]
 
 Strategy = Literal["auto", "gather", "ring"]
-# what gathered columns may take before "auto" is the ring: a number for all devices, as all ranks have to choose alike
+# if gathered columns take more, "auto" chooses the ring; one number for all devices, as all ranks must choose alike
 GATHERED_BYTES = 4 * 2**30
 NORM_EPS = 1e-12  # as in info_nce
 
@@ -38,11 +38,11 @@ class _Options(NamedTuple):
     shares: Sequence[int]
     impl: str
     ranks: Ranks
-    query_ids: Tensor | None  # [n, C] of this rank
-    column_ids: list[Tensor | None]  # [N, C] of all ranks: the keys', and the hard negatives'
+    query_ids: Tensor | None  # [n, C], of this rank
+    column_ids: list[Tensor | None]  # [N, C], of all ranks: first for the keys, then for the hard negatives
 
     def ids_of_block(self, column_ids: Tensor | None, owner: int) -> dict[str, Tensor | None]:
-        """What `key_blocks` is to compare where a rank's columns are in hand."""
+        """The ids that `key_blocks` must compare for the block of columns of rank `owner`."""
         if column_ids is None:
             return {}
         return {"query_ids": self.query_ids, "key_ids": column_ids.split(list(self.shares))[owner]}
@@ -64,42 +64,42 @@ def sharded_info_nce(
     impl: str = "auto",
     ranks: Ranks = PROCESS_GROUP,
 ) -> tuple[Tensor, InfoNCEStats]:
-    """This rank's part of the InfoNCE of all ranks' rows, each against the keys of all ranks.
+    """This rank's part of the InfoNCE loss of all ranks' rows, each compared with the keys of all ranks.
 
-    With one rank it is `diffcse_kernels.info_nce`. With W ranks let L be the mean, over the rows of all ranks, of
-    the loss that one process would compute from the concatenation of everybody's inputs in rank order. The parts
-    that the ranks return are W times their own rows' terms of L (see `diffcse_scale.distributed`), so that, after
-    every rank has back-propagated its part,
+    With one rank it is `diffcse_kernels.info_nce`. With W ranks let L be the mean over all ranks' rows of the loss that
+    one process would compute from all inputs, concatenated in rank order. Each rank returns W times its own rows' terms
+    of L (see `diffcse_scale.distributed`). After every rank has back-propagated its part,
 
-        L                                        = all_mean(loss)
-        gradient of L in what all ranks share    = all_mean(gradient), as data-parallel engines average it:
-                                                   parameters, a learnt temperature
-        gradient of L in this rank's own inputs  = gradient / W
+        L                                      = all_mean(loss)
+        gradient of L by a shared parameter    = all_mean(gradient), as data-parallel engines average it
+        gradient of L by this rank's own input = gradient / W
 
-    Every rank has to make this call and its backward pass, also one without rows: the ranks wait for each other.
-    Dtypes, options, and which inputs are given and require gradients must therefore be the same on every rank.
+    A learnt temperature is a shared parameter.
 
-    float64 is computed in float64, all else in float32; gradients have the dtype of their input. The ring multiplies
-    and sends half-precision rows in their own dtype, rounded after normalisation; sums are float32.
+    Every rank must make this call and its backward pass, even a rank without rows, because the ranks wait for each
+    other. Dtypes, options, which inputs are given, and which require gradients must therefore be equal on all ranks.
+
+    float64 inputs are computed in float64, all others in float32; gradients have the dtype of their input. The ring
+    multiplies and sends half-precision rows in their own dtype, rounded after normalisation; sums are float32.
 
     Args:
-        queries: [n, D] of this rank; the shares may differ in size, and may be empty.
+        queries: [n, D], of this rank; the ranks' shares may differ in size, and may be empty.
         keys: [n, D], the positives of the queries, row by row.
         temperature: a positive number, or a tensor of one element, the same on every rank.
-        hard_negatives: [n, D], a hard negative of each query, which is a negative of everybody's queries.
+        hard_negatives: [n, D], a hard negative for each query; it is also a negative of all other ranks' queries.
         hard_negative_weight: added to the logit of a row's own hard negative, after the division by the temperature.
-        query_ids, key_ids, hard_negative_ids: int64 [n] or [n, C]. What has in one of its C places the id that a query
-            has there is no negative of that query. Those of queries and keys are given together, and those of hard
-            negatives with both. All ranks' ids are gathered, by either strategy: they are short.
+        query_ids, key_ids, hard_negative_ids: int64 [n] or [n, C]. A column is not a negative of a query if their ids
+            are equal in at least one of the C places. Ids of queries and keys must be given together; ids of hard
+            negatives need both. Both strategies gather the ids of all ranks, because ids are short.
         normalize: True compares by cosine, as `info_nce` does, False by dot product.
-        strategy: "gather" or "ring", see above; or "auto" for what `chosen` says.
-        shares: every rank's n, where the caller knows them; None: the ranks exchange them, which waits for the device.
+        strategy: "gather" or "ring", see above; "auto" lets `chosen` decide.
+        shares: every rank's n, if the caller knows them. With None the ranks exchange them, which waits for the device.
         impl: which kernels to use: "auto", "triton" or "reference".
-        ranks: those whose rows compete.
+        ranks: the ranks whose rows are compared.
 
     Returns:
-        The loss, float32 (float64 for float64 inputs), and the statistics without a graph, whose mean over ranks
-        also is the value of the whole.
+        The loss, float32 (float64 for float64 inputs), and the statistics without a graph. For both, the mean over
+        ranks is the value for all rows.
 
     Raises:
         ValueError: shapes or options that do not fit together, or no rank has a row.
@@ -132,15 +132,16 @@ def sharded_info_nce(
 
 
 def chosen(strategy: Strategy, columns: int, width: int, dtype: torch.dtype) -> Strategy:
-    """The strategy itself, and for "auto" the gather where what it holds of all columns is at most `GATHERED_BYTES`.
+    """Resolve "auto": gather if what it holds of all columns takes at most `GATHERED_BYTES`, otherwise ring.
 
-    That is the columns and their gradients as they travel, and normalised columns and sums of gradients in float32.
+    It holds the columns and their gradients in the dtype that is sent, and normalised columns and gradient sums in
+    float32.
 
     Args:
         strategy: "auto", "gather" or "ring".
-        columns: keys and hard negatives of all ranks; 0 where there are no others.
-        width: numbers of a column.
-        dtype: that they travel in.
+        columns: number of keys and hard negatives of all ranks; 0 if there is only one rank.
+        width: numbers in a column.
+        dtype: the dtype in which columns are sent.
 
     Returns:
         "gather" or "ring".
@@ -159,7 +160,7 @@ def chosen(strategy: Strategy, columns: int, width: int, dtype: torch.dtype) -> 
 def _gathered(
     queries: Tensor, keys: Tensor, hard_negatives: Tensor | None, temperature: float | Tensor, options: _Options
 ) -> tuple[Tensor, InfoNCEStats]:
-    """Sum of the losses of this rank's rows and means of their statistics."""
+    """The sum of the losses of this rank's rows, and the means of their statistics."""
     shares = options.shares
     first = sum(shares[: options.ranks.rank])
     return info_nce(
@@ -183,7 +184,7 @@ def _gathered(
 def _around_the_ring(
     queries: Tensor, keys: Tensor, hard_negatives: Tensor | None, temperature: float | Tensor, options: _Options
 ) -> tuple[Tensor, InfoNCEStats]:
-    """As `_gathered`."""
+    """The same results as `_gathered`, computed with the ring."""
     given = [queries, keys] if hard_negatives is None else [queries, keys, hard_negatives]
     travelling = torch.promote_types(queries.dtype, keys.dtype)
     dtype = torch.promote_types(travelling, torch.float32)
@@ -200,10 +201,11 @@ def _around_the_ring(
 
 
 class _Ring(torch.autograd.Function):
-    """Sum of the losses of this rank's rows, their positives' logits and the largest of their negatives'.
+    """The sum of the losses of this rank's rows, the logits of their positives, and their largest negative logits.
 
-    A column of a row's own, its positive and its hard negative, lies in the own block only. It is kept apart from
-    the others: `diffcse_kernels.key_blocks` says why for the positive, and the hard negative has a weight.
+    A row's own columns, its positive and its hard negative, are only in this rank's own block. They are kept separate
+    from the other columns: the positive for the reason in `diffcse_kernels.key_blocks`, the hard negative because it
+    has a weight.
     """
 
     @staticmethod
@@ -211,7 +213,7 @@ class _Ring(torch.autograd.Function):
         ctx: Any, options: _Options, travelling: torch.dtype, scale: Tensor, *rows: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         queries, *columns = (tensor.to(travelling) for tensor in rows)
-        # finite from the start: for a row without negatives, -inf - -inf would be no number
+        # start with finite values, because for a row without negatives -inf - -inf would be NaN
         negatives = largest = scale.new_full((len(queries),), torch.finfo(scale.dtype).min)
         own = []  # the logits of the rows' own columns
         for held, ids in zip(columns, options.column_ids, strict=False):
@@ -260,7 +262,7 @@ class _Ring(torch.autograd.Function):
 
 
 def _counted(hard: Tensor, options: _Options) -> Tensor:
-    """The logits [n] of the rows' own hard negatives, lowest where the ids say that it is no negative."""
+    """The logits [n] of the rows' own hard negatives; the lowest number for one that the ids exclude."""
     if options.query_ids is None or options.column_ids[1] is None:
         return hard
     own = options.column_ids[1].split(list(options.shares))[options.ranks.rank]
@@ -271,14 +273,14 @@ def _counted(hard: Tensor, options: _Options) -> Tensor:
 def _stats(
     queries: Tensor, keys: Tensor, positive_cosines: Tensor, is_right: Tensor, options: _Options
 ) -> InfoNCEStats:
-    """Means over this rank's rows; the sum over all pairs is the product of the sums."""
+    """Means over this rank's rows. The sum over all pairs is the product of the sums."""
     pair_sum = queries.sum(dim=0) @ all_sum(keys.sum(dim=0), options.ranks)
     negative_mean = (pair_sum - positive_cosines.sum()) / len(queries) / (sum(options.shares) - 1 or math.nan)
     return InfoNCEStats(positive_cosines.mean(), negative_mean, is_right.to(queries.dtype).mean())
 
 
 def _normalized(rows: Tensor) -> Tensor:
-    """Rows divided by their norms; 0, without a gradient, where a row is too short to have a direction."""
+    """Rows divided by their norms; a row too short to have a direction becomes 0 and gets no gradient."""
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return torch.where(norms > NORM_EPS, rows / norms.clamp_min(NORM_EPS), 0)
 
@@ -301,7 +303,7 @@ def _check(
 def _checked_ids(
     queries: Tensor, hard_negatives: Tensor | None, *given: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Ids of queries, keys and hard negatives as [n, C]."""
+    """Check the ids of queries, keys and hard negatives, and return them as [n, C]."""
     of_queries, of_keys, of_hard = (ids is not None for ids in given)
     if of_queries != of_keys or (of_hard and not (of_keys and hard_negatives is not None)):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a term of the objective is. Each has a file in this folder, and a field of the recipe that holds its weight."""
+"""The base classes of the objective's terms. Each term has a file here, and a recipe field with its weight."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Exchange = Literal["auto", "gather", "ring"]
 
 
 class Part(NamedTuple):
-    """A term's loss without its weight, 0-dim, and what is worth knowing about it.
+    """A term's loss without its weight, 0-dim, and its statistics.
 
-    The mean over ranks of a loss or a statistic is its value for the global batch: each rank has W times its own rows'
-    terms (`diffcse_scale.distributed` says why). Parts of chunks add up to that of the share.
+    The mean of a loss or a statistic over ranks is its value for the global batch, because each rank has W times its
+    own rows' terms (`diffcse_scale.distributed` says why). The parts of all chunks add up to the part of the share.
     """
 
     loss: Tensor
@@ -32,16 +32,17 @@ class Term(ABC):
 
     Args:
         exchange: how keys and queries of different ranks are brought together.
-        ranks: those that have the global batch together.
-        sentences: of the global batch, which the ranks share as `shares_of` says; None where each has as many.
+        ranks: the ranks that share the global batch.
+        sentences: number of sentences in the global batch, divided over the ranks by `shares_of`. None if all ranks
+            have equally many.
     """
 
-    name: ClassVar[str]  # of its loss among the statistics of a step
-    title: ClassVar[str]  # where a person reads what the objective is made of
+    name: ClassVar[str]  # name of its loss among the statistics of a step
+    title: ClassVar[str]  # name for readers, in descriptions of the objective
     statistics: ClassVar[tuple[str, ...]] = ()
-    metrics: ClassVar[tuple[Metric, ...]]  # what metrics.jsonl says of it, the loss first
-    evaluated: ClassVar[tuple[Metric, ...]] = ()  # what metrics.jsonl says of it after an evaluation
-    always_reported: ClassVar[bool] = False  # with zeros where it is not computed
+    metrics: ClassVar[tuple[Metric, ...]]  # its numbers in metrics.jsonl, the loss first
+    evaluated: ClassVar[tuple[Metric, ...]] = ()  # its numbers in metrics.jsonl after an evaluation
+    always_reported: ClassVar[bool] = False  # if True, zeros are reported when it is not computed
 
     def __init__(self, recipe: ObjectiveRecipe, exchange: Exchange, ranks: Ranks, sentences: int | None = None) -> None:
         self.recipe, self.exchange, self.ranks, self.sentences = recipe, exchange, ranks, sentences
@@ -49,16 +50,16 @@ class Term(ABC):
     @staticmethod
     @abstractmethod
     def weight(recipe: ObjectiveRecipe) -> float:
-        """Its field of the recipe."""
+        """Its weight in the recipe."""
 
     @classmethod
     def words(cls, recipe: ObjectiveRecipe) -> str:
-        """Weight and title, as a run's first table has them."""
+        """Weight and title, as shown in a run's first table."""
         return f"{cls.weight(recipe):g} x {cls.title}"
 
     @classmethod
     def is_computed(cls, recipe: ObjectiveRecipe) -> bool:
-        """Whether a run with this recipe has it."""
+        """Whether a run with this recipe computes it."""
         return cls.weight(recipe) > 0
 
 
@@ -67,14 +68,14 @@ class BatchTerm(Term):
 
     @abstractmethod
     def __call__(self, z: Tensor, chunks: list[Chunk]) -> Part:
-        """z: [n * S, H] in the projection's dtype, the S views of a sentence one below the other; chunks: the share."""
+        """z: [n * S, H] in the projection's dtype, with a sentence's S views in consecutive rows; chunks: the share."""
 
 
 class ChunkTerm(Term):
-    """A term that runs networks on the tokens of a chunk, and whose activations are alive a chunk at a time."""
+    """A term that runs networks on the tokens of a chunk, so that only one chunk's activations are alive at a time."""
 
     def prepare(self, networks: DiffCSENetworks, chunks: list[Chunk]) -> Any:
-        """What the parts of all chunks need to know of the whole share, and of other ranks' shares."""
+        """What every chunk's part needs to know about the whole share and about other ranks' shares."""
         return None
 
     @abstractmethod
@@ -84,7 +85,7 @@ class ChunkTerm(Term):
         """One chunk's part.
 
         Args:
-            edited: the ids [C, S, L] that the generator wrote; None where the recipe has no generator.
+            edited: the ids [C, S, L] that the generator wrote; None if the recipe has no generator.
             z: [C * S, H], the chunk's rows, not detached.
-            prepared: as `prepare` has it.
+            prepared: the result of `prepare`.
         """

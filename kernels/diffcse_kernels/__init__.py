@@ -1,6 +1,6 @@
 """Losses and sampling for contrastive training that never build their largest matrix.
 
-Every function takes `impl="auto" | "triton" | "reference"`; the subpackage `reference` defines what it computes.
+Every function takes `impl="auto" | "triton" | "reference"`. The subpackage `reference` defines what each one computes.
 """
 
 from __future__ import annotations

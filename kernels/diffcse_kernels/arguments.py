@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def check_matrices(**matrices: Tensor) -> None:
-    """Two matrices, given by name, whose rows are multiplied with each other; ValueError if they cannot be."""
+    """Raise ValueError unless the rows of the two named matrices can be multiplied with each other."""
     for name, rows in matrices.items():
         if rows.dim() != 2 or not rows.is_floating_point():
             raise ValueError(f"{name} must be a floating-point matrix, not {list(rows.shape)} of {rows.dtype}")
@@ -19,7 +19,7 @@ def check_matrices(**matrices: Tensor) -> None:
 
 
 def one_number(name: str, value: float | Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """A number as a scalar of `dtype` on the device of `like`; a tensor as it is, or ValueError if it is not one."""
+    """A number as a `dtype` scalar on the device of `like`; a tensor must hold one number and is returned unchanged."""
     if not isinstance(value, Tensor):
         return like.new_full((), value, dtype=dtype)
     if value.numel() != 1 or not value.is_floating_point():

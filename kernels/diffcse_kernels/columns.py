@@ -1,4 +1,4 @@
-"""What every query is compared with, in one matrix: keys, hard negatives and further sets of negatives."""
+"""The matrix of everything that a query is compared with: keys, hard negatives and further sets of negatives."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .types import Ids, NegativeSet
 
 
 class Columns(NamedTuple):
-    """Keys come first, and columns with ids before those without."""
+    """The joined columns: keys come first, and columns with ids come before columns without ids."""
 
     vectors: Tensor
     """[C, D]."""
     ids: Ids | None
     first_hard_negative: int | None
-    """The number of the first of them."""
+    """The column of the first hard negative; None if there are none."""
     excluded: list[int]
-    """Column `number + i` does not count in row `i`, for each of the numbers."""
+    """For each of these numbers, column `number + i` does not count in row `i`."""
 
 
 def join_columns(
@@ -34,7 +34,7 @@ def join_columns(
     key_ids: Tensor | None,
     hard_negative_ids: Tensor | None,
 ) -> Columns:
-    """The columns of the queries, checked.
+    """Check the sets and join them into the columns of the queries.
 
     Raises:
         ValueError: ids or sets that do not fit the rows or each other.
@@ -48,7 +48,7 @@ def join_columns(
     for name, one in sets.items():
         _check_set(name, one, queries)
     ids = join_ids(queries, query_ids, sets)
-    # stable: keys stay the first
+    # the sort is stable, so keys stay first
     ordered = sorted(sets.values(), key=lambda one: one.ids is None)
     names = sorted(sets, key=lambda name: sets[name].ids is None)
     ends = list(accumulate(len(one.vectors) for one in ordered))
@@ -59,12 +59,12 @@ def join_columns(
 
 
 def join_ids(queries: Tensor, query_ids: Tensor | None, sets: dict[str, NegativeSet]) -> Ids | None:
-    """The ids of the rows and, in their order, of the sets that have some, keys first; None if there are none.
+    """Join the ids of the rows and, in order, of the sets that have ids; None if nothing has ids.
 
     Args:
         queries: [N, D].
         query_ids: [N] or [N, C].
-        sets: by name.
+        sets: the sets by name, keys first.
 
     Raises:
         ValueError: ids that do not fit the rows or each other.
@@ -85,7 +85,7 @@ def join_ids(queries: Tensor, query_ids: Tensor | None, sets: dict[str, Negative
 
 
 def check_margin(margin: float | None) -> None:
-    """ValueError unless it is None or a finite number."""
+    """Raise ValueError unless the margin is None or a finite number."""
     if margin is not None and not math.isfinite(margin):
         raise ValueError(f"margin must be a finite number or None, not {margin}")
 
@@ -103,7 +103,7 @@ def _check_set(name: str, one: NegativeSet, queries: Tensor) -> None:
 
 
 def _prepared(name: str, ids: Tensor, rows: Tensor) -> Tensor:
-    """The ids as a contiguous int64 [N, C]; ValueError if they are no ids of these rows."""
+    """The ids as a contiguous int64 [N, C]; raises ValueError if they do not fit these rows."""
     is_integer = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
     if ids.dim() not in (1, 2) or len(ids) != len(rows) or not is_integer or 0 in ids.shape[1:]:
         raise ValueError(

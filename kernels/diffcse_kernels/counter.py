@@ -1,8 +1,7 @@
-"""Random numbers without a state: the n-th number of a seed, for any n, in any order, on any device.
+"""Stateless random numbers: the n-th number of a seed, for any n, in any order, on any device.
 
 The generator is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA
-2014), whose n-th output is a hash of n. The seed is hashed first, so that neighbouring seeds give unrelated
-sequences.
+2014). Its n-th output is a hash of n. The seed is hashed first, so neighbouring seeds give unrelated sequences.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ Words = TypeVar("Words", bound=Any)
 
 
 def counter_uniform(seed: int, counters: Tensor) -> Tensor:
-    """One uniform number in [0, 1) for each counter, the same on every platform.
+    """Return one uniform number in [0, 1) for each counter, the same on every platform.
 
-    Source: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), of which number n is a hash of n.
+    Source: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014). Its n-th number is a hash of n.
 
     Args:
         seed: any integer; taken modulo 2**64.
         counters: int64, any shape. Equal counters give equal numbers.
 
     Returns:
-        float64 of the same shape and device: multiples of 2**-53, which float64 holds exactly.
+        float64, with the shape and device of `counters`: multiples of 2**-53, which float64 represents exactly.
 
     Raises:
         ValueError: `counters` is not int64.
@@ -52,15 +51,15 @@ def counter_uniform(seed: int, counters: Tensor) -> Tensor:
 
 
 def signed_seed(seed: int) -> int:
-    """The seed in [-2**63, 2**63) that gives the same numbers: operators take no larger integer."""
+    """The equivalent seed in [-2**63, 2**63); PyTorch operators accept no integer outside this range."""
     return _signed(seed % WORD)
 
 
 def mix(words: Words) -> Words:
-    """SplitMix64's finaliser, a permutation of all words of 64 bits.
+    """SplitMix64's finaliser, a permutation of all 64-bit words.
 
     Args:
-        words: an int64 tensor or numpy array, whose products wrap around as unsigned ones do.
+        words: an int64 tensor or numpy array. Its products wrap around as unsigned products do.
     """
     for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
         words = (words ^ _shift_right(words, shift)) * _signed(multiplier)
@@ -75,10 +74,10 @@ def _mix_integer(word: int) -> int:
 
 
 def _shift_right(words: Words, count: int) -> Words:
-    """Logical shift: int64 has only the arithmetic one, which copies the sign bit."""
+    """Logical shift to the right. The built-in shift of int64 is arithmetic: it copies the sign bit."""
     return (words >> count) & ((1 << (64 - count)) - 1)
 
 
 def _signed(word: int) -> int:
-    """The int64 with the bits of an unsigned 64-bit word."""
+    """Reinterpret an unsigned 64-bit word as int64."""
     return word - WORD if word >= WORD // 2 else word

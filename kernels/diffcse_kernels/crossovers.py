@@ -1,15 +1,15 @@
 """The sizes from which the Triton kernels are faster than the reference; `impl="auto"` uses them.
 
-`MEASURED` holds one row a device class, as `python -m diffcse_kernels.benchmark crossovers` prints it on that device.
-No device has been measured yet, so `CONSERVATIVE` holds everywhere: sizes at which the reference reads and writes
-so much more memory than the kernel that it cannot be the faster one.
+`MEASURED` holds one row per device class, as `python -m diffcse_kernels.benchmark crossovers` prints it on that device.
+No device has been measured yet, so `CONSERVATIVE` applies everywhere. At these sizes the reference reads and writes
+so much more memory than the kernel that it cannot be faster.
 """
 
 from __future__ import annotations
 
 import torch
 
-# the unit of each number: what the function's work is counted in
+# the unit in which each function's size is counted
 UNITS = {
     "info_nce": "queries x keys",
     "replaced_token_bce": "tokens x width",
@@ -26,12 +26,12 @@ MEASURED: dict[str, dict[str, int]] = {}  # device class, as `device_class` name
 
 
 def triton_from(function: str, device: torch.device) -> int:
-    """The smallest size, in the function's unit, at which "auto" takes Triton on this device."""
+    """The smallest size, in the function's unit, at which "auto" uses Triton on this device."""
     return MEASURED.get(device_class(device), CONSERVATIVE)[function]
 
 
 def device_class(device: torch.device) -> str:
-    """Devices that share a row: the architecture of NVIDIA's ("sm_90") and of AMD's ("gfx942")."""
+    """The architecture, which names a row of `MEASURED`: "sm_90" for NVIDIA, "gfx942" for AMD."""
     properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         return str(properties.gcnArchName).split(":")[0]

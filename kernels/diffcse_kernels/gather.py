@@ -1,13 +1,13 @@
-"""Rows of all processes of a group, for losses that compare with all of them.
+"""Gather rows from all processes of a group, for losses that compare against all of them.
 
-The gather is differentiable: what every process's loss asks of a row is summed and goes back to the process that the
-row came from. Write the objective as a sum over processes of their own rows' terms. Then, after every process has
-back-propagated W times its own terms, the gradients of what they share, averaged over the W processes as
-`DistributedDataParallel` does, are those of the whole objective.
+The gather is differentiable: the gradients of a row from all processes' losses are summed and sent back to the process
+that owns the row. Write the objective as a sum over processes of their own rows' terms, and let every process
+back-propagate W times its own terms. Average the gradients of shared parameters over the W processes, as
+`DistributedDataParallel` does. The result is the gradient of the whole objective.
 
-All processes of the group make these calls together, and their backward passes too. `group` is a
-`torch.distributed.ProcessGroup`, or "world" for all processes: those of the default group, or this one alone where
-there is none.
+All processes of the group must make these calls, and their backward passes, together. `group` is a
+`torch.distributed.ProcessGroup`, or "world" for all processes of the default group. Without a default group, "world"
+is this process alone.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Group = dist.ProcessGroup | Literal["world"]
 
 
 def check_group(group: Group | None) -> None:
-    """ValueError for anything but "world", None, or a group that this process is in."""
+    """Raise ValueError for anything but "world", None, or a group that this process is in."""
     if not (group is None or group == "world" or isinstance(group, dist.ProcessGroup)):
         raise ValueError(f'group must be "world" or a ProcessGroup that this process is in, not {group!r}')
 
 
 def place(group: Group) -> tuple[int, int]:
-    """This process's number in the group, and how many processes it has.
+    """This process's rank in the group, and the number of its processes.
 
     Args:
         group: a process group that this process is in, or "world".
 
     Returns:
-        The number, from 0 on, and how many there are; (0, 1) where no process group exists.
+        The rank, counted from 0, and the number of processes; (0, 1) if no process group exists.
 
     Raises:
         ValueError: `group` is neither, or is a group that this process is not in.
@@ -55,14 +55,14 @@ def place(group: Group) -> tuple[int, int]:
 
 
 def row_counts(*tensors: Tensor, group: Group = "world") -> list[list[int]]:
-    """For each tensor, every process's number of rows. One exchange, which waits for the device.
+    """Every process's number of rows, for each tensor. This takes one exchange, which waits for the device.
 
     Args:
-        tensors: [n, ...] each, as many on every process; n may differ, and may be 0.
+        tensors: [n, ...] each; every process passes the same number of tensors. n may differ, and may be 0.
         group: which processes.
 
     Returns:
-        For each tensor a list of the n of every process, in the order of their numbers.
+        For each tensor a list of the n of every process, in the order of their ranks.
 
     Example:
         >>> import torch
@@ -76,18 +76,18 @@ def row_counts(*tensors: Tensor, group: Group = "world") -> list[list[int]]:
 
 
 def gather_rows(rows: Tensor, shares: Sequence[int], group: Group = "world") -> Tensor:
-    """The rows of all processes one below another, `torch.cat` of them in the order of their numbers.
+    """The rows of all processes, joined by `torch.cat` in the order of their ranks.
 
-    This process's own begin at row `sum(shares[:place(group)[0]])`.
+    This process's own rows begin at row `sum(shares[:place(group)[0]])`.
 
     Args:
-        rows: [n, ...], of any dtype, the same on every process but for its n. All processes have to agree about
-            whether it requires a gradient.
-        shares: every process's n, which may differ and be 0 (`row_counts`).
+        rows: [n, ...], of any dtype. Everything but n must be the same on every process, including whether it
+            requires a gradient.
+        shares: every process's n, which may differ and may be 0 (`row_counts`).
         group: which processes.
 
     Returns:
-        [sum of n, ...]. Its gradient is summed over the processes in float32, or in float64 where it is that.
+        [sum of n, ...]. Its gradient is summed over the processes in float32, or in float64 if it is float64.
 
     Example:
         >>> import torch
@@ -104,11 +104,11 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, shares: Sequence[int], group: Group) -> Tensor:
         ctx.shares, ctx.group = list(shares), group
-        # a gather wants equal shapes: the shorter shares travel with something below them that nobody looks at
+        # a gather needs equal shapes, so shorter shares are padded with uninitialised rows, which are cut off below
         blocks = rows.new_empty(len(shares), max(shares), *rows.shape[1:])
         travelling = torch.empty_like(blocks[0])
         travelling[: len(rows)] = rows
-        # its name until torch 2.12
+        # all_gather_into_tensor is the name until torch 2.12
         gather = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
         getattr(dist, gather)(blocks.flatten(0, 1), travelling, _handle(group))
         if min(shares) == max(shares):
@@ -117,8 +117,8 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        # a reduce-scatter whose sum is made where it is needed: half-precision addends would lose what they share
-        # on the way, and gloo's own sends twice as much
+        # a reduce-scatter that sums at the destination: summing in half precision on the way would lose digits, and
+        # gloo's own reduce-scatter sends twice as much
         (gradient,) = gradients
         own = ctx.shares[place(ctx.group)[0]]
         parts = gradient.new_empty(len(ctx.shares), own, *gradient.shape[1:])
@@ -128,5 +128,5 @@ class _GatherRows(torch.autograd.Function):
 
 
 def _handle(group: Group) -> dist.ProcessGroup | None:
-    """As torch.distributed wants it, to which None is the default group."""
+    """The group as torch.distributed expects it; None is the default group."""
     return None if group == "world" else group

@@ -19,17 +19,17 @@ OLDEST = (8, 0)  # the first compute capability whose tensor cores take bfloat16
 def resolve(impl: str, function: str, work: int, device: torch.device, dtype: torch.dtype) -> str:
     """The implementation to run: "triton" or "reference".
 
-    Where "auto" would take Triton and Triton does not work, it warns once and takes the reference.
+    If "auto" would choose Triton but Triton does not work, it warns once and uses the reference.
 
     Args:
         impl: "auto", "triton" or "reference".
         function: name of the public function, a row of `crossovers`.
-        work: its size in the unit that `crossovers` gives for this function.
+        work: problem size, in the unit that `crossovers` gives for this function.
         device: where the inputs are.
-        dtype: what the function computes in; float64 is the reference's alone.
+        dtype: what the function computes in. Only the reference computes in float64.
 
     Raises:
-        ValueError: `impl` is unknown, or cannot run on this device, in this dtype, or without a Triton that works.
+        ValueError: `impl` is unknown, or cannot run on this device or in this dtype, or Triton does not work here.
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLEMENTATIONS))}, not {impl!r}")
@@ -46,17 +46,17 @@ def resolve(impl: str, function: str, work: int, device: torch.device, dtype: to
 
 
 def implementation(impl: str, module: str) -> ModuleType:
-    """The module of that name for "triton" or "reference"; Triton's are imported by the first call that needs one."""
+    """The module `module` of "triton" or "reference". Triton's modules are imported when a call first needs them."""
     return importlib.import_module(f".{impl}.{module}", __package__)
 
 
 def interpreted() -> bool:
-    """Whether Triton runs its kernels in Python, on CPU tensors, for tests."""
+    """Whether Triton interprets its kernels in Python, on CPU tensors, for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the Triton kernels cannot take these inputs."""
+    """Why the Triton kernels cannot take these inputs, or None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "needs the package triton, which is not installed"
     if dtype == torch.float64:
@@ -66,12 +66,12 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result  # torch.compile shall take the answer, and not trace the trial
+@torch.compiler.assume_constant_result  # torch.compile must use the answer, not trace the trial
 def failed_trial(device: torch.device, warn: bool = False) -> str | None:
-    """Why Triton's kernels would fail on this GPU, or None if they work; one launch a process finds it out.
+    """Why Triton's kernels would fail on this GPU, or None if they work; tried once per process by a launch.
 
     Args:
-        warn: once, if they fail.
+        warn: warn once if they fail.
     """
     failure = _launch_once(device)
     if failure and warn:
@@ -86,7 +86,7 @@ def _launch_once(device: torch.device) -> str | None:
         return f"needs a GPU of compute capability {needed}, and {torch.cuda.get_device_name(device)} has {there}"
     try:
         right = implementation("triton", "trial").launch(device)
-    except Exception as error:  # compilers, linkers, drivers and LLVM fail in exceptions of their own
+    except Exception as error:  # compilers, linkers, drivers and LLVM raise exceptions of their own
         reason = " ".join(str(error).split()) or type(error).__name__
         return f"failed on {device} (it needs a C compiler and the headers of Python): {reason}"
     return None if right else f"computes wrong numbers on {device}"

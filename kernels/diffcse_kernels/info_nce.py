@@ -108,67 +108,67 @@ def info_nce(
     return_lse: bool = False,
     impl: str = "auto",
 ) -> Tensor | tuple[Tensor, InfoNCEStats] | tuple[Tensor, Tensor] | tuple[Tensor, InfoNCEStats, Tensor]:
-    """Contrastive cross-entropy of every query against all keys, of which one is its positive.
+    """Contrastive cross-entropy of each query against all keys, one of which is its positive.
 
     With the defaults it equals
 
         F.cross_entropy(F.normalize(queries) @ F.normalize(keys).T / temperature, torch.arange(len(queries)))
 
-    but neither the similarities nor their gradient ever exist for all rows at once. All keys get a gradient,
-    so a caller that gathered them from other processes reduces it back with the adjoint of its gather.
+    but neither the similarities nor their gradient ever exist for all rows at once. All keys get a gradient.
+    A caller that gathered keys from other processes must therefore reduce it back with the adjoint of its gather.
 
-    The reference computes float64 inputs in float64 and all others in float32. Triton multiplies the inputs as
-    they are, in the dtype that holds both where queries and keys differ, and accumulates in float32; the weights of the
-    gradients are rounded to that dtype.
-    Autocast changes neither. Gradients have the dtype of their input. There is no second derivative.
+    The reference computes float64 inputs in float64 and all others in float32. Triton multiplies the inputs in their
+    own dtype; if queries and keys differ, it uses the dtype that holds both. It accumulates in float32 and rounds the
+    weights of the gradients to the dtype of the inputs.
+    Autocast changes neither. Gradients have the dtype of their input. Second derivatives are not supported.
 
-    Source: equation 4 of van den Oord et al., 2018 (arXiv 1807.03748), and equation 5 of SimCSE (Gao et al.,
-    2021, arXiv 2104.08821) where there are hard negatives.
+    Source: equation 4 of van den Oord et al., 2018 (arXiv 1807.03748); with hard negatives, equation 5 of SimCSE
+    (Gao et al., 2021, arXiv 2104.08821).
 
     Args:
         queries: [N, D].
         keys: [M, D]. The positive of row `i` is key `positive_offset + i`; the others are its negatives.
         temperature: a positive number, or a tensor of one element, which then gets a gradient. A tensor's
             value is not checked, because that would wait for the device.
-        positive_offset: where this caller's rows begin among the keys.
+        positive_offset: index of the key that is the positive of this caller's row 0.
         hard_negatives: [K, D], more negatives for every row, after the keys.
-        hard_negative_offset: row `i`'s own hard negative is number `hard_negative_offset + i`.
+        hard_negative_offset: the own hard negative of row `i` is number `hard_negative_offset + i`.
         hard_negative_weight: added, after the division by the temperature, to the logit of a row's own hard
-            negative, as SimCSE and DiffCSE do. Without `hard_negatives` it has no effect.
-        row_weights: [N], a factor on each row's loss. They are constants: a weight that requires a gradient
+            negative, as SimCSE and DiffCSE do. It has no effect without `hard_negatives`.
+        row_weights: [N], a factor on each row's loss. The weights are constants: a weight that requires a gradient
             is refused.
-        normalize: True compares by cosine; a row no longer than 1e-12 has no direction, so its cosines and its
-            gradient are 0. False compares by dot product.
-        symmetric: the mean of this loss and of the one with queries and keys, and their ids, exchanged (CLIP). Needs
-            N == M, no offset, no hard negatives and no other sets.
-        reduction: "mean" is sum(weight * loss) / sum(weight), "sum" leaves the division out, "none" gives
-            [N]. The first two make the gradients during the forward pass; "none" computes the similarities
+        normalize: True compares by cosine, False by dot product. With True, a row whose norm is at most 1e-12 has no
+            direction, so its cosines and its gradient are 0.
+        symmetric: return the mean of this loss and of the loss with queries, keys and their ids exchanged, as CLIP
+            does. Needs N == M, no offset, no hard negatives and no other sets.
+        reduction: "mean" is sum(weight * loss) / sum(weight), "sum" omits the division, "none" returns the [N]
+            losses. "mean" and "sum" compute the gradients during the forward pass; "none" computes the similarities
             again in backward.
-        query_ids: [N] or [N, C] integers. A key, not the row's own positive, that shares one of them with the row,
-            `(query_ids[i] == key_ids[j]).any()`, is no negative of the row: it leaves the sum, as if the row had
-            fewer keys.
-        key_ids: [M] or [M, C] integers, with `query_ids`.
-        hard_negative_ids: [K] or [K, C] integers. Columns without ids are never left out by id.
-        margin: in units of similarity: a negative of any set that is more similar to the row than its positive by
-            more than this leaves the sum. It may be negative. Which ones leave is decided up to the rounding of the
-            products, for which 1e-5 is added, so that with a margin of 0 copies of the positive stay; and is a constant
-            of the gradient. `hard_negative_weight` is no part of the similarity.
+        query_ids: [N] or [N, C] integers. A key is excluded from a row's sum if it shares an id with the row,
+            `(query_ids[i] == key_ids[j]).any()`, and is not the row's own positive. The loss is then computed as if
+            the row had fewer keys.
+        key_ids: [M] or [M, C] integers, required with `query_ids`.
+        hard_negative_ids: [K] or [K, C] integers. Columns without ids are never excluded by id.
+        margin: in units of similarity. A negative of any set is excluded if its similarity to the row exceeds the
+            positive's by more than this. The margin may be negative. 1e-5 is added to it for the rounding of the
+            products, so copies of the positive stay with a margin of 0. The gradient treats this choice as a
+            constant. `hard_negative_weight` does not count as similarity.
         negatives: further columns, after keys and hard negatives; see `NegativeSet`.
-        multiple_positives: columns that share an id with a row are positives of it, beside its own, and its loss is
-            the mean over them of `lse - logit` (L_out of Khosla et al., 2020). Ids leave out nothing then, and the
-            margin no positive. Needs ids.
-        return_stats: also return `InfoNCEStats`, of the direction from queries to keys.
-        return_lse: also return the logsumexp [N] of each row's columns that count, its positive included, of the
-            same direction. It has a gradient, so sums over the columns of several calls are joined by
-            `torch.logaddexp`. All gradients are made in backward then, as with "none".
+        multiple_positives: columns that share an id with a row become positives of it, in addition to its own. The
+            row's loss is then the mean of `lse - logit` over its positives (L_out of Khosla et al., 2020). Ids
+            exclude nothing then, and the margin never excludes a positive. Needs ids.
+        return_stats: also return `InfoNCEStats`, for the direction from queries to keys.
+        return_lse: also return the logsumexp [N] over each row's columns that count, including its positive, for the
+            same direction. It has a gradient, so `torch.logaddexp` can join the sums of several calls over different
+            columns. All gradients are then computed in backward, as with "none".
         impl: "auto", "triton" or "reference".
 
     Returns:
-        The loss, float32 (float64 for float64 inputs), or a tuple of it, the statistics and the logsumexp, those that
-        are asked for.
+        The loss, float32 (float64 for float64 inputs). If the statistics or the logsumexp are requested, a tuple of
+        the loss and these, in this order.
 
     Raises:
-        ValueError: shapes or options that do not fit together, or an implementation that is not installed.
+        ValueError: shapes or options that do not fit together, or an implementation that cannot run here.
 
     Example:
         >>> import torch
@@ -201,7 +201,7 @@ def info_nce(
         temperature = queries.new_full((), temperature, dtype=dtype)
     weights = queries.new_ones(len(queries), dtype=dtype) if row_weights is None else row_weights.to(dtype)
     coefficients = {"mean": weights / weights.sum(), "sum": weights, "none": None}[reduction]
-    # a weight of zero marks no column, so the hard negatives may then be fewer than the rows
+    # with a weight of zero no column is marked, so there may be fewer hard negatives than rows
     first = columns.first_hard_negative if hard_negative_weight != 0 else None
     own_hard_negative = None if first is None else first + hard_negative_offset
     options = Options(

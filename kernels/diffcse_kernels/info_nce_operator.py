@@ -1,7 +1,7 @@
-"""InfoNCE as `torch.library` operators: what autograd, autocast and torch.compile see of it.
+"""InfoNCE as the `torch.library` operators that autograd, autocast and torch.compile see.
 
-`diffcse_kernels::info_nce` returns its gradients along with the loss. They are made in the same pass as the loss
-wherever the factor on every row's loss is known by then, and backward only multiplies them by the upstream gradient.
+`diffcse_kernels::info_nce` returns its gradients along with the loss. If the factor on every row's loss is already
+known, the gradients come from the same pass as the loss. Backward then only multiplies them by the upstream gradient.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .reference.blocks import compute_dtype
 from .scaled_gradients import scaled_gradients
 from .types import Contrast, Ids, Needs, Options, Upstream
 
-# what both operators are given: the rows; then `Ids`, `Options`, `Needs` and the implementation, field by field
+# the arguments of both operators: the rows; then `Ids`, `Options`, `Needs` and the implementation, field by field
 _ROWS = "Tensor queries, Tensor columns, Tensor temperature"
 _TOLD = """Tensor? query_ids, Tensor? column_ids, SymInt num_keys, SymInt positive_offset, SymInt? own_hard_negative,
 float hard_negative_weight, bool normalize, SymInt[] excluded, float? margin, bool multiple_positives,
@@ -32,9 +32,10 @@ def contrast(
     options: Options,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`coefficients @ losses`, or without coefficients the losses [N]; the logsumexp [N]; and the three statistics.
+    """The loss, the logsumexp [N] and the three statistics.
 
-    The logsumexp has a gradient where there are no coefficients.
+    The loss is `coefficients @ losses`, or the losses [N] if there are no coefficients. The logsumexp has a gradient
+    only if there are no coefficients.
     """
     wanted = torch.is_grad_enabled() and coefficients is not None
     loss, logsumexp, *stats, _, _, _ = _info_nce(
@@ -58,7 +59,7 @@ def contrast(
 def _info_nce(
     queries: Tensor, columns: Tensor, temperature: Tensor, coefficients: Tensor | None, *told: Any
 ) -> tuple[Tensor, ...]:
-    """Loss, logsumexp, statistics, and the gradients of queries, columns and temperature, empty where not wanted."""
+    """Loss, logsumexp, statistics, and the gradients of queries, columns and temperature (empty if not wanted)."""
     upstream = None if coefficients is None else Upstream(coefficients)
     found = _run(queries, columns, temperature, upstream, told)
     loss = found.losses if coefficients is None else (coefficients * found.losses).sum()
@@ -93,9 +94,9 @@ def _(
 def _info_nce_backward(
     of_losses: Tensor, of_logsumexp: Tensor, queries: Tensor, columns: Tensor, temperature: Tensor, *told: Any
 ) -> tuple[Tensor, ...]:
-    """The gradients of `of_losses @ losses + of_logsumexp @ logsumexp`, which computes the similarities again.
+    """The gradients of `of_losses @ losses + of_logsumexp @ logsumexp`; this computes the similarities again.
 
-    An empty `of_logsumexp` is zero. Gradients that are not wanted are empty.
+    An empty `of_logsumexp` stands for zero. Gradients that are not wanted are empty.
     """
     upstream = Upstream(of_losses, of_logsumexp if len(of_logsumexp) else None)
     found = _run(queries, columns, temperature, upstream, told)
@@ -125,7 +126,7 @@ def _run(
 
 
 def _understood(told: tuple[Any, ...]) -> tuple[Ids | None, Options, Needs, str]:
-    """What follows the rows in the arguments of both operators."""
+    """The operators' arguments after the rows, as `Ids`, `Options`, `Needs` and the implementation."""
     query_ids, column_ids, *others, impl = told
     ids = None if query_ids is None else Ids(query_ids, column_ids)
     return ids, Options(*others[:-3]), Needs(*others[-3:]), impl

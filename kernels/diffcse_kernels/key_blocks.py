@@ -1,18 +1,18 @@
-"""InfoNCE one block of keys at a time, for callers whose keys never lie in one place.
+"""InfoNCE one block of keys at a time, for callers that never hold all keys in one place.
 
-A caller that sees the blocks one after another (a ring of processes, keys streamed from a host) joins the blocks'
-`logsumexp` by `torch.logaddexp` and their `largest` by `torch.maximum`. With n the joined logsumexp of a row's
-negatives, m their largest logit and p its positive's, the row's
+Some callers see the blocks one after another: a ring of processes, or keys streamed from a host. They join the blocks'
+`logsumexp` by `torch.logaddexp` and their `largest` by `torch.maximum`. Let n be the joined logsumexp of a row's
+negatives, m their largest logit and p the logit of its positive. Then for this row
 
     loss                              logaddexp(0, n - p)
     gradient of the positive's logit  -sigmoid(n - p)
-    gradients of the negatives        those of `block_gradients` with shifts m and
+    gradients of the negatives        `block_gradients` with shifts m and
                                       factors scale * sigmoid(n - p) * exp(m - n) * upstream
 
-so that a nearly certain positive leaves a small loss and gradient, not the rounding error of 1 minus a probability.
+In this form a nearly certain positive has a small loss and gradient, not the rounding error of 1 minus a probability.
 
-Rows are compared by dot product; callers that want cosines normalise them first. The products of half-precision
-rows accumulate in float32. Neither function has a gradient of its own.
+Rows are compared by dot product; callers that want cosines must normalise the rows first. The products of
+half-precision rows accumulate in float32. Neither function has a gradient of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def block_logsumexp(
     key_ids: Tensor | None = None,
     thresholds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What one block of keys adds to the rows' losses; the logits are `scale * queries @ keys.T`.
+    """The contribution of one block of keys to the rows' losses; the logits are `scale * queries @ keys.T`.
 
     Args:
         queries: [N, D].
@@ -50,14 +50,14 @@ def block_logsumexp(
         positive_offset: the positive of row `i` is key `positive_offset + i` of this block; None if the block
             holds no row's positive.
         impl: "auto", "triton" or "reference".
-        query_ids: [N] or [N, C] integers: a key that shares one of them with a row is no negative of it.
-        key_ids: [B] or [B, C] integers, with `query_ids`.
-        thresholds: [N], logits above which a key is no negative of the row: with a margin m,
-            `positives + m * scale`. Neither they nor the ids concern a row's positive.
+        query_ids: [N] or [N, C] integers. A key that shares an id with a row is not a negative of it.
+        key_ids: [B] or [B, C] integers, required with `query_ids`.
+        thresholds: [N]. A key with a larger logit is not a negative of the row; for a margin m, pass
+            `positives + m * scale`. Neither thresholds nor ids affect a row's positive.
 
     Returns:
-        Three [N], float32 (float64 for float64 inputs): the logsumexp of the row's negatives in this block, the
-        logit of its positive, and the largest logit of its negatives; -inf where there is none.
+        Three tensors [N], float32 (float64 for float64 inputs): the logsumexp of the row's negatives in this block,
+        the logit of its positive, and the largest logit of its negatives; -inf where the block has none.
 
     Raises:
         ValueError: shapes that do not fit together, or an implementation that cannot run here.
@@ -93,20 +93,20 @@ def block_gradients(
     key_ids: Tensor | None = None,
     thresholds: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The products that make the gradients of one block's negatives, `w @ keys` and `w.T @ queries`, where
+    """The gradients of one block's negatives, as the products `w @ keys` and `w.T @ queries`, where
 
-        w[i, j] = factors[i] * exp(scale * queries[i] @ keys[j] - shifts[i]) for a row's negatives, and 0 else
+        w[i, j] = factors[i] * exp(scale * queries[i] @ keys[j] - shifts[i]) for a row's negatives, 0 otherwise
 
     Args:
-        queries, keys, scale, positive_offset, impl, query_ids, key_ids, thresholds: as of `block_logsumexp`.
-        shifts: [N], no smaller than the row's largest negative logit if nothing is to overflow.
-        factors: [N]. They multiply the products, so that rounding `w` to half precision does not lose them.
+        queries, keys, scale, positive_offset, impl, query_ids, key_ids, thresholds: as in `block_logsumexp`.
+        shifts: [N]. To avoid overflow, they must be at least the row's largest negative logit.
+        factors: [N]. They multiply the products, so rounding `w` to half precision does not lose them.
 
     Returns:
         [N, D] and [B, D], float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: as `block_logsumexp`.
+        ValueError: as in `block_logsumexp`.
 
     Example:
         >>> import torch
@@ -133,7 +133,7 @@ def _checked(
     key_ids: Tensor | None,
     **vectors: Tensor | None,
 ) -> Ids | None:
-    """The ids, if there are any, once all arguments have been found to fit."""
+    """Check all arguments, and return the ids if there are any."""
     check_matrices(queries=queries, keys=keys)
     if positive_offset is not None and not 0 <= positive_offset <= len(keys) - len(queries):
         raise ValueError(

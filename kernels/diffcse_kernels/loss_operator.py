@@ -1,7 +1,8 @@
 """Losses as `torch.library` operators that return their gradients along with their value.
 
-As in `info_nce_operator`: where the factor on every row's loss is known, the gradients are made in the same pass as the
-loss, and backward only multiplies them by the upstream gradient; for the losses of the rows, backward computes again.
+This works as in `info_nce_operator`. If the factor on every row's loss is known, one pass computes loss and gradients,
+and backward only multiplies the gradients by the upstream gradient. If the losses of the rows are returned, backward
+computes the pass again.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ def loss_operator(name: str, needs_type: Any, options: str) -> Callable[..., Ten
     """Define the operators of a loss, `diffcse_kernels::NAME` and `::NAME_backward`.
 
     Args:
-        name: of the loss, and of module and function of both implementations. The function takes the inputs, the
-            coefficients, `Ids` or None, the options and the needs; it returns the losses of the rows and a tuple of
-            gradients, None where not wanted.
+        name: name of the loss. In both implementations the module and its function have this name too. The function
+            takes the inputs, the coefficients, `Ids` or None, the options and the needs. It returns the losses of the
+            rows and a tuple of gradients, with None for a gradient that is not wanted.
         needs_type: a named tuple with a field for each input that may have a gradient, the rows of both sides first.
-        options: the schema of what else the implementations are told.
+        options: the operator schema of the implementations' further arguments.
 
     Returns:
         A function of the inputs (a tuple), the coefficients ([N], or None), the ids, the options and the
-        implementation: `coefficients @ losses`, or without coefficients the losses [N].
+        implementation. It returns `coefficients @ losses`, or the losses [N] if there are no coefficients.
     """
     count = len(needs_type._fields)
     inputs = ", ".join(f"Tensor {field}" for field in needs_type._fields)
@@ -49,7 +50,7 @@ def loss_operator(name: str, needs_type: Any, options: str) -> Callable[..., Ten
         schema=f"({inputs}, Tensor? coefficients, {told}) -> (Tensor, {gradients})",
     )
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
-        """The loss, and the gradients of the inputs, empty where not wanted."""
+        """The loss, and the gradients of the inputs; a gradient that is not wanted is empty."""
         coefficients = arguments[count]
         losses, found = run(arguments[:count], coefficients, arguments[count + 1 :])
         loss = losses if coefficients is None else (coefficients * losses).sum()
@@ -68,7 +69,7 @@ def loss_operator(name: str, needs_type: Any, options: str) -> Callable[..., Ten
         schema=f"(Tensor upstream, {inputs}, {told}) -> ({gradients})",
     )
     def backward(upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        """The gradients of `upstream @ losses`, empty where not wanted."""
+        """The gradients of `upstream @ losses`; a gradient that is not wanted is empty."""
         tensors = arguments[:count]
         pairs = zip(run(tensors, upstream, arguments[count:])[1], tensors, strict=True)
         return tuple(x.new_empty(0) if g is None else g.to(x.dtype).reshape(x.shape) for g, x in pairs)

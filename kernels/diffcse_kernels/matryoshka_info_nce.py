@@ -1,4 +1,4 @@
-"""InfoNCE of nested prefixes of the embeddings (Kusupati et al., 2022), whose products are shared."""
+"""InfoNCE of nested prefixes of the embeddings (Kusupati et al., 2022), with shared products."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ def matryoshka_info_nce(
     hard_negative_ids: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """InfoNCE of the first entries of every row, summed over several numbers of entries.
+    """Weighted sum of InfoNCE over several prefixes of every row.
 
     It equals
 
         sum(weight * info_nce(queries[:, :width], keys[:, :width], temperature)
             for width, weight in zip(widths, weights))
 
-    but the products of a prefix are those of the shorter one and of the entries between them, and the gradients of an
-    entry are made once, from the sum of what all prefixes that contain it say.
+    but shares work between prefixes. The products of a prefix extend the products of the next shorter prefix. The
+    gradient of an entry is computed once, from the sum over all prefixes that contain it.
 
-    Precision, autocast and derivatives are as of `info_nce`.
+    Precision, autocast and derivatives are as in `info_nce`.
 
-    Source: equation 1 of Kusupati et al., 2022 (arXiv 2205.13147), with InfoNCE for the loss of a prefix.
+    Source: equation 1 of Kusupati et al., 2022 (arXiv 2205.13147), with InfoNCE as the loss of a prefix.
 
     Args:
         queries: [N, D].
         keys: [M, D]. The positive of row `i` is key `positive_offset + i`; the others are its negatives.
-        temperature: as of `info_nce`.
-        widths: how many entries each prefix has: increasing, at most D. Entries beyond the last have no gradient.
-        weights: a number for each width; all 1 without.
-        positive_offset: where this caller's rows begin among the keys.
+        temperature: as in `info_nce`.
+        widths: number of entries of each prefix: increasing, at most D. Entries beyond the last width have no gradient.
+        weights: a number for each width; None means that all are 1.
+        positive_offset: index of the key that is the positive of this caller's row 0.
         hard_negatives: [K, D], more negatives for every row, after the keys.
-        row_weights, symmetric, reduction, query_ids, key_ids, hard_negative_ids: as of `info_nce`.
-        normalize: compare prefixes by cosine, each divided by its own norm, or by dot product.
+        row_weights, symmetric, reduction, query_ids, key_ids, hard_negative_ids: as in `info_nce`.
+        normalize: True compares prefixes by cosine, each divided by its own norm; False by dot product.
         impl: "auto", "triton" or "reference".
 
     Returns:

@@ -1,16 +1,18 @@
 """The losses as modules, for any trainer, on one process or on many.
 
-With a `group` of W processes, every process gives its own rows, and these are compared with the keys of all of them.
-Let L be the loss that one process would compute from everybody's inputs, concatenated in the order of the processes.
-A process's loss is W times its own rows' terms of L, so that, after every process has back-propagated its own,
+With a `group` of W processes, every process passes its own rows. They are compared with the keys of all processes.
+Let L be the loss that one process would compute from all inputs, concatenated in the order of the processes. Each
+process's loss is W times its own rows' terms of L. After every process has back-propagated its own loss,
 
-    L                                        = the mean of the losses over the processes
-    gradient of L in what they share         = the mean of the gradients, as DistributedDataParallel takes it:
-                                               parameters, a learnt temperature
-    gradient of L in a process's own inputs  = its gradient / W
+    L                                       = the mean of the losses over the processes
+    gradient of L by a shared parameter     = the mean of its gradients, as DistributedDataParallel takes it
+    gradient of L by a process's own input  = its gradient / W
 
-All of them have to make the call, and its backward pass, together, also one that has no rows; and with the same
-options, inputs given and dtypes. A mistake that only one of them notices leaves the others waiting.
+A learnt temperature is a shared parameter.
+
+All processes of the group must make the call and its backward pass together, even a process that has no rows. They must
+use the same options and dtypes, and pass the same arguments. An error that only one process notices leaves the others
+waiting.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ __all__ = ["InfoNCE", "MatryoshkaInfoNCE", "SigmoidLoss"]
 
 
 class _Loss(nn.Module):
-    """What the modules have in common: a temperature that may be learnt, and a group whose rows compete."""
+    """Base of the modules: a temperature that may be learnt, and a group of processes that share their rows."""
 
     def __init__(
         self,
@@ -63,12 +65,12 @@ class _Loss(nn.Module):
         return self._temperature if self.log_temperature is None else self.log_temperature.exp()
 
     def _peers(self) -> Group | None:
-        """The group, if there is anybody else in it."""
+        """The group, or None if it holds no other process."""
         return self.group if self.group is not None and place(self.group)[1] > 1 else None
 
     @property
     def _own_reduction(self) -> Reduction:
-        """Of a process's own rows, before `_Gathering.part`."""
+        """The reduction over a process's own rows, before `_Gathering.part`."""
         return "none" if self.reduction == "none" else "sum"
 
     def extra_repr(self) -> str:
@@ -77,31 +79,31 @@ class _Loss(nn.Module):
 
 
 class InfoNCE(_Loss):
-    """`info_nce` with its options chosen once; see there for what it computes, allocates and raises.
+    """`info_nce` with its options fixed; see there for what it computes, allocates and raises.
 
     With `symmetric` and a `group` it is the loss of open_clip with `gather_with_grad`, without its two matrices.
     (open_clip's default, without that option, gives the towers 1 / W of this gradient.)
 
     Args:
-        temperature: what similarities are divided by; where `learnable`, what it is to begin with.
-        learnable: make the temperature a parameter. Its logarithm is what is learnt, as in CLIP, so that it stays
-            positive; no weight decay should act on it.
+        temperature: similarities are divided by this. If `learnable`, it is the initial value.
+        learnable: make the temperature a parameter. The parameter is its logarithm, as in CLIP, so the temperature
+            stays positive. Do not apply weight decay to it.
         hard_negative_weight: added to the logit of a row's own hard negative.
-        normalize: compare by cosine (True) or by dot product.
+        normalize: compare by cosine (True) or by dot product (False).
         symmetric: average over both directions, as CLIP does.
-        margin: a column more similar to a row than its positive by more than this is no negative of it.
-        multiple_positives: columns of a row's own id are its positives too, and not left out.
-        reduction: "mean", "sum" or "none"; with a group, "none" gives this process's rows their own losses, which
-            are multiplied by nothing.
+        margin: a column is not a negative of a row if its similarity exceeds the positive's by more than this.
+        multiple_positives: columns that share an id with a row are its positives too; they are not left out.
+        reduction: "mean", "sum" or "none". With a group, "none" returns the losses of this process's rows, without
+            any factor.
         impl: "auto", "triton" or "reference".
-        group: whose rows compete: a `torch.distributed.ProcessGroup`; "world" for all processes there are, which is
-            this one alone where there is no default group; or None for this one alone. `torch.distributed.group.WORLD`
-            is None before `init_process_group`.
-        equal_shares: True where the caller knows that each tensor has as many rows on every process; else they
-            exchange the numbers, which waits for the device.
+        group: the processes whose rows are compared: a `torch.distributed.ProcessGroup`, "world" for all processes, or
+            None for this process alone. Without a default group, "world" is this process alone.
+            `torch.distributed.group.WORLD` is None before `init_process_group`.
+        equal_shares: pass True if each tensor is known to have the same number of rows on every process. Otherwise
+            the processes exchange the numbers, which waits for the device.
 
     Raises:
-        ValueError: the temperature is not a positive finite number, or there is no such reduction or group.
+        ValueError: the temperature is not a positive finite number, or the reduction or group is invalid.
 
     Example:
         >>> import torch
@@ -145,14 +147,14 @@ class InfoNCE(_Loss):
         negatives: Sequence[NegativeSet] = (),
         row_weights: Tensor | None = None,
     ) -> Tensor:
-        """Loss of `queries` [N, D] whose positives are the first N of `keys` [M, D].
+        """Loss of `queries` [N, D]; their positives are the first N of `keys` [M, D].
 
-        `hard_negatives`, `query_ids`, `key_ids`, `hard_negative_ids`, `negatives` and `row_weights` are `info_nce`'s
-        arguments of these names. With a group all are this process's own, and offsets count its own rows: a set's
-        column `excluded_offset + i` of this process is left out for its row i.
+        `hard_negatives`, `query_ids`, `key_ids`, `hard_negative_ids`, `negatives` and `row_weights` are the arguments
+        of the same names in `info_nce`. With a group, all of them hold this process's own rows, and offsets count
+        these rows: row i leaves out this process's column `excluded_offset + i` of a set.
 
         Returns:
-            The loss, float32 (float64 for float64 inputs): of shape [], or [N] where reduction is "none".
+            The loss, float32 (float64 for float64 inputs): of shape [], or [N] if the reduction is "none".
         """
         if group := self._peers():
             own = [NegativeSet(queries, query_ids, 0), NegativeSet(keys, key_ids, 0), *negatives]
@@ -186,7 +188,7 @@ class InfoNCE(_Loss):
         )
 
     def _over_group(self, rows: _Gathering, has_hard_negatives: bool, row_weights: Tensor | None) -> Tensor:
-        """This process's loss; after queries and keys come further sets, and the hard negatives last."""
+        """This process's loss; `rows` holds queries, keys, further sets, and the hard negatives last."""
         queries, keys, *others = rows.own
         if self.symmetric and (others or len(queries.vectors) != len(keys.vectors)):
             raise ValueError("symmetric=True needs as many queries as keys, no hard_negatives and no other negatives")
@@ -202,23 +204,23 @@ class InfoNCE(_Loss):
         return rows.part(loss, self.reduction, row_weights)
 
     def _one_direction(self, rows: NegativeSet, columns: NegativeSet, **options: Any) -> Tensor:
-        """The loss of rows whose positives begin at the columns' offset."""
+        """The loss of `rows`; the positive of row 0 is at the offset of `columns`."""
         offset, ids = columns.excluded_offset, {"query_ids": rows.ids, "key_ids": columns.ids}
         return self._loss(rows.vectors, columns.vectors, positive_offset=offset, **ids, **options)
 
 
 class MatryoshkaInfoNCE(InfoNCE):
-    """`matryoshka_info_nce` with its options chosen once; see there for what it computes, allocates and raises.
+    """`matryoshka_info_nce` with its options fixed; see there for what it computes, allocates and raises.
 
-    It is called as `InfoNCE` is, but for `negatives`, which it refuses.
+    It is called like `InfoNCE`, except that it refuses `negatives`.
 
     Args:
-        widths: how many entries each prefix has, increasing.
-        weights: of the prefixes' losses; all 1 without.
-        temperature, learnable, normalize, symmetric, reduction, impl, group, equal_shares: as of `InfoNCE`.
+        widths: number of entries of each prefix, increasing.
+        weights: the weight of each prefix's loss; None means that all are 1.
+        temperature, learnable, normalize, symmetric, reduction, impl, group, equal_shares: as in `InfoNCE`.
 
     Raises:
-        ValueError: the temperature is not a positive finite number, or there is no such reduction or group.
+        ValueError: the temperature is not a positive finite number, or the reduction or group is invalid.
 
     Example:
         >>> import torch
@@ -256,7 +258,7 @@ class MatryoshkaInfoNCE(InfoNCE):
         self.weights = None if weights is None else tuple(weights)
 
     def _loss(self, queries: Tensor, keys: Tensor, **options: Any) -> Tensor:
-        options.pop("hard_negative_offset", None)  # only a weight of the own hard negative would ask for it
+        options.pop("hard_negative_offset", None)  # only a hard negative weight would need it
         if options.pop("negatives", ()):
             raise ValueError("matryoshka_info_nce takes keys and hard_negatives, and no further negatives")
         numbers = (self.temperature, self.widths, self.weights)
@@ -264,18 +266,18 @@ class MatryoshkaInfoNCE(InfoNCE):
 
 
 class SigmoidLoss(_Loss):
-    """`sigmoid_loss` with its options chosen once; see there for what it computes, allocates and raises.
+    """`sigmoid_loss` with its options fixed; see there for what it computes, allocates and raises.
 
     Args:
-        temperature: what similarities are divided by; where `learnable`, what it is to begin with.
-        bias: what is added to them then; the same.
-        learnable: make parameters of both, as SigLIP does, of the temperature its logarithm. No weight decay should act
-            on them.
-        normalize, reduction, impl: as of `sigmoid_loss`.
-        group, equal_shares: as of `InfoNCE`.
+        temperature: similarities are divided by this. If `learnable`, it is the initial value.
+        bias: added to the divided similarities. If `learnable`, it is the initial value.
+        learnable: make both parameters, as SigLIP does. The parameter for the temperature is its logarithm. Do not
+            apply weight decay to either.
+        normalize, reduction, impl: as in `sigmoid_loss`.
+        group, equal_shares: as in `InfoNCE`.
 
     Raises:
-        ValueError: the temperature is not a positive finite number, or there is no such reduction or group.
+        ValueError: the temperature is not a positive finite number, or the reduction or group is invalid.
 
     Example:
         >>> import torch
@@ -304,12 +306,12 @@ class SigmoidLoss(_Loss):
     def forward(
         self, queries: Tensor, keys: Tensor, query_ids: Tensor | None = None, key_ids: Tensor | None = None
     ) -> Tensor:
-        """Loss of `queries` [N, D] whose positives are the first N of `keys` [M, D].
+        """Loss of `queries` [N, D]; their positives are the first N of `keys` [M, D].
 
-        `query_ids` and `key_ids` are those of `sigmoid_loss`.
+        `query_ids` and `key_ids` are as in `sigmoid_loss`.
 
         Returns:
-            The loss, float32 (float64 for float64 inputs): of shape [], or [N] where reduction is "none".
+            The loss, float32 (float64 for float64 inputs): of shape [], or [N] if the reduction is "none".
         """
         if group := self._peers():
             own = [NegativeSet(queries, query_ids, 0), NegativeSet(keys, key_ids, 0)]
@@ -346,10 +348,10 @@ def _number(value: float | Tensor) -> float:
 
 
 class _Gathering:
-    """The rows of a group's processes, seen from one of them."""
+    """The rows of all processes of a group, seen from one process."""
 
     def __init__(self, own: list[NegativeSet], group: Group, equal_shares: bool) -> None:
-        """Of what this process has, `own`, the first are queries; an offset is that of what belongs to its row 0."""
+        """`own` holds this process's sets, queries first; an offset is the index of the vector for its row 0."""
         count = len(own[0].vectors)
         for columns in own:
             first = columns.excluded_offset
@@ -368,7 +370,7 @@ class _Gathering:
             raise ValueError("no process of the group has a query, and a mean over no rows is no loss")
 
     def everybodys(self, number: int) -> NegativeSet:
-        """One of the sets, of all processes; its offset counts from the first row of all."""
+        """One of the sets, gathered from all processes; its offset counts from the first gathered row."""
         vectors, ids, offset = self.own[number]
         shares = self.shares[number]
         return NegativeSet(
@@ -378,7 +380,7 @@ class _Gathering:
         )
 
     def part(self, loss: Tensor, reduction: Reduction, row_weights: Tensor | None = None) -> Tensor:
-        """W times this process's terms of the loss of all, from the sum of its own; with "none" as it is."""
+        """Scale the sum of this process's row losses to W times its terms of L; "none" leaves the losses unchanged."""
         if reduction == "none":
             return loss
         if reduction == "mean":

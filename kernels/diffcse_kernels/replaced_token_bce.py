@@ -1,4 +1,4 @@
-"""Replaced-token detection (ELECTRA, Clark et al., 2020): head, labels, loss and counts in one read."""
+"""Replaced-token detection (ELECTRA, Clark et al., 2020): head, labels, loss and counts in one pass over memory."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ def replaced_token_bce(
     *,
     impl: str = "auto",
 ) -> tuple[Tensor, RTDCounts]:
-    """Binary cross-entropy of "this token was replaced", summed over the tokens of `mask`.
+    """Binary cross-entropy of "this token was replaced", summed over the tokens in `mask`.
 
     It equals
 
         F.binary_cross_entropy_with_logits(
             (hidden @ weight + bias)[mask], (original_ids != edited_ids)[mask].float(), reduction="sum")
 
-    and keeps, for backward, one number a token instead of the logits, the labels and `hidden`. It returns a
-    sum, because only the caller knows over how many tokens, on all processes, the mean is to be taken.
+    but keeps one number per token for backward instead of the logits, the labels and `hidden`. It returns a sum,
+    because only the caller knows the number of tokens on all processes, which a mean would need.
 
-    float64 inputs are computed in float64, all others in float32 (also under autocast); gradients have the
-    dtype of their input. Nothing waits for the device. There is no second derivative.
+    float64 inputs are computed in float64, all others in float32 (also under autocast). Gradients have the dtype of
+    their input. Nothing waits for the device. Second derivatives are not supported.
 
-    Source: L_Disc of section 2 of ELECTRA (Clark et al., 2020, arXiv 2003.10555), which DiffCSE
-    (arXiv 2204.10298) conditions on the sentence embedding.
+    Source: L_Disc in section 2 of ELECTRA (Clark et al., 2020, arXiv 2003.10555). DiffCSE (arXiv 2204.10298)
+    conditions it on the sentence embedding.
 
     Args:
-        hidden: [T, D], the discriminator's last hidden states; finite, also where `mask` is False.
+        hidden: [T, D], the discriminator's last hidden states. They must be finite, also where `mask` is False.
         weight: [D].
         bias: one element.
         original_ids: [T], integers.
-        edited_ids: [T], integers; a token is replaced where the two differ.
+        edited_ids: [T], integers; a token is replaced if its two ids differ.
         mask: [T], bool; True at the tokens that count.
         impl: "auto", "triton" or "reference".
 
     Returns:
-        The sum of the losses, a scalar of float32 (float64 for float64 inputs), and the counts.
+        The sum of the losses, a float32 scalar (float64 for float64 inputs), and the counts.
 
     Raises:
         ValueError: shapes or dtypes that do not fit together, or an implementation that cannot run here.

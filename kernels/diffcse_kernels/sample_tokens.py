@@ -1,4 +1,4 @@
-"""A vocabulary head that samples: token ids straight from hidden states, without the logits of all rows."""
+"""A vocabulary head that samples token ids directly from hidden states, without the logits of all rows."""
 
 from __future__ import annotations
 
@@ -26,29 +26,30 @@ def sample_tokens(
     forbidden: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Draw one token a row from softmax((hidden @ embedding.T + bias) / temperature).
+    """Draw one token per row from softmax((hidden @ embedding.T + bias) / temperature).
 
     Row `i` uses one uniform number, `counter_uniform(seed, positions[i])`, and inverts its cumulative
     distribution there. Nothing else is random: the token depends on the seed, the row's position and the
-    row's hidden state, not on the rows that share its call. (The uniform number is the same to the bit. The
-    logits are too, because every product has the same number of rows whatever the size of the call. Between
-    devices, libraries and implementations, whose products round differently, a token can change only when its
-    number falls within rounding of a step of the distribution.)
+    row's hidden state, not on the other rows of the call. The uniform number is reproducible to the bit. So are the
+    logits, because every product has the same number of rows, however many rows a call has. Devices, libraries and
+    implementations round products differently. Between them a token can change only if its number lies within
+    rounding of a step of the distribution.
 
-    float64 inputs are computed in float64, all others in float32 (also under autocast). No gradient: the ids have
-    no graph, whatever the inputs require.
+    float64 inputs are computed in float64, all others in float32 (also under autocast). The ids have no gradient,
+    even if the inputs require one.
 
-    Source: the generator of ELECTRA (Clark et al., 2020, arXiv 2003.10555, section 2) samples so from its softmax.
+    Source: the generator of ELECTRA (Clark et al., 2020, arXiv 2003.10555, section 2) samples from its softmax like
+    this.
 
     Args:
         hidden: [T, D], the states before the vocabulary head's last product.
         embedding: [V, D].
         bias: [V] or None.
-        positions: [T], int64: a number for each row that names it in the whole run.
+        positions: [T], int64: a number that identifies each row in the whole run.
         seed: any integer.
         temperature: 0 gives the most probable token.
-        forbidden: [V], bool: True at the tokens that are never drawn. One at least must be allowed; that is
-            checked only on a CPU, because it would wait for the device.
+        forbidden: [V], bool: True at the tokens that are never drawn. At least one token must be allowed. This is
+            checked only on a CPU, because on a GPU the check would wait for the device.
         impl: "auto", "triton" or "reference".
 
     Returns:

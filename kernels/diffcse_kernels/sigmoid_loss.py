@@ -35,10 +35,10 @@ def sigmoid_loss(
 
         -F.logsigmoid(z * (F.normalize(queries) @ F.normalize(keys).T / temperature + bias)).sum() / len(queries)
 
-    but neither the similarities nor their gradient ever exist for all rows at once. Pairs do not depend on each other:
-    the losses of several blocks of keys add up. A pair that is nearly certain keeps its small loss and gradient.
+    but neither the similarities nor their gradient ever exist for all rows at once. Pairs do not depend on each other,
+    so the losses of several blocks of keys add up. A nearly certain pair keeps its small loss and gradient.
 
-    Precision, autocast and derivatives are as of `info_nce`.
+    Precision, autocast and derivatives are as in `info_nce`.
 
     Source: section 3.2 and algorithm 1 of Zhai et al., 2023 (arXiv 2303.15343).
 
@@ -48,14 +48,14 @@ def sigmoid_loss(
         temperature: a positive number, or a tensor of one element, which then gets a gradient. A tensor's value is not
             checked, because that would wait for the device. SigLIP learns the logarithm of its reciprocal.
         bias: added to every logit; a number, or a tensor of one element, which then gets a gradient.
-        positive_offset: where this caller's rows begin among the keys.
-        normalize: compare by cosine (a row no longer than 1e-12 has cosine 0) or by dot product.
-        query_ids: [N] or [N, C] integers. A key, not the row's own positive, that shares one of them with the row,
-            `(query_ids[i] == key_ids[j]).any()`, is neither: the pair is left out.
-        key_ids: [M] or [M, C] integers, with `query_ids`.
-        reduction: "mean" divides the sum over all pairs by N, as SigLIP does; "sum" leaves the division out; "none"
-            gives the sums of the rows, [N]. The first two make the gradients during the forward pass; "none" computes
-            the similarities again in backward.
+        positive_offset: index of the key that is the positive of this caller's row 0.
+        normalize: True compares by cosine (0 for a row whose norm is at most 1e-12), False by dot product.
+        query_ids: [N] or [N, C] integers. A pair is left out if its key shares an id with the row,
+            `(query_ids[i] == key_ids[j]).any()`, and is not the row's own positive.
+        key_ids: [M] or [M, C] integers, required with `query_ids`.
+        reduction: "mean" divides the sum over all pairs by N, as SigLIP does; "sum" omits the division; "none"
+            returns the sums of the rows, [N]. "mean" and "sum" compute the gradients during the forward pass; "none"
+            computes the similarities again in backward.
         impl: "auto", "triton" or "reference".
 
     Returns:

@@ -1,4 +1,4 @@
-"""What the functions take and return besides tensors; all implementations share it."""
+"""The types, besides tensors, that the functions take and return; all implementations share them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Reduction = Literal["mean", "sum", "none"]
 
 
 class InfoNCEStats(NamedTuple):
-    """What a contrastive batch looks like: scalars without a graph, from the same pass as the loss.
+    """Statistics of a contrastive batch: scalars without a graph, computed in the same pass as the loss.
 
     With `normalize=False` the two cosines are dot products.
 
@@ -27,16 +27,16 @@ class InfoNCEStats(NamedTuple):
     positive_cosine: Tensor
     """Mean over the rows."""
     negative_cosine: Tensor
-    """Mean over the N * (M - 1) pairs of a query and a key not its positive, also those that ids or the margin leave
-    out, without hard negatives and other sets; NaN if M is 1."""
+    """Mean over the N * (M - 1) pairs of a query and a key that is not its positive; NaN if M is 1. Pairs that ids or
+    the margin exclude are included; hard negatives and other sets are not."""
     accuracy: Tensor
-    """Share of the rows whose own positive has a larger logit than all negatives that count, hard ones included."""
+    """Share of rows whose own positive has a larger logit than all negatives that count, including hard negatives."""
 
 
 class NegativeSet(NamedTuple):
-    """More columns that every row is compared with, such as the queries themselves or the other documents.
+    """More columns to compare every row with, such as the queries themselves or other documents.
 
-    The example compares queries with queries too, without the diagonal: each query is one more negative of the other.
+    The example also compares queries with queries, without the diagonal: each query becomes a negative of the other.
 
     Example:
         >>> import torch
@@ -51,38 +51,38 @@ class NegativeSet(NamedTuple):
     vectors: Tensor
     """[K, D]."""
     ids: Tensor | None = None
-    """[K] or [K, C] integers, if columns with the id of a row are to be left out of it."""
+    """[K] or [K, C] integers: a row leaves out the columns that share an id with it."""
     excluded_offset: int | None = None
     """Row `i` leaves out vector `excluded_offset + i`; None leaves out nothing."""
 
 
 class Ids(NamedTuple):
-    """What tells which columns are no negatives of a row: those that share an id with it."""
+    """Ids of rows and columns: a column that shares an id with a row is not a negative of it."""
 
     queries: Tensor
     """[N, C] int64."""
     columns: Tensor
-    """[I, C] int64, of the first I columns; the others share no id with anything."""
+    """[I, C] int64, for the first I columns; the other columns have no ids."""
 
 
 class Options(NamedTuple):
-    """What `contrast` is told besides its tensors."""
+    """The arguments of `contrast` that are not tensors."""
 
     num_keys: int
-    """The first columns are keys; negatives follow."""
+    """The first `num_keys` columns are keys; negatives follow."""
     positive_offset: int
     """The positive of row `i` is column `positive_offset + i`."""
     own_hard_negative: int | None
-    """The hard negative of row `i` itself is column `own_hard_negative + i`."""
+    """Row `i`'s own hard negative is column `own_hard_negative + i`."""
     hard_negative_weight: float
     """Added to the logit of a row's own hard negative."""
     normalize: bool
     excluded: Sequence[int] = ()
-    """Column `number + i` does not count in row `i`, for each of the numbers."""
+    """For each of these numbers, column `number + i` does not count in row `i`."""
     margin: float | None = None
     """A negative counts if its similarity is at most the positive's plus this."""
     multiple_positives: bool = False
-    """Columns that share an id with a row are positives of it; else they do not count in it."""
+    """If True, columns that share an id with a row are positives of it; if False, they do not count in it."""
 
 
 class Needs(NamedTuple):
@@ -94,14 +94,17 @@ class Needs(NamedTuple):
 
 
 class Upstream(NamedTuple):
-    """The factors of what is differentiated, `losses @ losses + logsumexp @ logsumexp`, both [N]."""
+    """The upstream gradients of a row's loss and of its logsumexp, both [N].
+
+    The backward pass differentiates `upstream.losses @ losses + upstream.logsumexp @ logsumexp`.
+    """
 
     losses: Tensor
     logsumexp: Tensor | None = None
 
 
 class Gradients(NamedTuple):
-    """None where not wanted."""
+    """The gradients; None for each that is not wanted."""
 
     queries: Tensor | None
     columns: Tensor | None
@@ -109,7 +112,7 @@ class Gradients(NamedTuple):
 
 
 class Contrast(NamedTuple):
-    """What an implementation finds."""
+    """The result of an implementation."""
 
     losses: Tensor
     """[N]."""
@@ -120,7 +123,7 @@ class Contrast(NamedTuple):
 
 
 class RTDCounts(NamedTuple):
-    """Counts over the masked tokens, int64 scalars. A token is called replaced when its logit is positive.
+    """Counts over the tokens in `mask`, int64 scalars. A token is predicted as replaced if its logit is positive.
 
     Example:
         >>> import torch
@@ -136,11 +139,11 @@ class RTDCounts(NamedTuple):
     real: Tensor
     """Tokens in the mask."""
     replaced: Tensor
-    """Of these, tokens whose edited id differs from the original."""
+    """Tokens in the mask whose edited id differs from the original."""
     right_on_replaced: Tensor
-    """Replaced tokens called replaced."""
+    """Replaced tokens that are predicted as replaced."""
     right_on_kept: Tensor
-    """Kept tokens called kept."""
+    """Kept tokens that are predicted as kept."""
 
 
 class SigmoidNeeds(NamedTuple):
@@ -153,7 +156,7 @@ class SigmoidNeeds(NamedTuple):
 
 
 class SigmoidGradients(NamedTuple):
-    """None where not wanted."""
+    """The gradients of `sigmoid_loss`; None for each that is not wanted."""
 
     queries: Tensor | None
     keys: Tensor | None

@@ -1,4 +1,4 @@
-"""Benchmark of time, memory and error of the functions, against every alternative that is installed.
+"""Benchmark the functions' time, memory and error against every installed alternative.
 
 python -m diffcse_kernels.benchmark all --output runs/kernels
 python -m diffcse_kernels.benchmark info-nce --sizes 8192 65536 --widths 768 --dtypes bf16

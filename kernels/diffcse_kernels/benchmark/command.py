@@ -22,7 +22,7 @@ CSV_NAME = "kernels.csv"
 
 
 class Mistake(Exception):
-    """Something the user can put right, said in one sentence."""
+    """A user's mistake, described in one sentence."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: a user's mistake is one sentence and exit code 2, and Ctrl-C keeps the rows so far."""
+    """Entry point. A user's mistake prints one sentence and exits with code 2; Ctrl-C keeps the rows so far."""
     try:
         options = _parser().parse_args(arguments)
         options.command(options)
@@ -149,7 +149,7 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _csv_to_append_to(folder: Path) -> Path:
-    """Rows of earlier runs stay; a file with other columns is not touched."""
+    """The CSV file in the folder. Rows of earlier runs are kept, and a file with other columns is not touched."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -162,7 +162,7 @@ def _csv_to_append_to(folder: Path) -> Path:
 
 
 def _check_pictures(folder: Path) -> None:
-    """Pictures of earlier runs are drawn again; one that is none of ours is not touched."""
+    """Refuse to overwrite pictures that this program did not draw; pictures of earlier runs may be drawn again."""
     for workload in WORKLOADS:
         for picture in folder.glob(f"{workload.name}_*.png"):
             if not record.is_picture(picture):

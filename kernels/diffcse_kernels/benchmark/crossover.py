@@ -1,4 +1,4 @@
-"""Measures a row of `diffcse_kernels/crossovers.py`: the size from which Triton is faster on this device."""
+"""Measure a row of `diffcse_kernels/crossovers.py`: the size from which Triton is faster on this device."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SIZES: tuple[tuple[Workload, tuple[int, ...]], ...] = (
 
 
 def crossovers(device: torch.device, seconds: float, report: Callable[[str], None]) -> str:
-    """The row, as text to paste: bfloat16, forward+backward where there is a backward."""
+    """The row as text to paste; measured in bfloat16, with the backward pass if the function has one."""
     found = {workload.name: _crossover(workload, sizes, device, seconds, report) for workload, sizes in SIZES}
     return f'"{device_class(device)}": {found},'.replace("'", '"')
 
 
 def first_lasting_win(works: Sequence[int], triton: Sequence[float], reference: Sequence[float]) -> int:
-    """The smallest work from which on Triton takes less time at every larger one measured; NEVER without one."""
+    """The smallest measured work from which on Triton is always faster; NEVER if there is none."""
     first = NEVER
     for work, ours, other in sorted(zip(works, triton, reference, strict=True), reverse=True):
         if ours >= other:

@@ -16,23 +16,23 @@ from .workload import BOTH, Implementation, Outcome, Shape, Workload, array, com
 
 TEMPERATURE = 0.05
 LOW_TEMPERATURE = 0.01  # CLIP's lowest
-CHUNK_BYTES = 64 * 2**20  # of float32 logits that the chunked baseline holds at once
+CHUNK_BYTES = 64 * 2**20  # the chunked baseline holds this many bytes of float32 logits at once
 
 
 def eager(queries: Tensor, keys: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """One matrix product and a cross-entropy. Scaling the queries saves a pass over the matrix."""
+    """One matrix product and a cross-entropy. Scaling the queries, not the logits, saves a pass over the matrix."""
     queries, keys, targets = _normalized(queries, keys, temperature)
     return F.cross_entropy((queries @ keys.T).float(), targets)
 
 
 def masked(queries: Tensor, keys: Tensor, impl: str) -> Tensor:
-    """With ids and a margin that leave out nothing: what it costs to ask."""
+    """With ids and a margin that exclude nothing, to measure the cost of the masks."""
     ids = torch.arange(len(queries), device=queries.device)
     return info_nce(queries, keys, TEMPERATURE, query_ids=ids, key_ids=ids, margin=2.0, impl=impl)
 
 
 def chunked(queries: Tensor, keys: Tensor) -> Tensor:
-    """Blocks of rows, whose logits backward computes again."""
+    """One block of rows at a time; backward computes the logits again."""
     queries, keys, targets = _normalized(queries, keys)
     height = max(256, CHUNK_BYTES // (4 * len(keys)))
     losses = [
@@ -47,34 +47,34 @@ def _block_loss(queries: Tensor, targets: Tensor, keys: Tensor) -> Tensor:
 
 
 def broadcast(queries: Tensor, keys: Tensor) -> Tensor:
-    """As the official SimCSE and DiffCSE programs write it: every pair of rows side by side, N x N x D numbers."""
+    """The form in the official SimCSE and DiffCSE programs: all pairs of rows side by side, N x N x D numbers."""
     cosines = F.cosine_similarity(queries[:, None], keys[None], dim=-1)
     return F.cross_entropy((cosines / TEMPERATURE).float(), torch.arange(len(queries), device=queries.device))
 
 
 def cut_cross_entropy(queries: Tensor, keys: Tensor, **options: None) -> Tensor:
-    """https://github.com/apple/ml-cross-entropy, the keys as the classifier."""
+    """https://github.com/apple/ml-cross-entropy, with the keys as the classifier."""
     loss: Tensor = import_module("cut_cross_entropy").linear_cross_entropy(*_normalized(queries, keys), **options)
     return loss
 
 
 def liger(queries: Tensor, keys: Tensor) -> Tensor:
-    """https://github.com/linkedin/Liger-Kernel, fused linear cross-entropy, the keys as the classifier."""
+    """https://github.com/linkedin/Liger-Kernel, fused linear cross-entropy, with the keys as the classifier."""
     functions = import_module("liger_kernel.transformers.functional")
     loss: Tensor = functions.liger_fused_linear_cross_entropy(*_normalized(queries, keys))
     return loss
 
 
 def inf_cl(queries: Tensor, keys: Tensor) -> Tensor:
-    """https://github.com/DAMO-NLP-SG/Inf-CLIP; it computes in float32 and needs a divisor of the width, at most 256."""
+    """https://github.com/DAMO-NLP-SG/Inf-CLIP, in float32; it needs a divisor of the width that is at most 256."""
     width = queries.shape[1]
-    divisor = min(256, width & -width)  # the largest power of two in it
+    divisor = min(256, width & -width)  # the largest power of two that divides the width
     loss: Tensor = import_module("inf_cl").cal_inf_loss(*_normalized(queries, keys), head_dim=divisor)
     return loss
 
 
 def _normalized(queries: Tensor, keys: Tensor, temperature: float = TEMPERATURE) -> tuple[Tensor, Tensor, Tensor]:
-    """Scaled queries and keys whose products are the logits, and the column of each row's positive."""
+    """Normalised keys, queries scaled so that the products are the logits, and each row's positive column."""
     targets = torch.arange(len(queries), device=queries.device)
     return F.normalize(queries) / temperature, F.normalize(keys), targets
 
@@ -97,7 +97,7 @@ class InfoNCE(Workload):
         Implementation("chunked", chunked),
         Implementation("broadcast", broadcast),
         Implementation("cce", cut_cross_entropy, gpu_only=True, package="cut_cross_entropy"),
-        # by default it drops gradients of small probabilities, which in a large batch is most of them
+        # by default cce drops the gradients of small probabilities, which are most of them in a large batch
         Implementation(
             "cce-unfiltered",
             partial(cut_cross_entropy, filter_eps=None),
@@ -112,7 +112,7 @@ class InfoNCE(Workload):
         return Shape(rows, rows, width)
 
     def inputs(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-        """Random directions, each key at about 45 degrees to its query, as in the middle of a training."""
+        """Random directions, with each key at about 45 degrees to its query, as in the middle of training."""
         generator = seeded(device)
         queries = torch.randn(shape.rows, shape.width, generator=generator, dtype=dtype, device=device)
         noise = torch.randn(shape.columns, shape.width, generator=generator, dtype=dtype, device=device)
@@ -127,7 +127,7 @@ class InfoNCE(Workload):
         return 2 * matrices if passes == BOTH else matrices
 
     def truth(self, *inputs: Tensor) -> Outcome:
-        """From the derivatives written out, the gradients at the compared rows only."""
+        """Loss and gradients from the written-out derivatives; the gradients only at the compared rows."""
         (queries, query_norms), (keys, key_norms) = (unit_rows(rows.double()) for rows in inputs)
         scaled = queries / self.temperature
         totals = torch.cat(
@@ -150,7 +150,7 @@ class InfoNCE(Workload):
 
 
 class ColdInfoNCE(InfoNCE):
-    """Where exponents leave the range of float32, so that a kernel may need more passes."""
+    """A temperature at which exponentials leave the range of float32, so a kernel may need more passes."""
 
     name = "info_nce_cold"
     temperature = LOW_TEMPERATURE
@@ -167,5 +167,5 @@ def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tangent(gradient: Tensor, unit: Tensor) -> Tensor:
-    """Without the part along the row, to which its direction does not answer."""
+    """Remove the component along the row, because normalisation makes the loss independent of it."""
     return gradient - unit * torch.linalg.vecdot(unit, gradient)[:, None]

@@ -1,8 +1,8 @@
-"""Time and memory of one call, and the rates of the device, all by the same clock.
+"""Measure the time and memory of one call, and the rates of the device, all by the same clock.
 
-On a GPU a call is timed with events, after a warm-up and with the L2 cache flushed, and its memory is what the caching
-allocator held at most, less the inputs. On a CPU every call has a process of its own: its memory is how far the
-process's peak resident size grew, and a process that dies for want of memory takes nothing with it.
+On a GPU a call is timed with events, after a warm-up and with the L2 cache flushed. Its memory is the peak of the
+caching allocator minus the inputs. On a CPU every call runs in its own process. Its memory is the growth of the
+process's peak resident size. If the process runs out of memory, only this process dies.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from .workload import BOTH, Cell, Outcome, Shape, seeded
 
 LEAST_CALLS, MOST_CALLS = 3, 1000
-CLEAN_PROCESSES = "forkserver"  # forked from one that has imported torch and run nothing: clean, and quick to start
+CLEAN_PROCESSES = "forkserver"  # its processes have imported torch but run nothing: clean, and quick to start
 Result = TypeVar("Result")
 Call = Callable[[], tuple[Tensor, tuple[Tensor, ...]]]
 
@@ -34,21 +34,24 @@ Call = Callable[[], tuple[Tensor, tuple[Tensor, ...]]]
 class Measured(NamedTuple):
     milliseconds: list[float]
     peak_bytes: int | None
-    """Over the inputs, the results included; None where it cannot be told from the compiler's own memory."""
+    """Peak memory beyond the inputs, including the results; None if the compiler's own memory would be counted too."""
     outcome: Outcome
 
 
 class Rates(NamedTuple):
-    """What the device reaches, per second."""
+    """The rates that the device reaches, per second."""
 
     flop: float
-    """In a large square matrix product."""
+    """Floating-point operations in a large square matrix product."""
     bytes: float
-    """Read and written in a large copy."""
+    """Bytes read and written in a large copy."""
 
 
 def measure(cell: Cell, device: torch.device, seconds: float) -> Measured:
-    """Time for about `seconds`. Raises MemoryError where memory ran out, else RuntimeError that says why it failed."""
+    """Time the call for about `seconds`.
+
+    Raises MemoryError if memory runs out, and RuntimeError with the reason for any other failure.
+    """
     return _apart(_measure, device)(cell, device, seconds)
 
 
@@ -57,26 +60,26 @@ def measure_rates(dtype: torch.dtype, device: torch.device, seconds: float) -> R
 
 
 def _apart(function: Callable[..., Result], device: torch.device) -> Callable[..., Result]:
-    """On a CPU, the function in a process of its own."""
+    """On a CPU, wrap the function so that it runs in a process of its own."""
     return function if device.type == "cuda" else partial(_in_fresh_process, function)
 
 
 def _measure(cell: Cell, device: torch.device, seconds: float) -> Measured:
     try:
         if device.type == "cuda":
-            gc.collect()  # what a failed row has left behind
+            gc.collect()  # free what a failed row has left behind
             torch.cuda.empty_cache()
         run = cell.implementation.run
         if cell.implementation.compiled:
-            torch.compiler.reset()  # or a ninth shape would silently run uncompiled
+            torch.compiler.reset()  # otherwise the ninth shape would silently run uncompiled
             run = torch.compile(run, fullgraph=True, dynamic=False)
         call = _call(cell, cell.shape, run, device)
         if device.type == "cuda":
-            for _ in range(2):  # the first one compiles
+            for _ in range(2):  # the first call compiles
                 _synchronized(call)
             result, peak = _peak_on_gpu(call)
         else:
-            if not cell.implementation.compiled:  # what a first call loads is not the call's
+            if not cell.implementation.compiled:  # a small call first, so what it loads does not count as the call's
                 small = cell.shape._replace(rows=min(8, cell.shape.rows), columns=min(8, cell.shape.columns))
                 _call(cell, small, run, device)()
             result, peak = _peak_on_cpu(call)
@@ -86,7 +89,7 @@ def _measure(cell: Cell, device: torch.device, seconds: float) -> Measured:
     except Exception as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise MemoryError from None
-        # not every package's errors survive the way back from a process, and one line is what a row has room for
+        # some packages' errors cannot be pickled on the way back from a process, and a row has room for one line
         raise RuntimeError(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from None
     return Measured(times, None if cell.implementation.compiled and device.type == "cpu" else peak, outcome)
 
@@ -186,7 +189,7 @@ def _in_fresh_process(function: Callable[..., Result], *arguments: object) -> Re
 
 
 def _start(threads: int) -> None:
-    """As many threads as the run, and no more memory than is free: an allocation that fails harms no one."""
+    """Use as many threads as the run, and limit memory to what is free, so a failed allocation harms no one else."""
     torch.set_num_threads(threads)
     if not Path("/proc/meminfo").exists():
         return

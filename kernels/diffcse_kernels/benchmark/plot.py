@@ -1,4 +1,4 @@
-"""Time and memory against the number of rows, log-log, one PNG for each kernel, pass and dtype."""
+"""Log-log plots of time and memory against the number of rows, one PNG for each kernel, pass and dtype."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from .record import PROGRAM, Row
 
-# The same implementation looks the same in every picture; colours that colour-blind readers tell apart (Okabe, Ito).
+# An implementation has the same style in every picture. Colour-blind readers can tell the colours apart (Okabe, Ito).
 STYLES = {
     "triton": ("#D55E00", "o"),
     "reference": ("#0072B2", "s"),
@@ -35,7 +35,7 @@ ROW_NAMES = {"replaced_token_bce": "tokens", "sample_tokens": "tokens"} | dict.f
 
 
 def plot(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Draw the measured rows; of several for the same thing, the last."""
+    """Draw the measured rows; if several rows measure the same thing, only the last is drawn."""
     latest = {
         (row.device, row.kernel, row.passes, row.dtype, row.width, row.implementation, row.rows, row.columns): row
         for row in rows

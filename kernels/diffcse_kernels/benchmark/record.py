@@ -1,4 +1,4 @@
-"""The rows of the CSV, and the arithmetic from what was measured to what they say."""
+"""The rows of the CSV, and how their figures are computed from the measurements."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Environment:
-    """Where the rows come from."""
+    """The device, versions, commit and date that each row records."""
 
     device: str
     torch: str
@@ -33,7 +33,7 @@ class Environment:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the CSV; None where there is nothing to say. The fractions are of the rates of the same run."""
+    """One line of the CSV; None for a figure that does not exist. Fractions are of the rates of the same run."""
 
     kernel: str
     implementation: str
@@ -53,22 +53,22 @@ class Row:
     p20_ms: float | None = None
     p80_ms: float | None = None
     floor_ms: float | None = None
-    """The least work at the measured rates."""
+    """Time of the least work at the measured rates."""
     tflops: float | None = None
-    """The least work over the median time."""
+    """The least work divided by the median time."""
     matmul_fraction: float | None = None
     gbps: float | None = None
-    """The least traffic over the median time."""
+    """The least traffic divided by the median time."""
     copy_fraction: float | None = None
     matmul_tflops: float | None = None
     copy_gbps: float | None = None
     peak_mib: float | None = None
-    """Over the inputs, the gradients included."""
+    """Peak memory beyond the inputs, including the gradients."""
     error: float | None = None
     gradient_error: float | None = None
 
 
-PROGRAM = "diffcse_kernels.benchmark"  # stands in its pictures
+PROGRAM = "diffcse_kernels.benchmark"  # written into the metadata of its pictures
 COLUMNS = tuple(field.name for field in fields(Row))
 
 
@@ -83,7 +83,7 @@ def environment_here(device: torch.device) -> Environment:
 
 
 def empty_row(cell: Cell, status: str, environment: Environment) -> Row:
-    """A row that says why it has no figures."""
+    """A row without figures; its status says why."""
     return Row(
         kernel=cell.workload.name,
         implementation=cell.implementation.name,
@@ -124,12 +124,12 @@ def measured_row(cell: Cell, measured: Measured, rates: Rates, truth: Outcome | 
 
 
 def floor_ms(flop: int, traffic: int, rates: Rates) -> float:
-    """No call can be faster: its products at the rate of a large product, or its traffic at that of a large copy."""
+    """Lower bound on a call's time: its products at a large product's rate, or its traffic at a large copy's rate."""
     return 1e3 * max(flop / rates.flop, traffic / rates.bytes)
 
 
 def append(path: Path, row: Row) -> None:
-    """One more line, on disk when this returns."""
+    """Append one line, which is on disk when this returns."""
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -139,7 +139,7 @@ def append(path: Path, row: Row) -> None:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether `plot` may have drawn it: earlier versions left Matplotlib's own name in it."""
+    """Whether `plot` may have drawn this file. Earlier versions left Matplotlib's own name in the metadata."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -148,7 +148,7 @@ def is_picture(path: Path) -> bool:
 
 
 def read(path: Path) -> list[Row]:
-    """Raises ValueError where the file is not one of `append`'s."""
+    """Read the rows. Raises ValueError if `append` did not write the file."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
@@ -188,7 +188,7 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """Of the checkout that this file belongs to, if it belongs to one."""
+    """The commit of the checkout that tracks this file; empty if there is none."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)

@@ -13,7 +13,7 @@ from .workload import BOTH, Implementation, Outcome, Shape, Workload, array, com
 
 
 def eager(hidden: Tensor, weight: Tensor, bias: Tensor, original: Tensor, edited: Tensor, mask: Tensor) -> Tensor:
-    """Without the counts. Padding gets a weight of zero, since a selection by `mask` would wait for the device."""
+    """Without the counts. Padding gets weight zero, because selecting by `mask` would wait for the device."""
     logits = (hidden @ weight + bias).float()
     return F.binary_cross_entropy_with_logits(logits, (original != edited).float(), mask.float(), reduction="sum")
 
@@ -53,7 +53,7 @@ class ReplacedTokenBCE(Workload):
         return (3 if passes == BOTH else 1) * 2 * shape.rows * shape.width
 
     def traffic(self, shape: Shape, dtype: torch.dtype, passes: str) -> int:
-        """One read of `hidden` forward, one write of its gradient backward; the rest is a thousandth of that."""
+        """Forward reads `hidden` once, backward writes its gradient once; the rest is a thousandth of that."""
         matrix = shape.rows * shape.width * dtype.itemsize
         return 2 * matrix if passes == BOTH else matrix
 

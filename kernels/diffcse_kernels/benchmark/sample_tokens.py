@@ -1,4 +1,4 @@
-"""One token for each of T hidden states, from a vocabulary of V; forward only."""
+"""Sampling one token for each of T hidden states from a vocabulary of size V; forward only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEED = 0
 
 
 def eager(hidden: Tensor, embedding: Tensor, bias: Tensor, positions: Tensor) -> Tensor:
-    """The logits, their softmax, a draw."""
+    """The logits, their softmax, and a draw from it."""
     return torch.multinomial(_logits(hidden, embedding, bias).softmax(dim=1), 1)[:, 0]
 
 
@@ -49,7 +49,7 @@ class SampleTokens(Workload):
         return Shape(rows, vocabulary, width)
 
     def inputs(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-        """Logits with a standard deviation of 3, of which a few take most of the probability."""
+        """Inputs that give logits with a standard deviation of 3; a few tokens take most of the probability."""
         generator = seeded(device)
         hidden = torch.randn(shape.rows, shape.width, generator=generator, dtype=dtype, device=device)
         embedding = torch.randn(shape.columns, shape.width, generator=generator, dtype=dtype, device=device)
@@ -64,7 +64,7 @@ class SampleTokens(Workload):
         return matrices + shape.columns * dtype.itemsize + 2 * 8 * shape.rows  # bias, positions, ids
 
     def truth(self, *inputs: Tensor) -> Outcome:
-        """The compared rows' tokens, for their uniform numbers."""
+        """The tokens of the compared rows, drawn with their uniform numbers."""
         hidden, embedding, bias, positions = inputs
         chosen = compared_rows(len(hidden), hidden.device)
         logits = hidden[chosen].double() @ embedding.double().T + bias.double()
@@ -76,5 +76,5 @@ class SampleTokens(Workload):
         return Outcome(array(value[compared_rows(len(value), value.device)]), ())
 
     def errors(self, found: Outcome, truth: Outcome) -> tuple[float, None]:
-        """The share of the compared rows whose token is another."""
+        """The share of the compared rows whose token differs."""
         return float(np.mean(found.value != truth.value)), None

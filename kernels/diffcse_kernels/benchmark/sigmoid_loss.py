@@ -1,4 +1,4 @@
-"""The sigmoid loss: N queries against N keys, cosine similarity, temperature and bias as SigLIP begins."""
+"""The sigmoid loss: N queries against N keys, cosine similarity, with SigLIP's initial temperature and bias."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ TEMPERATURE, BIAS = 0.1, -10.0
 
 
 def eager(queries: Tensor, keys: Tensor) -> Tensor:
-    """As open_clip writes it: one matrix product, the labels, and the logarithms of their sigmoids."""
+    """As in open_clip: one matrix product, the labels, and a log-sigmoid."""
     logits = (F.normalize(queries) @ F.normalize(keys).T).float() / TEMPERATURE + BIAS
     labels = 2 * torch.eye(len(queries), device=queries.device) - 1
     return -F.logsigmoid(labels * logits).sum() / len(queries)
 
 
 class SigmoidLoss(InfoNCE):
-    """With InfoNCE's inputs, and its least work."""
+    """The inputs and the least work are the same as for InfoNCE."""
 
     name = "sigmoid_loss"
     implementations = (
@@ -34,10 +34,10 @@ class SigmoidLoss(InfoNCE):
     )
 
     def truth(self, *inputs: Tensor) -> Outcome:
-        """From the derivatives written out, the gradients at the compared rows only."""
+        """Loss and gradients from the written-out derivatives; the gradients only at the compared rows."""
         (queries, query_norms), (keys, key_norms) = (unit_rows(rows.double()) for rows in inputs)
         positives = torch.linalg.vecdot(queries, keys) / TEMPERATURE + BIAS
-        # softplus of every logit, of which the positives' should have been turned round: softplus(x) - softplus(-x) = x
+        # the loop adds softplus(x) for every pair; a positive needs softplus(-x) = softplus(x) - x, so subtract x here
         total = -positives.sum()
         for rows in truth_blocks(len(queries), len(keys)):
             total += F.softplus(queries[rows] @ keys.T / TEMPERATURE + BIAS, threshold=40.0).sum()

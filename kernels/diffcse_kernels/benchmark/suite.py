@@ -1,4 +1,4 @@
-"""Which rows a run measures, and the run."""
+"""Select the rows that a run measures, and run the measurements."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from .sigmoid_loss import SigmoidLoss
 from .workload import FORWARD, Cell, Implementation, Outcome, Shape, Workload
 
 WORKLOADS: tuple[Workload, ...] = (InfoNCE(), ReplacedTokenBCE(), SampleTokens(), SigmoidLoss(), ColdInfoNCE())
-TRUTH_FLOP = {"cuda": 3e13, "cpu": 2e11}  # beyond this the float64 truth would take longer than what it judges
+TRUTH_FLOP = {"cuda": 3e13, "cpu": 2e11}  # above this the float64 truth would take longer than the measured call
 WIDTHS = {"cuda": (384, 768, 1024, 4096), "cpu": (768,)}
 
 
 class DeviceFailed(Exception):
-    """Nothing more can be measured in this process."""
+    """The device has failed, so this process cannot measure anything more."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked for."""
+    """What the user asked to measure."""
 
     workloads: tuple[Workload, ...]
     device: torch.device
     sizes: tuple[int, ...] | None
-    """Rows; None takes each workload's own for this device."""
+    """Numbers of rows; None uses each workload's default sizes for this device."""
     widths: tuple[int, ...]
     dtypes: tuple[torch.dtype, ...]
     passes: tuple[str, ...]
     only: tuple[str, ...] | None
-    """Names of implementations; None takes all."""
+    """Names of implementations; None measures all."""
     vocabulary: int
     seconds: float
-    """To spend on timing a row."""
+    """Seconds to spend on timing each row."""
     longest: float
-    """Seconds: a call predicted to take longer is not made."""
+    """Seconds; a call that is predicted to take longer is skipped."""
 
 
 def left_out(plan: Plan) -> dict[str, str]:
-    """Implementation -> why it cannot run here."""
+    """For each implementation that cannot run here, the reason."""
     reasons = {
         implementation.name: implementation.obstacle(plan.device)
         for workload in plan.workloads
@@ -57,7 +57,7 @@ def left_out(plan: Plan) -> dict[str, str]:
 
 
 def cells(plan: Plan) -> list[Cell]:
-    """In the order they are measured: sizes grow, and what shares a truth is together."""
+    """The cells in the order of measurement: sizes grow, and cells with the same truth are consecutive."""
     return [
         Cell(workload, implementation, shape, dtype, passes)
         for workload in plan.workloads
@@ -77,14 +77,14 @@ def _asked_for(plan: Plan, workload: Workload) -> list[Implementation]:
 
 
 def run(plan: Plan) -> Iterator[tuple[Cell, Row | None]]:
-    """Measure cell by cell; None where a smaller size has already run out of memory or patience.
+    """Measure cell by cell; the row is None if a smaller size has already run out of memory or time.
 
     Raises DeviceFailed after a failure that leaves the GPU unusable.
     """
     environment = environment_here(plan.device)
     rates: dict[torch.dtype, Rates] = {}
     given_up: set[tuple[object, ...]] = set()
-    pace: dict[tuple[object, ...], float] = {}  # milliseconds a unit of work, at the size before
+    pace: dict[tuple[object, ...], float] = {}  # milliseconds per unit of work, at the previous size
     for cell in cells(plan):
         series = (cell.workload, cell.implementation, cell.dtype, cell.shape.width, cell.passes)
         if series in given_up:
@@ -107,7 +107,7 @@ def run(plan: Plan) -> Iterator[tuple[Cell, Row | None]]:
         else:
             if cell.dtype not in rates:
                 rates[cell.dtype] = measure_rates(cell.dtype, plan.device, plan.seconds)
-            if (typical := median(measured.milliseconds)) > 100:  # below, overhead may be most of it
+            if (typical := median(measured.milliseconds)) > 100:  # shorter times may be mostly overhead
                 pace[series] = typical / work
             truth = truth_of(cell.workload, cell.shape, cell.dtype, plan.device)
             yield cell, measured_row(cell, measured, rates[cell.dtype], truth, environment)
@@ -115,7 +115,7 @@ def run(plan: Plan) -> Iterator[tuple[Cell, Row | None]]:
 
 @lru_cache(maxsize=1)
 def truth_of(workload: Workload, shape: Shape, dtype: torch.dtype, device: torch.device) -> Outcome | None:
-    """None where float64 would take too long or too much memory."""
+    """The float64 truth; None if it would take too much time or memory."""
     if workload.flop(shape, FORWARD) > TRUTH_FLOP[device.type]:
         return None
     try:
@@ -125,7 +125,7 @@ def truth_of(workload: Workload, shape: Shape, dtype: torch.dtype, device: torch
 
 
 def _check_device(device: torch.device) -> None:
-    """After some failures (an illegal access) every later call on a GPU fails too."""
+    """Raise DeviceFailed if the GPU no longer works; after an illegal access, for example, every later call fails."""
     if device.type == "cuda":
         try:
             torch.cuda.synchronize()

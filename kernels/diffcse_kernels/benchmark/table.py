@@ -1,4 +1,4 @@
-"""The rows as tables in a terminal."""
+"""Print the rows as tables in a terminal."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ HEADERS = ("rows", "ms", "p20 .. p80", "TFLOP/s", "GB/s", "MiB", "error", "of gr
 
 
 def print_tables(rows: Iterable[Row]) -> None:
-    """One table for each kernel, dtype, width and pass; percentages are of the rates measured in the same run."""
+    """Print a table for each kernel, dtype, width and pass; percentages are of the rates measured in the same run."""
     console = Console()
-    console.width = max(console.width, 120)  # a log file has no width
+    console.width = max(console.width, 120)  # a log file has no width of its own
     for (kernel, dtype, width, passes), members in groupby(sorted(rows, key=_group), _group):
         table = Table(title=f"{kernel}, {passes}, {dtype}, width {width}", title_justify="left", box=box.SIMPLE)
         table.add_column("implementation")
@@ -29,7 +29,7 @@ def print_tables(rows: Iterable[Row]) -> None:
 
 
 def line(row: Row) -> str:
-    """One row while the run goes on."""
+    """One row as a line of text, printed during the run."""
     shape = f"{row.rows} x {row.columns} x {row.width}"
     figures = row.status if row.median_ms is None else f"{row.median_ms:.3f} ms"
     return f"{row.kernel:18} {row.passes:16} {row.dtype}  {shape:24} {row.implementation:15} {figures}"

@@ -1,4 +1,4 @@
-"""What is measured: a function's inputs, its least work, its float64 truth, and the ways to compute it."""
+"""A workload: a function's inputs, its least work, its float64 truth, and its implementations."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch import Tensor
 FORWARD, BOTH = "forward", "forward+backward"
 PASSES = (FORWARD, BOTH)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-COMPARED_ROWS = 64  # whose gradients, or tokens, are compared with float64
-TRUTH_BLOCK = 2**25  # float64 numbers that the truth holds at once
+COMPARED_ROWS = 64  # the gradients or tokens of this many rows are compared with float64
+TRUTH_BLOCK = 2**25  # the truth holds this many float64 numbers at once
 
 
 class Shape(NamedTuple):
@@ -27,12 +27,12 @@ class Shape(NamedTuple):
     rows: int
     """Queries, or tokens."""
     columns: int
-    """Keys, or the vocabulary; 1 where the rows meet nothing."""
+    """Keys, or the size of the vocabulary; 1 if rows are not compared with anything."""
     width: int
 
 
 class Outcome(NamedTuple):
-    """What a call computed, in float64 and small enough to keep: gradients of matrices at `compared` rows only."""
+    """The results of a call, in float64; to stay small, gradients of matrices hold only the `compared` rows."""
 
     value: np.ndarray
     gradients: tuple[np.ndarray, ...]
@@ -40,21 +40,21 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to compute a function, called with the workload's inputs. Picklable, so no lambdas."""
+    """One way to compute a function, called with the workload's inputs. It must be picklable, so no lambdas."""
 
     name: str
     run: Callable[..., Tensor]
-    """Inputs -> the loss, or token ids."""
+    """Takes the inputs, returns the loss or token ids."""
     compiled: bool = False
-    """Whether `run` goes through torch.compile first."""
+    """Whether `run` is compiled with torch.compile first."""
     gpu_only: bool = False
     package: str | None = None
-    """A package that it needs and that need not be installed."""
+    """The optional package that it needs, if any."""
     comparable: bool = True
-    """False where it draws random numbers of its own, so that float64 cannot say what is right."""
+    """False if it draws random numbers of its own, so float64 cannot say which result is right."""
 
     def obstacle(self, device: torch.device) -> str | None:
-        """Why it cannot run here."""
+        """Why it cannot run here, or None if it can."""
         if self.package and importlib.util.find_spec(self.package) is None:
             return f"the package {self.package} is not installed"
         if self.gpu_only and device.type != "cuda":
@@ -70,11 +70,11 @@ class Workload(ABC):
     name: ClassVar[str]
     passes: ClassVar[tuple[str, ...]] = PASSES
     differentiable: ClassVar[int] = 0
-    """How many of the inputs, from the first, get a gradient."""
+    """How many of the inputs, counted from the first, get a gradient."""
     counts_flop: ClassVar[bool] = True
-    """Whether its work is in products, so that TFLOP/s mean something."""
+    """Whether matrix products dominate its work, so that TFLOP/s are meaningful."""
     sizes: ClassVar[dict[str, tuple[int, ...]]]
-    """Rows measured by default, by type of device."""
+    """Default numbers of rows for each type of device."""
     implementations: ClassVar[tuple[Implementation, ...]]
 
     @abstractmethod
@@ -82,26 +82,26 @@ class Workload(ABC):
 
     @abstractmethod
     def inputs(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-        """The same numbers each time."""
+        """Make the inputs; they hold the same numbers every time."""
 
     @abstractmethod
     def flop(self, shape: Shape, passes: str) -> int:
-        """Floating-point operations of the products that no implementation can do without."""
+        """Floating-point operations of the products that every implementation needs."""
 
     @abstractmethod
     def traffic(self, shape: Shape, dtype: torch.dtype, passes: str) -> int:
-        """Bytes of the inputs read once and of the results written once."""
+        """Bytes to read the inputs once and write the results once."""
 
     @abstractmethod
     def truth(self, *inputs: Tensor) -> Outcome:
-        """Computed in float64, without the code that is measured."""
+        """The true results, computed in float64 without the measured code."""
 
     def outcome(self, value: Tensor, gradients: tuple[Tensor, ...]) -> Outcome:
-        """What is compared of a call's results."""
+        """The part of a call's results that is compared."""
         return Outcome(array(value), tuple(array(compared(gradient)) for gradient in gradients))
 
     def errors(self, found: Outcome, truth: Outcome) -> tuple[float, float | None]:
-        """Of the value, and the largest of the gradients': max-norm, relative."""
+        """Relative max-norm errors: of the value, and the largest among the gradients (None without gradients)."""
         pairs = zip(found.gradients, truth.gradients, strict=False)
         gradient_errors = [relative_error(gradient, right) for gradient, right in pairs]
         return relative_error(found.value, truth.value), max(gradient_errors, default=None)
@@ -109,7 +109,7 @@ class Workload(ABC):
 
 @dataclass(frozen=True)
 class Cell:
-    """What one row measures."""
+    """The combination that one row measures."""
 
     workload: Workload
     implementation: Implementation
@@ -119,7 +119,7 @@ class Cell:
 
 
 def compared(tensor: Tensor) -> Tensor:
-    """The rows of a matrix that are compared with float64, spread over it; a vector as it is."""
+    """The rows of a matrix that are compared with float64, spread evenly; a vector is returned unchanged."""
     if tensor.dim() < 2 or len(tensor) <= COMPARED_ROWS:
         return tensor
     return tensor[compared_rows(len(tensor), tensor.device)]
@@ -136,12 +136,12 @@ def array(tensor: Tensor) -> np.ndarray:
 
 
 def relative_error(found: np.ndarray, truth: np.ndarray) -> float:
-    """Largest deviation, relative to the largest true number."""
+    """Largest absolute deviation, relative to the largest absolute true value."""
     return float(np.abs(found - truth).max() / np.abs(truth).max())
 
 
 def truth_blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Slices of the rows, so that a float64 block with this many columns stays small."""
+    """Slices of the rows, chosen so that a float64 block with this many columns stays small."""
     height = max(1, TRUTH_BLOCK // columns)
     for start in range(0, rows, height):
         yield slice(start, start + height)

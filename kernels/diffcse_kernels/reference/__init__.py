@@ -1,7 +1,7 @@
-"""The functions in plain PyTorch: their definition, and what CPUs run.
+"""The functions in plain PyTorch: they define the results, and CPUs run them.
 
-They work on blocks of rows, so that their memory is a byte budget and a few copies of the inputs, never the
-matrix that they are about. Arguments are described and checked by the public functions.
+They work on blocks of rows. Their memory is therefore a byte budget and a few copies of the inputs, never the whole
+matrix. The public functions describe and check the arguments.
 """
 
 from __future__ import annotations

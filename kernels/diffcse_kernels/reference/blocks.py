@@ -1,4 +1,4 @@
-"""Blocks of rows within a byte budget, and the precision that the reference computes in."""
+"""Blocks of rows within a byte budget, and the dtype that the reference computes in."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 32 * 2**20  # larger blocks are no faster on CPUs; these stay in cache from one pass to the next
+BLOCK_BYTES = 32 * 2**20  # blocks of this size stay in cache between passes; larger blocks are no faster on CPUs
 
 
 def rows_a_block(bytes_a_row: int) -> int:
-    """How many rows fit the budget; one at least."""
+    """How many rows fit the budget, but at least one."""
     return max(1, BLOCK_BYTES // max(1, bytes_a_row))
 
 
@@ -23,5 +23,5 @@ def row_blocks(rows: int, bytes_a_row: int) -> Iterator[slice]:
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """float64 if any of the tensors is, float32 otherwise."""
+    """float64 if any of the tensors is float64, float32 otherwise."""
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32

@@ -1,4 +1,4 @@
-"""Definition of `diffcse_kernels.info_nce`."""
+"""Reference implementation of `diffcse_kernels.info_nce`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..types import Contrast, Gradients, Ids, InfoNCEStats, Needs, Options, Upst
 from .blocks import compute_dtype, row_blocks
 from .masks import bytes_a_logit, leave_out_, thresholds_of
 
-NORM_EPS = 1e-12  # where torch.nn.functional.normalize stops dividing by the norm
+NORM_EPS = 1e-12  # below this torch.nn.functional.normalize does not divide by the norm
 
 
 def contrast(
@@ -23,22 +23,22 @@ def contrast(
     options: Options,
     needs: Needs,
 ) -> Contrast:
-    """InfoNCE of every row, and gradients.
+    """The InfoNCE loss of every row, and the gradients.
 
-    With the upstream factors known, the gradients are made from the block of similarities at hand: three products in
-    all.
+    If the upstream factors are known, the gradients are computed from the current block of similarities. This takes
+    three products in total.
 
     Args:
         queries: [N, D].
         columns: [C, D], keys and then other negatives.
         temperature: a scalar.
-        upstream: the factors of what the gradients are of, or None where none are wanted.
-        ids: of the queries and of the first columns.
+        upstream: the upstream gradients of losses and logsumexp, or None if no gradients are wanted.
+        ids: the ids of the queries and of the first columns.
         options: positions and weights of the special columns.
-        needs: the gradients wanted.
+        needs: which gradients are wanted.
 
     Returns:
-        float64 if the rows are, float32 otherwise.
+        Losses, logsumexp, statistics and gradients; float64 if the rows are float64, float32 otherwise.
 
     Example:
         >>> import torch
@@ -56,7 +56,7 @@ def contrast(
         k, k_inverse = normalized_rows(columns.to(dtype), options.normalize)
         if upstream is None:
             needs = Needs(False, False, False)
-        # not as the rows lie, which may be transposed: the operator promises contiguous gradients
+        # no empty_like, because the rows may be transposed and the operator promises contiguous gradients
         grad_q = q.new_empty(q.shape) if needs.queries or needs.temperature else None
         grad_k = k.new_zeros(k.shape) if needs.columns else None
         losses, logsumexp, positives, is_right = _sweep(q, k, scale, upstream, ids, options, grad_q, grad_k)
@@ -78,11 +78,11 @@ class _Block(NamedTuple):
     exponentials: Tensor
     """[n, columns]; 0 at a row's own positive and where a column does not count."""
     positives: Tensor
-    """[n], those of the rows' own positives."""
+    """[n], the exponentials of the rows' own positives."""
     others: Tensor
     """[n], the sums of `exponentials`."""
     further: tuple[Tensor, Tensor] | None
-    """Where rows may have further positives: bool [n, I], whether a column is one; [n], one over their number."""
+    """Only with multiple positives: bool [n, I], whether a column is a further positive; and [n], 1 / their number."""
 
 
 def _sweep(
@@ -95,9 +95,9 @@ def _sweep(
     grad_q: Tensor | None,
     grad_k: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, logsumexp, positive logit, "the positive is the largest" of every row; fills the gradients given.
+    """Every row's loss, logsumexp, positive logit and whether the positive is the largest; fills the given gradients.
 
-    With p the softmax of a row's logits and e the one-hot of its positive, the gradients of a loss are
+    With p the softmax of a row's logits and e the one-hot vector of its positive, the gradients of the loss are
         grad_q_i  = coefficient_i * scale * (p_i - e_i) k
         grad_k   += coefficient_i * scale * (p_i - e_i)^T q_i
     """
@@ -121,10 +121,10 @@ def _sweep(
 def exponentials_(
     logits: Tensor, rows: slice, scale: Tensor, ids: Ids | None, options: Options
 ) -> tuple[_Block, Tensor, Tensor, Tensor, Tensor]:
-    """Turn a block of logits into a `_Block` in place; and the results of `_sweep` for its rows.
+    """Turn a block of logits into a `_Block` in place; also return the results of `_sweep` for its rows.
 
-    The positive is kept apart from the sum of the others. When it takes almost all the probability, both its
-    loss and its gradient are that small sum, which 1 - p would lose to rounding.
+    The positive is kept separate from the sum of the others. If the positive has almost all of the probability, its
+    loss and gradient are both this small sum. Computing 1 - p instead would lose it to rounding.
     """
     height, multiple = len(logits), options.multiple_positives
     own_positive = _own(logits, options.positive_offset, rows)
@@ -154,7 +154,7 @@ def exponentials_(
 
 
 def _further_positives(logits: Tensor, alike: Tensor, positives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each row: the number of its positives, how far its own lies above their mean, its largest negative."""
+    """For each row: the number of positives, how far its own is above their mean, and its largest negative."""
     with_ids, without = logits.tensor_split([alike.shape[1]], dim=1)
     counts = alike.sum(dim=1).add_(1).to(logits.dtype)
     above_mean = (positives * (counts - 1) - torch.where(alike, with_ids, 0).sum(dim=1)) / counts
@@ -167,7 +167,7 @@ def _further_positives(logits: Tensor, alike: Tensor, positives: Tensor) -> tupl
 def softmax_minus_positives_(
     block: _Block, rows: slice, scale: Tensor, upstream: Upstream, positive_offset: int
 ) -> Tensor:
-    """Turn a block of exponentials, in place, into what makes the gradients with the factors [n] that are returned."""
+    """Turn a block of exponentials into gradient weights in place; return the factors [n] that scale their products."""
     weights, sums, coefficients = block.exponentials, block.others + block.positives, upstream.losses[rows]
     own_positive = _own(weights, positive_offset, rows)
     if upstream.logsumexp is None and block.further is None:
@@ -186,12 +186,12 @@ def softmax_minus_positives_(
 
 
 def _own(logits: Tensor, first: int, rows: slice) -> Tensor:
-    """[n]: the logit of every row that is `first` columns beyond the number of the row."""
+    """A view [n] of the logits in column `first + i` of each row i."""
     return logits.diagonal(first + rows.start)[: len(logits)]
 
 
 def _stats(q: Tensor, k: Tensor, positive_cosines: Tensor, is_right: Tensor) -> InfoNCEStats:
-    """The sum over all pairs is the product of the sums, so that the matrix is not needed."""
+    """The statistics. The sum over all pairs is the product of the sums, so they need no matrix."""
     negative_sum = q.sum(dim=0) @ k.sum(dim=0) - positive_cosines.sum()
     pairs = len(q) * (len(k) - 1)
     negative_mean = negative_sum / pairs if pairs else torch.full_like(negative_sum, torch.nan)
@@ -199,7 +199,7 @@ def _stats(q: Tensor, k: Tensor, positive_cosines: Tensor, is_right: Tensor) -> 
 
 
 def normalized_rows(values: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
-    """The rows that are compared, and the inverse norms they were multiplied by, 0 for rows without a direction."""
+    """The rows to compare, and the inverse norms that scaled them: 0 for rows without a direction."""
     if not normalize:
         return values, None
     norms = torch.linalg.vector_norm(values, dim=1, keepdim=True)
@@ -208,6 +208,6 @@ def normalized_rows(values: Tensor, normalize: bool) -> tuple[Tensor, Tensor | N
 
 
 def normalize_backward_(gradient: Tensor, normalized: Tensor, inverse_norms: Tensor) -> None:
-    """Gradient of the rows from that of the normalised rows, in place."""
+    """Turn the gradient of the normalised rows into the gradient of the rows, in place."""
     radial = torch.linalg.vecdot(normalized, gradient)[:, None]
     gradient.addcmul_(normalized, radial, value=-1).mul_(inverse_norms)

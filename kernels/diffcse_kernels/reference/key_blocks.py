@@ -1,4 +1,4 @@
-"""Definition of `diffcse_kernels.key_blocks`."""
+"""Reference implementation of `diffcse_kernels.key_blocks`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def block_logsumexp(
             if positive_column is not None:
                 positive_column.fill_(-torch.inf)
             largest[rows] = logits.amax(dim=1)
-            # a row whose only key is its positive has no negatives: its shift must be finite for the sum to be 0
+            # a row without negatives in the block needs a finite shift, so that its sum is 0 and not NaN
             shifts = largest[rows].clamp_min(torch.finfo(q.dtype).min)
             logsumexp[rows] = logits.sub_(shifts[:, None]).exp_().sum(dim=1).log_().add_(shifts)
     return logsumexp, positives, largest

@@ -1,4 +1,4 @@
-"""Definition of `diffcse_kernels.matryoshka_info_nce`."""
+"""Reference implementation of `diffcse_kernels.matryoshka_info_nce`."""
 
 from __future__ import annotations
 
@@ -24,30 +24,31 @@ def matryoshka_info_nce(
     normalize: bool,
     needs: Needs,
 ) -> tuple[Tensor, Gradients]:
-    """The sum over the widths of `weight * InfoNCE` of every row, and the gradients of `coefficients @ losses`.
+    """The sum of `weight * InfoNCE` over the widths for every row, and the gradients of `coefficients @ losses`.
 
-    The products of a prefix are those of the shorter one and of the segment between them. With G_l the derivative of
-    the loss by the cosines of prefix l, P_l its products and u_l, v_l the inverse norms of both sides' prefixes,
+    The products of a prefix are the products of the next shorter prefix plus those of the segment between them. Let
+    G_l be the derivative of the loss by the cosines of prefix l, P_l its products, and u_l, v_l the inverse norms of
+    the prefixes on both sides. Then
 
         W_l = u_l G_l v_l,                                   U_s = sum of W_l over the prefixes that contain segment s
         grad_q[:, s] = U_s k[:, s] - q[:, s] sum_l u_l^2 (W_l P_l).sum(1)
 
-    and the same for k, so that every segment is multiplied three times in all, however many prefixes contain it.
+    and likewise for k. So each segment needs three products in total, however many prefixes contain it.
 
     Args:
         queries: [N, D].
         columns: [C, D], keys and then other negatives.
         temperature: a scalar.
-        coefficients: [N], or None where no gradients are wanted.
-        ids: of the queries and of the first columns.
-        widths: of the prefixes, increasing.
-        weights: of their losses.
+        coefficients: [N], or None if no gradients are wanted.
+        ids: the ids of the queries and of the first columns.
+        widths: widths of the prefixes, increasing.
+        weights: weights of the prefixes' losses.
         positive_offset: the positive of row `i` is column `positive_offset + i`.
         normalize: compare the prefixes by cosine.
-        needs: the gradients wanted.
+        needs: which gradients are wanted.
 
     Returns:
-        losses [N] and gradients; float64 if the rows are, float32 otherwise.
+        Losses [N] and gradients; float64 if the rows are float64, float32 otherwise.
 
     Example:
         >>> import torch
@@ -93,7 +94,7 @@ def matryoshka_info_nce(
 
 
 class _Prefixes:
-    """The products of a block of rows with all columns, one segment after another."""
+    """The products of a block of rows with all columns, accumulated segment by segment."""
 
     def __init__(self, q: Tensor, k: Tensor, q_inverse: Tensor, k_inverse: Tensor, widths: Sequence[int]) -> None:
         self.q, self.k, self.q_inverse, self.k_inverse = q, k, q_inverse, k_inverse
@@ -101,24 +102,27 @@ class _Prefixes:
         self.products = q.new_zeros(len(q), len(k))
 
     def cosines(self, number: int) -> Tensor:
-        """[n, C] of this prefix; to be called for one after another."""
+        """The cosines [n, C] of prefix `number`; must be called for the prefixes in order."""
         here = self.segments[number]
         self.products.addmm_(self.q[:, here], self.k[:, here].T)
         return (self.products * self.q_inverse[number, :, None]).mul_(self.k_inverse[number])
 
     def weights_(self, number: int, slopes: Tensor) -> Tensor:
-        """Turn the derivatives by the cosines into those by the products; return these times the products."""
+        """Turn derivatives by cosines into derivatives by products, in place; return them times the products."""
         slopes.mul_(self.q_inverse[number, :, None]).mul_(self.k_inverse[number])
         return slopes * self.products
 
 
 def segments(widths: Sequence[int]) -> list[slice]:
-    """From the end of each prefix to that of the next."""
+    """The slices between the ends of consecutive prefixes."""
     return [slice(start, end) for start, end in zip([0, *widths], widths, strict=False)]
 
 
 def inverse_norms(rows: Tensor, widths: Sequence[int], normalize: bool) -> Tensor:
-    """[prefixes, N] float32 (float64 for float64 rows): 0 for a prefix without a direction; 1 for dot products."""
+    """Inverse norms of the prefixes: 0 for a prefix without a direction, and 1 everywhere for dot products.
+
+    They are [prefixes, N] of float32 (float64 for float64 rows).
+    """
     dtype = compute_dtype(rows)
     if not normalize:
         return rows.new_ones(len(widths), len(rows), dtype=dtype)
@@ -135,7 +139,10 @@ def _add_products_(
     grad_q: Tensor | None,
     grad_k: Tensor | None,
 ) -> None:
-    """What a block of rows adds to the gradients: the last segment has the last prefix's slopes, the others more."""
+    """Add the products of a block of rows to the gradients.
+
+    A segment's slopes are the sum over the prefixes that contain it, so the sum grows from the last segment backwards.
+    """
     for here in reversed(segments(widths)):
         if not slopes:
             return
@@ -156,9 +163,9 @@ def subtract_radial_parts_(
     Args:
         gradient: [N, D].
         rows: [N, D].
-        norms: [prefixes, N], inverse.
-        radials: [prefixes, N], sums of derivative by the cosine times cosine.
-        widths: of the prefixes.
+        norms: [prefixes, N], inverse norms.
+        radials: [prefixes, N], sums of the derivative by the cosine times the cosine.
+        widths: widths of the prefixes.
     """
     if gradient is None:
         return

@@ -1,4 +1,4 @@
-"""Definition of `diffcse_kernels.replaced_token_bce`."""
+"""Reference implementation of `diffcse_kernels.replaced_token_bce`."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def replaced_token_bce(
     mask: Tensor,
     needs_gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The sum of the losses, what its gradients are made of, and the counts.
+    """The sum of the losses, its derivatives, and the counts.
 
-    `hidden` is read once, for the weight's gradient too.
+    `hidden` is read only once, although the weight's gradient needs it too.
 
     Args:
         hidden: [T, D].
         weight: [D].
         bias: one element.
-        original_ids, edited_ids: [T], integers; a token is replaced where the two differ.
+        original_ids, edited_ids: [T], integers; a token is replaced if the two differ.
         mask: [T], bool; True at the tokens that count.
         needs_gradients: whether the derivatives are wanted.
 
     Returns:
-        The sum of the losses; its derivative by every logit [T], zero outside the mask, and by the weight [D], both
-        empty without `needs_gradients`; `RTDCounts` as one tensor of four int64.
+        The sum of the losses; its derivatives by the logits [T], zero outside the mask, and by the weight [D];
+        `RTDCounts` as one tensor of four int64. Without `needs_gradients` both derivatives are empty.
 
     Example:
         >>> import torch
@@ -55,7 +55,7 @@ def replaced_token_bce(
             block = hidden[rows].to(dtype)
             logits[rows] = block @ head + offset
             if needs_gradients:
-                # d loss / d logit = sigmoid(logit) - label, without the cancellation where the two are close
+                # d loss / d logit = sigmoid(logit) - label, without cancellation if the two are close
                 sign = 1 - 2 * replaced[rows].to(dtype)
                 slopes[rows] = (sign * torch.sigmoid(sign * logits[rows])).masked_fill(~mask[rows], 0)
                 grad_weight += slopes[rows] @ block
@@ -70,13 +70,13 @@ def replaced_token_bce(
 
 
 def replaced_token_bce_backward(slopes: Tensor, upstream: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient of `hidden`, [T, D] of `dtype`: it has rank one.
+    """The gradient of `hidden`, a rank-one [T, D] of `dtype`.
 
     Args:
         slopes: [T], from the forward pass.
         upstream: the gradient of the loss, a scalar.
         weight: [D].
-        dtype: that of `hidden`.
+        dtype: the dtype of `hidden`.
     """
     slopes, head = slopes * upstream, weight.to(slopes.dtype)
     grad_hidden = slopes.new_empty(len(slopes), len(head), dtype=dtype)

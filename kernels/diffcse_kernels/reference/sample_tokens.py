@@ -1,4 +1,4 @@
-"""Definition of `diffcse_kernels.sample_tokens`."""
+"""Reference implementation of `diffcse_kernels.sample_tokens`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ..counter import counter_uniform
 from .blocks import compute_dtype, rows_a_block
 
-SAMPLING_ROWS = 64  # enough to use the processor well, few enough to waste little on a short call
+SAMPLING_ROWS = 64  # enough rows to use the processor well, and few enough to waste little on a short call
 
 
 @torch.no_grad()
@@ -25,9 +25,8 @@ def sample_tokens(
 ) -> Tensor:
     """`diffcse_kernels.sample_tokens`.
 
-    A row's logits must not depend on the rows that share its call, but a library picks another order of
-    summation for another shape of product. Hence every block has the same number of rows, the last one
-    padded.
+    A row's logits must not depend on the other rows of the call, but libraries change the order of summation with the
+    shape of a product. Therefore all blocks have the same number of rows; the last block is padded.
 
     Args:
         hidden: [T, D].
@@ -50,7 +49,7 @@ def sample_tokens(
     dtype = compute_dtype(hidden, embedding)
     vocabulary = embedding.to(dtype).T
     offsets = logit_offsets(embedding, bias, forbidden, dtype)
-    bytes_a_logit = offsets.element_size() + 8  # and its cumulative probability
+    bytes_a_logit = offsets.element_size() + 8  # 8 for its cumulative probability
     height = min(SAMPLING_ROWS, rows_a_block(len(offsets) * bytes_a_logit))
     uniform = counter_uniform(seed, positions)
     ids = torch.empty_like(positions)
@@ -68,7 +67,7 @@ def sample_tokens(
 
 
 def logit_offsets(embedding: Tensor, bias: Tensor | None, forbidden: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """What is added to the products, [V]: the bias, and minus infinity at the tokens that are never drawn."""
+    """The offsets [V] to add to the products: the bias, and minus infinity at the tokens that are never drawn."""
     offsets = embedding.new_zeros(len(embedding), dtype=dtype) if bias is None else bias.to(dtype)
     return offsets if forbidden is None else offsets.masked_fill(forbidden, -torch.inf)
 
@@ -76,8 +75,8 @@ def logit_offsets(embedding: Tensor, bias: Tensor | None, forbidden: Tensor | No
 def _invert_distribution(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
     """The first token whose cumulative probability exceeds the row's uniform number; `logits` is overwritten.
 
-    One of zero probability is never the first to exceed anything, and the last cumulative value exceeds every
-    target, since a uniform number is at most 1 - 2**-53.
+    A token with zero probability is never the first to exceed a number. The last cumulative value exceeds every
+    target, because a uniform number is at most 1 - 2**-53.
     """
     logits.sub_(logits.amax(dim=1, keepdim=True)).div_(temperature).exp_()
     cumulative = logits.cumsum(dim=1, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Definition of `diffcse_kernels.sigmoid_loss`."""
+"""Reference implementation of `diffcse_kernels.sigmoid_loss`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .blocks import compute_dtype, row_blocks
 from .info_nce import normalize_backward_, normalized_rows
 from .masks import bytes_a_logit, leave_out_
 
-LINEAR_FROM = 40.0  # there softplus(x) is x, also in float64
+LINEAR_FROM = 40.0  # from here on softplus(x) equals x, also in float64
 
 
 def sigmoid_loss(
@@ -27,7 +27,7 @@ def sigmoid_loss(
 ) -> tuple[Tensor, SigmoidGradients]:
     """The loss of every row, and the gradients of `coefficients @ losses`.
 
-    With s the sigmoid of a row's logits and e the one-hot of its positive, the gradients are
+    With s the sigmoid of a row's logits and e the one-hot vector of its positive, the gradients are
         grad_q_i  = coefficient_i * scale * (s_i - e_i) k
         grad_k   += coefficient_i * scale * (s_i - e_i)^T q_i
 
@@ -36,14 +36,14 @@ def sigmoid_loss(
         keys: [M, D].
         temperature: a scalar.
         bias: a scalar.
-        coefficients: [N], or None where no gradients are wanted.
-        ids: of queries and keys; those that share one leave each other out.
+        coefficients: [N], or None if no gradients are wanted.
+        ids: the ids of queries and keys; a pair that shares an id is left out.
         positive_offset: the positive of row `i` is key `positive_offset + i`.
         normalize: compare by cosine.
-        needs: the gradients wanted.
+        needs: which gradients are wanted.
 
     Returns:
-        losses [N] and gradients; float64 if the rows are, float32 otherwise.
+        Losses [N] and gradients; float64 if the rows are float64, float32 otherwise.
 
     Example:
         >>> import torch
@@ -91,12 +91,12 @@ def sigmoid_loss(
 def _slopes_(logits: Tensor, rows: slice, positive_offset: int, ids: Ids | None) -> Tensor:
     """Turn a block of logits into the derivatives of its losses, in place; return the loss of every row.
 
-    Both are made of the logit for a negative and of minus the logit for the positive: neither is 1 minus a probability
-    that is nearly 1.
+    Both are computed from the logit of a negative and from minus the logit of the positive. So neither is computed as
+    1 minus a probability that is nearly 1.
     """
     positive_column = logits.diagonal(positive_offset + rows.start)[: len(logits)]
     positives = positive_column.clone()
-    leave_out_(logits, rows, ids, None)  # minus infinity: no loss and no slope
+    leave_out_(logits, rows, ids, None)  # minus infinity gives no loss and no slope
     positive_column.copy_(positives.neg_())
     losses = F.softplus(logits, threshold=LINEAR_FROM).sum(dim=1)
     logits.sigmoid_()

@@ -1,6 +1,6 @@
-"""The three functions as Triton kernels, for GPUs; Triton's interpreter runs them on CPUs, for tests.
+"""The functions as Triton kernels, for GPUs; Triton's interpreter runs them on CPUs, for tests.
 
-Imported only when a call has chosen them, because Triton need not be installed.
+This package is imported only when a call uses it, because Triton is optional.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows that have several positives: one more pass over the similarities, before the exponentials."""
+"""Rows with several positives need one more pass over the similarities, before the exponentials."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from .similarity import Pair, row_maxima
 
 
 class Further(NamedTuple):
-    """What rows have that may share ids with columns; all [N] float32."""
+    """The results of this pass for rows that may share ids with columns; all [N] float32."""
 
     logsumexp: Tensor
-    """Of all columns that count but the row's own positive."""
+    """The logsumexp over all columns that count, except the row's own positive."""
     positives: Tensor
     """The logits of the rows' own positives."""
     largest: Tensor
-    """The largest negatives, -inf where there are none."""
+    """The largest negatives, -inf for rows without negatives."""
     shares: Tensor
-    """One over the number of positives, the row's own among them."""
+    """1 / the number of positives, including the row's own."""
     above_mean: Tensor
-    """How far the own positive's logit lies above the mean of all positives'."""
+    """The logit of the row's own positive minus the mean logit of all its positives."""
 
 
 def further_positives(pair: Pair) -> Further:
-    """`similarity.negatives_logsumexp` where the masks say which columns are positives too."""
+    """Like `similarity.negatives_logsumexp`, for masks that say which columns are positives too."""
     lowest = pair.scale.new_full((), -torch.inf)
     maxima, sums, positives, found = row_maxima(pair, lowest, -lowest, with_sums=True)
     counts, logits, largest = found[0].sum(dim=1), found[1].sum(dim=1), found[2].amax(dim=1)

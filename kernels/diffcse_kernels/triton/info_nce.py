@@ -1,15 +1,15 @@
-"""InfoNCE on a GPU: strips of exponentials from a Triton kernel, and the vendor's products with them.
+"""InfoNCE on a GPU: a Triton kernel computes strips of exponentials, and the vendor's library multiplies with them.
 
-Let s+ be the positive logit of row i, s_j its negatives, L their log-sum-exp and c_i the factor on its loss. Then
+Let s+ be the positive logit of row i, s_j its negatives, L their logsumexp and c_i the factor on its loss. Then
 
     loss_i   = softplus(L_i - s+_i)
     w_ij     = exp(s_j - shift_i)                              rounded to the dtype of the inputs
     f_i      = c_i scale exp(shift_i - s+_i - loss_i),   d_i = c_i scale sigmoid(L_i - s+_i)
     grad_q_i = f_i sum_j w_ij k_j - d_i k+_i             grad_k_j = sum_i w_ij f_i q_i - d_i q_i at i's positive
 
-for a strip of rows at a time, 6 N M D FLOP in all. The positive is not in w: rounded, it would not cancel what is
-subtracted from it. The shift must be known before the sums: `similarity.row_shifts` mostly takes it from bounds, and
-where it cannot, computes the rows' maxima first (8 N M D FLOP).
+for a strip of rows at a time, 6 N M D FLOP in total. The positive is not in w, because its rounded value would not
+cancel the term that is subtracted for it. The shift must be known before the sums. `similarity.row_shifts` can mostly
+derive it from bounds; otherwise it first computes the rows' maxima (8 N M D FLOP).
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ def contrast(
 def _gradients(
     pair: Pair, upstream: Upstream, further: Further | None, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor, Gradients]:
-    """`similarity.negatives_logsumexp`, and the gradients of what `upstream` says."""
+    """The results of `similarity.negatives_logsumexp`, and the gradients for the given upstream gradients."""
     q, k, scale = pair.q, pair.k, pair.scale
     coefficients = upstream.losses.float()
     both = coefficients if upstream.logsumexp is None else coefficients + upstream.logsumexp.float()
-    # float16 would lose small numbers: what is stored is relative to the largest value, and put right at the end
+    # float16 would lose small numbers, so stored values are relative to the largest value and rescaled at the end
     unit, unit_of_queries = similarity.unit_of_exponentials(pair), similarity.unit_of_queries(pair)
     size = torch.maximum(both.abs(), coefficients.abs()).amax().clamp_min(torch.finfo(torch.float32).tiny)
     relative = torch.ones_like(both)
@@ -100,7 +100,7 @@ def _gradients(
         if totals_k is not None:
             factors = relative[rows] * q.inverse_norms[rows]
             accumulate_(totals_k, weights.T, similarity.weighted(q.values[rows], factors, unit_of_queries))
-        del weights  # or two strips would be alive while the next one is made
+        del weights  # otherwise two strips would be alive while the next one is computed
     shared = size * scale / unit
     pulls = both * (logsumexp - positives).sigmoid() - (both - coefficients)
     if further is not None:
@@ -124,7 +124,7 @@ def _gradients(
 
 
 def _stats(pair: Pair, num_keys: int, positive_cosines: Tensor, is_right: Tensor) -> InfoNCEStats:
-    """The sum over all pairs is the product of the sums, so that the matrix is not needed."""
+    """The statistics. The sum over all pairs is the product of the sums, so they need no matrix."""
     q_sum = _sum_of_rows(pair.q)
     k_sum = _sum_of_rows(Rows(pair.k.values[:num_keys], pair.k.inverse_norms[:num_keys]))
     negative_sum = q_sum @ k_sum - positive_cosines.sum()
@@ -134,7 +134,7 @@ def _stats(pair: Pair, num_keys: int, positive_cosines: Tensor, is_right: Tensor
 
 
 def _sum_of_rows(rows: Rows) -> Tensor:
-    """[D] float32: the sum of the normalised rows, by blocks so that their float32 copies stay small."""
+    """[D] float32: the sum of the normalised rows, computed in blocks to keep the float32 copies small."""
     total = rows.inverse_norms.new_zeros(rows.values.shape[1])
     for values, inverse_norms in zip(rows.values.split(16384), rows.inverse_norms.split(16384), strict=True):
         total += inverse_norms @ values.float()

@@ -1,8 +1,8 @@
-"""Triton's interpreter computes bfloat16 wrongly and says nothing; this makes products and casts right.
+"""Correct the bfloat16 products and casts of Triton's interpreter, which are silently wrong.
 
-It holds bfloat16 as uint16 and multiplies those integers, and it truncates casts from float32 where a GPU rounds to
-nearest even. The other arithmetic on bfloat16 (+, *, sum, where) stays wrong, so the kernels cast what they load to
-float32 first, as they would anyway. Seen in triton 3.6.0 and 3.9.0; the tests hold that the repair works.
+The interpreter holds bfloat16 as uint16 and multiplies these integers. It truncates casts from float32, although a GPU
+rounds to nearest even. The other bfloat16 arithmetic (+, *, sum, where) stays wrong. The kernels therefore cast what
+they load to float32 first, as they would anyway. Seen in triton 3.6.0 and 3.9.0; tests check that the repair works.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from triton.runtime import interpreter
 
 
 def make_bfloat16_right() -> None:
-    """Replace the interpreter's product and cast, once."""
+    """Replace the interpreter's product and cast; further calls do nothing."""
     builder = interpreter.InterpreterBuilder
     if getattr(builder, "bfloat16_is_right", False):
         return
@@ -40,7 +40,7 @@ def _widened(operand: Any) -> Any:
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
-    """The upper halves of float32, rounded to nearest even."""
+    """The upper 16 bits of float32, rounded to nearest even."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
     halves = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), halves)

@@ -1,4 +1,4 @@
-"""One block of keys at a time, with the kernels of InfoNCE."""
+"""InfoNCE for one block of keys at a time, with the kernels of InfoNCE."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def block_gradients(
             weights, *_ = similarity.exponentials(pair, rows, shifts[rows], unit)
             product_(grad_q[rows], weights, pair.k.values)
             accumulate_(grad_k, weights.T, similarity.weighted(pair.q.values[rows], relative[rows], unit_of_queries))
-            del weights  # or two strips would be alive while the next one is made
+            del weights  # otherwise two strips would be alive while the next one is computed
         grad_q *= (factors / unit)[:, None]
         grad_k *= largest_factor / (unit * unit_of_queries)
     return grad_q, grad_k
@@ -68,7 +68,7 @@ def _pair(
     ids: Ids | None,
     thresholds: Tensor | None,
 ) -> Pair:
-    nowhere = len(keys)  # a column that no row has
+    nowhere = len(keys)  # beyond the last column, so no row has its positive here
     return Pair(
         *Rows.both(queries, keys, normalize=False),
         scale.float().reshape(1),

@@ -1,4 +1,4 @@
-"""Which columns of a tile do not count in which rows; no mask is larger than the tile."""
+"""Masks: which columns of a tile do not count in which rows; no mask is larger than the tile."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch import Tensor
 
 from ..types import Ids, Options
 
-MASK_SIZES = ["num_with_ids"]  # one kernel for any number
+MASK_SIZES = ["num_with_ids"]  # kernels are not specialised for this number
 
 
 class Masks(NamedTuple):
-    """Everything that leaves columns out. What is None leaves out nothing, and costs nothing in the kernels."""
+    """Everything that excludes columns. A field that is None excludes nothing and costs nothing in the kernels."""
 
     query_ids: Tensor | None = None
     """[N, C] int64."""
     column_ids: Tensor | None = None
-    """[I, C] int64, of the first columns."""
+    """[I, C] int64, for the first I columns."""
     excluded_rows: Tensor | None = None
-    """[columns] int32: the one row in which a column does not count, or none if there is no such row."""
+    """[columns] int32: the one row in which a column does not count; a number that is no row excludes nothing."""
     thresholds: Tensor | None = None
-    """[N] float32: logits, without the bonus, above which columns do not count."""
+    """[N] float32: columns with a larger logit, not counting the bonus, do not count."""
     multiple_positives: bool = False
-    """Columns that share an id with a row are positives of it, and no threshold leaves them out."""
+    """If True, columns that share an id with a row are positives of it, and no threshold excludes them."""
 
     @classmethod
     def of(cls, ids: Ids | None, options: Options, columns: int, rows: Tensor) -> Masks:
-        """Those of some rows, but for the thresholds."""
+        """The masks of some rows, without the thresholds."""
         excluded_rows = None
         if options.excluded:
             excluded_rows = torch.full((columns,), -1, dtype=torch.int32, device=rows.device)
@@ -41,11 +41,11 @@ class Masks(NamedTuple):
 
     @classmethod
     def of_ids(cls, ids: Ids | None) -> Masks:
-        """Those that leave out what shares an id."""
+        """Masks that exclude the columns that share an id with a row."""
         return cls() if ids is None else cls(ids.queries, ids.columns)
 
     def strip(self, rows: slice) -> Masks:
-        """Those of some of the rows, which are then numbered from 0."""
+        """The masks of a slice of the rows, renumbered from 0."""
         return self._replace(
             query_ids=None if self.query_ids is None else self.query_ids[rows],
             excluded_rows=None if self.excluded_rows is None else self.excluded_rows - rows.start,
@@ -53,15 +53,15 @@ class Masks(NamedTuple):
         )
 
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """Arguments of the kernels that look at similarities."""
+        """The tensor arguments of the kernels that compute similarities."""
         return self.query_ids, self.column_ids, self.excluded_rows, self.thresholds
 
     def number(self) -> int:
-        """Another one: how many columns have ids."""
+        """The integer argument of these kernels: how many columns have ids."""
         return 0 if self.column_ids is None else len(self.column_ids)
 
     def constants(self) -> dict[str, int | bool]:
-        """Those that are known when a kernel is compiled."""
+        """The compile-time arguments of these kernels."""
         return {"IDS": 0 if self.query_ids is None else self.query_ids.shape[1], "MULTIPLE": self.multiple_positives}
 
 
@@ -70,7 +70,7 @@ def leave_out(
     logits, row, column, hard_negative, bonus, query_ids, column_ids, excluded_rows, thresholds,
     num_rows, num_columns, num_with_ids, IDS: tl.constexpr, MULTIPLE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of logits, -inf where a column does not count in a row; and whether the two share an id."""
+    """A tile of logits with -inf where a column does not count in a row, and, if MULTIPLE, whether both share an id."""
     if thresholds is not None:
         threshold = tl.load(thresholds + row, mask=row < num_rows, other=0.0)
         of_own = tl.where(hard_negative >= 0, bonus, 0.0)

@@ -1,13 +1,16 @@
-"""InfoNCE of nested prefixes on a GPU: two Triton kernels, and the vendor's products with what the second one makes.
+"""InfoNCE of nested prefixes on a GPU: two Triton kernels, then the vendor's products with the results of the second.
 
-For a strip of rows, the first kernel goes once along the width, and after each prefix sums the exponentials of its
-logits. These sums give the factor of every prefix and row. The second kernel makes, for every segment between two
-prefixes, the sum of the weights of all prefixes that contain it, from the longest prefix to the shortest. With D the
-longest width and W the sum of all, that is 2 N M (D + W) FLOP, and 4 N M D for the gradients: about 10 N M D for widths
-that are halved, where a call for each takes 6 N M W, or 12 N M D. A second kernel that added to the segments' weights
-from the shortest prefix to the longest would save products, but round each sum L times and move L^2 / 2 tiles.
+For a strip of rows, the first kernel runs once along the width. After each prefix it sums the exponentials of the
+prefix's logits. These sums give the factor of every prefix and row. The second kernel computes, for every segment
+between two prefixes, the sum of the weights of all prefixes that contain it. It runs from the longest prefix to the
+shortest.
 
-As in `info_nce`, a row's positive is kept apart from its negatives.
+Let D be the longest width and W the sum of all widths. The kernels take 2 N M (D + W) FLOP and the gradients 4 N M D.
+For widths that are halved this is about 10 N M D. A separate call for each width would take 6 N M W, or 12 N M D. A
+second kernel that ran from the shortest prefix to the longest and added to the segments' weights would save products.
+But it would round each sum L times and move L^2 / 2 tiles, where L is the number of prefixes.
+
+As in `info_nce`, a row's positive is kept separate from its negatives.
 """
 
 from __future__ import annotations
@@ -33,14 +36,14 @@ from .tiles import constants as constants_of
 from .tiles import precision_for, tiles
 
 TINY = torch.finfo(torch.float32).tiny
-LEAST = 2.0**-100  # float16's unit over it is finite
+LEAST = 2.0**-100  # float16's unit divided by this is finite
 
 
 class _Problem(NamedTuple):
     """All rows, or a strip of them, against all columns."""
 
     q: Tensor
-    """[n, D], contiguous, of the dtype of k."""
+    """[n, D], contiguous, with the dtype of k."""
     k: Tensor
     """[C, D], contiguous."""
     q_inverse: Tensor
@@ -50,9 +53,9 @@ class _Problem(NamedTuple):
     scale: Tensor
     """[1] float32."""
     widths: Sequence[int]
-    """Of the L prefixes."""
+    """The widths of the L prefixes."""
     ends: Tensor
-    """[L] int32, the same."""
+    """[L] int32, the widths as a tensor."""
     masks: Masks
     positive: int
 
@@ -65,7 +68,7 @@ class _Problem(NamedTuple):
         )
 
     def strips(self) -> Iterator[slice]:
-        """Slices of rows of which the weights of all segments fit the budget."""
+        """Slices of rows; for each slice, the weights of all segments fit the budget."""
         bytes_a_row = len(self.ends) * stride(len(self.k)) * self.k.element_size()
         block = tiles(self.k.dtype, hopper=False).block_m
         height = max(1, strips.WORKSPACE_BYTES // bytes_a_row // block) * block
@@ -73,7 +76,7 @@ class _Problem(NamedTuple):
             yield slice(start, min(start + height, len(self.q)))
 
     def launch(self, kernel: Any, *results: Tensor, stride: tuple[int, ...] = ()) -> None:
-        """Run a kernel with a program for each tile."""
+        """Run a kernel with one program for each tile."""
         shape = tiles(self.k.dtype, hopper=False)
         (rows, width), columns = self.q.shape, len(self.k)
         programs = triton.cdiv(rows, shape.block_m) * triton.cdiv(columns, shape.block_n)
@@ -119,7 +122,7 @@ def matryoshka_info_nce(
 
 
 class _Totals:
-    """The gradients, as strips of rows add to them."""
+    """The gradients, to which strips of rows add."""
 
     def __init__(self, problem: _Problem, factors: Tensor, needs: Needs) -> None:
         self.problem, self.factors, self.needs = problem, factors, needs
@@ -128,14 +131,14 @@ class _Totals:
         self.k = torch.zeros_like(k, dtype=torch.float32) if needs.columns else None
         self.radials_q, self.radials_k = torch.zeros_like(problem.q_inverse), torch.zeros_like(problem.k_inverse)
         self.pulls = torch.zeros_like(problem.q_inverse)
-        # float16 would lose small numbers: what is stored is relative to the largest value, and put right at the end
+        # float16 would lose small numbers, so stored values are relative to the largest value and rescaled at the end
         unit = similarity.storage_unit(q.dtype)
         self.unit = unit / problem.k_inverse.amax().clamp_min(NORM_EPS).reshape(1)
         largest = (factors.abs() * problem.q_inverse).sum(dim=0) * q.abs().amax(dim=1)
         self.unit_of_queries = unit / largest.amax().clamp_min(LEAST)
 
     def add(self, rows: slice) -> Tensor:
-        """What a strip of n rows adds; its losses [L, n]."""
+        """Add the gradients of a strip of n rows, and return its losses [L, n]."""
         strip, factors = self.problem.strip(rows), self.factors[:, rows]
         logsumexp, maxima, positives = _sums(strip)
         losses = F.softplus(logsumexp - positives)
@@ -160,12 +163,12 @@ class _Totals:
         return losses
 
     def finish_(self, normalize: bool) -> None:
-        """Add the positives' parts, and take the radial parts out."""
+        """Add the contributions of the positives, and remove the radial parts."""
         q, k, scale = self.problem.q, self.problem.k, self.problem.scale
         partners = slice(self.problem.positive, self.problem.positive + len(q))
         if self.k is not None:
             self.k /= self.unit * self.unit_of_queries
-        pulls = self.pulls.flip(0).cumsum(dim=0).flip(0)  # on each segment, of all prefixes that contain it
+        pulls = self.pulls.flip(0).cumsum(dim=0).flip(0)  # for each segment, summed over the prefixes that contain it
         for here, pull in zip(segments(self.problem.widths), pulls, strict=True):
             if self.q is not None:
                 self.q[:, here].addcmul_(k[partners, here].float(), pull[:, None], value=-1)
@@ -183,7 +186,7 @@ class _Totals:
 
 
 def _sums(strip: _Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each prefix and row: log-sum-exp of its negatives, the largest of them (0 without), its positive logit."""
+    """For each prefix and row: logsumexp of the negatives, the largest negative (0 if none), and the positive logit."""
     block = tiles(strip.k.dtype, hopper=False).block_n
     maxima, sums = strip.scale.new_empty(2, *strip.q_inverse.shape, triton.cdiv(len(strip.k), block))
     positives = strip.scale.new_empty(strip.q_inverse.shape)
@@ -195,12 +198,13 @@ def _sums(strip: _Problem) -> tuple[Tensor, Tensor, Tensor]:
 def _weights(
     strip: _Problem, maxima: Tensor, gains: Tensor, row_units: Tensor, unit: Tensor
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """What the gradients of a strip of n rows are made of.
+    """The factors from which the gradients of a strip of n rows are computed.
 
-    With g = gains * exp(negatives - maxima) of every prefix, these are
+    With g = gains * exp(negatives - maxima) for every prefix, they are
 
-        sum of g / |q| / |k| over the prefixes that contain a segment, times unit / row_units, L times [n, C] of the
-        inputs' dtype; (g * logits) summed over the columns, [L, n], and over the rows, [L, C], in float32
+        for each of the L segments, the sum of g / |q| / |k| over the prefixes that contain it, times unit / row_units,
+        [n, C] of the inputs' dtype;
+        the sums of (g * logits) over the columns, [L, n], and over the rows, [L, C], in float32
     """
     shape = tiles(strip.k.dtype, hopper=False)
     prefixes, columns = len(strip.ends), len(strip.k)
@@ -220,15 +224,15 @@ def add_products(
     products, queries, columns, row, column, width, start, end,
     BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """products + queries[row, start:end] @ columns[column, start:end].T; EVEN_D says that BLOCK_D divides both ends."""
-    # the first row of a tile may lie beyond 2^31 elements; the distance to it within a tile does not
+    """products + queries[row, start:end] @ columns[column, start:end].T; EVEN_D: BLOCK_D divides start and end."""
+    # the first row of a tile may lie beyond 2^31 elements, but distances within a tile are smaller
     first_row = tl.min(row, 0)
     first_column = tl.min(column, 0)
     q_pointers = queries + first_row.to(tl.int64) * width + ((row - first_row) * width)[:, None]
     k_pointers = columns + first_column.to(tl.int64) * width + ((column - first_column) * width)[None, :]
     for first in range(start, end, BLOCK_D):
         if EVEN_D:
-            d = first // BLOCK_D * BLOCK_D + tl.arange(0, BLOCK_D)  # a multiple, for all to see
+            d = first // BLOCK_D * BLOCK_D + tl.arange(0, BLOCK_D)  # shows the compiler that it is a multiple
             q = tl.load(q_pointers + d[None, :])
             k = tl.load(k_pointers + d[:, None])
         else:
@@ -244,7 +248,7 @@ def _is_negative(
     zeros, row, column, query_ids, column_ids, excluded_rows, thresholds,
     num_rows, num_columns, positive, num_with_ids, IDS: tl.constexpr, MULTIPLE: tl.constexpr,
 ):  # fmt: skip
-    """bool [rows, columns]: neither the positive, nor beyond the last column, nor left out by a mask."""
+    """bool [rows, columns]: neither the positive, nor beyond the last column, nor excluded by a mask."""
     counting, _ = leave_out(
         zeros, row, column, -1, 0.0, query_ids, column_ids, excluded_rows, thresholds,
         num_rows, num_columns, num_with_ids, IDS, MULTIPLE,
@@ -255,7 +259,7 @@ def _is_negative(
 
 @triton.jit
 def _scales(q_inverse, k_inverse, prefix, row, column, num_rows, num_columns):
-    """Pointers' values: the inverse norms of a tile's rows and columns; 0 beyond the edges."""
+    """Load the inverse norms of a tile's rows and columns; 0 beyond the edges."""
     of_rows = tl.load(q_inverse + prefix * num_rows.to(tl.int64) + row, mask=row < num_rows, other=0.0)
     of_columns = tl.load(k_inverse + prefix * num_columns.to(tl.int64) + column, mask=column < num_columns, other=0.0)
     return of_rows, of_columns
@@ -269,7 +273,7 @@ def prefix_sums_kernel(
     IDS: tl.constexpr, MULTIPLE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """By prefix and tile of columns: negatives.amax(1), (negatives - maxima).exp().sum(1); the positives."""
+    """For each prefix and tile of columns: negatives.amax(1), (negatives - maxima).exp().sum(1); and the positives."""
     _, column_tile, row, column = tile_of_program(num_rows, BLOCK_M, BLOCK_N)
     is_row = row < num_rows
     zeros = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -292,7 +296,7 @@ def prefix_sums_kernel(
         logits = products * (of_rows * scale)[:, None] * of_columns[None, :]
         negatives = tl.where(is_negative, logits, float("-inf"))
         maximum = tl.max(negatives, 1)
-        shift = tl.where(maximum == float("-inf"), 0.0, maximum)  # no negatives: -inf - -inf is not a number
+        shift = tl.where(maximum == float("-inf"), 0.0, maximum)  # without negatives, -inf - -inf would be NaN
         place = (prefix * num_rows.to(tl.int64) + row) * tl.cdiv(num_columns, BLOCK_N) + column_tile
         tl.store(maxima + place, maximum, mask=is_row)
         tl.store(sums + place, tl.sum(tl.exp(negatives - shift[:, None]), 1), mask=is_row)
@@ -312,8 +316,10 @@ def prefix_weights_kernel(
     IDS: tl.constexpr, MULTIPLE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """With e = (negatives - maxima).exp() of a prefix: weights = (shares * e * k_inverse), summed from the last prefix
-    on, rounded; gains * e * logits, summed over the tile's columns, and over its rows.
+    """The weights of every segment, and the radial sums of every prefix.
+
+    With e = (negatives - maxima).exp() of a prefix: weights = (shares * e * k_inverse), summed from the last prefix to
+    this one and rounded; gains * e * logits, summed over the tile's columns, and over its rows.
     """
     row_tile, column_tile, row, column = tile_of_program(num_rows, BLOCK_M, BLOCK_N)
     is_row = row < num_rows

@@ -1,4 +1,4 @@
-"""Embeddings as the kernels read them."""
+"""Embeddings in the form that the kernels read."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..reference.info_nce import NORM_EPS
 
 
 class Rows(NamedTuple):
-    """Embeddings and what they are divided by."""
+    """Embeddings and the inverses of their norms."""
 
     values: Tensor
     """[N, D], contiguous."""
     inverse_norms: Tensor
-    """[N] float32; 0 for a row too short to have a direction; all 1 where rows are compared by dot product."""
+    """[N] float32; 0 for a row too short to have a direction; all 1 if rows are compared by dot product."""
 
     @classmethod
     def of(cls, values: Tensor, normalize: bool) -> Rows:
@@ -28,6 +28,6 @@ class Rows(NamedTuple):
 
     @classmethod
     def both(cls, queries: Tensor, columns: Tensor, normalize: bool) -> tuple[Rows, Rows]:
-        """Rows to be multiplied with each other, in the dtype that holds the numbers of both."""
+        """Both sides, in the common dtype that holds the numbers of both, ready to be multiplied with each other."""
         dtype = torch.promote_types(queries.dtype, columns.dtype)
         return cls.of(queries.to(dtype), normalize), cls.of(columns.to(dtype), normalize)

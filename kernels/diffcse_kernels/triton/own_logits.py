@@ -1,4 +1,4 @@
-"""The logit of every row's own positive, before anything else is computed: the margin is measured from it."""
+"""The logit of every row's own positive. It is computed first, because the margin is measured from it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .tiles import constants, precision_for, tiles_for
 
 
 def with_margin(pair: Pair, margin: float) -> Pair:
-    """The pair with a mask that leaves out what is more similar to a row than its positive by more than the margin."""
+    """The pair with a mask that excludes columns whose similarity exceeds the positive's by more than the margin."""
     thresholds = thresholds_of(own_logits(pair), margin, pair.scale)
     return pair._replace(masks=pair.masks._replace(thresholds=thresholds))
 
 
 def own_logits(pair: Pair) -> Tensor:
-    """[N] float32, from tiles on the diagonal: the products are those that the other kernels compute there."""
+    """[N] float32, from tiles on the diagonal; the products are the same as in the other kernels."""
     rows, width = pair.q.values.shape
     shape = tiles_for(pair.q.values)
     logits = pair.scale.new_empty(rows)

@@ -1,4 +1,4 @@
-"""Matrix products of the vendor's library with float32 results, whatever the operands."""
+"""Matrix products from the vendor's library, with float32 results for operands of any dtype."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def accumulate_(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 @cache
 def makes_float32(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether this PyTorch's `mm` makes float32 of half-precision operands there, without rounding it on the way."""
+    """Whether `mm` returns float32 for half-precision operands on this device, without rounding in between."""
     ones, out = torch.ones(16, 16, dtype=dtype, device=device), torch.empty(16, 16, device=device)
     left = ones.clone()
-    left[:, 0] = 2.0**-9  # 15 and a bit: more digits than half precision has
+    left[:, 0] = 2.0**-9  # the results are 15 + 2**-9, which needs more digits than half precision has
     try:
         torch.mm(left, ones, out_dtype=torch.float32, out=out)
     except (RuntimeError, TypeError):
@@ -43,7 +43,7 @@ def makes_float32(dtype: torch.dtype, device: torch.device) -> bool:
 
 @cache
 def adds_to_float32(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether its `addmm` adds them to float32, in place: some releases refuse, some compute wrong numbers."""
+    """Whether `addmm` adds their product to float32 in place; some releases refuse, some compute wrong numbers."""
     ones = torch.ones(16, 16, dtype=dtype, device=device)
     total = torch.full((16, 16), 1 + 2.0**-18, device=device)
     try:

@@ -1,12 +1,12 @@
-"""`diffcse_kernels.replaced_token_bce` in Triton: forward reads `hidden` once, backward writes its gradient.
+"""`diffcse_kernels.replaced_token_bce` in Triton: forward reads `hidden` once, backward writes its gradient once.
 
-The device's copy bandwidth is the floor of both, so the work on a token must stay small. Forward gives a row to a
-warp, where it is summed without a barrier, and as many programs as the device holds at once walk over the rows. Each
-keeps its part of the weight's gradient in registers; the parts are summed at the end, always in the same order.
+The device's copy bandwidth limits both, so the work per token must stay small. Forward gives each row to one warp,
+which sums it without a barrier. As many programs as the device can hold at once iterate over the rows. Each program
+keeps its part of the weight's gradient in registers. The parts are summed at the end, always in the same order.
 """
 
 # mypy: disable-error-code="assignment"
-# (in kernels, tuples that grow)
+# (kernels use tuples that grow)
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from torch import Tensor
 
 from .strips import processors_of
 
-NUM_STAGES = tl.constexpr(3)  # a row is on its way while the one before it is summed
+NUM_STAGES = tl.constexpr(3)  # a row is loaded while the row before it is summed
 
 
 class ForwardTiles(NamedTuple):
-    """A row is read in `parts` of `part` columns, the last ones masked.
+    """A row is read in `parts` blocks of `part` columns; columns beyond the width are masked.
 
-    Triton's blocks are powers of two: as one block, a width of 768 would waste a quarter of the arithmetic.
+    Triton's blocks are powers of two. A width of 768 in a single block would waste a quarter of the arithmetic.
     """
 
     part: int
     parts: int
     num_warps: int
     programs: int
-    """On a multiprocessor."""
+    """Programs on each multiprocessor."""
 
 
 class BackwardTiles(NamedTuple):
-    """Rows and columns that a program writes."""
+    """The rows and columns that one program writes."""
 
     block_t: int
     block_d: int
@@ -44,7 +44,7 @@ class BackwardTiles(NamedTuple):
 
 
 def forward_tiles(width: int) -> ForwardTiles:
-    """Eight columns a thread and part; the registers of a multiprocessor hold 16 rows of 1024 columns."""
+    """Eight columns per thread and part; a multiprocessor's registers hold 16 rows of 1024 columns."""
     part = max(128, triton.next_power_of_2(width) // 4)
     parts = triton.cdiv(width, part)
     programs = max(1, min(32, 16 * 1024 // (part * parts)))
@@ -52,7 +52,7 @@ def forward_tiles(width: int) -> ForwardTiles:
 
 
 def backward_tiles(width: int) -> BackwardTiles:
-    """32 elements a thread, where the width allows."""
+    """32 elements per thread, if the width allows it."""
     block_d = max(16, triton.next_power_of_2(width))
     return BackwardTiles(block_t=min(64, max(1, 8192 // block_d)), block_d=block_d)
 
@@ -66,7 +66,7 @@ def replaced_token_bce(
     mask: Tensor,
     needs_gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`diffcse_kernels.reference.replaced_token_bce` of float32, bfloat16 or float16."""
+    """`diffcse_kernels.reference.replaced_token_bce` for float32, bfloat16 or float16."""
     tokens, width = hidden.shape
     tile = forward_tiles(width)
     programs = min(tokens, tile.programs * processors_of(hidden.device))
@@ -180,10 +180,10 @@ def forward_kernel(
 
 @triton.jit
 def loss_and_slope(logit, label):
-    """softplus of the logit that speaks for the wrong label, and the loss's derivative by `logit`.
+    """The loss, softplus of the logit for the wrong label, and its derivative by `logit`.
 
-    The derivative is sigmoid(logit) - label, without the cancellation where the two are close. log(1 + e) is
-    2 artanh(e / (2 + e)), which stays right where 1 + e rounds to 1; its series is cut at 2e-8 of the result.
+    The derivative is sigmoid(logit) - label, computed without cancellation if the two are close. log(1 + e) is computed
+    as 2 artanh(e / (2 + e)), which stays accurate if 1 + e rounds to 1. Its series is cut at 2e-8 of the result.
     """
     wrong = tl.where(label, -logit, logit)
     e = tl.exp(-tl.abs(wrong))

@@ -1,4 +1,4 @@
-"""From sums over the other side's rows to the gradients of the rows themselves."""
+"""Turn sums over the rows of the other side into the gradients of the rows themselves."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def finish_(
     Args:
         totals: [N, D] float32.
         factors: [N] float32.
-        rows: [N, D], those that the gradients are of.
-        partners: [P, D]; row i's is number `first_partner + i`, or none if there is no such number.
+        rows: [N, D], the rows that get the gradients.
+        partners: [P, D]. The partner of row i is number `first_partner + i`; out of range means that it has none.
         first_partner: may be negative.
         partner_factors: [N] float32.
-        normalized: whether the rows were divided by their norms, which takes the radial part out of the gradients.
+        normalized: whether the rows were divided by their norms. If so, the radial part is removed from the gradients.
 
     Returns:
         [N] float32: the radial parts.
@@ -45,7 +45,7 @@ def finish_(
 
 
 def constants(width: int) -> dict[str, int]:
-    """The compile-time arguments for rows of this width: whole rows, some 4096 elements a program."""
+    """The compile-time arguments for rows of this width: whole rows, about 4096 elements per program."""
     block_d = triton.next_power_of_2(width)
     return {"BLOCK_M": max(1, 4096 // block_d), "BLOCK_D": block_d, "num_warps": max(4, min(32, block_d // 512))}
 

@@ -1,10 +1,10 @@
-"""A vocabulary head that samples, on a GPU: the logits live in registers only.
+"""A vocabulary head that samples, on a GPU; the logits exist only in registers.
 
-The vocabulary is cut into slices of `SLICE` tokens. `weigh_slices_kernel`, a matrix product, leaves two numbers for
-each row and slice: its largest logit, and its mass relative to that. `draw_kernel` inverts the cumulative distribution
-over the slices at the row's uniform number, computes the logits of the slice that it finds once more, and inverts
-theirs at what is left of the number. Each level is relative to a total of its own, so the second product may round
-differently from the first.
+The vocabulary is cut into slices of `SLICE` tokens. `weigh_slices_kernel`, a matrix product, stores two numbers for
+each row and slice: the largest logit, and the mass relative to it. `draw_kernel` inverts the cumulative distribution
+over the slices at the row's uniform number. It then computes the logits of the chosen slice again, and inverts their
+distribution at the remainder of the number. Each level has its own total, so the second product may round differently
+from the first.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ..counter import counter_uniform
 from ..reference.sample_tokens import logit_offsets
 from .tiles import precision_for
 
-SLICE = 32  # tokens; a wider one costs more when it is computed again, a narrower one more workspace
-WORKSPACE_BYTES = 32 * 2**20  # few enough rows at once that their states stay in L2 while the vocabulary passes
+SLICE = 32  # tokens; a wider slice costs more to compute again, a narrower one needs more workspace
+WORKSPACE_BYTES = 32 * 2**20  # limits the rows at once, so their states stay in L2 while the vocabulary is read
 SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 LOWEST = tl.constexpr(-LARGEST)
 
@@ -45,7 +45,7 @@ def tiles(dtype: torch.dtype) -> Tiles:
 
 
 class DrawTiles(NamedTuple):
-    """The same for `draw_kernel`."""
+    """Shapes of `draw_kernel`."""
 
     block_t: int
     slices: int
@@ -74,10 +74,10 @@ def sample_tokens(
     if hidden.dtype != embedding.dtype or hidden.dtype not in (torch.bfloat16, torch.float16):
         hidden, embedding = hidden.float(), embedding.float()
     hidden, embedding = hidden.contiguous(), embedding.contiguous()
-    if hidden.data_ptr() % 16:  # where 16 bytes cannot be loaded at once, a kernel may sum in another order
+    if hidden.data_ptr() % 16:  # without 16-byte loads, a kernel may sum in a different order
         hidden = hidden.clone()
     offsets = logit_offsets(embedding, bias, forbidden, torch.float32)
-    # temperature 0 is the limit: only the largest logits have any mass, and the uniform number 0 takes the first
+    # temperature 0 is the limit: only the largest logits have any mass, and the uniform number 0 selects the first
     scale = min(max(math.log2(math.e) / temperature, SMALLEST), LARGEST) if temperature else LARGEST
     uniform = counter_uniform(seed, positions) if temperature else torch.zeros_like(positions, dtype=torch.float64)
     ids = torch.empty_like(positions)
@@ -111,7 +111,7 @@ def _sample_rows(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["rows"])  # one kernel for any number of rows: a row's result depends on no other
+@triton.jit(do_not_specialize=["rows"])  # the same kernel for any number of rows: a row must not depend on others
 def weigh_slices_kernel(
     hidden, embedding, offsets, scale, maxima, masses, rows, vocabulary, width,
     SLICE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr,
@@ -120,12 +120,12 @@ def weigh_slices_kernel(
     """logits = (hidden @ embedding.T + offsets).unflatten(1, (-1, SLICE)); maxima = logits.amax(2);
     masses = ((logits - maxima[..., None]) * scale).exp2().sum(2).
     """
-    first_row = tl.program_id(0) * BLOCK_T  # the fastest: neighbours share a tile of the embedding
+    first_row = tl.program_id(0) * BLOCK_T  # axis 0 varies fastest, so neighbours share a tile of the embedding
     first_token = tl.program_id(1) * BLOCK_V
     row = tl.arange(0, BLOCK_T)
     token = tl.arange(0, BLOCK_V)
     d = tl.arange(0, BLOCK_D)
-    # beyond the edge the last row and the last token stand in
+    # beyond the edge, repeat the last row and the last token
     row_inside = tl.minimum(row, rows - 1 - first_row)
     token_inside = tl.minimum(token, vocabulary - 1 - first_token)
     states = hidden + first_row.to(tl.int64) * width + (row_inside[:, None] * width + d[None, :])
@@ -143,7 +143,7 @@ def weigh_slices_kernel(
         vectors += BLOCK_D
     offset = tl.load(offsets + first_token + token, mask=first_token + token < vocabulary, other=float("-inf"))
     logits = tl.reshape(logits + offset[None, :], (BLOCK_T, BLOCK_V // SLICE, SLICE))
-    maximum = tl.maximum(tl.max(logits, 2), LOWEST)  # finite, also where every token of the slice is excluded
+    maximum = tl.maximum(tl.max(logits, 2), LOWEST)  # finite, even if every token of the slice is excluded
     mass = tl.sum(tl.exp2((logits - maximum[:, :, None]) * scale), 2)
     slices = tl.cdiv(vocabulary, SLICE)
     piece = first_token // SLICE + tl.arange(0, BLOCK_V // SLICE)
@@ -158,12 +158,14 @@ def draw_kernel(
     hidden, embedding, offsets, uniform, scale, maxima, masses, ids, rows, vocabulary, width,
     SLICE: tl.constexpr, SLICES: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """weights = masses * ((maxima - maxima.amax(1, True)) * scale).exp2(), and their cumulative sum inverted at
-    uniform * weights.sum(1); then the same within the slice that this finds.
+    """Draw a slice for each row, then a token within the slice.
+
+    weights = masses * ((maxima - maxima.amax(1, True)) * scale).exp2(); their cumulative sum is inverted at
+    uniform * weights.sum(1). The slice found is inverted in the same way.
     """
     row = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     is_row = row < rows
-    row = tl.minimum(row, rows - 1)  # beyond the edge the last row stands in
+    row = tl.minimum(row, rows - 1)  # beyond the edge, repeat the last row
     slices = tl.cdiv(vocabulary, SLICE)
     piece = tl.arange(0, SLICES)[None, :]
     place = row[:, None] * slices + piece
@@ -189,8 +191,10 @@ def draw_kernel(
 
 @triton.jit
 def _invert(weights, index, uniform):
-    """The first index of each row whose cumulative weight exceeds uniform * weights.sum(1), and where in its own
-    weight, from 0 to 1, that target lies. Never an index without weight, however the sums are rounded.
+    """For each row, the first index whose cumulative weight exceeds the target, uniform * weights.sum(1).
+
+    Also returns where the target lies within this index's weight, from 0 to 1. The index always has weight, however
+    the sums are rounded.
     """
     weights = weights.to(tl.float64)
     cumulative = tl.cumsum(weights, 1)

@@ -1,14 +1,14 @@
-"""The sigmoid loss on a GPU: strips of slopes from a Triton kernel, and the vendor's products with them.
+"""The sigmoid loss on a GPU: a Triton kernel computes strips of slopes, and the vendor's library multiplies with them.
 
-Let x_ij be the logit of row i and column j, s+ that of its positive, c_i the factor on the row's loss. Then
+Let x_ij be the logit of row i and column j, s+_i the logit of its positive, c_i the factor on the row's loss. Then
 
     loss_i   = softplus(-s+_i) + sum_j softplus(x_ij)     over the negatives
     w_ij     = sigmoid(x_ij), 0 for the positive          rounded to the dtype of the inputs
     d_i      = c_i scale sigmoid(-s+_i)
     grad_q_i = c_i scale sum_j w_ij k_j - d_i k+_i        grad_k_j = sum_i w_ij c_i scale q_i - d_i q_i at i's positive
 
-for a strip of rows at a time, 6 N M D FLOP in all. A slope is at most 1 and needs nothing of its row, so that no pass
-comes before. The gradients of temperature and bias are sums that the kernel makes in float32.
+for a strip of rows at a time, 6 N M D FLOP in total. A slope is at most 1 and depends on nothing else in its row, so no
+earlier pass is needed. The gradients of temperature and bias are sums that the kernel computes in float32.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ def sigmoid_loss(
 def _sweep(
     pair: Pair, bias: Tensor, coefficients: Tensor, needs: SigmoidNeeds
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The sums of every row as `_strip` gives them, [4, N], and the gradients of both sides."""
+    """The sums of every row as `_strip` returns them, [4, N], and the gradients of both sides."""
     q, k = pair.q, pair.k
     sums = pair.scale.new_empty(4, len(q.values))
     totals_q = torch.empty_like(q.values, dtype=torch.float32) if needs.queries else None
     totals_k = torch.zeros_like(k.values, dtype=torch.float32) if needs.keys else None
-    # float16 would lose small numbers: what is stored is relative to the largest value, and put right at the end
+    # float16 would lose small numbers, so stored values are relative to the largest value and rescaled at the end
     unit, unit_of_queries = similarity.unit_of_exponentials(pair), similarity.unit_of_queries(pair)
     largest = coefficients.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
     relative = coefficients / largest * q.inverse_norms
@@ -81,7 +81,7 @@ def _sweep(
         if totals_k is not None:
             queries = similarity.weighted(q.values[rows], relative[rows], unit_of_queries)
             accumulate_(totals_k, weights.T, queries)
-        del weights  # or two strips would be alive while the next one is made
+        del weights  # otherwise two strips would be alive while the next one is computed
     partners = slice(pair.positive, pair.positive + len(q.values))
     pulls = coefficients * pair.scale * sums[3] * q.inverse_norms * k.inverse_norms[partners]
     if totals_q is not None:
@@ -99,11 +99,11 @@ def _strip(pair: Pair, rows: slice, bias: Tensor, unit: Tensor, with_weights: bo
     """The slopes of a strip of n rows, and its sums.
 
     Returns:
-        unit * sigmoid(negatives) / |k|, [n, M] of the inputs' dtype, without `with_weights` undefined; and [4, n]
-        float32: the losses, the sums of the slopes, of slope * scale * similarity, and sigmoid(-positive).
+        unit * sigmoid(negatives) / |k|, [n, M] of the inputs' dtype (undefined without `with_weights`); and [4, n]
+        float32: the losses, the sums of slope, the sums of slope * scale * similarity, and sigmoid(-positive).
     """
     height, columns = rows.stop - rows.start, len(pair.k.values)
-    shape = tiles(pair.q.values.dtype, hopper=False)  # losses and slopes take the registers of larger ones
+    shape = tiles(pair.q.values.dtype, hopper=False)  # losses and slopes take the registers that larger tiles need
     row_tiles, column_tiles = triton.cdiv(height, shape.block_m), triton.cdiv(columns, shape.block_n)
     weights = pair.k.values.new_empty(height if with_weights else 0, stride(columns))
     sums = pair.scale.new_empty(3, height, column_tiles)
@@ -124,8 +124,10 @@ def slopes_kernel(
     IDS: tl.constexpr, MULTIPLE: tl.constexpr, WITH_WEIGHTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """weights = unit * k_inverse * sigmoid(negatives), rounded; by tile of columns also the exact sums of the losses
-    softplus(-z * logits), the slopes -z * sigmoid(-z * logits), and slopes * (logits - bias); sigmoid(-positives).
+    """weights = unit * k_inverse * sigmoid(negatives), rounded.
+
+    For each tile of columns it also stores the exact sums of the losses softplus(-z * logits), of the slopes
+    -z * sigmoid(-z * logits), and of slopes * (logits - bias). For each row it stores sigmoid(-positive).
     """
     row_tile, column_tile, row, column = tile_of_program(num_rows, BLOCK_M, BLOCK_N)
     products = logits_tile(
@@ -141,7 +143,7 @@ def slopes_kernel(
     )  # fmt: skip
     counts = (counting != float("-inf")) & (column < num_columns)[None, :]
     bias = tl.load(bias_pointer)
-    logits = tl.where(is_positive | counts, products + bias, NEVER)  # whose loss and slope are 0
+    logits = tl.where(is_positive | counts, products + bias, NEVER)  # the loss and slope of NEVER are 0
     loss, slope = loss_and_slope(logits, is_positive)
     place = row.to(tl.int64) * tl.cdiv(num_columns, BLOCK_N) + column_tile
     tl.store(losses + place, tl.sum(loss, 1), mask=is_row)

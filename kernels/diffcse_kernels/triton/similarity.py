@@ -1,8 +1,8 @@
-"""The two kernels that compute a tile of similarities, use it and forget it; everything of InfoNCE is made of them.
+"""The two kernels of InfoNCE; each computes a tile of similarities, uses it and discards it.
 
-Both see logits[i, j] = scale * q_i . k_j / (|q_i| |k_j|), plus `bonus` at row i's own hard negative, and keep row i's
-positive apart from its negatives: a positive that takes nearly all the probability would lose its loss and its gradient
-to rounding.
+Both compute logits[i, j] = scale * q_i . k_j / (|q_i| |k_j|), plus `bonus` at row i's own hard negative. They keep row
+i's positive separate from its negatives. Otherwise a positive that has nearly all of the probability would lose its
+loss and gradient to rounding.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from .strips import processors_of, stride, strip_rows
 from .tile_of_strip import holds_positive, store_tile, tile_of_program
 from .tiles import Tiles, constants, precision_for, tiles_for, tiles_with_masks
 
-PROGRAMS = 512  # enough for any GPU; fixed, so that losses do not depend on how many processors it has
-# exp(-87) and exp(87) are normal float32 (and bfloat16) numbers; some of that is kept for the norms and for what else
-# multiplies exponentials and their sums
+PROGRAMS = 512  # enough for any GPU; fixed, so that losses do not depend on its number of processors
+# exp(-87) and exp(87) are normal float32 (and bfloat16) numbers; part of this range is reserved for the norms and the
+# other factors of exponentials and their sums
 LARGEST_EXPONENT = 75.0
 LARGEST_LOG_NORM = 12.0
 
 
-RAGGED = ["num_rows", "num_columns", "positive", "hard_negative", *MASK_SIZES]  # one kernel for any number of them
+RAGGED = ["num_rows", "num_columns", "positive", "hard_negative", *MASK_SIZES]  # kernels are not specialised for these
 
 
 class Pair(NamedTuple):
-    """Two sets of rows and what makes logits of them."""
+    """Two sets of rows, and everything else that defines their logits."""
 
     q: Rows
     k: Rows
@@ -42,7 +42,7 @@ class Pair(NamedTuple):
     """[1] float32."""
     normalized: bool
     positive: int
-    """The positive of row i is column `positive + i`; it may lie outside."""
+    """The positive of row i is column `positive + i`, which may be out of range."""
     hard_negative: int | None = None
     """Row i's own hard negative is column `hard_negative + i`."""
     bonus: float = 0.0
@@ -50,7 +50,7 @@ class Pair(NamedTuple):
     masks: Masks = Masks()
 
     def strip(self, rows: slice) -> Pair:
-        """Some of the queries against all columns."""
+        """A slice of the queries against all columns."""
         return self._replace(
             q=Rows(self.q.values[rows], self.q.inverse_norms[rows]),
             positive=self.positive + rows.start,
@@ -59,59 +59,59 @@ class Pair(NamedTuple):
         )
 
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """The arguments that both kernels begin with."""
+        """The first arguments of both kernels."""
         rows = self.q.values, self.k.values, self.q.inverse_norms, self.k.inverse_norms
         return *rows, self.scale, *self.masks.tensors()
 
     def numbers(self) -> tuple[int | float, ...]:
-        """The arguments that both kernels end with."""
+        """The last arguments of both kernels."""
         rows, width = self.q.values.shape
         hard_negative = -1 if self.hard_negative is None else self.hard_negative
         return rows, len(self.k.values), width, self.positive, hard_negative, self.bonus, self.masks.number()
 
     def constants(self, shape: Tiles) -> dict[str, int | bool | str]:
-        """Those that are known when the kernels are compiled."""
+        """The compile-time arguments of both kernels."""
         width = self.q.values.shape[1]
         return constants(shape, width, precision_for(self.q.values)) | self.masks.constants()
 
 
 def negatives_logsumexp(pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each row: log-sum-exp of its negatives, its positive logit (-inf if no column is), its largest negative."""
+    """For each row: logsumexp of its negatives, its positive logit (-inf if out of range), and its largest negative."""
     lowest = pair.scale.new_full((), -torch.inf)
     maxima, sums, positives, _ = row_maxima(pair, lowest, -lowest, with_sums=True)
     return torch.logsumexp(maxima + sums.log(), dim=1), positives, maxima.amax(dim=1)
 
 
 def row_shifts(pair: Pair) -> Tensor:
-    """[N]: a number for each row, so that `(negatives - shift).exp()` and their sums neither overflow nor vanish.
+    """[N]: a shift for each row, such that `(negatives - shift).exp()` and their sums neither overflow nor vanish.
 
-    What a row's largest negative is at least, and what it is at most, is known of cosines without a look at them. If
-    the two are no further apart than exponents may be, the shift lies halfway between; so it is for temperatures from
-    0.016 on where there are 65,536 columns. Below, the kernel looks at columns, mostly one tile of them, until that is
-    so. If it never is, it has seen them all, and the shift is the largest negative itself.
+    For cosines, a lower and an upper bound of a row's largest negative are known in advance. If the bounds are no
+    further apart than exponents may be, the shift is halfway between them. With 65,536 columns this holds for
+    temperatures of at least 0.016. At lower temperatures the kernel computes columns, mostly one tile of them, until it
+    holds. If it never does, the kernel has seen all columns, and the shift is the largest negative itself.
     """
     lowest, most, reach = _range(pair)
     maxima, *_ = row_maxima(pair, lowest, most - reach, with_sums=False)
     known = maxima.amax(dim=1)
     shifts = torch.where(known >= most - reach, (known + most) / 2, known)
-    return shifts.masked_fill_(known == -torch.inf, 0.0)  # no negatives at all
+    return shifts.masked_fill_(known == -torch.inf, 0.0)  # rows without negatives
 
 
 def _range(pair: Pair) -> tuple[Tensor, Tensor, Tensor]:
-    """[] each: what a row's largest negative is at least, what it is at most, how far apart the two may be."""
-    # float16 has too small a range for anything but the maximum itself
+    """[] each: a lower and an upper bound of a row's largest negative, and how far apart the two may be."""
+    # the range of float16 is too small for any shift but the maximum itself
     if not pair.normalized or pair.q.values.dtype == torch.float16:
         return pair.scale.new_full((), -torch.inf), pair.scale.new_full((), torch.inf), pair.scale.new_zeros(())
     norms = torch.cat([pair.q.inverse_norms, pair.k.inverse_norms])
     usual = (norms.log().abs() <= LARGEST_LOG_NORM) | (norms == 0)
-    # as many exponentials as there are columns may add up, or be too small although their sum is not
+    # exponentials of all columns may add up, or may each be too small although their sum is not
     reach = 2 * (LARGEST_EXPONENT - math.log(len(pair.k.values)))
     scale = pair.scale[0]
     return min(pair.bonus, 0.0) - scale, max(pair.bonus, 0.0) + scale, torch.where(usual.all(), reach, -torch.inf)
 
 
 def row_maxima(pair: Pair, lowest: Tensor, enough: Tensor, with_sums: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `row_maxima_kernel` finds, by ranges of columns, for the bounds given. Empty where it finds nothing."""
+    """The results of `row_maxima_kernel`, by ranges of columns; the last is empty without multiple positives."""
     rows, columns = len(pair.q.values), len(pair.k.values)
     shape = tiles_for(pair.q.values)
     if any(mask is not None for mask in pair.masks.tensors()):
@@ -132,7 +132,7 @@ def row_maxima(pair: Pair, lowest: Tensor, enough: Tensor, with_sums: bool) -> t
 
 
 def strips(pair: Pair) -> Iterator[slice]:
-    """Slices of rows whose exponentials exist together."""
+    """Slices of rows; the exponentials of one slice exist at the same time."""
     rows, width = pair.q.values.shape
     of_tiles = tiles_for(pair.q.values).block_m, processors_of(pair.q.values.device)
     height = strip_rows(rows, len(pair.k.values), width, pair.k.values.element_size(), *of_tiles)
@@ -141,12 +141,12 @@ def strips(pair: Pair) -> Iterator[slice]:
 
 
 def storage_unit(dtype: torch.dtype) -> float:
-    """What numbers of at most 1 are multiplied by before they are rounded to `dtype`."""
-    return 2.0**15 if dtype == torch.float16 else 1.0  # or those below 6e-8 would become 0
+    """The factor for numbers of at most 1 before they are rounded to `dtype`."""
+    return 2.0**15 if dtype == torch.float16 else 1.0  # without it, float16 numbers below 6e-8 would become 0
 
 
 def unit_of_queries(pair: Pair) -> Tensor:
-    """[1] float32: what `weighted` multiplies by, so that queries of any length fit into float16."""
+    """[1] float32: the factor for `weighted`, chosen so that queries of any length fit into float16."""
     largest = pair.scale.new_ones(1)
     if pair.q.values.dtype == torch.float16 and not pair.normalized and pair.q.values.numel():
         largest = pair.q.values.abs().amax().float().clamp_min(NORM_EPS).reshape(1)
@@ -154,12 +154,12 @@ def unit_of_queries(pair: Pair) -> Tensor:
 
 
 def weighted(rows: Tensor, factors: Tensor, unit: Tensor) -> Tensor:
-    """unit * rows * factors[:, None] in the dtype of the rows, for factors of at most 1 over the norm of the row."""
+    """unit * rows * factors[:, None] in the dtype of the rows; a factor must be at most 1 / the norm of its row."""
     return (rows * (factors * unit)[:, None]).to(rows.dtype)
 
 
 def unit_of_exponentials(pair: Pair) -> Tensor:
-    """[1] float32: what `exponentials` multiplies by."""
+    """[1] float32: the factor that `exponentials` multiplies by."""
     if pair.k.values.dtype != torch.float16:
         return torch.ones_like(pair.scale)
     return storage_unit(torch.float16) / pair.k.inverse_norms.amax(dim=0, keepdim=True).clamp_min(NORM_EPS)
@@ -173,15 +173,15 @@ def exponentials(
     gains: Tensor | None = None,
     pulls: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The exponentials of a strip of n rows, relative to `shifts` [n], and what else the similarities tell.
+    """The exponentials of a strip of n rows, relative to `shifts` [n], and other results from the similarities.
 
     Args:
-        gains, pulls: [n], where rows may have several positives; see `exponentials_kernel`.
+        gains, pulls: [n], if rows may have several positives; see `exponentials_kernel`.
 
     Returns:
-        unit * (negatives - shifts).exp() / |k|, [n, M] of the inputs' dtype; the sums of the exponentials alone,
-        which are not rounded, [n] float32; the largest negatives, [n] float32; the positive logits, [n] float32, -inf
-        where no column is the positive.
+        unit * (negatives - shifts).exp() / |k|, [n, M] of the inputs' dtype; the sums of the unrounded exponentials
+        alone, [n] float32; the largest negatives, [n] float32; the positive logits, [n] float32, -inf if no column is
+        the positive.
     """
     height, columns = rows.stop - rows.start, len(pair.k.values)
     shape = tiles_for(pair.q.values)
@@ -206,7 +206,7 @@ def logits_tile(
     """logits[row][:, column] in float32; indices beyond the edge repeat the last row or column."""
     row = tl.minimum(row, num_rows - 1)
     column = tl.minimum(column, num_columns - 1)
-    # the first row of a tile may lie beyond 2^31 elements; the distance to it within a tile does not
+    # the first row of a tile may lie beyond 2^31 elements, but distances within a tile are smaller
     first_row = tl.min(row, 0)
     first_column = tl.min(column, 0)
     d = tl.arange(0, BLOCK_D)
@@ -237,10 +237,11 @@ def row_maxima_kernel(
     WITH_SUMS: tl.constexpr, IDS: tl.constexpr, MULTIPLE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """negatives.amax(1).clamp_min(bounds[0]) of a range of columns, and WITH_SUMS also
-    (negatives - maxima).exp().sum(1) and the positives; MULTIPLE also the number of columns that share an id with the
-    row, the sum of their logits, the maximum of the rest. Without sums it ends early where no row of a tile has less
-    than bounds[1].
+    """negatives.amax(1).clamp_min(bounds[0]) of a range of columns.
+
+    WITH_SUMS adds (negatives - maxima).exp().sum(1) and the positives. MULTIPLE adds the number of columns that share
+    an id with the row, the sum of their logits, and the maximum of the rest. Without sums it ends early once every row
+    of the tile has a maximum of at least bounds[1].
     """
     split = tl.program_id(1)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -269,7 +270,7 @@ def row_maxima_kernel(
         )  # fmt: skip
         higher = tl.maximum(maximum, tl.max(negatives, 1))
         if WITH_SUMS:
-            shift = tl.where(higher == float("-inf"), 0.0, higher)  # no negative yet: -inf - -inf is not a number
+            shift = tl.where(higher == float("-inf"), 0.0, higher)  # before any negative, -inf - -inf would be NaN
             total = total * tl.exp(maximum - shift) + tl.sum(tl.exp(negatives - shift[:, None]), 1)
             is_here = (positive + row >= first) & (positive + row < tl.minimum(first + BLOCK_N, end))
             tl.store(positives + row, tl.sum(tl.where(is_positive, logits, 0.0), 1), mask=is_row & is_here)
@@ -300,11 +301,13 @@ def exponentials_kernel(
     IDS: tl.constexpr, MULTIPLE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """weights = unit * k_inverse * (negatives - shifts).exp(), rounded; by tile of columns also the exact sums of the
-    exponentials and the maxima of the negatives; the positives.
+    """weights = unit * k_inverse * (negatives - shifts).exp(), rounded.
 
-    MULTIPLE stores gains * exponential - pulls in the place of the exponential of a column that shares an id with the
-    row, and gains * exponential for the others.
+    For each tile of columns it also stores the exact sums of the exponentials and the maxima of the negatives. For each
+    row it stores the positive.
+
+    With MULTIPLE, gains * exponential - pulls replaces the exponential of a column that shares an id with the row, and
+    gains * exponential replaces the others.
     """
     row_tile, column_tile, row, column = tile_of_program(num_rows, BLOCK_M, BLOCK_N)
     logits = logits_tile(
@@ -315,7 +318,7 @@ def exponentials_kernel(
     is_row = row < num_rows
     is_column = column < num_columns
     is_positive = column[None, :] == positive + row[:, None]
-    # what a row's sums need is used up early: kept to the end of the tile, it does not fit into the registers
+    # store a row's positive and sums early: kept until the end of the tile, their inputs would not fit into registers
     is_here = holds_positive(row, positive, column_tile, num_rows, num_columns, BLOCK_N)
     tl.store(positives + row, tl.sum(tl.where(is_positive, logits, 0.0), 1), mask=is_here)
     negatives = tl.where(is_positive | ~is_column[None, :], float("-inf"), logits)

@@ -1,4 +1,4 @@
-"""The shapes of the tiles of similarities, and how their operands are multiplied."""
+"""The shapes of the tiles of similarities, and the precision of their products."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..crossovers import device_class
 
 
 class Tiles(NamedTuple):
-    """Shapes of a program's work."""
+    """The shapes that one program works on."""
 
     block_m: int
     block_n: int
@@ -21,14 +21,14 @@ class Tiles(NamedTuple):
 
 
 def tiles(dtype: torch.dtype, hopper: bool) -> Tiles:
-    """The tiles of both kernels: the largest that compile without spills, on Hopper and later, or before it."""
+    """The largest tiles that compile without register spills, for Hopper and later, or for earlier GPUs."""
     if dtype == torch.float32:
         return Tiles(64, 64, 16, num_warps=8, num_stages=2)
     return Tiles(128, 128 if hopper else 64, 64, num_warps=8, num_stages=3)
 
 
 def tiles_with_masks(shape: Tiles) -> Tiles:
-    """Those of `row_maxima_kernel`, where masks take registers beside the maxima and sums of its rows."""
+    """The tiles of `row_maxima_kernel` with masks, which take registers in addition to its rows' maxima and sums."""
     return shape._replace(block_n=shape.block_n // 2)
 
 
@@ -39,11 +39,11 @@ def tiles_for(values: Tensor) -> Tiles:
 
 
 def precision(dtype: torch.dtype, architecture: str) -> str:
-    """How operands are multiplied: float32 as `torch.set_float32_matmul_precision` says, where there is TF32.
+    """How operands are multiplied; float32 follows `torch.set_float32_matmul_precision` if the device has TF32.
 
     Args:
-        dtype: of the operands.
-        architecture: as `crossovers.device_class` names it, "cpu" for the interpreter.
+        dtype: dtype of the operands.
+        architecture: as `crossovers.device_class` names it; "cpu" for the interpreter.
     """
     if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest":
         return "ieee"
@@ -57,7 +57,7 @@ def precision_for(values: Tensor) -> str:
 
 
 def constants(shape: Tiles, width: int, precision: str = "ieee") -> dict[str, int | bool | str]:
-    """The compile-time arguments that both kernels share."""
+    """The compile-time arguments that the kernels share."""
     return {
         "BLOCK_M": shape.block_m,
         "BLOCK_N": shape.block_n,

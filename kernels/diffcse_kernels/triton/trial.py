@@ -1,4 +1,4 @@
-"""The smallest product of matrices, to find out whether Triton works on a GPU before a step depends on it."""
+"""A minimal matrix product that tests whether Triton works on a GPU, before a step depends on it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SIZE = 16
 
 
 def launch(device: torch.device) -> bool:
-    """Build and run a kernel, all of it anew; whether its result is right.
+    """Build a kernel from scratch, run it, and return whether its result is right.
 
-    Triton compiles a launcher in C for every kernel, for which it needs a C compiler and Python.h, but keeps those that
-    it has. The trial uses an empty folder in Triton's cache, or a launcher of another day would hide that there is no
-    compiler now. Whatever goes wrong is raised as Triton raises it.
+    Triton compiles a launcher in C for every kernel, and this needs a C compiler and Python.h. But Triton caches
+    launchers, and an old launcher would hide that the compiler is missing now. The trial therefore uses an empty folder
+    in Triton's cache. Errors are raised as Triton raises them.
     """
     kept = triton.knobs.cache.dir
     os.makedirs(kept, exist_ok=True)
