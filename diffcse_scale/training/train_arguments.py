@@ -24,8 +24,7 @@ from diffcse_scale.text.cache import cache_folder
 from diffcse_scale.training.publishing import check_publishing
 from diffcse_scale.training.trackers import TRACKERS, check_trackers
 
-# seconds that a rank may be silent: a rank that waits for its turn may take as long as the shortest; timers cannot hold
-# much more than the longest
+# seconds that a rank may be silent: waiting for its turn may take it SHORTEST, and timers hold only a few years
 SHORTEST, LONGEST = 1.0, 1e7
 EXAMPLE = "quickstart"  # the default recipe
 # options that take the name of a shipped file
@@ -60,7 +59,7 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
         if speaks():
             print(f"error: {error}", file=sys.stderr)
         else:
-            time.sleep(3)  # every rank fails here; the launcher ends all when the first exits, so let that one print
+            time.sleep(3)  # all ranks fail here; when one exits the launcher ends the rest, so let the other one print
         sys.exit(ExitCode.MISTAKE)
     return found
 
