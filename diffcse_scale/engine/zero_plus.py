@@ -1,7 +1,7 @@
 """ZeRO++ on top of ZeRO-3: a second copy of the weights within each node (hpZ), and quantized weights and gradients.
 
 With `zero_hpz_partition_size` the ranks of a node share a whole copy of the weights. Each rank keeps its part of this
-copy from the first gather of a step until the optimizer's step, so all later gathers of the step stay within the node.
+copy from the first gather of a step until the optimizer's step. All later gathers of the step stay within the node.
 DeepSpeed 0.19.8 creates the groups of these ranks again for each network that it partitions while loading, and asserts
 that there are none yet. So a discriminator beside the encoder ends in an AssertionError on all ranks (DeepSpeed issue
 4901; pull request 8361 is open). `groups_made_once` lets all networks use the groups of the first.

@@ -23,7 +23,7 @@ from diffcse_scale.foundation.patience import patiently
 
 
 class Incarnation(BaseModel):
-    """One process's time with a run.
+    """A process that owns a run for some time.
 
     Attributes:
         job: the scheduler's number of the job; None without a scheduler.

@@ -23,7 +23,7 @@ LARGEST = 1e100  # larger than any of our numbers, and small enough for a chart
 class MetricsFile:
     """`metrics.jsonl`: one JSON object per line, each with its `step`.
 
-    The file is kept open. If a later incarnation of the run replaces it, an older one that does not know this yet
+    The file is kept open. A later incarnation of the run may replace it. An older one that does not know this yet then
     writes into the old file, and its rows are lost.
 
     Args:

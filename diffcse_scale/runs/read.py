@@ -85,7 +85,7 @@ class Run:
 
     @cached_property
     def model(self) -> Path | None:
-        """The trained encoder, or the best so far; None before there is one."""
+        """The folder of the trained encoder, or of the best so far; None before there is one."""
         best = sorted((self.path / run_files.BEST).glob("step-*"))
         folders = [self.path / run_files.MODEL, *reversed(best)]
         return next((folder for folder in folders if (folder / MODULES_FILE).is_file()), None)

@@ -1,4 +1,4 @@
-"""What a person sees at the start and at the end of a run."""
+"""Console output at the start and at the end of a run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Diagnoses steps with a loss or gradient that is not finite: which module and which parameters are affected first.
 
-A skipped step changes neither weights nor optimizer nor BatchNorm statistics. So when a run stops after several skipped
-steps, it still has the weights from before the first of them, and saves them as the checkpoint before that step.
+A skipped step changes neither weights nor optimizer nor BatchNorm statistics. So a run that stops after several skipped
+steps still has the weights from before the first of them. It saves them as the checkpoint before that step.
 `diagnose` computes the step again and finds where the numbers stop being finite. `diffcse-scale replay` does the same
 again from that checkpoint, in new processes.
 """

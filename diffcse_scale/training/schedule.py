@@ -62,7 +62,7 @@ class Due:
 
     @classmethod
     def nothing(cls) -> Due:
-        """Before the first step."""
+        """Nothing is due, as before the first step."""
         return cls(log=False, evaluation=False, checkpoint=False)
 
     @classmethod
