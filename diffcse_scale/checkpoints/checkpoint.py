@@ -1,10 +1,11 @@
 """Checkpoints that are complete or absent, written while training continues (`manifest.py` lists their files).
 
-Every rank copies its shards to host memory, which is all that a step waits for; a thread writes them into
-`step-00000100.partial-.../`. When all ranks have done so the folder gets its manifest and its name, and `latest` moves
-to it. Random state is not in it: it is derived from seed, step and rank (`randomness.py`), and so is the order of
-sentences. The frozen generator is not in it either, nor are the frozen weights under adapters. Weights that ZeRO-1
-and 2 have in shards are there alone: the model file, which one rank writes, holds buffers and what no shard has.
+Every rank copies its shards to host memory; a step waits for nothing else. A thread writes them into
+`step-00000100.partial-.../`. When all ranks have finished, the folder gets its manifest and its final name, and
+`latest` is changed to name it. A checkpoint has no random state, because random numbers and the order of sentences are
+derived from seed, step and rank (`randomness.py`). It has neither the frozen generator nor the frozen weights under
+adapters. Weights that ZeRO-1 and 2 have in shards are only there. The model file, which one rank writes, has the
+buffers and whatever no shard has.
 """
 
 from __future__ import annotations
@@ -51,13 +52,15 @@ class _Pending(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run; every rank has one, and all methods but `writing` are called on every rank alike.
+    """The checkpoints of one run. Every rank has one such object.
+
+    All methods except `writing` and `states` must be called on every rank.
 
     Args:
         engine: the DeepSpeed engine.
         folder: `checkpoints/` of the run.
-        keep: of the newest checkpoints so many stay, and the one with the best score beside them.
-        background: False writes before `save` returns.
+        keep: how many of the newest checkpoints stay; the one with the best score stays too.
+        background: if False, everything is written before `save` returns.
         owned: whether this process may still write there; asked on the main rank before a checkpoint gets its name.
     """
 
@@ -73,24 +76,24 @@ class Checkpoints:
         self._writer = engine.checkpoint_engine = ShardWriter(background)
         self._background = background
         self._pending: _Pending | None = None
-        self.step: int | None = None  # of the newest whole one that this process has written or read
+        self.step: int | None = None  # step of the newest complete checkpoint that this process has written or read
 
     def begin(self) -> None:
-        """Say on disk that there is no checkpoint yet, so that a `latest` that is missing later is known for a loss."""
+        """Record on disk that there is no checkpoint yet, so that a `latest` that is missing later counts as lost."""
         if is_main() and self._owned():
             self._folder.mkdir(parents=True, exist_ok=True)
             if not (self._folder / LATEST).exists():
                 write_durably(NONE_YET + "\n", self._folder / LATEST)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Take the checkpoint after `step`; it is whole when `finish` has returned, or `commit_if_written`.
+        """Take the checkpoint after `step`. It is complete when `finish` or `commit_if_written` has returned.
 
         Args:
-            state: JSON-serialisable state of the loop; `score` in it is what the best checkpoint has most of.
+            state: JSON-serialisable state of the loop; the best checkpoint is the one with the highest `score` in it.
 
         Raises:
-            InputError: this one or the one before could not be written (names the rank and why).
-            RunEnded: a later incarnation has the run.
+            InputError: this checkpoint or the one before could not be written (names the rank and the reason).
+            RunEnded: a later incarnation owns the run.
         """
         self._make_whole()
         partial = self._folder / broadcast_object(_partial(checkpoint_name(step)))
@@ -111,24 +114,24 @@ class Checkpoints:
 
     @property
     def pending(self) -> int | None:
-        """The step of the checkpoint that is not yet whole."""
+        """The step of the checkpoint that is not complete yet; None if there is none."""
         return None if self._pending is None else self._pending.step
 
     def writing(self) -> bool:
-        """Whether this rank's files of a checkpoint are still on their way."""
+        """Whether this rank's files of a checkpoint are still being written."""
         return self._writer.writing()
 
     def commit_if_written(self, writing: bool) -> None:
-        """Make the pending checkpoint whole once no rank is `writing`, which all ranks have agreed on."""
+        """Complete the pending checkpoint if no rank is `writing`. All ranks must have agreed on `writing`."""
         if not writing:
             self._make_whole()
 
     def finish(self) -> None:
-        """Wait until the pending checkpoint, if there is one, is whole, and those that it replaces are gone.
+        """Wait until the pending checkpoint, if any, is complete, and the checkpoints that it replaces are deleted.
 
         Raises:
-            InputError: it could not be written; what was whole before still is.
-            RunEnded: a later incarnation has the run, and will have its own checkpoint of this step.
+            InputError: it could not be written; earlier checkpoints are still complete.
+            RunEnded: a later incarnation owns the run, and will write its own checkpoint of this step.
         """
         self._make_whole()
         self._writer.finish()
@@ -153,9 +156,9 @@ class Checkpoints:
                 errors[0] = _reason(failure)
             if retired is None:
                 shutil.rmtree(partial, ignore_errors=True)
-            with suppress(OSError):  # what was said first counts
+            with suppress(OSError):  # the first error counts
                 if errors and not self._owned():
-                    errors = {}  # a later incarnation has taken away what was half-written
+                    errors = {}  # a later incarnation has removed the half-written files
         errors, retired = broadcast_object((errors, retired))
         if errors:
             number, (host, problem) = next(iter(errors.items()))
@@ -186,7 +189,7 @@ class Checkpoints:
         sync_folder(partial)
         if not self._owned():
             return None
-        # damaged ones that a resume passed over, or of steps that were skipped: what is resumed from comes before
+        # newer ones are damaged (a resume passed over them) or from skipped steps; the run resumes from an earlier one
         for newer in checkpoint_steps(self._folder):
             if newer >= step:
                 shutil.rmtree(self._folder / checkpoint_name(newer))
@@ -199,7 +202,7 @@ class Checkpoints:
         return [folder for folder in retired if folder is not None]
 
     def _retire(self, folder: Path) -> Path | None:
-        """Rename a checkpoint that is no longer needed, before it is deleted: half of it is never taken for one."""
+        """Rename a checkpoint that is no longer needed before it is deleted, so that half of it never counts as one."""
         aside = folder.with_name(_partial(folder.name))
         try:
             folder.rename(aside)
@@ -222,7 +225,7 @@ class Checkpoints:
         remove_files(folder, own)
 
     def _remove(self, folder: Path) -> None:
-        """Take away what is not needed, while the run is this process's; what stays harms nobody."""
+        """Delete a folder if this process still owns the run; a leftover does no harm."""
         if self._owned():
             remove_folder(folder)
 
@@ -231,10 +234,10 @@ class Checkpoints:
             score = read_state(self._folder / checkpoint_name(step)).get("score")
         except (OSError, ValueError):
             return None
-        return score if score == score else None  # NaN: the embeddings have collapsed
+        return score if score == score else None  # NaN means that the embeddings have collapsed
 
     def states(self) -> list[dict[str, Any]]:
-        """The states of all checkpoints that may be resumed from, now or soon. On the main rank alone."""
+        """The states of all checkpoints that a resume may use, the pending one included. Main rank only."""
         states = [self._pending.state] if self._pending is not None else []
         for step in checkpoint_steps(self._folder):
             try:
@@ -244,25 +247,25 @@ class Checkpoints:
         return states
 
     def load(self, at: int | None = None) -> dict[str, Any] | None:
-        """Load the newest whole checkpoint, as `latest` names it, or the newest before it if it is damaged.
+        """Load the checkpoint that `latest` names, or the newest complete one before it if that one is damaged.
 
-        Every rank checks its own files before anyone loads. It then reads its parts from the shards that have them,
-        bit for bit, in whatever shape the run goes on (`resharding`). Only what that cannot read, and ZeRO-3 in the
-        same shape, is loaded by DeepSpeed.
+        Every rank checks its own files before any rank loads. Then it reads its parts from the shards that have them,
+        bit for bit, for any world size and ZeRO stage of the resumed run (`resharding`). DeepSpeed loads only what
+        `resharding` cannot read, and ZeRO-3 with an unchanged layout.
 
         Args:
-            at: no other than that of this step.
+            at: load only the checkpoint of this step.
 
         Returns:
-            The state that it was saved with; None if the run has none yet.
+            The state that it was saved with; None if the run has no checkpoint yet.
 
         Raises:
-            InputError: there are checkpoints and none is whole, or `latest` is missing.
+            InputError: there are checkpoints but none is complete, or `latest` is missing.
         """
         latest, steps = self._candidates()
         if at is not None:
             steps = [step for step in steps if step == at]
-        elif is_main() and self._owned():  # else they may be those of whoever owns the run
+        elif is_main() and self._owned():  # else partial folders may belong to the run's owner
             for entry in self._folder.glob(f"*{PARTIAL}*"):
                 log.warning("Checkpoint %s is half-written or half-deleted; it is deleted.", entry.name)
                 self._remove(entry)
@@ -282,7 +285,7 @@ class Checkpoints:
         )
 
     def _candidates(self) -> tuple[int, list[int]]:
-        """The step that `latest` names and those of the folders up to it; main looks, all leave together."""
+        """The step that `latest` names, and the steps of the folders up to it; an error is raised on every rank."""
         answer: Any = None
         if is_main():
             try:
@@ -317,19 +320,19 @@ class Checkpoints:
 
 
 def _partial(name: str) -> str:
-    """A name of its own for a checkpoint that is not whole yet, or no longer."""
+    """A unique name for a checkpoint that is not complete yet, or no longer."""
     return f"{name}{PARTIAL}{uuid4().hex[:8]}"
 
 
 def _reason(error: OSError) -> tuple[str, str]:
-    """Of a rank: on which host, and what the system said of which file."""
+    """This rank's host, and the system's reason with the file's name."""
     where = f": {Path(os.fsdecode(error.filename)).name}" if error.filename is not None else ""
     return host_name(), system_reason(error) + where
 
 
 @contextmanager
 def _without_sharded_weights(engine: Any) -> Iterator[None]:
-    """Let the model's state have no weights that are in shards: rank 0 alone would write them all once more."""
+    """Leave weights that are in shards out of the model's state, because rank 0 would write them all a second time."""
     sharded = sharded_names(engine)
     shared = {
         name for name, value in engine.module.named_parameters(remove_duplicate=False)
@@ -348,7 +351,7 @@ def _without_sharded_weights(engine: Any) -> Iterator[None]:
 
 
 def _shape(engine: Any) -> dict[str, Any]:
-    """What the layout of an engine's shards follows from."""
+    """What determines the layout of an engine's shards."""
     return {
         "world_size": world_size(),
         "zero_stage": engine.zero_optimization_stage(),

@@ -1,8 +1,8 @@
-"""The files of a complete checkpoint, and the check that they are all there and undamaged.
+"""The files of a complete checkpoint, and the check that they all exist and are undamaged.
 
 checkpoints/
     latest               the name of the newest verified checkpoint; "none" before the first
-    step-00000100/       whole: it got this name when everything below was on the disk
+    step-00000100/       complete: it got this name when everything below was on the disk
         ...              DeepSpeed's files
         training_state.json
         manifest.json    size and SHA-256 of every other file, written last
@@ -33,7 +33,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder` that were whole when they were written, oldest first."""
+    """Steps of the checkpoints in `folder` that were complete when written, oldest first."""
     if not folder.is_dir():
         return []
     found = (re.fullmatch(NAME, entry.name) for entry in folder.iterdir())
@@ -41,7 +41,7 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 
 def write_manifest(folder: Path, entries: Iterable[FileEntry]) -> None:
-    """Write `manifest.json` for `entries` and whatever else lies in `folder`."""
+    """Write `manifest.json` for `entries` and all other files in `folder`."""
     known = {entry.name: entry for entry in entries}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -52,7 +52,7 @@ def write_manifest(folder: Path, entries: Iterable[FileEntry]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]] | None:
-    """File name to `bytes` and `sha256`; None if the manifest is missing or damaged."""
+    """`bytes` and `sha256` by file name; None if the manifest is missing or damaged."""
     try:
         files: dict[str, dict[str, Any]] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return {name: {"bytes": int(facts["bytes"]), "sha256": str(facts["sha256"])} for name, facts in files.items()}
@@ -61,16 +61,16 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]] | None:
 
 
 def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
-    """What is wrong with a checkpoint, None if nothing is.
+    """Describe what is wrong with a checkpoint, or return None.
 
     Args:
-        part: of `parts`; each of several readers checks its own, every file is one reader's.
+        part: which of `parts` readers this is; each file is checked by exactly one reader.
     """
     files = read_manifest(folder)
     if files is None:
         return f"{MANIFEST} is missing or cut short"
     for number, (name, facts) in enumerate(sorted(files.items())):
-        # a rank's own shard first of all; what is of no one rank is dealt out
+        # a rank checks its own shard; files that belong to no single rank are dealt out
         owner = re.search(r"zero_pp_rank_(\d+)_.*optim_states", name)
         if (int(owner[1]) if owner else number) % parts != part:
             continue
@@ -86,10 +86,12 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
 
 
 def newest_step(folder: Path) -> int:
-    """The step that `latest` names, or that of the first checkpoint where it could not yet; 0 if there is none yet.
+    """The step that `latest` names; 0 if there is no checkpoint yet.
+
+    If a run was killed between naming its first checkpoint and updating `latest`, it is the step of that checkpoint.
 
     Raises:
-        InputError: `latest` is missing or unreadable although there are checkpoints: starting anew would lose them.
+        InputError: `latest` is missing or unreadable although there are checkpoints; starting again would lose them.
     """
     steps = checkpoint_steps(folder)
     latest = folder / LATEST
@@ -99,7 +101,7 @@ def newest_step(folder: Path) -> int:
         return int(match[1])
     if not steps:
         return 0
-    if text == NONE_YET:  # killed when its first checkpoint had its name, and `latest` did not know yet
+    if text == NONE_YET:  # killed after its first checkpoint got its name, and before `latest` was updated
         return steps[-1]
     problem = "is missing" if text is None else f"says {quoted(text)}, which names none of them"
     raise InputError(
@@ -109,6 +111,6 @@ def newest_step(folder: Path) -> int:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The training state of a whole checkpoint."""
+    """The training state of a complete checkpoint."""
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return state

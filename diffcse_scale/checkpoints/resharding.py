@@ -1,15 +1,17 @@
-"""Load a checkpoint into any world size and ZeRO stage: every rank reads its own part from the shards of all.
+"""Loads a checkpoint into any world size and ZeRO stage: every rank reads its own part from the shards of all ranks.
 
-Nothing is converted on disk. A rank opens the shards that have something of its own, by their names and memory-mapped,
-and copies it into the tensors of its optimizer: no more is read than it needs, nothing is held twice, no rank waits for
-a main one, and the folder is never searched. Of W shards a rank of V opens at most W / V + 3 at ZeRO-1 and 2; a few
-more at ZeRO-3, which cuts each parameter for itself, where parameters have hardly more elements than there are ranks.
-(DeepSpeed's `ds_to_universal` would write a second checkpoint for that; what it writes can only be read at the side of
-ZeRO-3 on which it was saved, knows no ZeRO-0, leaves out buffers such as BatchNorm's running statistics, and gives
-at ZeRO-3 the weight decay of the first parameter group to all.)
+Nothing is converted on disk. A rank opens only the shards that have elements of its own part, by name and
+memory-mapped, and copies these into its optimizer's tensors. So it reads no more than it needs and holds nothing twice.
+No rank waits for the main rank, and the folder is never searched. With W shards and V ranks, a rank opens at most
+W / V + 3 shards at ZeRO-1 and 2. ZeRO-3 cuts each parameter separately, so there it opens a few more if parameters have
+hardly more elements than there are ranks.
 
-At ZeRO-1 and 2 the weights are those of the shards: the model file has none of them, and those of earlier versions,
-which have, are not asked. Frozen parameters and learning rates are not read: the recipe gives both.
+DeepSpeed's `ds_to_universal` would write a second checkpoint instead. That checkpoint cannot be moved between ZeRO-3
+and the lower stages, does not support ZeRO-0, and lacks buffers such as BatchNorm's running statistics. At ZeRO-3 it
+also gives all parameter groups the weight decay of the first.
+
+At ZeRO-1 and 2 the weights come from the shards. The model file does not have them; if one of an earlier version does,
+it is ignored. Frozen parameters and learning rates are not read, because the recipe determines both.
 """
 
 from __future__ import annotations
@@ -32,11 +34,11 @@ from diffcse_scale.engine.optimizer import moments_of, trained_groups
 from diffcse_scale.foundation.errors import InputError
 
 WEIGHT = "weight"
-MODEL_FILE = "mp_rank_00_model_states.pt"  # but at ZeRO-3
+MODEL_FILE = "mp_rank_00_model_states.pt"  # at all stages but ZeRO-3
 
 
 class Piece(NamedTuple):
-    """Elements [start, stop) of a flattened parameter, which lie at `offset` in a rank's flat tensors of its group."""
+    """Elements [start, stop) of a flattened parameter, at `offset` in the flat tensors of a rank's group."""
 
     name: str
     start: int
@@ -45,11 +47,11 @@ class Piece(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What one rank holds of a parameter group.
+    """One rank's part of a parameter group.
 
     Attributes:
-        tensors: the float32 weights and the optimizer's moments, each [length] with parameters as `pieces` say.
-        step: the optimizer's, from 1.
+        tensors: the float32 weights and the optimizer's moments, each [length]; `pieces` tell where parameters are.
+        step: the optimizer's step count, from 1.
     """
 
     pieces: list[Piece]
@@ -60,17 +62,17 @@ class Group(NamedTuple):
 def pieces(
     stage: int, numels: Mapping[str, int], paddings: Sequence[int], rank: int, world_size: int, length: int
 ) -> Iterator[Piece]:
-    """Where a group's parameters lie in `rank`'s flat tensor.
+    """Where a group's parameters are in `rank`'s flat tensor.
 
-    ZeRO-3 cuts every parameter in `world_size` parts; ZeRO-1 and 2 lay the parameters end to end and cut the whole.
+    ZeRO-3 cuts every parameter into `world_size` parts. ZeRO-1 and 2 lay the parameters end to end and cut the whole.
 
     Args:
         numels: elements of each parameter, in DeepSpeed's order.
-        paddings: elements between it and the next (ZeRO-1 and 2, none unless `parameter_alignment` is set).
-        length: of a rank's flat tensor, but for a last rank's padding.
+        paddings: elements between each parameter and the next (ZeRO-1 and 2; zero unless `parameter_alignment` is set).
+        length: length of a rank's flat tensor, without the last rank's padding.
 
     Raises:
-        InputError: the length is another than these numbers give at ZeRO-3.
+        InputError: at ZeRO-3, `length` does not fit the other numbers.
     """
     position = 0
     for (name, numel), padding in zip(numels.items(), paddings, strict=True):
@@ -86,7 +88,7 @@ def pieces(
         if start < stop:
             yield Piece(name, start, stop, offset)
     if stage == 3 and position != length:
-        # MiCS shards over fewer ranks than there are
+        # MiCS shards over fewer ranks than the world size
         raise InputError(
             f"A ZeRO-3 group has {length} elements per rank, not {position}; resume with the checkpoint's number of "
             "devices and ZeRO stage."
@@ -96,7 +98,7 @@ def pieces(
 def homes(
     stage: int, numels: Mapping[str, int], paddings: Sequence[int], world_size: int, length: int
 ) -> Iterator[tuple[str, int, int]]:
-    """Each parameter with `first` and `part`: rank (first + i) // part has its element i. Arguments as for `pieces`."""
+    """Each parameter with `first` and `part`: rank (first + i) // part has its element i. Arguments as in `pieces`."""
     position = 0
     for (name, numel), padding in zip(numels.items(), paddings, strict=True):
         yield (name, 0, -(-numel // world_size)) if stage == 3 else (name, position, length)
@@ -104,13 +106,13 @@ def homes(
 
 
 def load_resharded(engine: Any, folder: Path, saved_stage: int, saved_world_size: int) -> None:
-    """Fill the engine's weights, optimizer and buffers from a checkpoint of any shape. Called on every rank.
+    """Fill the engine's weights, optimizer and buffers from a checkpoint of any layout. Called on every rank.
 
-    The loss scale of fp16 is taken over between ZeRO-1, 2 and 3.
+    The loss scale of fp16 is kept between ZeRO-1, 2 and 3.
 
     Raises:
-        InputError: a file is missing or damaged, or the state is where this cannot read it (NVMe, or half-precision
-            weights at ZeRO-0).
+        InputError: a file is missing or damaged, or the state cannot be read here (NVMe, or half-precision weights at
+            ZeRO-0).
     """
     stage = engine.zero_optimization_stage()
     if not readable(engine, saved_stage):
@@ -122,7 +124,7 @@ def load_resharded(engine: Any, folder: Path, saved_stage: int, saved_world_size
     moments = moments_of(optimizer)
     saved = _Saved(folder, saved_stage, saved_world_size, engine.module, moments)
     if stage == 3:
-        engine.optimizer.checkpoint_event_prologue()  # parameters that are kept whole are partitioned
+        engine.optimizer.checkpoint_event_prologue()  # partitions parameters that are kept whole
     groups = list(_own_groups(engine, saved.step, optimizer.state, moments))
     _copy(saved, groups)
     saved.copy_buffers(engine.module)
@@ -134,10 +136,10 @@ def load_resharded(engine: Any, folder: Path, saved_stage: int, saved_world_size
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Fill a model that no engine has, in one process, from a checkpoint of any shape. Frozen weights are not read.
+    """Fill a model without an engine, in one process, from a checkpoint of any layout. Frozen weights are not read.
 
     Raises:
-        InputError: a file is missing or damaged, or the checkpoint is another model's.
+        InputError: a file is missing or damaged, or the checkpoint belongs to another model.
     """
     try:
         state = read_state(folder)
@@ -155,7 +157,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 
 def _load_whole(model: nn.Module, trained: Set[str], weights: dict[str, Tensor], folder: Path) -> None:
-    """Fill `model` from a model file that has all weights: ZeRO-0's, and those of earlier versions."""
+    """Fill `model` from a model file with all weights, as ZeRO-0 and earlier versions write it."""
     try:
         missing, unknown = model.load_state_dict(weights, strict=False)
     except RuntimeError:
@@ -165,23 +167,23 @@ def _load_whole(model: nn.Module, trained: Set[str], weights: dict[str, Tensor],
 
 
 def readable(engine: Any, saved_stage: int) -> bool:
-    """Whether `load_resharded` knows how this engine, and one like it at the saved stage, lays out its state."""
+    """Whether `load_resharded` knows the state's layout in this engine, and in one like it at the saved stage."""
     if 0 in (engine.zero_optimization_stage(), saved_stage) and (engine.fp16_enabled() or engine.bfloat16_enabled()):
         return False
-    # stage 1 with bf16 weights and float32 gradients has an optimizer of its own
+    # stage 1 with bf16 weights and float32 gradients has another optimizer class
     layouts = (torch.optim.Optimizer, DeepSpeedZeroOptimizer, DeepSpeedZeroOptimizer_Stage3)
     return isinstance(engine.optimizer, layouts) and not engine.zero_nvme_offload_optimizer()
 
 
 def sharded_names(engine: Any) -> set[str]:
-    """The parameters whose float32 weights lie whole in the shards of ZeRO-1 or 2; none at other stages."""
+    """The parameters whose float32 weights the shards of ZeRO-1 or 2 have completely; empty at other stages."""
     if not isinstance(engine.optimizer, DeepSpeedZeroOptimizer):
         return set()
     return {name for group in engine._get_zero_param_shapes() for name in group}
 
 
 class _Saved:
-    """A checkpoint, memory-mapped; of its shards the first, which says how all are laid out, and those asked for."""
+    """A memory-mapped checkpoint: its first shard, which determines the layout of all, and the shards asked for."""
 
     def __init__(self, folder: Path, stage: int, ranks: int, module: nn.Module, moments: Sequence[str]) -> None:
         model_file = "zero_pp_rank_0_mp_rank_00_model_states.pt" if stage == 3 else MODEL_FILE
@@ -200,10 +202,10 @@ class _Saved:
             self._open(0)
 
     def parts(self, piece: Piece) -> list[tuple[Piece, dict[str, Tensor]]]:
-        """The pieces of all shards that `piece` has elements of, and perhaps others of that parameter, with tensors."""
+        """The pieces and tensors of all shards that have elements of `piece`, perhaps with more of the parameter."""
         if piece.name in self._homes:
             first, part = self._homes[piece.name]
-            # another model's parameter may be larger than what was saved
+            # min, because another model's parameter may be larger than the saved one
             for r in range((first + piece.start) // part, min((first + piece.stop - 1) // part + 1, self._ranks)):
                 self._open(r)
         return self._parts.get(piece.name, [])
@@ -220,13 +222,13 @@ class _Saved:
                 self._parts.setdefault(piece.name, []).append((piece, group.tensors))
 
     def copy_buffers(self, module: nn.Module) -> None:
-        """Into `module`: BatchNorm's running statistics and the like."""
+        """Copy buffers into `module`, such as BatchNorm's running statistics."""
         buffers = dict(module.named_buffers())
         for name in self.model["buffer_names"]:
             buffers[name].copy_(self.model["module"][name])
 
     def _whole(self, module: nn.Module) -> Iterator[Group]:
-        """Every parameter as a group of its own."""
+        """Every parameter of a ZeRO-0 checkpoint, each as its own group."""
         names = [name for group in trained_groups(module) for name in group.parameters]
         states = self.model["optimizer"]["state"]
         for index, name in enumerate(names):
@@ -241,7 +243,7 @@ class _Saved:
         optimizer = shard["optimizer_state_dict" if stage == 3 else "base_optimizer_state"]
         states = optimizer["state"] if isinstance(optimizer, dict) else dict(enumerate(optimizer))
         if r == 0:
-            # the last rank's part is saved without its padding, the first one's has none
+            # the first shard gives the lengths: it has no padding, and the last one is saved without its padding
             self._lengths, self.scaler = [len(weight) for weight in weights], shard["loss_scaler"]
         for g, (shapes, length) in enumerate(zip(self.model["param_shapes"], self._lengths, strict=True)):
             numels = {name: shape.numel() for name, shape in shapes.items()}
@@ -249,7 +251,7 @@ class _Saved:
             layout = stage, numels, paddings
             if r == 0:
                 self._homes |= {name: (first, part) for name, first, part in homes(*layout, self._ranks, length)}
-            # there is no state before the first step that was not skipped
+            # the optimizer has no state until a step was not skipped
             state = states.get(g) or {"step": 0.0, **{key: torch.zeros_like(weights[g]) for key in self._moments}}
             tensors = {WEIGHT: weights[g], **{key: state[key] for key in self._moments}}
             yield Group(list(pieces(*layout, r, self._ranks, length)), tensors, float(state["step"]))
@@ -268,7 +270,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _own_groups(engine: Any, step: float, states: Any, moments: Sequence[str]) -> Iterator[Group]:
-    """This rank's tensors, with room made in `states` for the optimizer's moments."""
+    """This rank's tensors; the optimizer's moments are allocated in `states`."""
     stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
     if stage == 0:
         trained = [named for group in trained_groups(engine.module) for named in group.parameters.items()]
@@ -309,11 +311,11 @@ def _copy(saved: _Saved, groups: list[Group]) -> None:
 
 
 def _refresh_weights(engine: Any) -> None:
-    """The weights that the model computes with, from the optimizer's."""
+    """Update the weights that the model computes with from the optimizer's float32 weights."""
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 3:
         for group in range(len(optimizer.fp32_partitioned_groups_flat)):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
-        optimizer.checkpoint_event_epilogue()  # parameters that are kept whole are gathered again
+        optimizer.checkpoint_event_epilogue()  # gathers parameters that are kept whole again
     elif engine.zero_optimization_stage() > 0:
         optimizer.update_lp_params()

@@ -1,7 +1,8 @@
-"""How a rank's files of a checkpoint are written and read.
+"""Writes and reads a rank's files of a checkpoint.
 
-DeepSpeed decides what is in them and calls its checkpoint engine for each; `ShardWriter` is that engine. A save copies
-the tensors to host memory and returns; a thread writes, checksums, flushes to the disk and reads back.
+DeepSpeed decides what is in them, and calls its checkpoint engine for each file; `ShardWriter` is that engine. A save
+copies the tensors to host memory and returns. A thread then writes the file, computes its checksum, flushes it to the
+disk and reads it back.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from torch import Tensor
 
 from diffcse_scale.foundation.file_digest import sha256_of
 
-PINNED = {"cuda"}  # devices that write to memory of a process by themselves, and only then at full speed
+PINNED = {"cuda"}  # devices that copy to pinned host memory by themselves, and only there at full speed
 
-# what DeepSpeed's files hold beside tensors and plain values
+# classes in DeepSpeed's files besides tensors and plain values
 DEEPSPEED_CLASSES = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
-# Python before 3.11.4 pickles a member of an enumeration as a call of `getattr`, which nobody should allow
+# Python before 3.11.4 pickles an enum member as a call of `getattr`, which must not be allowed when unpickling
 copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
 
 
 class FileEntry(NamedTuple):
-    """A file of a checkpoint: its name in the folder, bytes, SHA-256 in hexadecimal."""
+    """A file of a checkpoint: its name in the folder, its size in bytes, its SHA-256 in hexadecimal."""
 
     name: str
     size: int
@@ -42,12 +43,12 @@ class FileEntry(NamedTuple):
 
 
 def file_entry(path: Path) -> FileEntry:
-    """Read the whole file."""
+    """The entry of a file; reads the whole file."""
     return FileEntry(path.name, path.stat().st_size, sha256_of(path))
 
 
 def read_shard(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
-    """One of DeepSpeed's files, on the host; nothing but tensors, plain values and `DEEPSPEED_CLASSES` is unpickled."""
+    """Read one of DeepSpeed's files to the host. Only tensors, plain values and `DEEPSPEED_CLASSES` are unpickled."""
     with torch.serialization.safe_globals(DEEPSPEED_CLASSES):
         content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     return content
@@ -57,7 +58,7 @@ class ShardWriter(CheckpointEngine):
     """Writes this rank's files, in the background or at once.
 
     Args:
-        background: `save` returns when the tensors are in host memory; the files follow.
+        background: whether `save` returns as soon as the tensors are in host memory, before the files are written.
     """
 
     def __init__(self, background: bool = True) -> None:
@@ -69,14 +70,14 @@ class ShardWriter(CheckpointEngine):
         self._later: list[Future[None]] = []
 
     def create(self, info: CheckpointCommitInfo) -> None:
-        """DeepSpeed begins a checkpoint."""
+        """Called when DeepSpeed begins a checkpoint."""
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
-        """DeepSpeed has handed over everything; the files need not be there yet."""
+        """Called when DeepSpeed has handed over everything; the files need not exist yet."""
         return True
 
     def preserves_storage_sharing(self) -> bool:
-        """False: every tensor is copied by itself, so that none brings the storage along that it is a part of."""
+        """False: every tensor is copied separately, so that the storage that it is a part of is not written too."""
         return False
 
     def save(self, state_dict: dict[str, Any], path: str) -> None:
@@ -87,33 +88,33 @@ class ShardWriter(CheckpointEngine):
         self._submit(_write, copied, Path(path))
 
     def load(self, path: str, map_location: Any = None) -> dict[str, Any]:
-        """Read what `save` wrote; DeepSpeed moves it where it belongs."""
+        """Read what `save` wrote; DeepSpeed moves it to its device."""
         return read_shard(path)
 
     def write_text(self, text: str, path: Path) -> None:
-        """The same for a small text file."""
+        """Write a small text file in the same way."""
         self._submit(_write, text, path)
 
     def later(self, call: Callable[[], None]) -> None:
-        """Have `call` done when what is to be written has been; in the background if that is."""
+        """Run `call` after all files so far are written; in the background if files are written there."""
         self._later.append(self._thread.submit(call))
         if not self._background:
             self.finish()
 
     def finish(self) -> None:
-        """Wait until all calls of `later` have ended, in whatever way."""
+        """Wait until all calls of `later` have ended, successfully or not."""
         calls, self._later = self._later, []
         wait(calls)
 
     def writing(self) -> bool:
-        """Whether files are still on their way."""
+        """Whether files are still being written."""
         return any(not future.done() for future in self._writing)
 
     def written(self) -> list[FileEntry]:
-        """Wait for all files since the last call.
+        """Wait for all files since the last call, and return their entries.
 
         Raises:
-            OSError: one could not be written, or reads back as something else.
+            OSError: a file could not be written, or reads back differently.
         """
         futures, self._writing = self._writing, []
         return [future.result() for future in futures]
@@ -126,7 +127,7 @@ class ShardWriter(CheckpointEngine):
 
 
 class _Hashing:
-    """A file that knows the checksum of what was written to it."""
+    """A file that computes the checksum of what is written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.sha256, self.size = file, hashlib.sha256(), 0
@@ -141,7 +142,7 @@ class _Hashing:
 
 
 def _write(content: Any, path: Path) -> FileEntry:
-    """Write, flush to the disk, and read back from there."""
+    """Write a file, flush it to the disk, and read it back from there."""
     with path.open("wb") as raw:
         file = _Hashing(raw)
         if isinstance(content, str):
@@ -150,12 +151,12 @@ def _write(content: Any, path: Path) -> FileEntry:
             try:
                 torch.save(content, file)  # type: ignore[arg-type]
             except RuntimeError as error:
-                # torch's writer hides what the file said
+                # torch's writer hides the file's own error
                 raise OSError(*_reason(error), str(path)) from error
         raw.flush()
         os.fsync(raw.fileno())
         if hasattr(os, "posix_fadvise"):
-            # else the page cache would be read back, which knows nothing of the disk
+            # drop the page cache; reading it back would not check the disk
             os.posix_fadvise(raw.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     intended = FileEntry(path.name, file.size, file.sha256.hexdigest())
     if file_entry(path) != intended:
@@ -175,15 +176,15 @@ def _reason(error: BaseException) -> tuple[int, str]:
 def _tensor_on_host(tensor: Tensor) -> Tensor:
     if tensor.device.type in PINNED:
         try:
-            # PyTorch keeps such memory for the next checkpoint
+            # PyTorch keeps pinned memory for the next checkpoint
             return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
-        except RuntimeError:  # there is no more of it
+        except RuntimeError:  # no more pinned memory is available
             pass
     return tensor.to("cpu", copy=True)
 
 
 def _on_host(value: Any) -> Any:
-    """A copy that later steps do not change; complete when the device has done what it was asked to."""
+    """A copy on the host that later steps do not change; complete once the device has finished its queued work."""
     if isinstance(value, Tensor):
         return _tensor_on_host(value.detach())
     if isinstance(value, dict):

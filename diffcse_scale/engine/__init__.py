@@ -1,1 +1,1 @@
-"""All use of DeepSpeed: its configuration, its launch, its optimizer, and what differs by ZeRO stage."""
+"""All use of DeepSpeed: its configuration, its launch, its optimizer, and differences between ZeRO stages."""

@@ -1,4 +1,4 @@
-"""A DeepSpeed configuration as a file: read, and refused where it would be ignored or contradict the recipe."""
+"""Reads a DeepSpeed configuration file, and refuses anything that would be ignored or contradict the recipe."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from diffcse_scale.foundation.shipped import shipped
 from diffcse_scale.foundation.text_file import read_text
 from diffcse_scale.foundation.unique_keys import load_json
 
-# what a DeepSpeed configuration may say, and of what kind it is; DeepSpeed itself accepts a misspelt top-level key in
-# silence
+# the top-level keys of a DeepSpeed configuration and the types of their values; DeepSpeed itself silently accepts a
+# misspelt one
 KEYS: dict[str, type] = {
     "activation_checkpointing": dict, "aio": dict, "bf16": dict, "checkpoint": dict, "comms_logger": dict,
     "communication_data_type": str, "csv_monitor": dict, "data_types": dict, "disable_allgather": bool,
@@ -24,7 +24,7 @@ KEYS: dict[str, type] = {
     "train_micro_batch_size_per_gpu": int, "wall_clock_breakdown": bool, "wandb": dict,
     "zero_allow_untested_optimizer": bool, "zero_force_ds_cpu_optimizer": bool, "zero_optimization": dict,
 }  # fmt: skip
-# the same for the sections in which it accepts misspelt keys and wrong kinds in silence, too
+# the same for the sections in which DeepSpeed silently accepts misspelt keys and wrong types
 SECTIONS: dict[str, dict[str, type]] = {
     "activation_checkpointing": {
         "partition_activations": bool, "contiguous_memory_optimization": bool, "cpu_checkpointing": bool,
@@ -53,7 +53,7 @@ RECIPE_KEYS = {
     "scheduler": "optimizer.schedule",
     "gradient_clipping": "optimizer.clip",
 }
-# what "auto" leaves to this program; elsewhere it leaves a value to DeepSpeed's own default
+# keys for which "auto" means that this program decides; for all others it means DeepSpeed's default
 OURS = {"zero_optimization.stage", "bf16.enabled", "torch_autocast.enabled", "zero_force_ds_cpu_optimizer"}
 WORDS = {
     dict: 'an object, such as {"enabled": true}', list: "a list", str: "text", bool: "true or false",
@@ -62,7 +62,7 @@ WORDS = {
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Name to file of every configuration that comes with the package."""
+    """The configurations that come with the package: file by name."""
     return {file.stem: file for file in sorted(shipped("ds_configs").glob("*.json"))}
 
 
@@ -72,16 +72,16 @@ def named(path: str | Path | None) -> str:
 
 
 def load_deepspeed_config(path: str | Path | None) -> dict[str, Any]:
-    """Read a DeepSpeed JSON and refuse what would be ignored or contradict the recipe.
+    """Read a DeepSpeed JSON and refuse anything that would be ignored or contradict the recipe.
 
-    What says "auto" and is DeepSpeed's or the recipe's to decide is left out, as are top-level keys that are null.
+    A value "auto" is left out if DeepSpeed or the recipe decides it. Top-level keys that are null are left out too.
 
     Args:
-        path: of the file, or the name of a shipped one (`zero3`), which counts before a file; None for zero2.json.
+        path: the file, or the name of a shipped one (`zero3`), which takes precedence over a file; None for zero2.json.
 
     Raises:
-        InputError: missing file, malformed JSON, unknown key, a value of another kind, or a setting that belongs in the
-            recipe.
+        InputError: missing file, malformed JSON, unknown key, a value of the wrong type, or a setting that belongs in
+            the recipe.
     """
     called = named(path)
     names = shipped_configs()
@@ -104,10 +104,10 @@ def load_deepspeed_config(path: str | Path | None) -> dict[str, Any]:
 
 
 def _read_json(text: str, called: str) -> dict[str, Any]:
-    """The object that `text` is, its numbers finite."""
+    """Parse `text` as a JSON object with finite numbers."""
     try:
         config = load_json(text)
-    except ValueError as error:  # malformed, a key twice, or a number of too many digits
+    except ValueError as error:  # malformed, a repeated key, or a number with too many digits
         wrong = " is not valid JSON" if isinstance(error, json.JSONDecodeError) else ""
         raise InputError(f"{called}{wrong}: {brief(str(error), 200)}.") from None
     if not isinstance(config, dict):
@@ -119,7 +119,7 @@ def _read_json(text: str, called: str) -> dict[str, Any]:
 
 
 def _decided(values: dict[str, Any], section: str = "") -> dict[str, Any]:
-    """`values` without what says "auto" and is not this program's to decide."""
+    """`values` without each "auto" that this program does not decide."""
     return {
         key: _decided(value, f"{section}{key}.") if isinstance(value, dict) else value
         for key, value in values.items()
@@ -128,7 +128,7 @@ def _decided(values: dict[str, Any], section: str = "") -> dict[str, Any]:
 
 
 def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """Each number, and the key that leads to it."""
+    """Each number with the path of its key."""
     if isinstance(value, float):
         yield key, value
     elif isinstance(value, dict | list):
@@ -137,7 +137,7 @@ def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _check(values: Mapping[str, Any], keys: Mapping[str, type], called: str, section: str = "") -> None:
-    """Raises InputError where `values` has a key that is none of `keys`, or a value of another kind."""
+    """Raise InputError if `values` has a key that is not in `keys`, or a value of the wrong type."""
     for key, value in values.items():
         if key not in keys:
             raise InputError(f"{called}: unknown key {section}{brief(key)}{nearest(key, keys)}.")

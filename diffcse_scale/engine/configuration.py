@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration: read, checked, completed from the recipe."""
+"""Checks a DeepSpeed configuration and completes it from the recipe."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from diffcse_scale.text.batches import share_of
 
 
 def complete_config(config: dict[str, Any], recipe: Recipe, devices: int, called: str = CALLED) -> dict[str, Any]:
-    """Fill in batch sizes, clipping and precisions that say "auto".
+    """Fill in batch sizes, clipping, and precisions that are "auto".
 
     Args:
         config: as `load_deepspeed_config` returns it.
         recipe: decides the batch sizes.
-        devices: among which a batch is shared.
-        called: names it in what DeepSpeed refuses.
+        devices: number of devices that share a batch.
+        called: the configuration's name in messages.
 
     Raises:
-        InputError: batch sizes in the JSON contradict the recipe (spells out the arithmetic), DeepSpeed refuses a
-            section, or the device lacks the precision or the machine the compiler asked for.
+        InputError: batch sizes in the JSON contradict the recipe (the message shows the arithmetic), DeepSpeed refuses
+            a section, the device does not support the precision, or the machine lacks the requested compiler.
     """
     sentences = recipe.batch.sentences
     share = share_of(recipe.batch, devices)
@@ -53,10 +53,10 @@ def complete_config(config: dict[str, Any], recipe: Recipe, devices: int, called
                 f"{sentences} = {most}{share} sentences per device x {devices} devices x 1 "
                 f"accumulation step; remove the key or set it to {ours}."
             )
-    # DeepSpeed wants a product, also where shares differ by a sentence; it computes nothing from it
+    # DeepSpeed requires this product, even if shares differ by a sentence; it computes nothing from it
     batch_keys["train_batch_size"] = share * devices
-    # ours is torch's also where optimizer state is offloaded: DeepSpeed's own for CPUs needs a compiler
-    # and its timer waits for the device in every forward pass
+    # torch's optimizer is the default also for offloaded state, because DeepSpeed's own for CPUs needs a compiler;
+    # DeepSpeed's timer waits for the device in every forward pass
     defaults = {
         "steps_per_print": 10**9,
         "zero_force_ds_cpu_optimizer": False,
@@ -90,10 +90,10 @@ def complete_config(config: dict[str, Any], recipe: Recipe, devices: int, called
 
 
 def _check_float16(config: dict[str, Any], called: str) -> None:
-    """Refuse the combinations in which DeepSpeed 0.19.8 scales the loss and its gradients differently, in silence.
+    """Refuse combinations in which DeepSpeed 0.19.8 silently scales the loss and its gradients differently.
 
     Raises:
-        InputError: names what works.
+        InputError: the message names settings that work.
     """
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if config.get("fp16", {}).get("enabled") and stage == 0:
@@ -110,7 +110,7 @@ def _check_float16(config: dict[str, Any], called: str) -> None:
 
 
 def precision(config: dict[str, Any]) -> str:
-    """What a completed configuration computes in, in words."""
+    """The precision of a completed configuration, in words."""
     for section, words in (("fp16", "float16"), ("bf16", "bfloat16")):
         if config.get(section, {}).get("enabled"):
             return words

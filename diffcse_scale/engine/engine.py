@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: made around a model, its step, and what differs by ZeRO stage."""
+"""The DeepSpeed engine: its creation around a model, its step, and differences between ZeRO stages."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ from diffcse_scale.recipe import Recipe
 
 @contextmanager
 def partitioned_loading(config: dict[str, Any], recipe: Recipe) -> Iterator[None]:
-    """Inside, ZeRO-3 partitions what `from_pretrained` loads, layer by layer: no rank ever holds a whole model.
+    """Inside, ZeRO-3 partitions what `from_pretrained` loads layer by layer, so that no rank ever holds a whole model.
 
-    At other stages nothing changes. An official checkpoint is loaded over whole weights: those are small models.
+    At other stages nothing changes. It does not apply to official checkpoints either: they are small models, and are
+    loaded into whole weights.
 
     Args:
-        config: complete.
+        config: a completed configuration.
 
     Raises:
-        InputError: weights or gradients are to be quantized on CPUs.
+        InputError: quantized weights or gradients are requested on CPUs.
     """
     check_kernels(config)
     if config.get("zero_optimization", {}).get("stage") != 3 or recipe.model.checkpoint is not None:
         yield
         return
-    handle = HfDeepSpeedConfig(config)  # transformers holds it weakly
+    handle = HfDeepSpeedConfig(config)  # transformers has only a weak reference to it
     try:
         with freed_blocks_returned(), groups_made_once(config):
             yield
@@ -50,42 +51,42 @@ def partitioned_loading(config: dict[str, Any], recipe: Recipe) -> Iterator[None
 
 
 def initialize(model: nn.Module, recipe: Recipe, config: dict[str, Any]) -> Any:
-    """The DeepSpeed engine around `model`; `config` is complete.
+    """Create the DeepSpeed engine around `model`; `config` is a completed configuration.
 
     Raises:
         InputError: DeepSpeed refuses the configuration.
     """
-    parameter: Any  # DeepSpeed adds attributes to those that it partitions
+    parameter: Any  # DeepSpeed adds attributes to parameters that it partitions
     for parameter in model.parameters():
-        # a base that is held in fewer bits: a parameter that ZeRO-3 has partitioned changes its dtype without its part
+        # a base with fewer bits: changing the dtype of a parameter that ZeRO-3 has partitioned does not change its part
         if hasattr(parameter, "ds_tensor") and parameter.ds_tensor.dtype != parameter.dtype:
             parameter.ds_tensor.data = parameter.ds_tensor.data.to(parameter.dtype)
-            parameter.ds_secondary_tensor = None  # hpZ makes it again from the whole
+            parameter.ds_secondary_tensor = None  # hpZ makes it again from the whole parameter
     share_cores(config)
     kind, untested = OPTIMIZERS[recipe.optimizer.name].kind, {}
     if takes_deepspeeds(config, kind):
         kind, untested = HostAdamW, {"zero_allow_untested_optimizer": True}
-    config = {**config, DEEPSPEEDS: False, **untested}  # DeepSpeed knows its own by its class
+    config = {**config, DEEPSPEEDS: False, **untested}  # if true, DeepSpeed would insist on its own optimizer class
     with refusals_explained():
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=make_optimizer(model, recipe, kind), config=config, dist_init_required=False
         )
     if engine.zero_optimization_stage() == 0 and world_size() == 1:
-        engine.enable_backward_allreduce = False  # it would copy all gradients twice to average them with nobody's
+        engine.enable_backward_allreduce = False  # it would copy all gradients twice although there is no other rank
     move_buffers(engine.module, engine.device)
     return engine
 
 
 def precision_of(engine: Any) -> AbstractContextManager[None]:
-    """Inside, the engine's module may be called without it, and computes in the precision in which the engine would.
+    """Inside, the engine's module may be called directly, and computes in the engine's precision.
 
-    No hook of the engine then acts on what is back-propagated. Parameters must be whole.
+    The engine's hooks do not act on the backward pass then. Parameters must be whole.
     """
     return autocast_if_enabled(engine)
 
 
 def move_buffers(module: nn.Module, device: torch.device) -> None:
-    """Bring all buffers to a device. DeepSpeed moves no module of which ZeRO-3 has loaded a part."""
+    """Move all buffers to a device, because DeepSpeed does not move a module that ZeRO-3 has partly loaded."""
     for part in module.modules():
         for name, buffer in part.named_buffers(recurse=False):
             setattr(part, name, buffer.to(device))
@@ -95,9 +96,9 @@ class StepTaken(NamedTuple):
     """Whether a step was applied, and the norm of its gradient.
 
     Attributes:
-        norm: of the averaged gradient before clipping, where the engine has it: reading a tensor waits for the device;
-            NaN if the engine does not tell.
-        applied: False where the gradient was not finite and the weights stayed as they were.
+        norm: norm of the averaged gradient before clipping. If it is a tensor, it is on the engine's device, and
+            reading it waits for the device. NaN if the engine does not report it.
+        applied: False if the gradient was not finite and the weights were not changed.
     """
 
     norm: float | Tensor
@@ -107,8 +108,8 @@ class StepTaken(NamedTuple):
 def optimizer_step(engine: Any) -> StepTaken:
     """Take the engine's step, unless the gradient is not finite.
 
-    ZeRO-1 to 3 look at the norm themselves and skip such a step. At stage 0 the engine clips without telling the norm,
-    and would apply it.
+    ZeRO-1 to 3 check the norm themselves and skip such a step. At stage 0 the engine clips without reporting the norm,
+    and would apply the step.
     """
     norm: float | None = None
     if engine.zero_optimization_stage() == 0:
@@ -116,7 +117,7 @@ def optimizer_step(engine: Any) -> StepTaken:
         scaler = engine.torch_autocast_z0_gradscaler
         total = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         norm = float(total) / (scaler.get_scale() if scaler else 1.0)
-        if not scaler and not math.isfinite(norm):  # a gradient scaler skips for itself
+        if not scaler and not math.isfinite(norm):  # a gradient scaler skips such steps itself
             engine.zero_grad()
             return StepTaken(norm, False)
     engine.step()
@@ -126,7 +127,7 @@ def optimizer_step(engine: Any) -> StepTaken:
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    """`module`'s state dict on the main rank, also where ZeRO-3 has partitioned it; nothing on the others.
+    """`module`'s whole state dict on the main rank, even if ZeRO-3 has partitioned it; empty on the other ranks.
 
     Called on every rank.
     """
@@ -134,14 +135,14 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def gathered(values: Mapping[str, Tensor], owner: int) -> dict[str, Tensor]:
-    """`values`, of which ZeRO-3 may have partitioned some, whole in the memory of the rank `owner`'s host.
+    """Gather `values`, some of which ZeRO-3 may have partitioned, in host memory of the rank `owner`.
 
-    Called on every rank. One parameter at a time is gathered, so that only that rank comes to hold them all; the others
-    get nothing.
+    Called on every rank. One parameter is gathered at a time, so that only `owner` holds them all. The other ranks get
+    an empty result.
     """
     whole = {}
     for name, value in values.items():
-        with deepspeed.zero.GatheredParameters([value]):  # does nothing to what is not partitioned
+        with deepspeed.zero.GatheredParameters([value]):  # no effect on tensors that are not partitioned
             if rank() == owner:
                 whole[name] = value.detach().cpu()
     return whole

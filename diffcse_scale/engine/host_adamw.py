@@ -1,7 +1,7 @@
 """AdamW with DeepSpeed's kernel for CPUs, for optimizer state that is offloaded to the host.
 
-The kernel is compiled on the machine when it is first asked for, and never otherwise. State and checkpoints are those
-of `torch.optim.AdamW`, so that a run may change from one to the other.
+The kernel is compiled on the machine only when it is first needed. State and checkpoints have the format of
+`torch.optim.AdamW`, so that a run may switch between the two.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from deepspeed.ops.op_builder import CPUAdamBuilder
 
 from diffcse_scale.foundation.errors import InputError
 
-NUMBERS, STEPS = 1 << 24, 5  # of a comparison: 256 MB, more than caches hold
+NUMBERS, STEPS = 1 << 24, 5  # parameters and steps of a speed comparison: 256 MB, more than caches hold
 _numbers = itertools.count()
 
 
 def build() -> Any:
-    """DeepSpeed's kernels, compiled if this machine has not compiled them yet.
+    """Load DeepSpeed's kernels, and compile them if this machine has not done so yet.
 
     Raises:
-        InputError: they cannot be compiled here.
+        InputError: the kernels cannot be compiled here.
     """
     try:
         return CPUAdamBuilder().load(verbose=False)
-    except Exception as error:  # compilers, ninja and the loader fail in exceptions of their own
+    except Exception as error:  # compilers, ninja and the loader raise their own exceptions
         reason = " ".join(str(error).split())[-300:]
         raise InputError(
             f"DeepSpeed's AdamW for CPUs cannot be built here ({reason}); leave zero_force_ds_cpu_optimizer out of the "
@@ -38,7 +38,7 @@ def build() -> Any:
 
 
 class HostAdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW` for float32 parameters on the host; equal to it to rounding.
+    """`torch.optim.AdamW` for float32 parameters on the host; equal to it up to rounding.
 
     Raises:
         InputError: as `build`.
@@ -57,7 +57,7 @@ class HostAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One step of every parameter that has a gradient; `closure` has to be None."""
+        """Take a step for every parameter that has a gradient; `closure` must be None."""
         assert closure is None
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -75,9 +75,9 @@ class HostAdamW(torch.optim.AdamW):
 
 
 def is_faster(numbers: int = NUMBERS) -> bool:
-    """Whether it is faster than PyTorch's fused AdamW on the threads of this process, by the median of a few steps.
+    """Whether `HostAdamW` is faster than PyTorch's fused AdamW with this process's threads, by the median of STEPS.
 
-    False too where it cannot be built.
+    Also False if it cannot be built.
     """
     try:
         build()
@@ -92,7 +92,7 @@ def _seconds(kind: Any, numbers: int, settings: dict[str, Any]) -> float:
     weights = torch.zeros(numbers)
     weights.grad = torch.ones(numbers)
     optimizer, times = kind([weights], **settings, fused=True), []
-    for _ in range(STEPS + 1):  # the first makes the moments
+    for _ in range(STEPS + 1):  # the first step allocates the moments and is not counted
         began = time.perf_counter()
         optimizer.step()
         times.append(time.perf_counter() - began)

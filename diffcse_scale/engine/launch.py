@@ -1,4 +1,4 @@
-"""Joining the ranks that a launcher has started, and this rank's device."""
+"""Joins the ranks that a launcher has started, and selects this rank's device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffcse_scale.foundation.environment import host_name
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.rendezvous import free_port, join
 
-# how launchers that set no RANK tell a process how many of its kind there are
+# the variables in which launchers that set no RANK give the number of processes
 FOREIGN_LAUNCHERS = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "an MPI launcher"}
 
 
@@ -25,23 +25,24 @@ ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH
 
 
 def let_segments_grow() -> None:
-    """Packed rows differ from step to step: memory that can grow leaves no gaps that the next size does not fit.
+    """Let the allocator grow its segments, which avoids gaps that the next size does not fit into.
 
-    PyTorch reads it when CUDA starts. A user's own setting, under any of its names, stays.
+    Packed rows differ in size from step to step. PyTorch reads the setting when CUDA starts. A user's own setting,
+    under any of its names, is kept.
     """
     if not any(name in os.environ for name in ALLOCATOR_VARIABLES):
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def start_process_group(seconds: float = 600.0) -> None:
-    """Join the ranks that the launcher started, or be the only one; compiles nothing.
+    """Join the ranks that the launcher started, or be the only rank. Compiles nothing.
 
     Args:
-        seconds: how long to wait for the others.
+        seconds: how long to wait for the other ranks.
 
     Raises:
-        InputError: there are GPUs that cannot be used, or more ranks here than GPUs; several processes were started by
-            something that gives them no RANK, not all came, or the port is taken.
+        InputError: GPUs exist but cannot be used, there are more ranks here than GPUs, a launcher started several
+            processes without RANK, not all ranks came, or the port is taken.
     """
     if found := left_idle():
         raise InputError(
@@ -59,17 +60,17 @@ def start_process_group(seconds: float = 600.0) -> None:
         # a bare `python train.py` is a run of one process, not a search for MPI
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
     if os.environ["WORLD_SIZE"] == "1":
-        # nobody else has to know it, and the launcher's own choice is the same for every run on a machine
+        # no other rank has to know the port, and the launcher's choice is the same for every run on a machine
         os.environ["MASTER_PORT"] = str(free_port())
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if get_accelerator().device_name() == "cpu":
-        # on CPUs DeepSpeed would compile a shared-memory backend for its own collectives: a minute's wait and a
-        # compiler, for operations we do not call; without it gloo serves. The table is put in place whole: DeepSpeed
-        # makes it when it is first asked for, by a run of gcc on every rank
+        # on CPUs DeepSpeed would compile a shared-memory backend for its own collectives. That takes a minute and a
+        # compiler, and we do not call these operations; gloo works without it. The whole table is replaced, because
+        # DeepSpeed would otherwise make it at the first use, by running gcc on every rank
         deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     _take_device()
     try:
-        # NCCL wants to know the device
+        # NCCL must know the device
         join(get_accelerator().communication_backend_name(), seconds, device() if device().type == "cuda" else None)
     except DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
@@ -82,14 +83,16 @@ def start_process_group(seconds: float = 600.0) -> None:
 
 
 def _take_device() -> None:
-    """Before the first collective: NCCL takes the current device, which would be the first one for every rank.
+    """Set this rank's device, before the first collective.
+
+    NCCL uses the current device, which would otherwise be the first one for every rank.
 
     Raises:
         InputError: there are more ranks here than devices.
     """
     number = local_rank()
     count = number + 1 if get_accelerator().device_name() == "cpu" else get_accelerator().device_count()
-    # of several devices that a launcher has named, torch sees those that there are
+    # a launcher may name several devices; torch counts only those that exist
     named = len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","))
     if number >= count and max(count, named) > 1:
         raise InputError(
@@ -97,7 +100,7 @@ def _take_device() -> None:
             "as many processes as there are devices, or give each process its own device (srun --gpus-per-task=1)."
         )
     if number >= count:
-        # each process sees one device, its own; DeepSpeed takes the variable for the device's number
+        # each process sees only its own device; DeepSpeed uses LOCAL_RANK as the device's number
         os.environ[LAUNCHERS_NUMBER] = str(number)
         number, os.environ["LOCAL_RANK"] = 0, "0"
     get_accelerator().set_device(number)

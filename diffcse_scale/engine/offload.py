@@ -1,4 +1,4 @@
-"""The host's part where optimizer state is offloaded: which AdamW computes there, and on which cores."""
+"""The host's work for offloaded optimizer state: which AdamW computes there, and on which cores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffcse_scale.engine.launch import device
 from diffcse_scale.foundation.environment import host_name
 from diffcse_scale.foundation.errors import InputError, quoted
 
-DEEPSPEEDS = "zero_force_ds_cpu_optimizer"  # of the DeepSpeed configuration
+DEEPSPEEDS = "zero_force_ds_cpu_optimizer"  # a key of the DeepSpeed configuration
 
 
 def offloads_optimizer(config: dict[str, Any]) -> bool:
@@ -23,7 +23,7 @@ def offloads_optimizer(config: dict[str, Any]) -> bool:
 
 
 def check_host_optimizer(config: dict[str, Any]) -> None:
-    """Raises InputError where the configuration does not say which AdamW the host computes with."""
+    """Raise InputError if the configuration does not say which AdamW the host uses."""
     if config.get(DEEPSPEEDS, False) not in (True, False, "auto"):
         raise InputError(
             f'DeepSpeed configuration says {DEEPSPEEDS} = {quoted(config[DEEPSPEEDS])}; it is true, false or "auto".'
@@ -31,10 +31,10 @@ def check_host_optimizer(config: dict[str, Any]) -> None:
 
 
 def takes_deepspeeds(config: dict[str, Any], optimizer: type) -> bool:
-    """Whether the host computes with DeepSpeed's kernel in the place of `optimizer`. Called on every rank.
+    """Whether the host uses DeepSpeed's kernel instead of `optimizer`. Called on every rank.
 
-    It does where the configuration says so: true, or "auto" and the main rank finds it faster while all ranks try.
-    Nothing is compiled unless it does.
+    It does if the configuration says true. With "auto" all ranks measure at the same time, and the main rank's result
+    decides. Otherwise nothing is compiled.
     """
     asked = config.get(DEEPSPEEDS, False)
     if not asked or not offloads_optimizer(config) or optimizer is not torch.optim.AdamW:
@@ -52,10 +52,10 @@ def describe_optimizer(engine: Any) -> str:
 
 
 def share_cores(config: dict[str, Any]) -> None:
-    """Give an offloaded optimizer the cores that this process may use, divided among the ranks that may use the same.
+    """Give an offloaded optimizer the cores that this process may use, divided among the ranks with the same cores.
 
-    Without it each rank would take all cores of the machine, or, under torchrun, one. OMP_NUM_THREADS decides, unless
-    it is torchrun's own 1. Called on every rank; on CPUs nothing changes.
+    Otherwise each rank would use all cores of the machine, or, under torchrun, one. OMP_NUM_THREADS takes precedence,
+    unless it is the 1 that torchrun sets. Called on every rank; on CPUs nothing changes.
     """
     if not offloads_optimizer(config) or device().type == "cpu":
         return
@@ -65,6 +65,6 @@ def share_cores(config: dict[str, Any]) -> None:
 
 
 def _threads_asked_for() -> int:
-    """OMP_NUM_THREADS as the user has set it; 0 if the user has not."""
+    """OMP_NUM_THREADS as set by the user; 0 if the user has not set it."""
     asked = int(os.environ.get("OMP_NUM_THREADS", "0"))
     return 0 if asked == 1 and "TORCHELASTIC_RUN_ID" in os.environ else asked

@@ -1,6 +1,6 @@
-"""The optimizer and its groups of parameters: one table, which training, checkpoints and `plan` read.
+"""The optimizer and its parameter groups: one table, which training, checkpoints and `plan` use.
 
-`optimizer.name` of the recipe (`recipe.py`) lists the names; a test holds the two together.
+`optimizer.name` of the recipe (`recipe.py`) lists the same names; a test compares the two.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.recipe import OptimizerRecipe, Recipe
 
-RATE = "rate"  # of a group: a factor on the learning rate
-OF_DISCRIMINATOR = ("discriminator.", "rtd_head.")  # begin the names of its parameters
+RATE = "rate"  # key of a parameter group: its factor on the learning rate
+OF_DISCRIMINATOR = ("discriminator.", "rtd_head.")  # prefixes of the discriminator's parameter names
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Optimizer:
     """A kind of optimizer.
 
     Attributes:
-        kind: the class; it takes groups of parameters and `lr`.
+        kind: the class; it takes parameter groups and `lr`.
         settings: its other arguments, from the recipe.
-        moments: the keys of its state that hold a number for each of a parameter's; beside them it has a `step`.
-        moment_bytes: of all of them together, for each number of a parameter.
-        whole_matrices: it looks at a matrix as one, which ZeRO 1 to 3 lay end to end and cut.
+        moments: the keys of its state with one number per element of a parameter; the state also has a `step`.
+        moment_bytes: bytes of all moments together, per element of a parameter.
+        whole_matrices: whether it needs whole matrices, which ZeRO-1 to 3 flatten and cut.
     """
 
     kind: type[torch.optim.Optimizer]
@@ -51,7 +51,7 @@ OPTIMIZERS = {
 
 
 class TrainedGroup(NamedTuple):
-    """Parameters that one group of the optimizer holds."""
+    """The parameters of one group of the optimizer."""
 
     label: str
     parameters: dict[str, nn.Parameter]  # by name
@@ -60,9 +60,9 @@ class TrainedGroup(NamedTuple):
 
 
 def trained_groups(model: nn.Module) -> list[TrainedGroup]:
-    """The trained parameters: those that are decayed, and biases and normalisation weights, which are not.
+    """The trained parameters in groups: those with weight decay, and biases and normalisation weights without it.
 
-    Where the discriminator has a learning rate of its own, it has groups of its own, behind the others.
+    If the discriminator has its own learning rate, it also has its own groups, after the others.
     """
     rate = model.objective.discriminator_rate if isinstance(model, DiffCSENetworks) else 1.0
     groups = [TrainedGroup("decayed", {}, True, 1.0), TrainedGroup("kept", {}, False, 1.0)]
@@ -70,7 +70,7 @@ def trained_groups(model: nn.Module) -> list[TrainedGroup]:
         groups += [group._replace(label=f"{group.label}, discriminator", parameters={}, rate=rate) for group in groups]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            # ZeRO-3 leaves a flat remainder in the place of a parameter, and its shape beside it
+            # ZeRO-3 replaces a parameter by a flat remainder, and keeps the original shape in `ds_shape`
             shape = getattr(parameter, "ds_shape", parameter.shape)
             is_apart = rate != 1 and name.startswith(OF_DISCRIMINATOR)
             groups[(0 if len(shape) > 1 else 1) + (2 if is_apart else 0)].parameters[name] = parameter
@@ -80,10 +80,10 @@ def trained_groups(model: nn.Module) -> list[TrainedGroup]:
 def make_optimizer(
     model: nn.Module, recipe: Recipe, kind: Callable[..., torch.optim.Optimizer] | None = None
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the trained parameters; biases and normalisation weights are not decayed.
+    """The recipe's optimizer for the trained parameters, without weight decay for biases and normalisation weights.
 
     Args:
-        kind: computes the same in another way; None for the table's class.
+        kind: another implementation of the same optimizer; None for the table's class.
     """
     settings = recipe.optimizer
     groups = [
@@ -101,7 +101,7 @@ def make_optimizer(
 
 
 def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
-    """Of all groups, by the factor of each; done before every step, as the recipe's is a function of the step."""
+    """Set the learning rate of all groups, times each group's factor; called before every step, as it may change."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get(RATE, 1.0)
 
@@ -112,10 +112,10 @@ def moments_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
 
 
 def check_optimizer(recipe: Recipe, stage: int) -> None:
-    """See to it that the recipe's optimizer works at a ZeRO stage.
+    """Check that the recipe's optimizer works at a ZeRO stage.
 
     Raises:
-        InputError: it needs whole matrices, and the stage cuts them.
+        InputError: the optimizer needs whole matrices, and the stage cuts them.
     """
     name = recipe.optimizer.name
     if stage and OPTIMIZERS[name].whole_matrices:

@@ -1,4 +1,4 @@
-"""Checks a configuration with DeepSpeed's own classes before anything is loaded, and explains what they refuse."""
+"""Checks a configuration with DeepSpeed's own classes before anything is loaded, and explains their refusals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from diffcse_scale.foundation.errors import InputError, brief, first_line, nearest, quoted
 
-# what DeepSpeed's engine raises where it means a refusal
+# what DeepSpeed's engine raises when it refuses a configuration
 REFUSALS = (
     ValidationError,
     DeepSpeedConfigError,
@@ -22,18 +22,18 @@ REFUSALS = (
     ImportError,
     OSError,
 )
-CALLED = "DeepSpeed configuration"  # where no file is known
-# of numbers, by all the names that DeepSpeed has for them
+CALLED = "DeepSpeed configuration"  # the name in messages if no file is known
+# number formats, by all the names that DeepSpeed has for them
 KINDS = {name for kind in (DtypeEnum.fp32, DtypeEnum.fp16, DtypeEnum.bf16) for name in kind._all_values}
 BATCH = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
 
 
 def checked_by_deepspeed(config: Mapping[str, Any], called: str) -> dict[str, Any]:
-    """`config` with its ZeRO stage as a number, after DeepSpeed has read each section, as its engine would.
+    """Let DeepSpeed read each section as its engine would; return `config` with its ZeRO stage as a number.
 
     Args:
-        config: batch sizes are not looked at: they are checked against the number of ranks, which need not be here.
-        called: names it in messages.
+        config: batch sizes are ignored, because DeepSpeed checks them against the ranks, which need not exist here.
+        called: the configuration's name in messages.
 
     Raises:
         InputError: DeepSpeed refuses a section.
@@ -41,7 +41,7 @@ def checked_by_deepspeed(config: Mapping[str, Any], called: str) -> dict[str, An
     sections = {key: value for key, value in config.items() if key not in BATCH}
     try:
         stage = _read(sections)
-    except Exception as error:  # whatever it is, it is about what was given
+    except Exception as error:  # any exception is about the given configuration
         for section, value in sections.items():
             try:
                 _read({section: value})
@@ -55,7 +55,7 @@ def checked_by_deepspeed(config: Mapping[str, Any], called: str) -> dict[str, An
 
 @contextmanager
 def refusals_explained() -> Iterator[None]:
-    """Inside, where DeepSpeed's engine is made, what it says against a configuration becomes an InputError."""
+    """Inside, where DeepSpeed's engine is made, its refusals of a configuration become an InputError."""
     try:
         yield
     except REFUSALS as error:
@@ -63,14 +63,14 @@ def refusals_explained() -> Iterator[None]:
     except RuntimeError as error:
         if "Unable to JIT load" not in str(error):
             raise
-        raise _refusal(CALLED, error) from None  # a kernel that it asks for cannot be compiled here
+        raise _refusal(CALLED, error) from None  # a requested kernel cannot be compiled here
 
 
 def _read(sections: Mapping[str, Any]) -> int:
-    """Have DeepSpeed read them; the ZeRO stage."""
+    """Let DeepSpeed read the sections; return the ZeRO stage."""
     for section in ("data_types", "torch_autocast"):
         for name, kind in sections.get(section, {}).items():
-            if name.endswith("dtype") and kind is not None and kind not in KINDS:  # seen only in use
+            if name.endswith("dtype") and kind is not None and kind not in KINDS:  # DeepSpeed notices only in use
                 raise ValueError(f"{section}.{name} must be fp32, fp16 or bf16, not {quoted(kind)}")
     return int(DeepSpeedConfig({**sections, "train_micro_batch_size_per_gpu": 1}).zero_config.stage)
 
@@ -85,7 +85,7 @@ def _refusal(called: str, error: Exception, section: str = "") -> InputError:
 
 
 def _problem(problem: Any, model: str, section: str) -> str:
-    """One of pydantic's, with the path from the top of the file."""
+    """Describe one of pydantic's problems, with the key's path from the top of the file."""
     path = list(map(str, problem["loc"]))
     if section and path[:1] != [section]:
         path.insert(0, section)

@@ -1,10 +1,10 @@
-"""What ZeRO++ adds to ZeRO-3: weights that are whole within a node too (hpZ), and quantized weights and gradients.
+"""ZeRO++ on top of ZeRO-3: a second copy of the weights within each node (hpZ), and quantized weights and gradients.
 
-With `zero_hpz_partition_size` a rank keeps, from the first gather of a step until the optimizer's step, its part of the
-weights among the ranks of its node, and all later gathers of the step stay within the node. DeepSpeed 0.19.8 makes the
-groups of these ranks for each network that it partitions while loading, and asserts that there are none yet: a
-discriminator beside the encoder ends in an AssertionError on all ranks (DeepSpeed issue 4901; pull request 8361 is
-open). `groups_made_once` lets all networks have the groups of the first.
+With `zero_hpz_partition_size` the ranks of a node share a whole copy of the weights. Each rank keeps its part of this
+copy from the first gather of a step until the optimizer's step. All later gathers of the step stay within the node.
+DeepSpeed 0.19.8 creates the groups of these ranks again for each network that it partitions while loading, and asserts
+that there are none yet. So a discriminator beside the encoder ends in an AssertionError on all ranks (DeepSpeed issue
+4901; pull request 8361 is open). `groups_made_once` lets all networks use the groups of the first.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from diffcse_scale.foundation.errors import InputError
 
 WITHIN = "zero_hpz_partition_size"
 QUANTIZED = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients")
-MAKE, MADE = "_create_zero_param_parallel_group", "_ZERO_PARAM_INTRA_PARALLEL_GROUP"  # internal names of DeepSpeed's
+MAKE, MADE = "_create_zero_param_parallel_group", "_ZERO_PARAM_INTRA_PARALLEL_GROUP"  # internal names in DeepSpeed
 
 
 def ranks_within(config: Mapping[str, Any], devices: int) -> int:
-    """How many of the ranks have all weights among them beside what is sharded over all; 1 where that is not asked."""
+    """How many ranks share a second whole copy of the weights (hpZ); 1 if it is not requested."""
     return min(int(config.get("zero_optimization", {}).get(WITHIN) or 1), devices)
 
 
 def check_zero_plus(config: Mapping[str, Any], devices: int, called: str) -> None:
-    """Refuse what DeepSpeed would ignore, or find out about when the weights are there.
+    """Refuse what DeepSpeed would ignore, or would refuse only after loading the weights.
 
     Args:
-        config: after DeepSpeed has read it.
-        devices: among which weights are sharded.
-        called: names it in messages.
+        config: the configuration after DeepSpeed has read it.
+        devices: number of devices that share the weights.
+        called: the configuration's name in messages.
 
     Raises:
-        InputError: says what to do instead.
+        InputError: the message says what to do instead.
     """
     zero = config.get("zero_optimization", {})
     stage, within = zero.get("stage", 0), ranks_within(config, devices)
@@ -65,7 +65,7 @@ def check_zero_plus(config: Mapping[str, Any], devices: int, called: str) -> Non
 
 
 def check_kernels(config: Mapping[str, Any]) -> None:
-    """Raises InputError where weights or gradients are to be quantized on CPUs. Plans may be made on other machines."""
+    """Raise InputError for quantized weights or gradients on CPUs. Plans skip this: they may be for other machines."""
     quantized = [key for key in QUANTIZED if config.get("zero_optimization", {}).get(key)]
     if quantized and get_accelerator().device_name() == "cpu":
         raise InputError(
@@ -75,10 +75,10 @@ def check_kernels(config: Mapping[str, Any]) -> None:
 
 @contextmanager
 def groups_made_once(config: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, all networks that DeepSpeed partitions have the same groups of ranks within nodes. Called on every rank.
+    """Inside, all networks that DeepSpeed partitions use the same groups of ranks in a node. Called on every rank.
 
     Args:
-        config: complete.
+        config: a completed configuration.
     """
     if ranks_within(config, world_size()) == 1:
         yield

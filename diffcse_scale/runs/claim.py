@@ -1,8 +1,8 @@
-"""Who may write in the folder of a run: one process, known by its lock, its signs of life and its line.
+"""Decides which process may write in the folder of a run, by a lock, signs of life and `incarnations.jsonl`.
 
-Within a host, and where a file system takes locks across hosts, the lock says it. Else the last incarnation counts as
-alive as long as its process is there (on this host) or its last sign of life is not old (on another): it gives one
-every few seconds, whatever its main thread is waiting for.
+The lock decides within a host, and between hosts if the file system supports that. Otherwise the last incarnation
+counts as alive while its process exists (same host) or while its last sign of life is recent (another host). An
+incarnation gives a sign every few seconds, whatever its main thread is waiting for.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from diffcse_scale.foundation.run_files import INCARNATIONS, LOCK, STATUS
 from diffcse_scale.runs.incarnation import Incarnation, Ownership, incarnations
 from diffcse_scale.runs.status import ENDED
 
-# seconds after its last sign of life for which a run on another machine counts as alive
+# seconds after its last sign of life during which a run on another machine counts as alive
 ALIVE = 60.0
-# seconds between two signs
+# seconds between two signs of life
 SIGN = 10.0
 
 
 class FolderInUse(InputError):
-    """Another process writes there."""
+    """Another process writes in the folder."""
 
 
 def claim(folder: Path, now: Incarnation) -> Ownership:
-    """Make `now` the incarnation that has the run. Of several that begin at once one gets it.
+    """Make `now` the incarnation that owns the run. If several begin at once, one of them gets it.
 
     Raises:
-        FolderInUse: another process is at work there, and is no older incarnation of the same job.
-        RunEnded: it is a later one.
+        FolderInUse: another process works there, and is not an older incarnation of the same job.
+        RunEnded: the other process is a later incarnation of the same job.
         OSError: files of the run cannot be read or written.
     """
     file = folder / INCARNATIONS
@@ -52,11 +52,11 @@ def claim(folder: Path, now: Incarnation) -> Ownership:
         if ownership.begin():
             return ownership
         if lock is not None:
-            lock.release()  # somebody's line came first: who is that?
+            lock.release()  # another process's line came first; look again who owns the run
 
 
 class SignsOfLife:
-    """A thread gives signs of life while this is entered, so that no other host takes a waiting run for dead."""
+    """While this is entered a thread gives signs of life, so that other hosts do not take a waiting run for dead."""
 
     def __init__(self, folder: Path, ownership: Ownership) -> None:
         self._over = threading.Event()
@@ -73,26 +73,26 @@ class SignsOfLife:
 
 def _give_signs(folder: Path, reference: weakref.ref[Ownership], over: threading.Event) -> None:
     while not over.wait(SIGN) and (ownership := reference()) is not None:
-        with suppress(OSError):  # what matters more will say so
+        with suppress(OSError):  # more important writes will report the problem
             if not ownership.lasts():
                 return
             os.utime(folder / INCARNATIONS)
             if ownership.lock is None or not ownership.lock.holds():
-                ownership.lock = Lock.take(folder / LOCK)  # the older incarnation may have gone
+                ownership.lock = Lock.take(folder / LOCK)  # the older incarnation may have ended by now
         del ownership
 
 
 def _lock(folder: Path, owner: Incarnation | None, now: Incarnation) -> Lock | None:
-    """The lock; None where a requeued job takes the run over from its older incarnation, or there are no locks."""
+    """Take the lock. None if a requeued job takes over from its older incarnation, or if there are no locks."""
     if owner is not None and owner.succeeds(now):
         raise RunEnded(f"A later incarnation has taken over {folder}.", ExitCode.SUPERSEDED)
     try:
         lock = patiently(lambda: Lock.take(folder / LOCK))
     except BlockingIOError:
         if owner is not None and now.succeeds(owner):
-            return None  # it may live on behind a dead node or network; it stops by itself
+            return None  # the older one may live on behind a dead node or network; it stops by itself
         raise _in_use(folder, owner) from None
-    # an older incarnation that lives on stops by itself; and within this process the lock says it all
+    # an older incarnation that is still alive stops by itself; within this process the lock alone decides
     if owner is None or now.succeeds(owner) or _is_this_process(owner, now) or _has_ended(folder, owner):
         return lock
     seconds = None if owner.host == now.host else _since_last_sign(folder)
@@ -118,7 +118,7 @@ def _is_this_process(owner: Incarnation, now: Incarnation) -> bool:
 
 
 def _has_ended(folder: Path, owner: Incarnation) -> bool:
-    """Whether the owner's own last word is that it has ended; earlier versions did not sign theirs."""
+    """Whether the owner's last status says that it has ended. Earlier versions wrote no incarnation into it."""
     try:
         status = read_object(folder / STATUS)
     except InputError:
@@ -127,7 +127,7 @@ def _has_ended(folder: Path, owner: Incarnation) -> bool:
 
 
 def _is_running(owner: Incarnation) -> bool:
-    """Whether the owner's process is on this host, and not another that has its number by now."""
+    """Whether the owner's process runs on this host; another process that has the same PID by now does not count."""
     try:
         return psutil.Process(owner.process).create_time() < owner.began + 1
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""The folder of one run: who may write there, and what is said of it. `foundation/run_files.py` names what is in it."""
+"""The folder of one run: who may write there, and its record and status. `foundation/run_files.py` names its files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ from diffcse_scale.runs.status import StatusFile
 
 log = logging.getLogger(__name__)
 
-# fields that may change when a run is resumed: they do not touch the result, or as the number of devices does
+# fields that may change on resume: they do not affect the result, or no more than the number of devices does
 FREE_TO_CHANGE = (
     "log_every",
     "checkpoint_every",
@@ -71,21 +71,21 @@ FREE_TO_CHANGE = (
     "batch.exchange",
 )
 
-# and those that say where something lies: what counts is its content, of which the record has a fingerprint
+# fields that name a place, which may change too: only the content counts, and the record has its fingerprint
 PLACES = ("data.files", "evaluation.data", "model.encoder", "model.discriminator", "model.generator")
 CONTENTS = ("data_fingerprint", "development_fingerprint", "models_fingerprint")
 
-# what a start leaves behind that has not got as far as writing recipe.yaml; status.tmp, one of an earlier version
+# files left by a start that did not get as far as writing recipe.yaml; status.tmp is from an earlier version
 TRACES = (LOCK, REQUEUES, INCARNATIONS, STATUS, "status.tmp", STOP, HANG, RECORD)
 
-# a new run; a new one of which nothing is written; the one that is there; whichever of the two it takes; the one that
-# is there, without going on with it
+# new: a new run; dry: a new run that writes nothing; resume: continue the existing run; auto: new or resume, as needed;
+# replay: use the existing run without continuing it
 Start = Literal["new", "dry", "resume", "auto", "replay"]
 NEW: tuple[Start, ...] = ("new", "dry")
 
 
 class RunDirectory:
-    """Paths of a run; opening one refuses to touch another run."""
+    """The paths of a run's folder. `open` refuses to touch another run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -96,30 +96,30 @@ class RunDirectory:
         self.metrics = MetricsFile(path / METRICS)
         self.status = StatusFile(None)
         self.begun = False  # whether there is something to resume
-        self.extended = False  # whether this start gives it more steps than it had
-        self.is_trial = False  # whether nothing is to be written: a dry run, or a replay but for what it finds
-        self.ownership: Ownership | None = None  # None of a replay; on the main rank it holds the lock
+        self.extended = False  # whether this start gives the run more steps than it had
+        self.is_trial = False  # whether nothing may be written: a dry run, or a replay except for its findings
+        self.ownership: Ownership | None = None  # None for a replay; on the main rank it holds the lock
         self._signs: SignsOfLife | None = None
 
     @property
     def hang(self) -> Path | None:
-        """Where the stacks of a run that hangs are written."""
+        """The folder for the stacks of a hanging run; None if nothing may be written."""
         return None if self.is_trial else self.path / HANG
 
     def best(self, step: int) -> Path:
-        """Where the encoder lies that was the best after `step`."""
+        """The folder of the encoder that was the best after `step`."""
         return self.path / BEST / f"step-{step:08d}"
 
     @classmethod
     def open(cls, path: str | None, recipe: Recipe, start: Start) -> RunDirectory:
-        """Create the folder of a new run, or find that of a run to resume. Called on every rank.
+        """Create the folder of a new run, or find the folder of a run to resume. Called on every rank.
 
         Args:
-            path: None means `runs/<recipe name>`, numbered if that is taken by another run.
+            path: None means `runs/<recipe name>`, numbered if another run has that folder.
 
         Raises:
-            InputError: the folder holds a run and `start` is "new", holds none and it is "resume", or holds another
-                recipe's run (names what differs); another process writes there.
+            InputError: the folder has a run and `start` is "new"; it has none and `start` is "resume"; its run has
+                another recipe (the message names what differs); or another process writes there.
             RunEnded: the run has finished and `start` is "auto".
         """
         answer: Any = None
@@ -135,7 +135,7 @@ class RunDirectory:
                 folder = path or f"runs/{recipe.name}"
                 why = f"{system_reason(error)}; {remedy(error)}"
                 answer = InputError(f"Output folder {folder} cannot be read or written: {why}.")
-        answer = broadcast_object(answer)  # one rank looks, all leave together
+        answer = broadcast_object(answer)  # one rank looks, and all ranks fail together
         if isinstance(answer, InputError | RunEnded):
             raise answer
         if run is None:
@@ -148,12 +148,12 @@ class RunDirectory:
         """Whether no later incarnation has taken the run over.
 
         Raises:
-            OSError: that cannot be said, for the folder cannot be read.
+            OSError: the folder cannot be read, so it is not known.
         """
         return self.ownership is None or self.ownership.lasts()
 
     def check_owned(self) -> None:
-        """Called on every rank.
+        """Check that the run is still owned. Called on every rank.
 
         Raises:
             RunEnded: a later incarnation has taken the run over.
@@ -167,10 +167,10 @@ class RunDirectory:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        """The last word of `status.json`: how a run ended early, and why, as the first rank has it that failed.
+        """If the run ended early, write how and why to `status.json`, with the message of the first rank that failed.
 
         Raises:
-            PeerFailed: in the place of an error that says no more than that another rank has gone.
+            PeerFailed: replaces an error that only says that another rank is gone.
         """
         if self._signs is not None:
             self._signs.__exit__()
@@ -185,23 +185,23 @@ class RunDirectory:
                 self.failed(message, code)
             if lost_a_peer(error) or isinstance(error, PeerFailed):
                 raise PeerFailed(message, code, told_here) from None
-        elif code.state == "stopped" and is_main():  # every rank leaves so
+        elif code.state == "stopped" and is_main():  # every rank ends in this state
             self.status.update(now=True, state=code.state, message=str(error), exit_code=code)
 
     def failed(self, message: str, exit_code: ExitCode) -> None:
-        """Say in `status.json` that the run has failed, from any rank: the main one may be what has failed."""
+        """Write to `status.json` that the run has failed. Any rank may, because the main rank may be what failed."""
         if self.is_trial:
             return
         status = self.status if is_main() else StatusFile.found(self.path / STATUS, self.owned)
         status.update(now=True, state=exit_code.state, message=message.splitlines()[0], exit_code=exit_code)
 
     def describe(self, recipe: Recipe, **facts: Any) -> None:
-        """Write `recipe.yaml` and `run.json`: from now on the folder holds a run. Called on every rank.
+        """Write `recipe.yaml` and `run.json`; from now on the folder contains a run. Called on every rank.
 
-        A resumed run may have another shape: its facts are appended to those that it began with.
+        A resumed run may have another number of devices or ZeRO stage, so its facts are appended to the first ones.
 
         Raises:
-            InputError: on resume, the corpus or the precision is not that of the run.
+            InputError: on resume, the corpus, the development set, the models or the precision differ from the run's.
             RunEnded: a later incarnation has taken the run over.
         """
         record = self.path / RECORD
@@ -234,7 +234,7 @@ class RunDirectory:
         barrier()
 
     def finish(self, **result: Any) -> None:
-        """Write `result.json`, the mark of a finished run, when the disk has all the rest; unless it is another's."""
+        """Write `result.json`, which marks a finished run, after all else is on the disk; only if the run is owned."""
         self.metrics.sync()
         if not self.owned():
             return
@@ -292,7 +292,7 @@ def _claim(folder: Path, recipe: Recipe, start: Start) -> RunDirectory:
     run.ownership = claim(folder, now)
     run.metrics = MetricsFile(run.metrics.path, run.ownership.lasts)
     if run.stop_file.exists() and run.stop_file.stat().st_mtime < psutil.Process().create_time():
-        run.stop_file.unlink()  # meant for the run before
+        run.stop_file.unlink()  # it was meant for an earlier process
     restarts = len(history) if begun else 0
     facts = {"job": now.job, "restarts": restarts, "step": now.step, "incarnation": now.token}
     run.status = StatusFile(folder / STATUS, run.ownership.lasts, state="preparing", **facts)
@@ -301,10 +301,10 @@ def _claim(folder: Path, recipe: Recipe, start: Start) -> RunDirectory:
 
 
 def _check_checkpoints(folder: Path) -> None:
-    """Refuse a run whose checkpoints are gone: it would train from the start again, and nobody would be told.
+    """Refuse a run that has lost its checkpoints, because it would silently train from the start again.
 
     Raises:
-        InputError: names what is to be brought back.
+        InputError: names what must be restored.
     """
     place = folder / CHECKPOINTS / LATEST
     metrics = folder / METRICS
@@ -315,27 +315,27 @@ def _check_checkpoints(folder: Path) -> None:
 
 
 def _occupied(folder: Path) -> bool:
-    """Whether something is there. A start that a mistake has stopped leaves traces, which are free."""
+    """Whether `folder` is in use. The traces of a start that failed because of a mistake do not count."""
     if not folder.is_dir():
         return folder.exists()
     names = [entry.name for entry in folder.iterdir()]
-    # the first that a start writes, also one that begins just now, is its line there: without it a run.json is another
-    # program's
+    # every start first writes its line into incarnations.jsonl, also one that is just beginning; without that line a
+    # run.json belongs to another program
     begun = bool(incarnations(folder / INCARNATIONS))
     free = TRACES if begun else (LOCK, STOP, REQUEUES, INCARNATIONS)
     return any(name not in free and not (begun and unfinished(name) in (*TRACES, RECIPE)) for name in names)
 
 
 def _by_content(begun: dict[str, Any]) -> bool:
-    """Whether the record of a run knows the content of what it read, and not only its places, sizes and times."""
+    """Whether a run's record has fingerprints of the content it read, and not only its paths, sizes and times."""
     return all(name in begun for name in CONTENTS)
 
 
 def _check_earlier(folder: Path, begun: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Adapt the record of a run of an earlier version, whose corpus had rows of the same tokens left in.
+    """Adapt the record of a run of an earlier version, which kept rows with the same tokens in its corpus.
 
     Raises:
-        InputError: this corpus has such rows: the batches would be others.
+        InputError: the corpus has such rows, so the batches would change.
     """
     if _by_content(begun):
         return
@@ -349,7 +349,7 @@ def _check_earlier(folder: Path, begun: dict[str, Any], facts: dict[str, Any]) -
 
 
 def _left_out_earlier(begun: dict[str, Any], facts: dict[str, Any]) -> str:
-    """What is said of a corpus of which fewer rows are undecodable than when the run began."""
+    """Words for a corpus that now has fewer undecodable rows than when the run began; else empty."""
     before, now = (about.get("corpus", {}).get("cleaning", {}).get("undecodable", 0) for about in (begun, facts))
     if before <= now:
         return ""
@@ -360,10 +360,10 @@ def _left_out_earlier(begun: dict[str, Any], facts: dict[str, Any]) -> str:
 
 
 def _other_length(recipe: Recipe, saved: Path) -> bool:
-    """Whether the run's recipe differs in its length; differences that are allowed are told.
+    """Whether the run's recipe differs in its length. Allowed differences are logged.
 
     Raises:
-        InputError: it differs in what a run is known by, or in a length that its schedule does not let it change.
+        InputError: it differs in a field that must not change, or in its length although the schedule forbids that.
     """
     record = saved.with_name(RECORD)
     by_content = record.is_file() and _by_content(read_object(record, Record))
@@ -376,7 +376,7 @@ def _other_length(recipe: Recipe, saved: Path) -> bool:
     differences = [line for field, line in changed.items() if field not in free]
     earlier = {field: value for field, value in unsaid(begun).items() if field in changed}
     if earlier and (saved.parent / RESULT).is_file() and not changed.keys() - {*free, *earlier}:
-        return False  # it has finished, as it began
+        return False  # the run has already finished with the values that it began with
     if earlier and not changed.keys() - {*free, *LENGTH, *earlier}:
         raise InputError(
             f"{saved.parent} was begun by an earlier version; to continue it as it began, add "

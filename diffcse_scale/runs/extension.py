@@ -1,6 +1,6 @@
-"""A run that is given more steps than it was begun with: as if it had been begun with them.
+"""Extends a run to more steps than it began with; the result is as if it had begun with them.
 
-Whether it can be is the schedule's to say: a learning rate that has come down for the end would have to go up again.
+The schedule decides if that is possible: a learning rate that was already lowered for the end would have to rise again.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from diffcse_scale.recipe import Recipe
 from diffcse_scale.recipe_file import load_recorded
 from diffcse_scale.runs.records import Record
 
-LENGTH = ("max_steps", "epochs")  # fields that say how long a run is, and nothing else
+LENGTH = ("max_steps", "epochs")  # fields that determine only the length of a run
 
 
 def check_extension(folder: Path, recipe: Recipe) -> None:
-    """Look whether the run may have the length that `recipe` gives it.
+    """Check that the run may have the length that `recipe` gives it.
 
     Raises:
-        InputError: its steps would have had another learning rate, or it has as many steps already.
+        InputError: its past steps would have had other learning rates, or it already has as many steps.
     """
     optimizer = recipe.optimizer
     if not optimizer.open_ended:
@@ -47,18 +47,18 @@ def check_extension(folder: Path, recipe: Recipe) -> None:
 
 
 def from_its_model(folder: Path) -> str:
-    """How to train on where a run cannot be extended, to go on a sentence with."""
+    """How to train further if a run cannot be extended, as the second half of a sentence."""
     return f"to train further, start another run with model.encoder={folder / MODEL} and another --output"
 
 
 def extend(folder: Path, recipe: Recipe, record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Take the mark of a finished run away, and keep what was measured of its model under another name.
+    """Remove `result.json`, which marks a finished run, and keep its evaluations under another name.
 
     Args:
-        record: of the run, as it is going to be.
+        record: the future record of the run.
 
     Returns:
-        The text of the run's recipe with the length of this one, and the record that knows both.
+        The text of the run's recipe with the new length, and the record with the digests of both recipes.
     """
     earlier, plan = _of(folder), record.get("plan") or {}
     per_epoch = plan.get("steps_per_epoch", 0)

@@ -1,4 +1,4 @@
-"""Why a run has failed: of several ranks the first one's words count, for the others fail because of it."""
+"""Why a run has failed. The message of the first failing rank counts, because the others fail as a consequence."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.rendezvous import first_failure, lost_a_peer
 from diffcse_scale.runs.status import StatusFile
 
-# seconds for which other ranks let the main one say what is wrong with the input: most mistakes are seen by all
+# seconds that other ranks let the main rank report a mistake in the input first: all ranks see most mistakes
 PATIENCE = 1.0
 
 
 def in_words(error: BaseException) -> str:
-    """One line about an error, with this rank and its host where others may not see the same."""
+    """One line about an error, with this rank and its host if other ranks may not see the same error."""
     message = (told(error) or str(error) or type(error).__name__).splitlines()[0]
     if lost_a_peer(error):
         message = (
@@ -34,10 +34,10 @@ def in_words(error: BaseException) -> str:
 
 
 def first_of_all(message: str, code: ExitCode, status: Path) -> tuple[str, ExitCode]:
-    """What the first rank that has failed says, and the code that it leaves with: these, if it is this one.
+    """The message and exit code of the first rank that failed; the arguments, if it is this rank.
 
     Args:
-        status: `status.json` of the run, which rank 0 has written if it was the first, and can no longer be asked.
+        status: `status.json` of the run; it has the message of rank 0 if that failed first and has already ended.
     """
     said = first_failure(to_json([message, code]))
     words, number = parse_json(said) if said else StatusFile.found(status).failure or (message, code)

@@ -1,9 +1,9 @@
-"""Which process has a run: a run lives through several, one after another, when its job is requeued or resumed.
+"""Which process owns a run. A run has several, one after another, when its job is requeued or resumed.
 
-`incarnations.jsonl` has a line for each, which names the one that it comes after; the last of this chain owns the run.
-Of several that come after the same one, the first line counts: so one of those that begin at once has the run, and all
-know which, though their hosts share no locks. Where a node is cut off, its tasks go on although the scheduler has
-started the job again elsewhere: the older incarnation finds that the last line is not its own and stops.
+`incarnations.jsonl` has a line for each process, which names its predecessor. The last one in this chain owns the run.
+If several lines name the same predecessor, the first line counts. So if several processes begin at once, one owns the
+run and all know which, even if their hosts share no locks. If a node is cut off, its tasks go on although the scheduler
+has started the job again elsewhere. The older incarnation then finds that the last line is not its own, and stops.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from diffcse_scale.foundation.patience import patiently
 
 
 class Incarnation(BaseModel):
-    """One process's time with a run.
+    """A process that owns a run for some time.
 
     Attributes:
-        job: the scheduler's number of the job, None without a scheduler.
-        restart: how often the scheduler has started that job again.
-        step: the checkpoint it began from.
+        job: the scheduler's number of the job; None without a scheduler.
+        restart: how often the scheduler has restarted that job.
+        step: the step of the checkpoint that it began from.
         began: seconds since the epoch.
-        after: the token of the one that had the run before, empty if nobody had; None as earlier versions did not say.
+        after: the token of the previous owner, empty for the first one; None in lines of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -45,7 +45,7 @@ class Incarnation(BaseModel):
     after: str | None = None
 
     def succeeds(self, other: Incarnation) -> bool:
-        """Whether this is the same job, started again later."""
+        """Whether this is a later restart of the same job."""
         return self.job is not None and self.job == other.job and self.restart > other.restart
 
     def __str__(self) -> str:
@@ -54,10 +54,10 @@ class Incarnation(BaseModel):
 
 
 def incarnations(file: Path) -> list[Incarnation]:
-    """All that have had the run, oldest first. A line cut short is left out, and one that came too late.
+    """All processes that have owned the run, oldest first. Truncated lines and lines that came too late are left out.
 
     Raises:
-        OSError: the file cannot be read, also after a while.
+        OSError: the file cannot be read, even after retries.
     """
 
     def read() -> bytes:
@@ -72,7 +72,7 @@ def incarnations(file: Path) -> list[Incarnation]:
 def _chain(content: bytes) -> list[Incarnation]:
     found: list[Incarnation] = []
     for line in content.decode(errors="replace").splitlines():
-        with suppress(ValueError, TypeError):  # pydantic's error is a ValueError, too
+        with suppress(ValueError, TypeError):  # pydantic's error is a ValueError too
             entry = Incarnation.model_validate({"token": "", **parse_json(line)})
             if entry.after in (None, found[-1].token if found else ""):
                 found.append(entry)
@@ -80,27 +80,27 @@ def _chain(content: bytes) -> list[Incarnation]:
 
 
 class Ownership:
-    """Whether `incarnation` still owns the run: it does from `begin` until a later one takes over. Every rank has one.
+    """Tells whether `incarnation` still owns the run: from `begin` until a later one takes over. Every rank has one.
 
     Args:
-        lock: the run's, for as long as this object lives; None where another process has it, or nobody can.
+        lock: the run's lock, held as long as this object lives; None if another process has it, or nobody can.
     """
 
     def __init__(self, file: Path, incarnation: Incarnation, lock: Lock | None = None) -> None:
         self._file, self.incarnation, self.lock = file, incarnation, lock
-        self._seen = b""  # the file when it was read last
+        self._seen = b""  # the file's content when it was last read
 
     def begin(self) -> bool:
-        """Add the line; whether the run is this incarnation's now, and not that of another whose line came first.
+        """Append this incarnation's line. False if another one's line came first, so that it owns the run.
 
         Raises:
-            OSError: it cannot be written or read.
+            OSError: the file cannot be written or read.
         """
         patiently(self._add)
         return self.lasts()
 
     def _add(self) -> None:
-        # a line cut short by a full disk is ended first
+        # first end a line that a full disk has truncated
         before = "" if not self._file.is_file() or self._file.read_bytes()[-1:] in (b"", b"\n") else "\n"
         with self._file.open("a", encoding="utf-8") as lines:
             lines.write(before + self.incarnation.model_dump_json() + "\n")
@@ -108,15 +108,15 @@ class Ownership:
             os.fsync(lines.fileno())
 
     def lasts(self) -> bool:
-        """Whether the run is still this incarnation's; cheap enough for every step.
+        """Whether this incarnation still owns the run; cheap enough for every step.
 
         Raises:
-            OSError: that cannot be said: the file cannot be read, also after a while, or is gone.
+            OSError: it is not known, because the file is gone or cannot be read, even after retries.
         """
         return patiently(self._look)
 
     def _look(self) -> bool:
-        content = self._file.read_bytes()  # a network file system asks its server when a file is opened
+        content = self._file.read_bytes()  # opening the file makes a network file system ask its server
         if content and content == self._seen:
             return True
         history = _chain(content)

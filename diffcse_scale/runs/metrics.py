@@ -1,4 +1,4 @@
-"""What a run reports: sums kept on the device, read once a log line."""
+"""The numbers that a run reports: sums kept on the device, read once per log line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 CPU = torch.device("cpu")
 
-# the sums of a window in checkpoints of earlier commits, by position
+# the sums of a window in checkpoints of earlier commits, in their order there
 _EARLIER = (
     "loss",
     "contrastive",
@@ -38,7 +38,7 @@ class Window:
     """Means over the steps since the last log line. Adding a step does not wait for the device.
 
     Args:
-        device: what this rank computes on.
+        device: the device of this rank.
     """
 
     def __init__(self, device: torch.device = CPU) -> None:
@@ -46,14 +46,21 @@ class Window:
         self._start()
 
     def _start(self) -> None:
-        self._sums: dict[str, Tensor] = {}  # by the names of a step's statistics
+        self._sums: dict[str, Tensor] = {}  # by the name of a step's statistic
         self._steps = 0
         self._sentences = self._real_tokens = self._positions = 0
         self._since = time.perf_counter()
         self._waited = self._checkpoints = 0.0
 
     def add(self, output: StepOutput, sentences: int, real_tokens: int, positions: int) -> None:
-        """sentences: of the global batch; real_tokens and positions (padding included): of this rank."""
+        """Add a step.
+
+        Args:
+            output: the step's loss and statistics.
+            sentences: sentences of the global batch.
+            real_tokens: real tokens of this rank.
+            positions: positions computed by this rank, padding included.
+        """
         values = {"loss": output.loss, **output.statistics}
         for name, value in values.items():
             value = value.detach().float()
@@ -65,7 +72,7 @@ class Window:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that is not training: evaluations and checkpoints do not count in the rates."""
+        """Inside, time does not count in the rates: evaluations and checkpoints."""
         start = time.perf_counter()
         yield
         self._since += time.perf_counter() - start
@@ -73,13 +80,13 @@ class Window:
 
     @contextmanager
     def checkpointing(self) -> Iterator[None]:
-        """Within `paused`: time that a checkpoint takes."""
+        """Inside (and inside `paused`), time is counted as a checkpoint's."""
         start = time.perf_counter()
         yield
         self._checkpoints += time.perf_counter() - start
 
     def waiting(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches; the time until each is there is counted."""
+        """Yield the same batches, and measure the wait for each."""
         start = time.perf_counter()
         for batch in batches:
             self._waited += time.perf_counter() - start
@@ -87,7 +94,7 @@ class Window:
             start = time.perf_counter()
 
     def state(self) -> list[dict[str, Any]]:
-        """What a checkpoint keeps of a window that is not full, a rank an entry. Called on every rank.
+        """What a checkpoint keeps of an incomplete window, one entry per rank. Called on every rank.
 
         Without it the rows of a resumed run would be means over fewer steps.
         """
@@ -96,7 +103,7 @@ class Window:
         return gather_objects({"sums": sums, **counts})
 
     def restore(self, state: Sequence[dict[str, Any]], device: torch.device) -> None:
-        """Go on from `state`; a run with another number of ranks gives each the mean of all."""
+        """Continue from `state`. If the number of ranks has changed, each rank gets the mean of all."""
         self._start()
         if not state or not state[0]["sums"]:
             return
@@ -110,29 +117,29 @@ class Window:
             setattr(self, name, counts[rank()] if same else sum(counts) // len(counts))
 
     def begin_timing(self) -> None:
-        """Training begins now: what was done before does not count in the rates."""
+        """Called when training begins; earlier time does not count in the rates."""
         self._since = time.perf_counter()
         self._own.begin()
 
     @property
     def steps(self) -> int:
-        """How many it holds."""
+        """The number of steps in the window."""
         return self._steps
 
     def finite(self) -> bool:
-        """Whether every loss of the window was finite on every rank (waits for the device)."""
+        """Whether every loss of the window was finite on every rank. Waits for the device."""
         return not self._sums or bool(torch.isfinite(all_sum(self._sums["loss"])))
 
     def read(self) -> dict[str, float | None]:
-        """The window's means over steps and ranks; starts a new window. Called on every rank.
+        """Return the window's means over steps and ranks, and start a new window. Called on every rank.
 
-        Shares and recalls are ratios of sums; None where there was nothing to count.
+        Shares and recalls are ratios of sums; None if there was nothing to count.
         """
         means = all_mean(torch.stack(list(self._sums.values()))) / self._steps
         device = means.device
         memory = memory_peaks(device)
         peaks = all_max(torch.tensor(list(memory.values()), device=device)).tolist()
-        known = dict(zip(self._sums, means.tolist(), strict=True))  # the device has done all steps
+        known = dict(zip(self._sums, means.tolist(), strict=True))  # now the device has finished all steps
         own = [0.0] * world_size()
         own[rank()] = self._own.read()
         sums = torch.tensor([self._real_tokens, self._positions, *own], dtype=torch.float64, device=device)
@@ -154,12 +161,12 @@ class Window:
 
 
 def _value(metric: Metric, known: dict[str, float]) -> float | None:
-    """The mean of a statistic, or what is made of the sums of some; None where there was nothing to count."""
+    """The mean of a statistic, or a ratio of some sums; None if there was nothing to count."""
     return known[metric.name] if metric.ratio is None else metric.ratio.of(known)
 
 
 def _by_name(sums: dict[str, float] | list[Any]) -> dict[str, float]:
-    """What a checkpoint has kept, whether by name or, as earlier commits did, by position."""
+    """The sums of a checkpoint by name; earlier commits saved them by position."""
     if isinstance(sums, dict):
         return sums
     *others, counts = sums
@@ -175,7 +182,7 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def memory_peaks(device: torch.device) -> dict[str, float]:
-    """`peak_memory_gb` and, for an accelerator, what its allocator held at most, gaps that it cannot use included."""
+    """`peak_memory_gb` and, for an accelerator, the most that its allocator held, including gaps it cannot use."""
     peaks = {"peak_memory_gb": peak_memory_gb(device)}
     if device.type != "cpu":
         peaks["peak_reserved_gb"] = torch.get_device_module(device).max_memory_reserved(device) / 1e9
@@ -186,17 +193,17 @@ class Idleness:
     """Notices from the log lines that a run does not learn.
 
     Args:
-        contrastive: whether the run contrasts views: the cosine of positives says nothing otherwise.
+        contrastive: whether the run contrasts views; otherwise the cosine of positives is meaningless.
     """
 
-    LINES = 3  # in a row: one may be chance
+    LINES = 3  # log lines in a row, because a single one may be chance
 
     def __init__(self, contrastive: bool) -> None:
         self._contrastive, self._told = contrastive, False
         self._in_a_row = {"the gradient norm was 0": 0, "the cosine of positives was 1.000": 0}
 
     def warning(self, row: dict[str, Any]) -> str | None:
-        """What is to be told after the log line `row`; a run is told once."""
+        """The warning to print after the log line `row`, if any; at most one per run."""
         equal = self._contrastive and row["positive_cosine"] >= 0.9995  # 1.000 on the console
         for (sign, lines), now in zip(self._in_a_row.items(), (row["gradient_norm"] == 0, equal), strict=True):
             self._in_a_row[sign] = lines + 1 if now else 0
@@ -211,7 +218,7 @@ class Idleness:
 
 
 def memory_gb(device: torch.device) -> float:
-    """Memory of this process now in GB: what the device's allocator holds, or resident memory on a CPU."""
+    """This process's current memory in GB: what the device's allocator holds, or resident memory on a CPU."""
     if device.type == "cpu":
         return psutil.Process().memory_info().rss / 1e9
     return float(torch.get_device_module(device).memory_reserved(device)) / 1e9

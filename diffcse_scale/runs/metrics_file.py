@@ -1,4 +1,4 @@
-"""metrics.jsonl: a row a log line and a row an evaluation, written and read without holding them all."""
+"""metrics.jsonl: one row per log line and per evaluation, written and read without holding all rows in memory."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from diffcse_scale.foundation.errors import disk_errors_at
 from diffcse_scale.foundation.objects import parse_json
 from diffcse_scale.foundation.strict_json import to_json
 
-LARGEST = 1e100  # no number of ours is larger, and a chart has room for it
+LARGEST = 1e100  # larger than any of our numbers, and small enough for a chart
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, each with its `step`.
+    """`metrics.jsonl`: one JSON object per line, each with its `step`.
 
-    The file is kept open: when a later incarnation of the run replaces it, the rows of one that does not know yet go
-    nowhere.
+    The file is kept open. A later incarnation of the run may replace it. An older one that does not know this yet then
+    writes into the old file, and its rows are lost.
 
     Args:
-        owned: whether the run is still this process's: else nothing is written.
+        owned: whether this process still owns the run; if not, nothing is written.
     """
 
     def __init__(self, path: Path, owned: Callable[[], bool] = lambda: True) -> None:
@@ -45,14 +45,14 @@ class MetricsFile:
             self._file.flush()
 
     def sync(self) -> None:
-        """Wait until the disk has all rows that were written, and the names in the run: a checkpoint is to come."""
+        """Wait until all written rows and the run folder's names are on the disk; called before a checkpoint."""
         if self._file is not None:
             with disk_errors_at(self.path):
                 os.fsync(self._file.fileno())
             sync_folder(self.path.parent)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """All rows, oldest first, one in memory at a time; a line that a killed process has cut short is left out."""
+        """All rows, oldest first, one in memory at a time. A line that a killed process has truncated is left out."""
         if not self.path.is_file():
             return
         with disk_errors_at(self.path), self.path.open(encoding="utf-8", errors="replace") as lines:
@@ -62,12 +62,12 @@ class MetricsFile:
                     yield row
 
     def series(self) -> dict[str, Series]:
-        """All rows by the names of their numbers, in the order in which the names first occur; 16 bytes a number."""
+        """All numbers by name, in the order in which the names first occur; 16 bytes per number."""
         found: dict[str, tuple[array[int], array[float]]] = {}
         for row in self.rows():
             for name, value in row.items():
                 if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                    continue  # a hook's text
+                    continue  # text of a hook
                 if name not in found:
                     found[name] = array("q"), array("d")
                 steps, values = found[name]
@@ -76,7 +76,7 @@ class MetricsFile:
         return {name: Series(np.frombuffer(s, np.int64), np.frombuffer(v)) for name, (s, v) in found.items()}
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop the rows that a resumed run is going to write again."""
+        """Keep only the wanted rows; a resumed run writes the others again."""
         if not self._owned():
             return
         if self._file is not None:
@@ -87,7 +87,7 @@ class MetricsFile:
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    """What a line says; None where that is no row."""
+    """Parse a line; None if it is not a row."""
     try:
         row = parse_json(line)
     except ValueError:
@@ -107,7 +107,7 @@ class Series(NamedTuple):
 
     @property
     def known(self) -> Series:
-        """Without the NaN."""
+        """The series without NaN."""
         there = ~np.isnan(self.values)
         return Series(self.steps[there], self.values[there])
 

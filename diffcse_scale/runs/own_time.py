@@ -1,8 +1,8 @@
-"""How long each rank computes before it first waits for others in a step, and which rank is slow.
+"""Measures how long each rank computes in a step before it first waits for others, and finds slow ranks.
 
-A step takes as long as its slowest rank: the others wait for it in their exchanges, so the times of whole steps are
-equal. What a rank does before its first exchange is its own. At ZeRO-3 that has waits in it, as weights are gathered
-in the forward pass: slow ranks are then less visible.
+A step takes as long as its slowest rank. The others wait for it in their exchanges, so whole steps take equally long on
+all ranks. Only the time before a rank's first exchange is its own. At ZeRO-3 this time includes waits, because weights
+are gathered in the forward pass, so slow ranks are less visible.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import torch
 from diffcse_scale.distributed import before_next_exchange, gather_objects
 from diffcse_scale.foundation.environment import host_name
 
-LONGEST = 1000  # steps of a window that are looked at, the last ones
-RANK, RATIO = "slowest_rank", "slowest_ratio"  # in a row of metrics.jsonl
+LONGEST = 1000  # only the last steps of a window are used, at most so many
+RANK, RATIO = "slowest_rank", "slowest_ratio"  # names in a row of metrics.jsonl
 
 
 class OwnTime:
-    """The time that one rank spends on its own work; on a GPU the device's time, without waiting for the device.
+    """Measures the time that one rank spends on its own work; on a GPU by events, without waiting for the device.
 
     Args:
-        device: what this rank computes on.
+        device: the device of this rank.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,7 +34,7 @@ class OwnTime:
         self._steps: deque[tuple[Any, Any]] = deque(maxlen=LONGEST)
 
     def begin(self) -> None:
-        """The next step begins: what the step before has exchanged is done."""
+        """Called when the next step begins, after all exchanges of the step before."""
         began = self._now()
         before_next_exchange(lambda: self._steps.append((began, self._now())))
 
@@ -46,7 +46,7 @@ class OwnTime:
         return event
 
     def read(self) -> float:
-        """The median over steps since the last call, in seconds; 0 of none. The device must have done them."""
+        """The median over the steps since the last call, in seconds; 0 without steps. The device must be done."""
         if self._device.type == "cuda":
             seconds = [began.elapsed_time(met) / 1e3 for began, met in self._steps]
         else:
@@ -56,7 +56,7 @@ class OwnTime:
 
 
 def slowest(seconds: Sequence[float]) -> dict[str, float]:
-    """The slowest of all ranks, and its time as a multiple of the median; nothing where there is only one rank."""
+    """The slowest rank, and its time as a multiple of the median; empty if there is only one rank."""
     usual = statistics.median_low(seconds)
     if len(seconds) == 1 or usual <= 0:
         return {}
@@ -64,9 +64,9 @@ def slowest(seconds: Sequence[float]) -> dict[str, float]:
 
 
 class Slowness:
-    """Notices from the log lines that one rank keeps all others waiting. Every rank has one, and all find the same."""
+    """Notices from the log lines that one rank keeps all others waiting. Every rank has one; all find the same."""
 
-    LINES = 3  # in a row: one may be chance
+    LINES = 3  # log lines in a row, because a single one may be chance
     LARGE = 1.5
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class Slowness:
         self._told: set[int] = set()
 
     def warning(self, row: dict[str, Any]) -> str | None:
-        """What is to be told after the log line `row`; of each rank it is told once. Called on every rank."""
+        """The warning to print after the log line `row`, if any; once per slow rank. Called on every rank."""
         slow = row.get(RATIO, 0.0) >= self.LARGE
         if slow and row[RANK] == self._rank:
             self._in_a_row += 1

@@ -1,4 +1,4 @@
-"""A run that has not begun: its job waits in SLURM's queue."""
+"""Finds a run that has not begun because its job waits in SLURM's queue."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 10.0  # seconds for SLURM's answer
-# number, state, why it waits, the folder it was submitted from, name, script and its arguments
+# job number, state, reason for waiting, folder it was submitted from, name, script with its arguments
 FORMAT = "%A|%T|%r|%Z|%j|%o"
 
 
 def queued(run: Path) -> dict[str, Any] | None:
-    """What `status.json` of a run would say whose job is in the queue; None where the caller has no such job."""
+    """The status of a run with a job in the queue, as in `status.json`; None if the caller has no such job."""
     try:
         asked = ["squeue", "--me", "--noheader", "--format", FORMAT]
         lines = subprocess.run(asked, capture_output=True, text=True, timeout=PATIENCE).stdout.splitlines()
@@ -27,7 +27,7 @@ def queued(run: Path) -> dict[str, Any] | None:
 
 
 def _output(words: list[str], otherwise: str) -> str:
-    """What the last --output of a job script's arguments names, which a word of its own or `=` follows."""
+    """The value of the last `--output VALUE` or `--output=VALUE` in a job script's arguments."""
     for word, after in reversed(list(zip(words, [*words[1:], ""], strict=True))):
         if word == "--output" or word.startswith("--output="):
             return after if word == "--output" else word.removeprefix("--output=")

@@ -1,4 +1,4 @@
-"""What a run folder says about itself, whether the run has finished or not."""
+"""Reads the folders of runs, finished or not."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from diffcse_scale.runs.records import Record, Result, Status
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder that is read and never written.
+    """The content of a run folder, which is only read.
 
     Attributes:
-        label: what the page calls it: as much of the end of its path as tells it from the others.
+        label: its name on the page: as much of the end of its path as distinguishes it from the others.
         facts: `run.json`.
         metrics: the numbers of `metrics.jsonl` by name.
         result: `result.json`, empty if the run has not finished.
         status: `status.json`, empty if there is none.
-        evaluations: what the files of `evaluation/` hold, by their names without the ending.
+        evaluations: the content of the files in `evaluation/`, by file name without the ending.
     """
 
     path: Path
@@ -49,11 +49,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it has a result."""
+        """Whether the run has a result."""
         return bool(self.result)
 
     def series(self, name: str) -> Series:
-        """One number of `metrics.jsonl`; without values where no row has it."""
+        """One number of `metrics.jsonl`; an empty series if no row has it."""
         return self.metrics.get(name, NOTHING)
 
     @property
@@ -63,7 +63,7 @@ class Run:
 
     @property
     def best(self) -> dict[str, Any]:
-        """`step` and `dev_spearman` of the encoder that is kept, or of the best so far; empty before the first."""
+        """`step` and `dev_spearman` of the kept encoder, or of the best so far; empty before the first evaluation."""
         if self.result:
             return dict(self.result.get("best") or {})
         steps, scores = self.series("dev_spearman").known
@@ -75,7 +75,7 @@ class Run:
 
     @property
     def before(self) -> dict[str, float]:
-        """Development scores of the untrained encoder by pooling, this recipe's first."""
+        """Development scores of the untrained encoder by pooling, the recipe's pooling first."""
         poolings = {"dev_spearman": self.recipe.model.pooling}
         return {
             poolings.get(name, name.rsplit("_")[-1]): float(series.known.values[0])
@@ -85,17 +85,17 @@ class Run:
 
     @cached_property
     def model(self) -> Path | None:
-        """The trained encoder, or the best so far; None before there is one."""
+        """The folder of the trained encoder, or of the best so far; None before there is one."""
         best = sorted((self.path / run_files.BEST).glob("step-*"))
         folders = [self.path / run_files.MODEL, *reversed(best)]
         return next((folder for folder in folders if (folder / MODULES_FILE).is_file()), None)
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """Read runs, each once, in the order given.
+    """Read runs in the order given, each only once.
 
     Raises:
-        InputError: a folder holds no run, or a file in it is not what a run writes.
+        InputError: a folder does not contain a run, or a file in it is not what a run writes.
     """
     paths = list(dict.fromkeys(given_path(folder).resolve() for folder in folders))
     if not paths:
@@ -125,7 +125,7 @@ def _object(file: Path, schema: type[BaseModel]) -> dict[str, Any]:
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that are all different."""
+    """The shortest path ends that are all different."""
     for length in range(1, max(len(path.parts) for path in paths) + 1):
         ends = ["/".join(path.parts[-length:]) for path in paths]
         if len(set(ends)) == len(paths):

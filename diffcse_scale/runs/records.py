@@ -1,4 +1,4 @@
-"""What the JSON files of a run hold, as far as it is read again. Most may be absent: other versions write less."""
+"""The fields of a run's JSON files that are read again. Most may be missing, because other versions write fewer."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Result(_Facts):
     dev_rtd_skill: float | None = None
     dev_rtd_z_gain: float | None = None
     dev_rtd_replaced: float | None = None
-    # of runs of earlier versions
+    # only in runs of earlier versions
     rtd_balanced_accuracy: float | None = None
     rtd_recall_replaced: float | None = None
     rtd_recall_kept: float | None = None

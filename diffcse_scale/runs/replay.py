@@ -1,4 +1,4 @@
-"""What a run that stopped at numbers that are not finite has left, to compute that step again."""
+"""What a run leaves when it stops at numbers that are not finite, for computing that step again."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from diffcse_scale.runs.records import Dump, Record
 
 
 def newest_dump(run: Path) -> dict[str, Any]:
-    """What the newest stop of a run at numbers that are not finite has left.
+    """The newest file that a run has written on stopping at numbers that are not finite.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such file.
     """
     files = sorted((run / run_files.NONFINITE).glob("step-*.json"))
     if not files:
@@ -27,10 +27,10 @@ def newest_dump(run: Path) -> dict[str, Any]:
 
 
 def replay_arguments(run: Path) -> list[str]:
-    """What train.py is to be called with to compute the step again, on as many ranks as the run had."""
+    """The arguments of train.py for computing the step again, on as many ranks as the run had."""
     record = read_object(run / run_files.RECORD, Record)
     config = (record.get("resumed") or [record])[-1].get("deepspeed_config") or {}
     file = run / run_files.NONFINITE / "deepspeed.json"
-    # what the recipe fills in is refused from a file
+    # leave out the keys that the recipe fills in, because they are refused in a file
     write_durably(to_json({key: value for key, value in config.items() if key not in RECIPE_KEYS}), file)
     return ["--deepspeed_config", str(file), "--output", str(run), "--replay"]

@@ -1,4 +1,4 @@
-"""`status.json`: where a run is, for people and for programs, as of its last sign of life."""
+"""`status.json`: the state of a run at its last sign of life, for people and programs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.runs.queued import queued
 from diffcse_scale.runs.records import Status
 
-# seconds between two writings: often enough to see a run live, rarely enough for a network file system
+# seconds between two writes: often enough to watch a run live, rarely enough for a network file system
 HEARTBEAT = 1.0
-# a run that is at work and has not written for so long (seconds) may be dead
+# seconds after which a run that should be working but has not written may be dead
 OLD = 120.0
 ENDED = ("finished", "stopped", "failed")
 
@@ -30,37 +30,37 @@ class StatusFile:
     """`status.json`, written by the main rank and replaced atomically, so that a reader never sees half of it.
 
     Args:
-        path: None writes nothing, as on all ranks but the main one.
-        owned: whether the run is still this process's: else nothing is written either.
-        facts: what is known from the start: `job`, `restarts`, `steps`, `incarnation`, ...
+        path: None to write nothing, as on all ranks but the main one.
+        owned: whether this process still owns the run; if not, nothing is written either.
+        facts: facts known from the start: `job`, `restarts`, `steps`, `incarnation`, ...
     """
 
     def __init__(self, path: Path | None, owned: Callable[[], bool] = lambda: True, **facts: Any) -> None:
         self._path, self._owned, self._facts, self._last = path, owned, dict(facts), 0.0
-        self._fresh: Path | None = None  # where it is written before it takes its place; None for the usual name
+        self._fresh: Path | None = None  # the temporary file; None for the usual name
 
     @property
     def failure(self) -> tuple[str, int] | None:
-        """Message and exit code of a run that has failed."""
+        """Message and exit code of a run that has failed; else None."""
         facts = self._facts
         return (facts["message"], facts["exit_code"]) if facts.get("state") == "failed" else None
 
     @classmethod
     def found(cls, path: Path, owned: Callable[[], bool] = lambda: True) -> StatusFile:
-        """To add to what another process has written."""
+        """Open the status that another process has written, to add to it."""
         try:
             found = read_object(path)
         except (OSError, InputError):
             found = {}
         status = cls(path, owned)
-        status._fresh = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")  # the main rank may be writing, too
+        status._fresh = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")  # the main rank may be writing too
         status._facts.update(found)
         return status
 
     def update(self, *, now: bool = False, **facts: Any) -> None:
-        """Merge `facts` into what is known, and write it unless that was done less than `HEARTBEAT` ago.
+        """Merge `facts` into the known ones, and write them unless the last write was less than `HEARTBEAT` ago.
 
-        A heartbeat that cannot be written does not stop a run: what matters more will say so.
+        A heartbeat that cannot be written does not stop a run; more important writes will report the problem.
         """
         if self._path is None:
             return
@@ -79,23 +79,23 @@ class StatusFile:
             except OSError:
                 if self._facts.get("state") not in ENDED:
                     raise
-                # on a full disk there is no room for a second file, and these are the last words
+                # a full disk has no room for a temporary file, and this is the run's last message
                 with self._path.open("r+", encoding="utf-8") as file:
                     file.write(text)
                     file.truncate()
 
 
 def gave_up(run: str, message: str) -> None:
-    """Say that the run's job does not queue itself again: its last process has said no more than that it stopped."""
+    """Record that the run's job does not requeue itself; its last process only recorded that it stopped."""
     status, code = StatusFile.found(Path(run) / STATUS), ExitCode.NO_PROGRESS
     status.update(now=True, state=code.state, message=message, exit_code=code)
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """What `status.json` of a run says, with `seconds_since` its last sign of life; or that its job waits.
+    """The content of a run's `status.json` and the `seconds_since` its last sign of life, or that its job waits.
 
     Raises:
-        InputError: there is none and no job, or it cannot be read.
+        InputError: there is neither the file nor a waiting job, or the file cannot be read.
     """
     if not (run / STATUS).is_file():
         if waiting := queued(run):
@@ -108,16 +108,16 @@ def read_status(run: Path) -> dict[str, Any]:
 
 
 def _clock_of(folder: Path) -> float:
-    """The time by the folder's file system, which stamps what a run writes; this machine's may be wrong."""
+    """The time by the clock of the folder's file system, which stamps a run's files; this machine's may differ."""
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             return os.fstat(probe.fileno()).st_mtime
-    except OSError:  # nothing can be written there
+    except OSError:  # the folder is not writable
         return time.time()
 
 
 def status_line(status: dict[str, Any]) -> str:
-    """One line for people."""
+    """Format a status as one line for people."""
     parts = [str(status["state"]), f"step {status.get('step') or 0} of {status.get('steps') or '?'}"]
     if rate := status.get("sentences_per_second"):
         parts.append(f"{rate:,.0f} sentences/s")

@@ -1,1 +1,1 @@
-"""What may end a run before its last step: requests, silent ranks, worlds that cannot work."""
+"""Everything that may end a run before its last step: requests to stop, silent ranks, and broken clusters."""

@@ -13,7 +13,7 @@ from diffcse_scale.rendezvous import leave, linger
 
 
 def run_to_its_end(main: Callable[[], object]) -> None:
-    """Call `main`, and leave as the table of exit codes says; only an error of the program has a traceback."""
+    """Call `main` and exit with the code from the table of exit codes. Only bugs in the program print a traceback."""
     try:
         main()
         leave()
@@ -25,8 +25,8 @@ def run_to_its_end(main: Callable[[], object]) -> None:
         sys.exit(exit_code_of(end))
     except InputError as error:
         if local_rank() > 0:
-            # most mistakes are seen by all ranks, and the launcher ends the others when the first leaves; a mistake
-            # that only this rank can see is told all the same
+            # all ranks see most mistakes, and the launcher ends the other ranks when the first exits; so only a mistake
+            # that no other rank sees is printed here
             time.sleep(3)
         print(f"{_whose()}: {error}", file=sys.stderr)
         leave(alone=True)

@@ -1,5 +1,6 @@
-"""The programs that started this process and would end it. Imported before anything that takes long: one that dies
-while Python still imports libraries would not be known otherwise.
+"""The launchers that started this process and are responsible for ending it.
+
+Must be imported before anything slow. Otherwise a launcher that dies while Python imports libraries would be missed.
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ from pathlib import Path
 
 import psutil
 
-# programs and modules whose end leaves their ranks without anybody who would end them
+# programs and modules that end their ranks; when they die, nobody else does
 NAMES = ("deepspeed", "deepspeed.launcher.runner", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run")
 
 
-# what slurm/node.sh found in CUDA_VISIBLE_DEVICES
+# the variable in which slurm/node.sh saves CUDA_VISIBLE_DEVICES
 JOBS_DEVICES = "DIFFCSE_VISIBLE_DEVICES"
 
 
 def see_the_jobs_devices(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Undo what DeepSpeed's launcher does to a job: it counts GPUs from 0, which may be another job's on its node.
+    """Restore the job's CUDA_VISIBLE_DEVICES. DeepSpeed's launcher counts GPUs from 0, which may be another job's.
 
-    Before torch looks at devices.
+    Must be called before torch looks for devices.
     """
     if JOBS_DEVICES in environ:
         environ["CUDA_VISIBLE_DEVICES"] = environ.pop(JOBS_DEVICES)
@@ -41,12 +42,12 @@ def _is_launcher(process: psutil.Process) -> bool:
         return False
 
 
-# this process's ancestors as far as they are launchers: a shell that started them may go
+# this process's nearest ancestors that are launchers; the shell that started them may end without consequences
 LAUNCHERS = list(itertools.takewhile(_is_launcher, psutil.Process().parents()))
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether it has not ended; another with its number does not count."""
+    """Whether a process is still running; another process with the same PID does not count."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""Checks of a cluster before anything expensive begins: all requested ranks are there and have the same inputs."""
+"""Checks of a cluster before anything expensive begins: all requested ranks exist and have the same inputs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from diffcse_scale.rendezvous import all_reduce_rate
 
 log = logging.getLogger(__name__)
 
-# set by whoever asked a scheduler for nodes x tasks
+# set by the script that requested nodes x tasks from a scheduler
 ASKED_FOR = "DIFFCSE_WORLD_SIZE"
 
 
 def check_world() -> None:
-    """Whether as many ranks came up as were asked for; before any of them is waited for.
+    """Check that as many ranks were started as requested, before waiting for any of them.
 
     Raises:
-        InputError: another number.
+        InputError: the numbers differ.
     """
     asked, came = os.environ.get(ASKED_FOR), os.environ.get("WORLD_SIZE", "1")
     if asked is not None and int(asked) != int(came):
@@ -34,10 +34,10 @@ def check_world() -> None:
 
 
 def check_same_everywhere(**facts: str) -> None:
-    """Whether every rank has the same of each of `facts` (short texts). Called on every rank.
+    """Check that every rank has the same `facts` (short texts). Called on every rank.
 
     Raises:
-        InputError: some rank has another (names it, its machine, and what the most have).
+        InputError: a rank differs (names the rank, its machine, and the majority's value).
     """
     everywhere = gather_objects((host_name(), facts))
     for name in facts:
@@ -53,10 +53,10 @@ def check_same_everywhere(**facts: str) -> None:
 
 
 def check_interconnect(device: torch.device) -> dict[str, float]:
-    """Latency and bandwidth of an all-reduce, logged; nothing for one process. Called on every rank.
+    """Measure and log latency and bandwidth of an all-reduce; empty for a single process. Called on every rank.
 
     Raises:
-        InputError: a sum is wrong.
+        InputError: the all-reduce gives a wrong sum.
     """
     if world_size() == 1:
         return {}

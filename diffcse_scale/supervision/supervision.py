@@ -1,12 +1,15 @@
-"""What may end a run from outside: signals, the stop file, a dead launcher, a later incarnation of the run.
+"""Requests from outside to end a run: signals, the stop file, a dead launcher, a later incarnation of the run.
 
-A signal may reach one rank alone, and at any moment; so it only sets a flag, and about once a second, at a `tick` (a
-step, a batch of an evaluation) that is the same on all ranks, all begin to exchange their flags. In training they read
-the answer at the tick at which the next exchange begins, so that no step waits for other hosts, and a step without an
-exchange costs nothing that grows with their number. Launchers that pass no signal on to their ranks, as DeepSpeed's,
-are served by the file `stop` in the run directory, which is looked at when an exchange begins. Before training begins a
-main thread may wait for a lock or for its workers for long; there a thread looks for the flags, and passes them on
-through the store that all ranks share. Whoever presses Ctrl-C again does not want to wait.
+A signal may reach only one rank, and at any moment, so it only sets a flag. About once a second all ranks begin to
+exchange their flags, at the same `tick` (a step, or a batch of an evaluation). In training they read the answer at the
+tick at which the next exchange begins. So no step waits for other hosts, and the cost of a step without an exchange
+does not grow with the number of hosts.
+
+Some launchers, such as DeepSpeed's, do not pass signals on to their ranks. For them there is the file `stop` in the run
+folder, which is checked when an exchange begins.
+
+Before training begins, a main thread may wait long for a lock or for its workers. Then another thread checks the flags
+and passes them on through the store that all ranks share. A second Ctrl-C ends the run at once.
 """
 
 from __future__ import annotations
@@ -37,21 +40,21 @@ SIGNALS = {
     signal.SIGHUP: Reason.HUP,
     signal.SIGINT: Reason.INT,
 }
-# in a stop file: as USR1, which asks to be started again
+# content of a stop file: like USR1, it asks for a restart
 REQUEUE = "requeue"
-# seconds between two exchanges of requests; what does not come by itself is looked at about as often
+# seconds between two exchanges of requests; files and launchers are checked about as often
 LOOK = 1.0
-# seconds within which one signal reaches all processes that it is sent to
+# seconds within which a signal reaches all processes that it is sent to
 SPREAD = 0.1
 STOP_KEY = "stop"
 
 
 class _LeaveNow(BaseException):
-    """Raised wherever the main thread is; no library takes it for an error that it can handle."""
+    """Raised wherever the main thread is. A BaseException, so that no library handles it as an ordinary error."""
 
 
 class StopRequested(Exception):
-    """All ranks have agreed to stop here."""
+    """Raised on every rank when all ranks have agreed to stop."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.words)
@@ -59,15 +62,15 @@ class StopRequested(Exception):
 
 
 class _Pace:
-    """At which ticks ranks exchange their flags: about once in `LOOK` seconds, and at the same ticks on all of them.
+    """Decides at which ticks ranks exchange their flags: about every `LOOK` seconds, at the same ticks on all ranks.
 
-    How many ticks lie between two exchanges follows from how long the slowest rank's have taken, which is exchanged
-    with the flags. That number at most doubles from one exchange to the next: a few fast steps do not make it large.
+    The number of ticks between two exchanges follows from the slowest rank's time per tick, which is exchanged with the
+    flags. It at most doubles from one exchange to the next, so that a few fast steps do not make it large.
     """
 
     def __init__(self) -> None:
         self._every, self._ticks = 1, 0
-        self._since = time.monotonic() - LOOK  # how long a tick takes is not known yet: as long as it may
+        self._since = time.monotonic() - LOOK  # the time of a tick is not known yet, so assume LOOK seconds
 
     def due(self) -> bool:
         """Whether an exchange begins at this tick."""
@@ -75,30 +78,30 @@ class _Pace:
         return self._ticks >= self._every
 
     def lap(self) -> int:
-        """The microseconds that a tick has taken here since the last exchange; the next one begins now."""
+        """The microseconds per tick on this rank since the last exchange. Called when the next exchange begins."""
         now = time.monotonic()
         taken = (now - self._since) / self._ticks
         self._ticks, self._since = 0, now
         return round(taken * 1e6)
 
     def follow(self, microseconds: int) -> None:
-        """So long has a tick of the slowest rank taken."""
+        """Set the number of ticks to the next exchange, from the slowest rank's `microseconds` per tick."""
         self._every = max(1, min(2 * self._every, math.ceil(LOOK * 1e6 / max(1, microseconds))))
 
 
 class Supervision:
-    """Collects requests to stop from its creation on. Every rank has one.
+    """Collects requests to stop, from its creation on. Every rank has one.
 
     Args:
-        run: what is to be stopped.
-        watchdog: told that the main thread goes on.
+        run: the run to stop.
+        watchdog: is told that the main thread makes progress.
     """
 
     def __init__(self, run: RunDirectory, watchdog: Watchdog) -> None:
         self._run, self._watchdog = run, watchdog
         self._received = Reason.NONE
-        self._leave_now: Reason | None = None  # all ranks know of it
-        self._interruptible = False  # whether there is somebody who catches what a handler raises
+        self._leave_now: Reason | None = None  # a reason that was passed on to all ranks
+        self._interruptible = False  # whether an exception of the signal handler is caught
         self._looked = -LOOK
         self._doing, self._pace = "", _Pace()
         self._asked: tuple[Agreement, int | None] | None = None
@@ -119,11 +122,13 @@ class Supervision:
 
     @contextmanager
     def preparing(self) -> Iterator[Supervision]:
-        """Itself. Inside, before training, nothing is to be saved: all ranks leave within seconds of a request to one.
+        """Inside, before training, all ranks leave within seconds of a request to one, because nothing must be saved.
+
+        Yields itself.
 
         Raises:
-            RunEnded: a request has come, whatever was raised meanwhile: the same signal ends the workers of a library,
-                which complains, and one that is interrupted may raise an error of its own over that.
+            RunEnded: a request has come. It replaces any exception raised meanwhile: the same signal may end the
+                workers of a library, which then complains, and an interrupted library may raise its own error.
         """
         over = threading.Event()
         looking = threading.Thread(target=self._look_while_preparing, args=(over,), name="requests", daemon=True)
@@ -158,7 +163,7 @@ class Supervision:
         while not over.wait(LOOK / 4):
             try:
                 reason = _published(store) or self._request()
-            except OSError:  # of a file server: the main thread meets it too, and says so
+            except OSError:  # from a file server; the main thread meets it too, and reports it
                 continue
             if not reason:
                 continue
@@ -176,11 +181,11 @@ class Supervision:
             return
 
     def _pass_on(self, reason: Reason, store: Store | None, over: threading.Event) -> None:
-        """Tell the other ranks, which look for it while they prepare."""
+        """Tell the other ranks, which check the store while they prepare."""
         if store is not None:
             with suppress(*STORE_ERRORS):
                 store.set(STOP_KEY, str(int(reason)))
-            over.wait(2 * LOOK if is_main() else 0)  # it serves the store: the others are to read it first
+            over.wait(2 * LOOK if is_main() else 0)  # the main rank serves the store; the others must read it first
 
     def _request(self, at_once: bool = False) -> Reason:
         reason = self._received
@@ -196,7 +201,7 @@ class Supervision:
 
     def _stop_file(self) -> Reason:
         if self._run.is_trial:
-            return Reason.NONE  # it is meant for a run
+            return Reason.NONE  # the file is meant for a run, not for a trial
         try:
             text = self._run.stop_file.read_text(encoding="utf-8")
         except OSError:
@@ -204,11 +209,11 @@ class Supervision:
         return Reason.REQUEUE_FILE if text.strip() == REQUEUE else Reason.STOP_FILE
 
     def tick(self, doing: str, checkpoints: Checkpoints | None = None) -> None:
-        """Called by the main thread of every rank, alike, where it can be stopped.
+        """Called by the main thread of every rank, at the same points, where the run can be stopped.
 
         Args:
             doing: for the watchdog and the status: "training", "evaluating", "exporting".
-            checkpoints: a pending one is made whole when all ranks have written it.
+            checkpoints: their pending checkpoint is completed when all ranks have written it.
 
         Raises:
             StopRequested: some rank was asked to stop.
@@ -222,14 +227,14 @@ class Supervision:
         pending = None if checkpoints is None else checkpoints.pending
         self._settle(checkpoints)
         writing = checkpoints is not None and checkpoints.writing()
-        # nothing is exported over what another has written meanwhile
+        # check at once before exporting, to overwrite nothing that another process has written meanwhile
         request = self._request(at_once=doing == "exporting")
         self._asked = Agreement(request, writing, self._pace.lap()), pending
         if doing != "training":
             self._settle(checkpoints)
 
     def _settle(self, checkpoints: Checkpoints | None) -> None:
-        """Act upon what all ranks said in the exchange before, if there was one."""
+        """Act on the answer of the previous exchange, if there was one."""
         if self._asked is None:
             return
         (agreement, pending), self._asked = self._asked, None
@@ -237,19 +242,19 @@ class Supervision:
         self._pace.follow(slowest)
         if reason:
             raise StopRequested(Reason(reason))
-        # another checkpoint may have been begun since
+        # another checkpoint may have begun since
         if checkpoints is not None and pending is not None and pending == checkpoints.pending:
             checkpoints.commit_if_written(bool(writing_somewhere))
 
     @contextmanager
     def slowly(self, doing: str) -> Iterator[None]:
-        """Inside, all ranks do what may take long, and are not taken for hung."""
+        """Inside, all ranks do something slow and are not taken for hung."""
         self._watchdog.beat(doing)
         yield
         self._watchdog.beat("training")
 
     def ended(self, reason: Reason, checkpoint: str | None, step: int, steps: int | None) -> RunEnded:
-        """What every rank leaves with after `reason`, when all that is to be saved is saved.
+        """The exception that ends every rank for `reason`, after everything is saved.
 
         Args:
             steps: None before training.
@@ -271,4 +276,4 @@ def _published(store: Store | None) -> Reason:
     try:
         return Reason(int(store.get(STOP_KEY))) if store is not None and store.check([STOP_KEY]) else Reason.NONE
     except STORE_ERRORS:
-        return Reason.NONE  # rank 0 has left: the launcher, or the next collective, ends this one
+        return Reason.NONE  # rank 0 has exited; the launcher or the next collective ends this rank

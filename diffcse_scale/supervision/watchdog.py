@@ -1,17 +1,18 @@
 """Notices a rank that hangs or has died, names it, writes the stacks of the waiting ranks, and ends the job.
 
-A rank that hangs takes all others with it: they wait in a collective, for ever. So every rank has a thread that goes
-on whatever the main thread waits for. It writes a sign of life into the store that all ranks share (rank 0 serves it).
-Rank 0 alone reads them all, and answers with one of its own, which has its verdict once there is one: each rank sends
-as much, however many there are. What is found:
+If one rank hangs, all others wait for it in a collective for ever. So every rank has a thread that keeps running while
+the main thread waits. It writes a sign of life into the store that all ranks share (rank 0 serves it). Only rank 0
+reads all signs. It answers with its own sign, which contains its verdict once there is one. So the amount that a rank
+sends does not depend on the number of ranks. These failures are found:
 
 - a process that is stopped, or behind a dead network: its signs of life have ended;
 - rank 0 in that state: its signs have ended, or the store does not answer;
-- a process that has gone: others have lost their connection to it, and its signs have ended;
-- a main thread that stands still although all processes live: of all ranks it has got least far.
+- a process that has ended: others have lost their connection to it, and its signs have ended;
+- a main thread that stands still although all processes are alive: it has made the least progress of all ranks.
 
-Silence is measured in seconds for which this process itself has run. Where all are stopped together, by a scheduler, a
-container or Ctrl-Z, none of them is silent. Nor is a rank that was not looked at, since the store is slow.
+Silence is measured in seconds during which this process itself has run. If all processes are stopped together, by a
+scheduler, a container or Ctrl-Z, none of them counts as silent. Neither does a rank that was not checked because the
+store is slow.
 """
 
 from __future__ import annotations
@@ -40,21 +41,22 @@ from diffcse_scale.rendezvous import (
     lost_a_peer,
 )
 
-# what a main thread may do for longer than a hang's time without a sign: it depends on disks and on the corpus
+# activities that may take longer than the patience without a sign, because they depend on disks and on the corpus
 SLOW = ("preparing", "checkpointing", "exporting")
-# the last word of a sign: the main thread goes on, has stood still for too long, has lost a connection to a rank
+# the last word of a sign: the main thread makes progress, has stood still for too long, has lost its connection to a
+# rank
 WELL, STILL, LOST = "well", "still", "lost"
 PULSE = "sign of rank 0 and its verdict"
-# seconds without a sign after which a rank has gone, where another has lost its connection to some rank
+# seconds without a sign after which a rank counts as ended, if another has lost its connection to some rank
 GONE = 5.0
-# ranks that are named in one sentence
+# ranks that are named in one sentence, at most
 NAMED = 16
-# seconds for which the last words are written: a disk that hangs may be why
+# seconds allowed for writing the last message, because a hanging disk may be the cause
 WRITING = 10.0
 
 
 class _Sign(NamedTuple):
-    """A rank's heartbeat: `beats` counts the main thread's steps, `periods` those of the watching thread."""
+    """A rank's heartbeat: `beats` counts signs of the main thread, `periods` the rounds of the exchanging thread."""
 
     periods: int
     beats: int
@@ -71,18 +73,18 @@ class _Sign(NamedTuple):
         return f"{self.periods} {self.beats} {self.doing} {self.how}"
 
 
-UNKNOWN = str(_Sign(0, 0, "beginning", WELL)).encode()  # of a rank that has given none yet
+UNKNOWN = str(_Sign(0, 0, "beginning", WELL)).encode()  # for a rank that has given no sign yet
 
 
 class _Verdict(NamedTuple):
-    """What is wrong: said by rank 0 about any rank, or by another rank about rank 0."""
+    """What is wrong: found by rank 0 about any rank, or by another rank about rank 0."""
 
     sentence: str
     code: ExitCode
     by_main: bool
 
     def told_here(self) -> bool:
-        """Whether this rank says it to the user; where rank 0 cannot, one of each machine does."""
+        """Whether this rank tells the user. If rank 0 cannot, one rank per machine does."""
         return is_main() if self.by_main else local_rank() == 0 or rank() == 1
 
 
@@ -90,9 +92,9 @@ class Watchdog:
     """Watches the ranks while it is entered. Every rank has one.
 
     Args:
-        folder: where stacks are written, as `rank-3.txt`; None writes none.
+        folder: where stacks are written, as `rank-3.txt`; None to write none.
         patience: seconds of silence after which a rank counts as lost.
-        report: called with the one sentence and the exit code before the process ends, on every rank that can.
+        report: called with the sentence and the exit code before the process ends, on each rank that tells the user.
         leave: ends the process.
     """
 
@@ -106,23 +108,23 @@ class Watchdog:
         self._folder, self._patience, self._report, self._leave = folder, patience, report, leave
         self._period = min(1.0, patience / 10)
         self._store = control_store()
-        self._now = 0.0  # seconds for which this process has run while it watched
+        self._now = 0.0  # seconds that this process has run while watching
         self._beats, self._doing, self._periods = 0, "preparing", 0
         self._last_beat = 0.0  # when the main thread last gave a sign
-        # of those that this rank looks at: the signs, when they last changed, and when rank 0 last looked at all
+        # of the ranks that this rank watches: their signs, and when these last changed; and when rank 0 last read all
         self._signs: dict[int, bytes] = {}
         self._changed: dict[int, float] = {}
         self._looked = 0.0
-        self._lost = False  # whether some rank has lost a connection, and none has said that it failed
+        self._lost = False  # whether some rank has lost a connection, and no rank has reported a failure
         self._hosts: dict[int, str] = {}
         self._served = True
         self._found: _Verdict | None = None
         self._publishing = threading.Lock()
-        self._leaving = False  # whether the main thread waits for the verdict, and ends the process by itself
+        self._leaving = False  # whether the main thread waits for the verdict and will end the process itself
         self._heard, self._over, self._ending = threading.Event(), threading.Event(), threading.Lock()
 
     def beat(self, doing: str) -> None:
-        """The main thread got so far and is `doing` something."""
+        """Record that the main thread has made progress and is `doing` something."""
         self._beats, self._doing, self._last_beat = self._beats + 1, doing, self._now
 
     def __enter__(self) -> Watchdog:
@@ -133,10 +135,10 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        """The end of the watch.
+        """End the watch.
 
         Raises:
-            PeerFailed: in the place of an error that says no more than that some rank has gone: which one.
+            PeerFailed: replaces an error that only says that some rank is gone, and names the rank.
         """
         try:
             if error is not None and self._store is not None and lost_a_peer(error):
@@ -147,7 +149,7 @@ class Watchdog:
     def _name_who_has_gone(self) -> None:
         with self._ending:
             self._leaving = True
-        if self._over.is_set():  # the verdict came first, and a thread is about to end this process
+        if self._over.is_set():  # the verdict came first, and another thread is about to end this process
             time.sleep(WRITING + 2 * self._period + 2)
         deadline = time.monotonic() + 3 * GONE
         while not self._heard.wait(self._period / 4):
@@ -157,25 +159,25 @@ class Watchdog:
                 return
         assert self._found is not None
         if is_main():
-            time.sleep(2 * self._period + 1)  # it serves the store: the others are to hear it first
+            time.sleep(2 * self._period + 1)  # the main rank serves the store; the others must read the verdict first
         raise PeerFailed(self._found.sentence, self._found.code, self._found.told_here()) from None
 
     def _exchange(self) -> None:
-        """Write this rank's sign and read the other side's. It may block for long; `_watch` looks when it last did."""
+        """Write this rank's sign and read the other side's. May block for long; `_watch` checks when it last did so."""
         assert self._store is not None
         try:
-            self._store.set_timeout(CONTROL_PATIENCE)  # of its own it would count on while this process is stopped
+            self._store.set_timeout(CONTROL_PATIENCE)  # long: a store's timeout also runs while this process is stopped
             (self._collect if is_main() else self._answer)(self._store)
         except STORE_ERRORS:
-            self._served = False  # rank 0 has gone, as it does when it is ready
+            self._served = False  # rank 0 is gone, which is normal once it has finished
 
     def _collect(self, store: Store) -> None:
-        """What rank 0 does."""
+        """The exchange on rank 0."""
         others = list(self._signs)
         keys = [_key(other) for other in others]
         self._hosts = dict(enumerate(host.decode() for host in store.multi_get([*map(host_key, range(world_size()))])))
         for key in keys:
-            store.compare_set(key, "", UNKNOWN.decode())  # a question is answered when all are there
+            store.compare_set(key, "", UNKNOWN.decode())  # multi_get would wait until all keys exist
         while not self._over.wait(self._period):
             self._periods += 1
             now = self._now
@@ -186,12 +188,12 @@ class Watchdog:
             self._publish(store)
 
     def _publish(self, store: Store) -> None:
-        with self._publishing:  # two threads do: none writes later what it has read earlier
+        with self._publishing:  # two threads publish; neither may overwrite a newer verdict with an older one
             code, sentence = (self._found.code, self._found.sentence) if self._found else (0, "")
             store.set(PULSE, f"{self._periods} {code:d} {sentence}")
 
     def _answer(self, store: Store) -> None:
-        """What the other ranks do."""
+        """The exchange on the other ranks."""
         self._hosts = {0: store.get(host_key(0)).decode()}
         while not self._over.wait(self._period):
             self._periods += 1
@@ -203,16 +205,16 @@ class Watchdog:
                 self._end(_Verdict(sentence, ExitCode(int(code)), by_main=True))  # type: ignore[call-arg]
 
     def _own(self) -> _Sign:
-        # twice the time: a process that is stopped has had its chance to be found out as what it is
+        # twice the patience, so that a stopped process is first recognised as stopped
         still = self._doing not in SLOW and self._now - self._last_beat > 2 * self._patience
         return _Sign(self._periods, self._beats, self._doing, LOST if self._leaving else STILL if still else WELL)
 
     def _how(self) -> set[str]:
-        """How the main threads are, on rank 0."""
+        """The states of all ranks' main threads, on rank 0."""
         return {self._own().how, *(text.decode().rpartition(" ")[2] for text in self._signs.values())}
 
     def _begin(self) -> None:
-        """As if all had given their first sign just now: a rank that never gives any is silent, too."""
+        """Start as if all ranks had just given a sign, so that a rank that never gives one also becomes silent."""
         self._last_beat = self._looked = self._now
         watched = range(1, world_size()) if is_main() else [0]
         self._signs = dict.fromkeys(watched, UNKNOWN)
@@ -232,22 +234,22 @@ class Watchdog:
             if verdict is not None:
                 self._found = verdict
                 if is_main():
-                    with suppress(*STORE_ERRORS):  # it may have left just now
+                    with suppress(*STORE_ERRORS):  # the store may just have ended
                         if (store := control_store()) is not None:
                             self._publish(store)
                 self._end(verdict)
 
     def _count(self, seconds: float) -> None:
-        """A period has taken so long: more than two of them, and this process was stopped, or not served."""
+        """Add the time of a period. If it took more than two periods, this process was stopped or got no CPU time."""
         self._now += min(seconds, 2 * self._period)
         if seconds > self._patience:
-            # those that were stopped with it may wake later
+            # ranks that were stopped together with this one may wake later
             self._begin()
 
     def _verdict(self) -> _Verdict | None:
-        """Who is silent or has gone; None if nobody is."""
+        """Which rank is silent, gone or standing still; None if all are well."""
         if self._store is not None and not is_main():
-            # all else is rank 0's to find; its store may not answer, so what counts is now, and not the last look
+            # rank 0 finds everything else; its store may not answer, so the time since its last sign counts until now
             silence = self._now - self._changed[0]
             if silence <= self._patience:
                 return None
@@ -282,12 +284,12 @@ class Watchdog:
         )
 
     def _last_seen(self, other: int) -> str:
-        """What a rank did last, as this one does where nothing is known."""
+        """What a rank did last; if that is not known, what this rank is doing."""
         known = self._signs[other] if is_main() and other in self._signs else UNKNOWN
         return self._doing if known == UNKNOWN else _Sign.read(known).doing
 
     def _named(self, ranks: list[int]) -> str:
-        """Ranks and their hosts, to begin a sentence with."""
+        """Ranks and their hosts, as the beginning of a sentence."""
         on: dict[str, list[str]] = {}
         for number in ranks[:NAMED]:
             on.setdefault(self._hosts.get(number, ""), []).append(str(number))
@@ -304,18 +306,18 @@ class Watchdog:
                 return
             self._over.set()
         if verdict.told_here():
-            with suppress(OSError, ValueError):  # there may be nobody who reads it
+            with suppress(OSError, ValueError):  # stderr may be closed
                 print(f"error: {verdict.sentence}", file=sys.stderr, flush=True)
         writing = threading.Thread(target=self._write, args=(verdict,), name="last words", daemon=True)
         writing.start()
         writing.join(WRITING)
-        # the launcher ends the others when the first leaves; they, too, are to write their stacks
+        # the launcher ends the other ranks when the first exits, so give them time to write their stacks
         time.sleep(2 * self._period + 1)
         end_workers()
         self._leave(verdict.code)
 
     def _write(self, verdict: _Verdict) -> None:
-        """What is known first, then where every thread stands."""
+        """Write the verdict first, then the stack of every thread."""
         if verdict.told_here():
             self._report(verdict.sentence, verdict.code)
         if self._folder is None:
@@ -323,7 +325,7 @@ class Watchdog:
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / f"rank-{rank()}.txt").open("w", encoding="utf-8", buffering=1) as stacks:
             stacks.write(f"rank {rank()} on {host_name()}, process {os.getpid()}: {verdict.sentence}\n")
-            # faulthandler reads the stacks of threads that come and go, and may crash
+            # not faulthandler, which may crash when threads begin or end while it reads their stacks
             names = {thread.ident: thread.name for thread in threading.enumerate()}
             for ident, newest in sys._current_frames().items():
                 stacks.write(f"\nThread {names.get(ident, ident)}, the most recent call first:\n")

@@ -1,1 +1,1 @@
-"""Sentences in, token batches out: corpus, tokens, order, corruption, batches."""
+"""From sentences to token batches: corpus, tokens, order, corruption, batches."""

@@ -1,4 +1,4 @@
-"""Rows of files as Arrow files in the cache, which are memory-mapped."""
+"""Writes the rows of corpus files as Arrow files in the cache, and opens them memory-mapped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT = datasets.Value("string")
 
 @dataclass
 class RowsConfig(datasets.BuilderConfig):
-    """Files of a format, and the columns wanted."""
+    """The files, their format, and the wanted columns."""
 
     files: tuple[str, ...] = ()
     columns: tuple[str, ...] = (LINE,)
@@ -26,7 +26,7 @@ class RowsConfig(datasets.BuilderConfig):
 
 
 class Rows(datasets.ArrowBasedBuilder):
-    """Builder in the sense of `datasets`: it writes Arrow files, with a process for each share of the files."""
+    """A `datasets` builder that writes Arrow files, with one process for each share of the files."""
 
     BUILDER_CONFIG_CLASS = RowsConfig
 
@@ -47,10 +47,12 @@ class Rows(datasets.ArrowBasedBuilder):
 def write_arrow(
     kind: Format, files: Sequence[str], columns: Sequence[str], folder: Path, processes: int | None = None
 ) -> None:
-    """A folder of Arrow files with these columns, or with `LINE` where rows are lines, of all rows of the files.
+    """Write all rows of the files as a folder of Arrow files.
+
+    They have these columns, or only `LINE` for a format whose rows are lines.
 
     Args:
-        folder: nobody else's, because no lock is taken: on some file systems there is none.
+        folder: used by no other process, because no lock is taken; some file systems have no locks.
     """
     kept = (LINE,) if kind.parse else tuple(columns)
     locks = datasets.builder.FileLock
@@ -63,6 +65,6 @@ def write_arrow(
 
 
 def open_arrow(folder: Path) -> datasets.Dataset:
-    """The rows of all Arrow files in a folder, by their names; memory-mapped."""
+    """The rows of all Arrow files in a folder, in the order of their names; memory-mapped."""
     parts = [datasets.Dataset.from_file(str(file)) for file in sorted(folder.rglob("*.arrow"))]
     return datasets.concatenate_datasets(parts) if parts else datasets.Dataset.from_dict({})

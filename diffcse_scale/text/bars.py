@@ -1,4 +1,4 @@
-"""The bars of `datasets`: on a terminal they move; a log file would have a thousand lines of them."""
+"""The progress bars of `datasets`: shown on a terminal only, because they would fill a log file with lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffcse_scale.foundation.working import Working
 
 @contextmanager
 def at_work(doing: str) -> Iterator[None]:
-    """Show what `datasets` does within: by its own bars on a terminal, by a line now and then elsewhere."""
+    """Inside, show the progress of `datasets`: with its own bars on a terminal, else with an occasional line."""
     if sys.stderr.isatty():
         yield
         return

@@ -1,4 +1,4 @@
-"""Token batches: the same global batches for any number of ranks, each known from its step alone."""
+"""Token batches: the global batches are the same for any number of ranks, and each depends only on its step."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ class Chunk:
     Attributes:
         input_ids: int64 [C, S, L].
         attention_mask: int64 [C, S, L], 1 on real tokens.
-        corrupted_ids: int64 in the shape of `original_ids`, what the generator reads.
+        corrupted_ids: int64, shape of `original_ids`; the generator's input.
         corrupted: int64 [K], the positions that the generator predicts, as ascending indices into the
-            flattened `original_ids`. Made on the CPU, so that the device need not be asked how many there are.
-        row_ids: int64 [C, S], a number unique to (epoch, position in the epoch's order, view): the base of
+            flattened `original_ids`. Made on the CPU, so that the device need not be asked for K.
+        row_ids: int64 [C, S], a number unique to (epoch, position in the epoch's order, view); the base of
             all random numbers of that row.
-        seed: the base of the networks' random numbers (dropout) on this chunk, so that whoever runs a network on it
-            again gets the same; None leaves torch's generator as it is.
-        real: int64 [T], the real tokens, as ascending indices into the flattened `attention_mask`, filled up with
-            padding to a size that repeats (`sizes.computed_positions`): networks that take packed rows
-            (`model.packing`) compute no others. None keeps all padding.
-        discriminator_ids, discriminator_mask: int64 [C, S, M], the sentences as the discriminator's own tokenizer has
-            them; None where it has none.
+        seed: the base of the networks' random numbers (dropout) on this chunk, so that running a network on it again
+            gives the same result. None leaves torch's generator unchanged.
+        real: int64 [T], the real tokens as ascending indices into the flattened `attention_mask`, filled up with
+            padding to a size that repeats (`sizes.computed_positions`). Networks that take packed rows
+            (`model.packing`) compute only these positions. None keeps all padding.
+        discriminator_ids, discriminator_mask: int64 [C, S, M], the sentences as tokenized by the discriminator's own
+            tokenizer; None if it has none.
         discriminator_real: `real` for `discriminator_mask`.
-        edited_ids: int64 in the shape of `original_ids`, where edits were made before training; else None.
-        text_ids: int64 [C, S], a number for each text, the same where the encoder's tokens are; None where nothing is
-            masked, or all sentences differ.
+        edited_ids: int64, shape of `original_ids`, if edits were made before training; else None.
+        text_ids: int64 [C, S], a number for each text; texts with the same encoder tokens have the same number. None if
+            no false negatives are masked, or all sentences differ.
     """
 
     input_ids: Tensor
@@ -66,7 +66,7 @@ class Chunk:
 
     @property
     def original_ids(self) -> Tensor:
-        """What generator and discriminator edit and judge: the encoder's tokens unless they have their own."""
+        """The tokens for generator and discriminator: the encoder's, unless these two have their own tokenizer."""
         return self.input_ids if self.discriminator_ids is None else self.discriminator_ids
 
     @property
@@ -76,20 +76,20 @@ class Chunk:
 
     @property
     def original_real(self) -> Tensor | None:
-        """`real` of `original_ids`."""
+        """`real` for `original_ids`."""
         return self.real if self.discriminator_mask is None else self.discriminator_real
 
     @property
     def views(self) -> int:
-        """S."""
+        """S, the views of a sentence."""
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Chunk:
-        """The same on another device."""
+        """The same chunk on another device."""
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Chunk:
-        """The same in page-locked memory, from which a copy to a GPU does not wait."""
+        """The same chunk in page-locked memory, from which a copy to a GPU need not be waited for."""
         return self._with_each(Tensor.pin_memory)
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> Chunk:
@@ -104,7 +104,7 @@ class Batch:
 
     Attributes:
         step: counted over all epochs, from 0.
-        sentences: in the global batch, that is on all ranks together.
+        sentences: number of sentences of the global batch, on all ranks together.
     """
 
     step: int
@@ -114,11 +114,10 @@ class Batch:
 
 
 def share_of(batch: BatchRecipe, world_size: int) -> int:
-    """Sentences of the device that has most: shares differ by one where the world size does not divide the batch.
+    """Sentences of the device that has the most. Shares differ by one if the world size does not divide the batch.
 
     Raises:
-        InputError: a device would have none, or less to do than others: fewer sentences than length groups, or fewer
-            chunks.
+        InputError: a device would have no sentence, fewer sentences than length groups, or fewer chunks than others.
     """
     smallest, more = divmod(batch.sentences, world_size)
     if smallest == 0:
@@ -139,38 +138,38 @@ def share_of(batch: BatchRecipe, world_size: int) -> int:
 
 
 def shares_of(sentences: int, world_size: int) -> list[int]:
-    """Every device's sentences of a global batch, in the order of their ranks."""
+    """The number of sentences of each device in a global batch, by rank."""
     smallest, more = divmod(sentences, world_size)
     return [smallest + 1] * more + [smallest] * (world_size - more)
 
 
 def _own(count: int, rank: int, world_size: int) -> tuple[int, int]:
-    """Where a rank's part of `count` begins, and how many are in it."""
+    """Where a rank's part of `count` items begins, and how many items it has."""
     smallest, more = divmod(count, world_size)
     return rank * smallest + min(rank, more), smallest + (rank < more)
 
 
 def chunk_of(share: int, chunk: int | None) -> int | None:
-    """To how many sentences at once a share is cut by a recipe's `batch.chunk`; None where it fits in one chunk."""
+    """The sentences per chunk of a share, from a recipe's `batch.chunk`; None if the share fits in one chunk."""
     return None if chunk is None or chunk >= share else chunk
 
 
 class Batches:
     """The shares of one rank, by step.
 
-    Global batch b of an epoch holds positions [b * B, (b + 1) * B) of the epoch's order, for any number of
-    ranks; the last, partial batch is dropped. Its sentences are sorted by length, so that a chunk needs little padding,
-    and given to the ranks so that they have equal work (`shares_of`), each the same number of chunks, as ZeRO-3 needs
-    it. Where `batch.chunk` divides a share, the chunks of all ranks together are the same for any number of ranks,
-    dropout seeds included. With fidelity 'official' nothing is sorted, and everything is padded to the longest row of
-    the global batch.
+    Global batch b of an epoch has positions [b * B, (b + 1) * B) of the epoch's order, for any number of
+    ranks. The last, partial batch is dropped. The sentences of a batch are sorted by length, so that a chunk needs
+    little padding. The ranks get equal work (`shares_of`) and the same number of chunks, because ZeRO-3 needs that. If
+    `batch.chunk` divides a share, the chunks of all ranks together are the same for any number of ranks, dropout seeds
+    included. With fidelity 'official' nothing is sorted, and everything is padded to the longest row of the global
+    batch.
 
-    Every rank looks at the length of each sentence of the global batch, once; docs/results/batches.md has the time.
+    Every rank reads the length of each sentence of the global batch once; docs/results/batches.md has the time.
 
     Args:
-        tokenizers: those of `tokens`: their padding, mask and special ids are used.
-        recipe: seed, batch and objective are used.
-        edits: that were made before training: nothing is corrupted then.
+        tokenizers: the tokenizers of `tokens`; their padding, mask and special ids are used.
+        recipe: its seed, batch and objective are used.
+        edits: edits made before training; with them nothing is corrupted.
 
     Raises:
         InputError: as `share_of`; fewer sentences than one global batch, or RTD with a tokenizer that has no mask
@@ -191,7 +190,7 @@ class Batches:
         self.sentences = recipe.batch.sentences
         self.chunk, self.length_groups = recipe.batch.chunk, recipe.batch.length_groups
         self.official = recipe.objective.fidelity == "official"
-        # rows of one column differ: those with the tokens of an earlier one are left out of the corpus
+        # with one column all rows differ: the corpus leaves out rows with the same tokens as an earlier one
         self.names_texts = recipe.objective.masks_false_negatives and tokens.columns > 1
         self.packed, self.max_length = recipe.packed, recipe.data.max_length
         self._longest = [tokens.longest(stream) for stream in range(tokens.streams)]
@@ -203,7 +202,7 @@ class Batches:
             self.corruption = Corruption.of(tokenizers.discriminator, recipe.objective.masking_ratio, seed)
         share = share_of(recipe.batch, world_size)
         if self.chunk is not None and self.chunk > share:
-            self.chunk = None  # as one run of all ranks' chunks the batch would give one the shortest, one the longest
+            self.chunk = None  # with one run for all ranks, one rank would get the shortest and one the longest
         if len(tokens) < self.sentences:
             raise InputError(
                 f"The corpus has {len(tokens)} sentences, fewer than one global batch (batch.sentences = "
@@ -211,16 +210,16 @@ class Batches:
             )
 
     def __len__(self) -> int:
-        """Steps of an epoch."""
+        """Steps per epoch."""
         return len(self.tokens) // self.sentences
 
     def _positions(self, step: int) -> tuple[int, NDArray[np.int64]]:
-        """Epoch, and places in its order, of a global batch."""
+        """The epoch of a global batch, and the batch's positions in the epoch's order."""
         epoch, index = divmod(step, len(self))
         return epoch, np.arange(index * self.sentences, (index + 1) * self.sentences)
 
     def sentence_ids(self, step: int) -> NDArray[np.int64]:
-        """The sentences of the global batch of a step, as numbers in the corpus, int64 [batch.sentences]."""
+        """The sentences of a step's global batch, as row numbers of the corpus, int64 [batch.sentences]."""
         epoch, positions = self._positions(step)
         return epoch_order(positions, len(self.tokens), self.seed, epoch)
 
@@ -244,7 +243,7 @@ class Batches:
         return Batch(step, epoch, chunks, self.sentences)
 
     def prefetch(self, start: int, stop: int) -> AbstractContextManager[Iterator[Batch]]:
-        """Iterates over the batches of steps [start, stop), which a thread makes ahead of their use.
+        """Iterate over the batches of steps [start, stop); a thread makes them ahead of their use.
 
         with batches.prefetch(0, 100) as iterator:
             for batch in iterator: ...
@@ -260,36 +259,36 @@ class Batches:
 
     def _parts(self, lengths: NDArray[np.unsignedinteger]) -> list[NDArray[np.int64]]:
         """Which sentences of the global batch are in each of this rank's chunks."""
-        # numbers of 8 or 16 bits are sorted in one pass over them
+        # numpy sorts numbers of 8 or 16 bits in one pass over them
         order = np.arange(len(lengths)) if self.official else np.argsort(lengths, kind="stable")
         if self.chunk is not None:
-            # what all ranks work on at a time is a run of sentences of about one length
+            # all ranks work at the same time on one run of sentences of similar length
             ends = [*range(self.chunk * self.world_size, len(order), self.chunk * self.world_size)]
             if ends and len(order) - ends[-1] < self.world_size:
-                ends[-1] -= self.world_size  # the last run has a sentence for each rank
+                ends[-1] -= self.world_size  # so that the last run has a sentence for each rank
             return [self._part(run) for run in np.split(order, ends)]
         share = self._part(order) if self.official else order[self.rank :: self.world_size]
         return np.array_split(share, self.length_groups)
 
     def _part(self, run: NDArray[np.int64]) -> NDArray[np.int64]:
-        """This rank's, of sentences that all ranks share."""
+        """This rank's part of a run of sentences that all ranks share."""
         first, count = _own(len(run), self.rank, self.world_size)
         return run[first : first + count]
 
     def _padded_to(self, sentences: NDArray[np.int64]) -> list[int]:
-        """Tokens that each stream of a chunk has room for."""
+        """The padded length of each stream of a chunk, in tokens."""
         longest = [int(lengths[sentences].max()) for lengths in self._longest]
         return [min(repeating_size(length), self.max_length) for length in longest] if self.packed else longest
 
     def _lengths(self, sentences: NDArray[np.int64], stream: int) -> NDArray[np.int64]:
-        """[sentences, views]."""
+        """Tokens of each view, [sentences, views]."""
         views = range(self.tokens.views)
         return np.stack([self.tokens.lengths(view, sentences, stream) for view in views], axis=1)
 
     def _chunk(
         self, sentences: NDArray[np.int64], places: NDArray[np.int64], longest: Sequence[int], seed: int
     ) -> Chunk:
-        """`longest`: as `_padded_to` has it."""
+        """Make a chunk; `longest` is what `_padded_to` returns."""
         views = range(self.tokens.views)
         streams = []
         for stream, (length, padding) in enumerate(zip(longest, self.paddings, strict=True)):
@@ -305,7 +304,7 @@ class Batches:
         return torch.from_numpy(np.stack(ids, axis=1))
 
     def _text_ids(self, sentences: NDArray[np.int64]) -> Tensor:
-        """[sentences, views]: hashes of 64 bits, of which two are the same by chance as `first_occurrences` says."""
+        """64-bit hashes, [sentences, views]; `first_occurrences` states how likely two are equal by chance."""
         texts = (self.tokens.rows(sentences, view) for view in range(self.tokens.views))
         return torch.tensor([[row_hash(text.tobytes()) for text in view] for view in texts]).T.contiguous()
 
@@ -318,7 +317,7 @@ def collate(
     seed: int,
     first_row: int = 0,
 ) -> Chunk:
-    """One chunk of token lists that come from elsewhere, padded to the longest, corrupted as in training.
+    """Make one chunk from token lists, padded to the longest and corrupted as in training.
 
     Args:
         streams: for each of `tokenizers.streams`, for each view, the ids of every sentence, special tokens included.
@@ -341,7 +340,7 @@ def collate(
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The padding token; for tokenizers without one (some decoders) any id: the attention mask hides it."""
+    """The padding id. For tokenizers without one (some decoders) any id will do: the attention mask hides it."""
     return 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
@@ -351,12 +350,12 @@ def make_chunk(
     corruption: Corruption | None,
     packed: bool = False,
 ) -> Chunk:
-    """A chunk of padded rows.
+    """Make a chunk of padded rows.
 
     Args:
         streams: ids [C, S, L] and lengths [C, S] for the encoder, and for the discriminator if it has its own.
         row_ids: as `Chunk.row_ids`.
-        packed: say which positions packed networks compute (`Chunk.real`).
+        packed: whether to list the positions that packed networks compute (`Chunk.real`).
     """
     tokens = [
         (torch.from_numpy(ids), torch.from_numpy((np.arange(ids.shape[-1]) < lengths[..., None]).astype(np.int64)))

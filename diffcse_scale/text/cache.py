@@ -1,4 +1,4 @@
-"""Where prepared text is kept, and under which names."""
+"""The cache of prepared text: its folder, and the names in it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def chosen_folder(data: DataRecipe | None = None) -> Path:
     """`data.cache_dir`, else $DIFFCSE_CACHE, else ~/.cache/diffcse-scale.
 
     Raises:
-        InputError: nobody knows where ~ is.
+        InputError: the home folder ~ is unknown.
     """
     chosen = (data and data.cache_dir) or os.environ.get(ENVIRONMENT_VARIABLE) or "~/.cache/diffcse-scale"
     try:
@@ -36,13 +36,13 @@ def chosen_folder(data: DataRecipe | None = None) -> Path:
 
 
 def cache_folder(data: DataRecipe | None = None) -> Path:
-    """The same; created if absent.
+    """The folder that `chosen_folder` names; created if absent.
 
-    Everything in it can be made again: it may be deleted whenever no run is using it. What is there is used also where
-    nothing can be written.
+    Everything in it can be made again, so it may be deleted whenever no run is using it. Existing entries are used even
+    if the folder is read-only.
 
     Raises:
-        InputError: it cannot be created; or it is empty, and cannot be written.
+        InputError: it cannot be created, or it is empty and cannot be written.
     """
     folder = chosen_folder(data)
     with writing(folder):
@@ -55,7 +55,7 @@ def cache_folder(data: DataRecipe | None = None) -> Path:
 
 @functools.cache
 def try_to_write(folder: Path) -> None:
-    """Once a process: permissions do not tell of a disk that is full or may only be read."""
+    """Write a probe, once per process: permissions do not show that a disk is full or read-only."""
     with tempfile.TemporaryFile(dir=folder) as probe:
         probe.write(bytes(4096))
         probe.flush()
@@ -64,16 +64,16 @@ def try_to_write(folder: Path) -> None:
 
 @contextmanager
 def writing(cache: Path) -> Iterator[None]:
-    """Inside, the cache is written to.
+    """Inside, the cache is written to; failures become an `InputError`.
 
     Raises:
-        InputError: it cannot be, its disk fills up, or it is taken away meanwhile.
+        InputError: the cache cannot be written, its disk fills up, or it is removed meanwhile.
     """
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # the libraries that write there have their own
+    except Exception as error:  # the libraries that write there raise their own exceptions
         if (reason := _reason(error, cache)) is None:
             raise
         raise InputError(
@@ -83,7 +83,7 @@ def writing(cache: Path) -> Iterator[None]:
 
 
 def _reason(error: BaseException | None, cache: Path) -> str | None:
-    """Why the cache cannot be written, if that is what an error says; None of any other."""
+    """Why the cache cannot be written, according to an error; None if the error has another cause."""
     while error is not None:
         if disk_is_full(error):
             code = error.errno if isinstance(error, OSError) else None
@@ -100,19 +100,19 @@ def _reason(error: BaseException | None, cache: Path) -> str | None:
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hexadecimal digits that are a function of JSON-serialisable `parts`."""
+    """A hash of JSON-serialisable `parts`: 16 hexadecimal digits."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class RowsFingerprint:
-    """`fingerprint` of a list that is given row by row; as text it is what `fingerprint` gives for the whole list."""
+    """The `fingerprint` of a list that is given row by row; `str` gives the value."""
 
     def __init__(self) -> None:
         self._digest, self._comma = hashlib.sha256(b"[["), ""
 
     def add(self, row: Any) -> None:
-        """The next row."""
+        """Add the next row."""
         self._digest.update((self._comma + json.dumps(row, sort_keys=True, ensure_ascii=True)).encode())
         self._comma = ", "
 
@@ -123,11 +123,11 @@ class RowsFingerprint:
 
 
 def workers(data: DataRecipe) -> int:
-    """`data.workers`, else the cores that this process may use."""
+    """`data.workers`, else the number of cores that this process may use."""
     return data.workers or len(os.sched_getaffinity(0))
 
 
 def num_proc(workers: int, rows: int, rows_per_worker: int = 5_000) -> int | None:
-    """Processes worth starting for `rows` rows, as `datasets` wants it said: None is this process alone."""
+    """The number of processes worth starting for `rows` rows; as in `datasets`, None is only this process."""
     useful = min(workers, rows // rows_per_worker)
     return useful if useful > 1 else None

@@ -1,7 +1,7 @@
-"""Compressed files, read to their true end: what is cut or damaged is an error, wherever it is.
+"""Reads compressed files to their true end, so that a cut or damage anywhere is an error.
 
-fsspec takes a Zstandard file that is cut for a shorter one, and Python's lzma and bz2 ignore whatever follows the first
-stream of a file and is none.
+fsspec reads a truncated Zstandard file as if it were only shorter. Python's lzma and bz2 ignore anything that follows
+the first stream of a file and is not a stream.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-CHUNK = 1 << 16  # bytes of the file
+CHUNK = 1 << 16  # bytes read from the file at once
 
 
 def _zstd() -> Any:
@@ -23,14 +23,14 @@ def _zstd() -> Any:
     return zstandard.ZstdDecompressor().decompressobj()
 
 
-# by the ending; gzip's own reader is strict
+# by the ending; gzip is missing because its own reader is strict
 STREAMS: dict[str, Callable[[], Any]] = {".xz": lzma.LZMADecompressor, ".bz2": bz2.BZ2Decompressor, ".zst": _zstd}
 
 
 def open_bytes(name: str) -> IO[bytes]:
-    """The content of a file that may be compressed (.gz, .xz, .zst, .bz2).
+    """Open a file that may be compressed (.gz, .xz, .zst, .bz2), to read its content.
 
-    Reading raises what the decompressors raise: OSError, EOFError, lzma.LZMAError, zstandard.ZstdError.
+    Reading raises the exceptions of the decompressors: OSError, EOFError, lzma.LZMAError, zstandard.ZstdError.
     """
     ending = Path(name.lower()).suffix
     if ending == ".gz":

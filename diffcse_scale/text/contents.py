@@ -1,4 +1,4 @@
-"""What a file holds by its first bytes, whatever its name says."""
+"""Detects what a file contains by its first bytes, whatever its name says."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FIRST_BYTES = 4096
 BEGINNINGS = {
     **{one.title: one.first_bytes for one in FORMATS.values() if one.first_bytes},
     **{one.name: one.first_bytes for one in COMPRESSIONS.values()},
-    # what is not read, and is therefore called by its name
+    # formats that are not read; known only so that messages can name them
     "zip": re.compile(rb"PK(\x03\x04|\x05\x06|\x07\x08)"),
     "lz4": re.compile(rb"\x04\x22\x4d\x18"),
     "rar": re.compile(rb"Rar!\x1a\x07"),
@@ -31,21 +31,21 @@ BEGINNINGS = {
 
 
 def seems_to_be(first_bytes: bytes) -> str | None:
-    """The format that a file begins like, None for what may be text."""
+    """The format whose files begin like this, or None if it may be text."""
     for name, beginning in BEGINNINGS.items():
         if beginning.match(first_bytes):
             return name
-    # a few NULs further on are damaged lines, which cleaning drops and counts
+    # a few NULs later in the file are damaged lines; cleaning drops and counts them
     if b"\0" in first_bytes[:16] or first_bytes.count(b"\0") > len(first_bytes) // 10:
         return "binary data"
     return None
 
 
 def check_content(name: str, named: Format) -> None:
-    """Refuse a file whose first bytes are not those of the format that its name says, or of its compression.
+    """Refuse a file whose first bytes do not fit the format or compression in its name.
 
     Raises:
-        InputError: names the file, and what it seems to be.
+        InputError: names the file and what it seems to be.
     """
     compression = COMPRESSIONS.get(Path(name.lower()).suffix)
     is_text = named.first_bytes is None

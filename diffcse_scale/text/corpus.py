@@ -24,7 +24,7 @@ from diffcse_scale.text.undecodable import undecodable
 
 log = logging.getLogger(__name__)
 
-# part of every cached name: raise it when cleaning changes
+# part of every cached name; increase it when cleaning changes
 CLEANING = 3
 FIRST, LONGEST_SHOWN = 3, 80  # rows that are shown, and characters of each
 
@@ -42,8 +42,7 @@ class Flaw(IntEnum):
 class CorpusReport:
     """Rows read = empty + undecodable + duplicate + unused (beyond `data.limit`) + kept.
 
-    `columns` are the names that the sentences of a row have in the first file; none in what was written before there
-    was such a thing.
+    `columns` are the column names of a row's sentences in the first file; empty in reports of earlier versions.
     """
 
     read: int
@@ -56,14 +55,14 @@ class CorpusReport:
 
     @property
     def pairs(self) -> str:
-        """Which column is what; nothing where there is one."""
+        """The role of each column, as text; empty if there is only one column."""
         roles = ("sentence", "positive", "hard negative")[: len(self.columns)]
         what = [f"{column} is the {role}" for column, role in zip(self.columns, roles, strict=True)]
         return ", ".join(what) if len(what) > 1 else ""
 
     @property
     def level(self) -> int:
-        """A warning if anything was dropped."""
+        """The log level: a warning if anything was dropped."""
         return logging.WARNING if self.empty or self.undecodable or self.duplicate else logging.DEBUG
 
     def __str__(self) -> str:
@@ -75,16 +74,16 @@ class CorpusReport:
 
 
 def load_corpus(data: DataRecipe, *, seed: int = 0) -> datasets.Dataset:
-    """The sentences that `data` names, cleaned, in the order of the files; logs in one line what was dropped.
+    """The cleaned sentences that `data` names, in the order of the files. Logs one line about what was dropped.
 
     Returns:
-        Dataset with string columns `text_0` (sentences), with `text_1` (pairs) and `text_2` (hard negatives)
-        where `data.columns` names two or three, or they have the usual names. Stripped of surrounding white
-        space; rows that are empty or undecodable in one of the columns, and repetitions of an earlier row, are
-        left out.
+        Dataset with the string column `text_0` (sentences). It also has `text_1` (pairs) and `text_2` (hard negatives)
+        if `data.columns` names two or three columns, or if the columns have the usual names. Surrounding white
+        space is stripped. Rows that are empty or undecodable in one of the columns, and repetitions of an earlier row,
+        are left out.
 
     Raises:
-        InputError: missing or malformed file, no text column, nothing left; with `data.strict` the first
+        InputError: missing or malformed file, no text column, or no sentence left; with `data.strict` the first
             empty or undecodable row, with its file and line.
     """
     corpus, report = read_corpus(data, seed=seed)
@@ -93,7 +92,7 @@ def load_corpus(data: DataRecipe, *, seed: int = 0) -> datasets.Dataset:
 
 
 def read_corpus(data: DataRecipe, *, seed: int = 0) -> tuple[datasets.Dataset, CorpusReport]:
-    """`load_corpus` with its report and without the log line. `seed` is that of the embedded grammar."""
+    """`load_corpus` with its report and without the log line. `seed` is for the embedded grammar."""
     sources = find_sources(data, seed)
     folder = cache_folder(data) / f"corpus-{corpus_fingerprint(data, seed=seed)}"
     for source in sources:
@@ -131,7 +130,7 @@ def read_corpus(data: DataRecipe, *, seed: int = 0) -> tuple[datasets.Dataset, C
 
 
 def first_rows(corpus: datasets.Dataset) -> list[str]:
-    """The first rows as they were understood, a line each: for a person, who sees at once what is no sentence."""
+    """The first rows as they were read, one line each, so that a person can check that they are sentences."""
     rows = [
         "   |   ".join(" ".join(text.split()) for text in row.values())
         for row in corpus.select(range(min(len(corpus), FIRST)))
@@ -140,18 +139,18 @@ def first_rows(corpus: datasets.Dataset) -> list[str]:
 
 
 def shortened(row: str) -> str:
-    """As much of a row as a line of a terminal has room for."""
+    """As much of a row as fits on a line of a terminal."""
     return row if len(row) <= LONGEST_SHOWN else row[:LONGEST_SHOWN] + "..."
 
 
 def corpus_fingerprint(data: DataRecipe, *, seed: int = 0) -> str:
-    """Changes when the content of a file, the columns or the way of cleaning do."""
+    """A fingerprint that changes when the content of a file, the columns or the cleaning change."""
     sources = find_sources(data, seed)
     return fingerprint(CLEANING, data.columns, [source.identity(cache_folder(data)) for source in sources])
 
 
 def _cleaned(source: Source, data: DataRecipe, folder: Path, index: int) -> tuple[datasets.Dataset, tuple[str, ...]]:
-    """All rows of source number `index`, stripped, with their `flaw` and `hash`; and the names of their columns.
+    """All rows of source number `index`, stripped, with their `flaw` and `hash`, and the names of their columns.
 
     Raises:
         InputError: a malformed row; with `data.strict` an empty or undecodable one.
@@ -177,7 +176,7 @@ def _cleaned(source: Source, data: DataRecipe, folder: Path, index: int) -> tupl
 
 
 def _clean(raw: datasets.Dataset, names: Sequence[str], parse: Parse | None, data: DataRecipe, folder: Path) -> None:
-    """Write the rows of a source as they are kept."""
+    """Clean the rows of a source and write them to `folder`."""
     raw.map(
         _clean_batch,
         batched=True,
@@ -196,7 +195,7 @@ def _clean(raw: datasets.Dataset, names: Sequence[str], parse: Parse | None, dat
 
 
 def rows_at_once(rows: datasets.Dataset) -> int:
-    """Of a dataset whose rows may be whole books: as many as are 16 MiB on the average, and 1,000 at most."""
+    """The number of rows to process at once: 16 MiB on average, because a row may be a book, and at most 1,000."""
     return max(1, min(1_000, 2**24 * len(rows) // max(1, rows.data.nbytes)))
 
 
@@ -222,7 +221,7 @@ def _parsed(line: str, names: Sequence[str], parse: Parse) -> tuple[list[str], F
 
 
 def _strip(values: Sequence[str | None]) -> tuple[list[str], Flaw]:
-    """The texts of a row without white space around them, and what is wrong; if anything, no texts."""
+    """The texts of a row without surrounding white space, and its flaw; with a flaw the texts are empty."""
     texts = [(value or "").strip() for value in values]
     flaw = Flaw.NONE if all(texts) else Flaw.EMPTY
     if any(undecodable(text) or not _encodable(text) for text in texts):
@@ -231,7 +230,7 @@ def _strip(values: Sequence[str | None]) -> tuple[list[str], Flaw]:
 
 
 def _encodable(text: str) -> bool:
-    """False for the half characters (lone surrogates) that JSON can escape."""
+    """False if the text has lone surrogates (half characters), which JSON can escape."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -240,5 +239,5 @@ def _encodable(text: str) -> bool:
 
 
 def _column(rows: datasets.Dataset, name: str) -> np.ndarray:
-    """A column of numbers of a dataset as it was written (no selection)."""
+    """A numeric column of a dataset as it was written, without any selection."""
     return rows.data.column(name).to_numpy()

@@ -1,4 +1,4 @@
-"""Masking before the generator, as a function of the place of each token in the run."""
+"""Masks tokens for the generator, as a function of each token's place in the run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.text.tokenizers import known_ids
 
-# of the selected tokens; the rest stay as they are (BERT; official program's collator)
+# shares of the selected tokens; the rest stay unchanged (BERT; official program's collator)
 MASKED = 0.8
 RANDOM = 0.1
 
-# more than any sequence is long and than a token draws, so that no two draws of a run share a counter
+# longer than any sequence, and more draws than a token makes, so that no two draws of a run share a counter
 MAX_POSITIONS = 1 << 20
 _DRAWS = 4
 
@@ -25,8 +25,8 @@ _DRAWS = 4
 class Corruption:
     """Selects tokens and replaces them: 80% by the mask, 10% by a random token, 10% by themselves.
 
-    Special tokens and padding are never selected. A row is corrupted alike in whatever batch, chunk or
-    rank it is, and however it is padded.
+    Special tokens and padding are never selected. The corruption of a row depends neither on its batch, chunk
+    or rank nor on its padding.
 
     Args:
         vocabulary: random tokens are drawn from range(vocabulary), special ones included (official program).
@@ -47,10 +47,10 @@ class Corruption:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, masking_ratio: float, seed: int) -> Corruption:
-        """The corruption for the mask, the special tokens and the vocabulary of `tokenizer`.
+        """The corruption with the mask, special tokens and vocabulary of `tokenizer`.
 
         Raises:
-            InputError: it has no mask token.
+            InputError: the tokenizer has no mask token.
         """
         if tokenizer.mask_token_id is None:
             raise InputError(
@@ -66,7 +66,7 @@ class Corruption:
         Args:
             input_ids: int64 [..., L].
             attention_mask: int64 [..., L].
-            row_ids: int64 [...], a number of each row that is unique in the run.
+            row_ids: int64 [...], a number for each row that is unique in the run.
 
         Returns:
             The corrupted ids, int64 [..., L], and the selected positions, ascending indices into the

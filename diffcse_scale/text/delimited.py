@@ -1,4 +1,4 @@
-"""Rows of `.csv` and `.tsv` files."""
+"""Reads the rows of `.csv` and `.tsv` files."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ csv.field_size_limit(sys.maxsize)
 
 
 def records(name: str, usual: str, asked: Layout) -> Iterator[list[str]]:
-    """The names of the columns and then the rows; an empty line is an empty row, missing fields at its end are empty.
+    """Yield the column names, then the rows. An empty line is an empty row; missing fields at a row's end are empty.
 
     Args:
-        usual: the separator that the file's ending promises.
-        asked: what is known of the layout; the rest the file decides.
+        usual: the separator that the file's ending suggests.
+        asked: the known part of the layout; the rest is detected from the file.
 
     Raises:
-        InputError: a layout that the file leaves in doubt, two columns of one name, a row with more fields than there
-            are columns, a quotation mark that is not closed; names file and line.
+        InputError: an ambiguous layout, two columns with the same name, a row with more fields than there are columns,
+            or a quotation mark that is not closed; names file and line.
     """
     layout = layout_of(name, usual, asked)
     assert layout.separator is not None
@@ -48,7 +48,7 @@ def records(name: str, usual: str, asked: Layout) -> Iterator[list[str]]:
 
 
 def sample(name: str, usual: str, asked: Layout) -> Iterator[dict[str, str | float | None]]:
-    """The first rows by column; what reads as a number is one, and nothing is None. The first has every column."""
+    """The first rows by column; a field may be a number, an empty one is None. An all-None row comes first."""
     rest = records(name, usual, asked)
     header = next(rest)
     yield dict.fromkeys(header)
@@ -57,7 +57,7 @@ def sample(name: str, usual: str, asked: Layout) -> Iterator[dict[str, str | flo
 
 
 def line_number(name: str, usual: str, asked: Layout, row: int) -> int:
-    """The line (from 1) on which row `row` (from 0, after a header) ends: a quoted field may span lines."""
+    """The line (from 1) on which row `row` (from 0, after a header) ends; a quoted field may span several lines."""
     layout = layout_of(name, usual, asked)
     assert layout.separator is not None
     with open_text(name) as lines:

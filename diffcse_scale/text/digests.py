@@ -1,4 +1,4 @@
-"""What files hold, as a short text: the same for copies, wherever and whenever they were made."""
+"""Digests of the contents of files: equal for copies, wherever and whenever they were made."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "digests"  # in the cache
 MODEL_FILES = {".json", ".safetensors", ".bin", ".txt", ".model"}
-SETTLED = 2.0  # seconds after which a file that is written to again has another time, on every file system
+SETTLED = 2.0  # seconds after which another write changes a file's time, on every file system
 LARGE = 1 << 30  # bytes
 DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -30,8 +30,8 @@ DIGEST = re.compile("[0-9a-f]{64}")
 def digest(file: Path, cache: Path) -> str:
     """SHA-256 of a file.
 
-    It is kept in the cache under what changes whenever the file is written to or replaced (size, times, inode): the
-    content is read once, and again only where that says nothing.
+    It is cached under the file's size, times and inode, which change whenever the file is written to or replaced. So
+    the content is read once, and read again only if the cache has no digest for this state.
     """
     state = file.stat()
     kept = _kept(file, state, cache)
@@ -42,18 +42,18 @@ def digest(file: Path, cache: Path) -> str:
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with shared_lock(kept):
-            if known := _known(kept):  # another rank was here
+            if known := _known(kept):  # another rank was faster
                 return known
             found = sha256_of(file)
             if time.time() - max(state.st_mtime, state.st_ctime) > SETTLED:
                 _keep(found, kept)
             return found
-    except OSError:  # a cache that cannot be written saves no time
+    except OSError:  # the cache cannot be written; go without
         return sha256_of(file)
 
 
 def remember(found: str, file: Path, state: os.stat_result, cache: Path) -> None:
-    """The digest of a file that nobody writes to any more, under the path that it will have."""
+    """Cache the digest of a file that nobody writes to any more, under the path that it will have."""
     with suppress(OSError):
         kept = _kept(file, state, cache)
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -61,13 +61,13 @@ def remember(found: str, file: Path, state: os.stat_result, cache: Path) -> None
 
 
 def _kept(file: Path, state: os.stat_result, cache: Path) -> Path:
-    """Where the digest of a file in this state is."""
+    """Where the cache has the digest of a file in this state."""
     times = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
     return cache / FOLDER / fingerprint(str(file.resolve()), times)
 
 
 def _known(kept: Path) -> str | None:
-    """None also for a file that a crash has cut or emptied."""
+    """The cached digest; None if there is none, or if a crash truncated or emptied its file."""
     try:
         text = kept.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -81,7 +81,7 @@ def _keep(found: str, kept: Path) -> None:
 
 
 def model_digest(name: str, cache: Path) -> str:
-    """Of weights, configuration and tokenizer of a model folder; of a model on the Hub, its name."""
+    """The digest of a model folder's weights, configuration and tokenizer; for a model on the Hub, its name."""
     folder = existing_folder(name)
     if folder is None:
         return name
@@ -90,7 +90,7 @@ def model_digest(name: str, cache: Path) -> str:
 
 
 def combined(parts: Iterable[tuple[str, str]]) -> str:
-    """16 hexadecimal digits that stand for named digests."""
+    """Combine named digests into 16 hexadecimal digits."""
     whole = hashlib.sha256()
     for name, part in parts:
         whole.update(f"{name} {part}\n".encode())

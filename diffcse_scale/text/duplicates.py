@@ -1,4 +1,4 @@
-"""Rows that are there already, found by a number that stands for their content."""
+"""Finds repeated rows by hashes of their content."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ BUCKETS = 16
 
 
 def row_hash(content: bytes) -> int:
-    """64 bits that stand for a row, as a signed integer."""
+    """A 64-bit hash of a row, as a signed integer."""
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
 def first_occurrences(hashes: NDArray[np.int64]) -> NDArray[np.bool_]:
     """True where a value of `row_hash` occurs for the first time.
 
-    Two of n different rows share a 64-bit hash with probability n * n / 2**65, 3e-8 for a million; the second is then
-    lost. Bucket by bucket, so that sorting needs little memory beside `hashes` itself.
+    Two of n different rows share a 64-bit hash with probability n * n / 2**65, which is 3e-8 for a million rows. The
+    second one is then lost. The hashes are sorted bucket by bucket, which needs little memory besides `hashes`.
     """
     first = np.ones(len(hashes), dtype=bool)
     buckets = hashes.astype("<i8", copy=False).view(np.uint8)[::8] % BUCKETS

@@ -1,4 +1,4 @@
-"""Edited sentences that were made before training: several versions of each, in the layout of the corpus's tokens."""
+"""Edits made before training: several versions of each sentence, in the layout of the corpus's tokens."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from diffcse_scale.text.prepared import NO_CONTENT
 from diffcse_scale.text.tokens import TokenizedCorpus
 
 FACTS = "facts.json"
-FORMAT = 2  # before, a generator with more rows than its tokenizer has ids wrote ids that no network reads
+FORMAT = 2  # in format 1 a generator with more rows than its tokenizer has ids wrote ids that no network reads
 
 
 class Edits:
-    """Versions 0 to K - 1 of every sentence; `version_V_COLUMN.npy` holds int32 ids as the corpus's `ids_*.npy` does.
+    """Versions 0 to K - 1 of every sentence; `version_V_COLUMN.npy` has int32 ids, like the corpus's `ids_*.npy`.
 
-    A version is what the generator would write into that sentence in some epoch: corruption and sampling are drawn anew
-    for each. A run that has more views and epochs than versions meets the same edits again.
+    A version is what the generator would make of the sentence in one epoch: each has new corruption and sampling. If a
+    run needs more edits (views x epochs) than there are versions, the versions repeat.
     """
 
     def __init__(self, folder: Path, tokens: TokenizedCorpus, versions: int) -> None:
@@ -35,14 +35,14 @@ class Edits:
 
     def padded(self, indices: NDArray[np.int64], epoch: int, view: int, length: int, padding: int) -> NDArray[np.int64]:
         """Edited ids of some sentences, int64 [len(indices), length], with `padding` on the right."""
-        shared = self._tokens.columns == 1  # its views are the same tokens, and their edits are not
+        shared = self._tokens.columns == 1  # the views have the same tokens, but different edits
         version = (epoch * self._tokens.views + view if shared else epoch) % self.versions
         ids = self._ids[version][0 if shared else view]
         return self._tokens.padded(indices, view, length, padding, self._tokens.streams - 1, ids)
 
 
 def edits_folder(tokens: TokenizedCorpus, recipe: Recipe) -> Path:
-    """Where the edits lie that the recipe's generator makes of these tokens, however many versions there are."""
+    """The folder of the edits that the recipe's generator makes of these tokens, for any number of versions."""
     assert recipe.model.generator is not None
     name = fingerprint(
         FORMAT,
@@ -55,12 +55,12 @@ def edits_folder(tokens: TokenizedCorpus, recipe: Recipe) -> Path:
 
 
 def name_of(version: int, column: int) -> str:
-    """Of a file in the folder."""
+    """The name of a file in the folder of edits."""
     return f"version_{version}_{column}.npy"
 
 
 def missing_versions(folder: Path, tokens: TokenizedCorpus, cache: Path, wanted: int) -> tuple[list[int], list[str]]:
-    """Those of the first `wanted` that are not there or not whole, and the names of the damaged files."""
+    """The versions among the first `wanted` that are missing or incomplete, and the names of damaged files."""
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         versions, digests = int(facts["versions"]), dict(facts.get("digests", {}))  # earlier versions had no digests
@@ -87,10 +87,10 @@ def _is_whole(file: Path, size: int, expected: str | None, cache: Path) -> bool:
 
 
 def load_edits(tokens: TokenizedCorpus, recipe: Recipe) -> Edits | None:
-    """The recipe's prepared edits; None where the generator edits while training.
+    """The recipe's prepared edits; None if the generator edits during training.
 
     Raises:
-        InputError: they were not made yet, or fewer, or some are damaged.
+        InputError: edits are missing, too few, or damaged.
     """
     versions = recipe.objective.edits
     if versions is None or recipe.objective.rtd_weight == 0:

@@ -1,7 +1,7 @@
-"""The formats of files that sentences come from: one table, and one of what a text file may be compressed by.
+"""The formats of corpus files, in one table, and the compressions of text files, in another.
 
-The ending of a file's name says its format, and its first bytes have to agree (`contents.py`). Its rows become strings
-in a memory-mapped dataset; what is lost on the way each format says itself.
+The ending of a file's name determines its format, and its first bytes must agree (`contents.py`). Its rows become
+strings in a memory-mapped dataset. Each format's docstring says what is lost on the way.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from diffcse_scale.text.table_layout import NOTHING_KNOWN, SAMPLE, Layout, open_
 from diffcse_scale.text.undecodable import shown
 
 LINE = "text"  # the column of a format whose rows are lines
-TABLE_ROWS, TABLE_CHARACTERS = 10_000, 2**24  # the most that is in memory at once, but for a longer row
+TABLE_ROWS, TABLE_CHARACTERS = 10_000, 2**24  # the most that is in memory at once, except for a longer row
 KINDS = {
     "int": "numbers",
     "float": "numbers",
     "bool": "true or false",
     "list": "lists",
     "dict": "objects",
-}  # in messages; others are called as in Python
+}  # names of types in messages; other types keep their Python names
 
 Parse = Callable[[str, Sequence[str]], Sequence[str | None]]
-"""A line and the names of columns to their texts, None where there is none; ValueError for a malformed line."""
+"""Takes a line and column names, and returns their texts (None if missing); ValueError for a malformed line."""
 
 
 class Unreadable(InputError, datasets.exceptions.DatasetGenerationError):
-    """An `InputError` that `datasets` passes on as it is, from another process too."""
+    """An `InputError` that `datasets` passes on unchanged, also from another process."""
 
 
 @contextmanager
 def reading(name: str, kind: str) -> Iterator[None]:
-    """Inside, what goes wrong goes wrong with this file.
+    """Inside, any failure is reported as a failure of this file.
 
     Raises:
-        Unreadable: for whatever the libraries raise; names the file.
+        Unreadable: in place of the libraries' exceptions; names the file.
     """
     try:
         yield
@@ -66,10 +66,11 @@ class Format(ABC):
     """How files of one format are read.
 
     Attributes:
-        name: in messages, and part of what cached rows are found by.
-        endings: of the names of its files, in lower case.
-        title, first_bytes: what its files are called by, and begin with; text begins with anything.
-        malformed: what is said of a line that `parse` refuses; {} is for the names of the columns.
+        name: used in messages, and in the key of cached rows.
+        endings: endings of file names, in lower case.
+        title: what messages call such files.
+        first_bytes: the first bytes of such files; None for text, which may begin with anything.
+        malformed: the message for a line that `parse` refuses; {} stands for the column names.
     """
 
     name: str
@@ -80,22 +81,22 @@ class Format(ABC):
 
     @property
     def parse(self) -> Parse | None:
-        """Where the rows are kept as lines: what finds the columns in one."""
+        """The function that finds the columns in a line; None if rows are not kept as lines."""
         return None
 
     def laid_out(self, asked: Layout) -> Format:
-        """This format with what is known of its files' layout, which only tables of text have."""
+        """This format with the known layout of its files; only text tables have a layout."""
         return self
 
     def identity(self) -> list[Any]:
-        """What says, beside the bytes of the files, which rows are read."""
+        """What determines the rows that are read, besides the bytes of the files."""
         return [self.name]
 
     def column_types(self, files: Sequence[str]) -> dict[str, str]:
-        """Column to type; what holds text in one of the files is 'string', what holds nothing 'null'.
+        """The type of each column: 'string' if it has text in any of the files, 'null' if it has no values.
 
         Raises:
-            InputError: malformed file; names it.
+            InputError: a malformed file; names it.
         """
         types: dict[str, set[str]] = {}
         for name in files:
@@ -109,31 +110,31 @@ class Format(ABC):
 
     @abstractmethod
     def kinds(self, name: str) -> dict[str, set[str]]:
-        """Column to the types of its values in a file, named as in `column_types`."""
+        """The types of each column's values in a file, named as in `column_types`."""
 
     @abstractmethod
     def tables(self, name: str, columns: Sequence[str]) -> Iterator[list[Any]]:
-        """All rows of a file, some at a time: the texts of each column; of `LINE` alone where rows are lines."""
+        """All rows of a file, some at a time: the texts of each column, or only of `LINE` if rows are lines."""
 
     def kept_types(self, name: str, columns: Sequence[str]) -> dict[str, pyarrow.DataType]:
-        """The types in which columns of a file are carried along: text, where the file knows no other."""
+        """The types in which columns of a file are carried along; text if the file has no types."""
         return dict.fromkeys(columns, pyarrow.string())
 
     def kept(self, name: str, schema: pyarrow.Schema) -> Iterator[pyarrow.Table]:
-        """These columns of all rows of a file as they are, some rows at a time."""
+        """These columns of all rows of a file, unchanged, some rows at a time."""
         for columns in self.tables(name, schema.names):
             yield pyarrow.table([list(map(shown, texts)) for texts in columns], names=schema.names)
 
     def place(self, file: str, row: int) -> str:
-        """Where row `row` (from 0) stands in its file."""
+        """The place of row `row` (from 0) in its file, for messages."""
         return f"row {row + 1}"
 
 
 class TextFormat(Format):
-    """Text, which may be compressed, row by row; bytes that are not UTF-8 become `MARK`, a byte order mark is lost."""
+    """Text read row by row; may be compressed. Bytes that are not UTF-8 become `MARK`; a byte order mark is lost."""
 
     def kinds(self, name: str) -> dict[str, set[str]]:
-        """From the first rows."""
+        """The types found in the first rows."""
         types: dict[str, set[str]] = {}
         for record in self.sample(name):
             for column, value in record.items():
@@ -143,7 +144,7 @@ class TextFormat(Format):
         return types
 
     def tables(self, name: str, columns: Sequence[str]) -> Iterator[list[Any]]:
-        """As many rows as make a table that is neither too long nor too large."""
+        """All rows, in tables of at most TABLE_ROWS rows and about TABLE_CHARACTERS characters."""
         batch: list[tuple[str, ...]] = []
         size = 0
         for row in self.rows(name, columns):
@@ -157,7 +158,7 @@ class TextFormat(Format):
 
     @abstractmethod
     def sample(self, name: str) -> Iterator[dict[str, Any]]:
-        """The first rows of a file by column; what is not text is of another type, nothing is None."""
+        """The first rows of a file by column. Values that are not text have another type; a missing one is None."""
 
     @abstractmethod
     def rows(self, name: str, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -165,14 +166,14 @@ class TextFormat(Format):
 
 
 class Lines(TextFormat):
-    """A sentence a line, whatever ends it."""
+    """One sentence per line, with any line ending."""
 
     def sample(self, name: str) -> Iterator[dict[str, Any]]:
-        """Every line is text, also where there is none."""
+        """One row of text, even for an empty file."""
         yield {LINE: ""}
 
     def rows(self, name: str, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
-        """The lines without their ends."""
+        """The lines without their line endings."""
         with open_text(name, newline=None) as lines:
             for line in lines:
                 yield (line.removesuffix("\n"),)
@@ -183,10 +184,10 @@ class Lines(TextFormat):
 
 
 def parse_object(line: str, names: Sequence[str]) -> list[str | None]:
-    """The texts of a JSON object; of a blank line None.
+    """The texts of a JSON object; all None for a blank line.
 
     Raises:
-        ValueError: no JSON, no object, a key twice, or a value that is not text.
+        ValueError: not JSON, not an object, a repeated key, or a value that is not text.
     """
     try:
         record = load_json(line) if line.strip() else {}
@@ -201,17 +202,17 @@ def parse_object(line: str, names: Sequence[str]) -> list[str | None]:
 
 
 class JsonObjects(TextFormat):
-    """JSON objects, one a line or in one array, kept as they are; values that are not in a chosen column are lost."""
+    """JSON objects, one per line or in one array, kept as written. Values outside the chosen columns are lost."""
 
     malformed = "not a JSON object with text in {}, or a key is there twice"
 
     @property
     def parse(self) -> Parse:
-        """The values of the object."""
+        """`parse_object`, which returns the values of the object."""
         return parse_object
 
     def sample(self, name: str) -> Iterator[dict[str, Any]]:
-        """The first objects; of malformed ones cleaning and `encode` say what becomes of them."""
+        """The first objects. Malformed ones are skipped here; cleaning and `encode` report them."""
         first = [line for line in islice(json_objects.lines_of(name), SAMPLE) if line.strip()]
         found = [record for record in map(json_objects.object_of, first) if record is not None]
         if first and not found:
@@ -222,45 +223,45 @@ class JsonObjects(TextFormat):
         yield from found
 
     def rows(self, name: str, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
-        """The objects as they are written."""
+        """The objects as they are written in the file."""
         for line in json_objects.lines_of(name):
             yield (line,)
 
     def kept_types(self, name: str, columns: Sequence[str]) -> dict[str, pyarrow.DataType]:
-        """Those of the values; reads all of them."""
+        """The types of the values; reads all of them."""
         return json_values.types_of(name, columns)
 
     def kept(self, name: str, schema: pyarrow.Schema) -> Iterator[pyarrow.Table]:
-        """The values of the objects; of a malformed line none."""
+        """The values of the objects; a malformed line has none."""
         return json_values.tables(name, schema)
 
     def place(self, file: str, row: int) -> str:
-        """A row is a line, or an element of the array."""
+        """The line of the row, or its number in the array."""
         return f"object {row + 1}" if json_objects.is_array(file) else f"line {row + 1}"
 
 
 @dataclass(frozen=True)
 class Delimited(TextFormat):
-    """A table, its fields between separators; missing fields at the end of a row are empty.
+    """A table with separators between the fields. Missing fields at the end of a row are empty.
 
     Attributes:
-        separator: the usual one of such files.
-        asked: what is known of their layout.
+        separator: the usual separator of such files.
+        asked: the known part of their layout.
     """
 
     separator: str
     asked: Layout = NOTHING_KNOWN
 
     def laid_out(self, asked: Layout) -> Format:
-        """With all of it."""
+        """This format with that layout."""
         return replace(self, asked=asked)
 
     def identity(self) -> list[Any]:
-        """With the layout that is asked for, since a file says the rest itself."""
+        """The name and the requested layout; the rest of the layout follows from the file itself."""
         return [self.name, self.asked.separator, self.asked.header]
 
     def sample(self, name: str) -> Iterator[dict[str, Any]]:
-        """What reads as a number is one."""
+        """The first rows; a field that reads as a number is a number."""
         return delimited.sample(name, self.separator, self.asked)
 
     def rows(self, name: str, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -272,7 +273,7 @@ class Delimited(TextFormat):
         rows = delimited.records(name, self.separator, self.asked)
         header = next(rows)
         if not header:
-            return  # an empty file among others
+            return  # an empty file; others may have rows
         for column in columns:
             if column not in header:
                 raise InputError(
@@ -288,26 +289,26 @@ class Delimited(TextFormat):
 
 
 class Parquet(Format):
-    """A table with types; nothing of a chosen column is lost."""
+    """A table with types. Nothing in a chosen column is lost."""
 
     title = "Parquet"
-    # a sentence may begin with "PAR1": here a byte follows that is in no text
+    # a sentence may begin with "PAR1", so the pattern also wants a byte that text does not contain
     first_bytes = re.compile(rb"PAR1([\x00-\x08\x0e-\x1f]|$)")
 
     def kinds(self, name: str) -> dict[str, set[str]]:
-        """As the file's schema has them."""
+        """The types in the file's schema."""
         return {column: {kind} for column, kind in parquet_rows.column_kinds(name).items()}
 
     def tables(self, name: str, columns: Sequence[str]) -> Iterator[list[Any]]:
-        """As the file has them, or fewer rows at a time."""
+        """The file's record batches, or fewer rows at a time."""
         return parquet_rows.batches(name, columns)
 
     def kept_types(self, name: str, columns: Sequence[str]) -> dict[str, pyarrow.DataType]:
-        """The file's own."""
+        """The file's own types."""
         return parquet_rows.kept_types(name, columns)
 
     def kept(self, name: str, schema: pyarrow.Schema) -> Iterator[pyarrow.Table]:
-        """The values as they are."""
+        """The values, unchanged."""
         return parquet_rows.kept(name, schema.names)
 
 
@@ -326,7 +327,7 @@ ENDINGS = {ending: one for one in FORMATS.values() for ending in one.endings}
 
 @dataclass(frozen=True)
 class Compression:
-    """What fsspec unpacks because of the ending; `first_bytes` are those of such a file."""
+    """A compression that is recognised by the file's ending; `first_bytes` matches how such files begin."""
 
     name: str
     first_bytes: re.Pattern[bytes]
@@ -336,16 +337,16 @@ COMPRESSIONS = {
     ".gz": Compression("gzip", re.compile(rb"\x1f\x8b")),
     ".xz": Compression("xz", re.compile(rb"\xfd7zXZ\x00")),
     ".zst": Compression("zstd", re.compile(rb"(\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18)")),
-    # a sentence may begin with "BZh", too
+    # a sentence may begin with "BZh" too
     ".bz2": Compression("bzip2", re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")),
 }
 
 
 def format_of(name: str) -> Format:
-    """By the ending; a file without one is text.
+    """The format of a file by its ending; a file without an ending is text.
 
     Raises:
-        InputError: an ending that no format has.
+        InputError: an unknown ending.
     """
     path = Path(name.lower())
     suffix = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix

@@ -1,4 +1,4 @@
-"""A data set of the Hugging Face Hub; whether it is there is known in seconds, with and without a network."""
+"""Loads datasets of the Hugging Face Hub, and finds out in seconds if that is possible, also without a network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def load(entry: str) -> datasets.Dataset:
 
 
 def load_split(name: str, split: str, config: str | None = None, revision: str | None = None) -> datasets.Dataset:
-    """The rows of a part of a data set; of the last copy where the Hub cannot be reached.
+    """The rows of one split of a dataset; from the last cached copy if the Hub cannot be reached.
 
     Raises:
         Exception: whatever `datasets` raises.

@@ -1,4 +1,4 @@
-"""Objects of JSON files as they are written there: one a line, or the elements of one array."""
+"""Reads the objects of JSON files as text: one per line, or the elements of one array."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.text.remote import origin
 from diffcse_scale.text.table_layout import open_text
 
-CHUNK = 2**20  # characters that are read of an array at once
-NOT_THE_END = 16  # characters: an error so far from the end of what was read is no want of more
+CHUNK = 2**20  # characters of an array that are read at once
+NOT_THE_END = 16  # characters: for an error at least so far from the end of the text read, more text would not help
 BETWEEN = re.compile(r"[\s,]*")
 
 
 def is_array(name: str) -> bool:
-    """Whether the file begins with a bracket, as a list does that was written as JSON."""
+    """Whether the file begins with a bracket, as a JSON array does."""
     with open_text(name, newline=None) as file:
         while chunk := file.read(CHUNK):
             if chunk := chunk.lstrip():
@@ -26,10 +26,10 @@ def is_array(name: str) -> bool:
 
 
 def lines_of(name: str) -> Iterator[str]:
-    """The lines without their ends, or the elements of the one array, each as it is written.
+    """The lines without their line endings, or the elements of the array, each as it is written.
 
     Raises:
-        InputError: an array that is cut off, malformed or followed by something; names the file and the element.
+        InputError: the array is truncated, malformed or followed by something; names the file and the element.
     """
     if is_array(name):
         yield from _elements(name)
@@ -40,7 +40,7 @@ def lines_of(name: str) -> Iterator[str]:
 
 
 def _elements(name: str) -> Iterator[str]:
-    """Only the element at hand is in memory."""
+    """The elements of the array. Only the current one is in memory."""
     decoder, number = json.JSONDecoder(), 0
     with open_text(name, newline=None) as file:
         text = ""
@@ -78,7 +78,7 @@ def _match_end(text: str, place: int) -> int:
 
 
 def _end_of_value(decoder: json.JSONDecoder, text: str, place: int) -> tuple[int | None, str]:
-    """Where the value ends that begins at `place`; None where it does not, and why if more text would not help."""
+    """The end of the value that begins at `place`, or None if it has no end; and why, if more text would not help."""
     try:
         _, end = decoder.raw_decode(text, place)
         return end, ""
@@ -90,7 +90,7 @@ def _end_of_value(decoder: json.JSONDecoder, text: str, place: int) -> tuple[int
 
 
 def object_of(line: str) -> dict[str, Any] | None:
-    """The object that a line is; None for all else."""
+    """The JSON object in a line; None if the line is anything else."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Values of JSON objects with the types that they have there: whole numbers stay whole numbers."""
+"""Reads the values of JSON objects with their types, so that whole numbers stay whole numbers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from diffcse_scale.text import json_objects
 from diffcse_scale.text.remote import origin
 from diffcse_scale.text.undecodable import ERRORS, shown
 
-ROWS = 1_000  # that are in memory at once
-# what a column is whose values are of these types, and nothing else
+ROWS = 1_000  # rows in memory at once
+# the type of a column whose values have exactly these Python types
 TYPES: dict[frozenset[type], pyarrow.DataType] = {
     frozenset(): pyarrow.null(),
     frozenset({bool}): pyarrow.bool_(),
@@ -28,10 +28,10 @@ WORDS = {bool: "true or false", int: "whole numbers", float: "fractions", str: "
 
 
 def types_of(name: str, columns: Sequence[str]) -> dict[str, pyarrow.DataType]:
-    """Column to type; null where there is no value.
+    """The type of each column; null if it has no value.
 
     Raises:
-        InputError: lists, objects, or values of types that have nothing in common; as `json_objects.lines_of`.
+        InputError: lists, objects, or values without a common type; as `json_objects.lines_of`.
     """
     found: dict[str, set[type]] = {column: set() for column in columns}
     for values in _rows(name, columns):
@@ -49,7 +49,7 @@ def types_of(name: str, columns: Sequence[str]) -> dict[str, pyarrow.DataType]:
 
 
 def tables(name: str, schema: pyarrow.Schema) -> Iterator[pyarrow.Table]:
-    """These values of all lines or elements of a file, some at a time.
+    """The columns of `schema` for all lines or elements of a file, some at a time.
 
     Raises:
         InputError: a number that its column cannot hold.
@@ -66,7 +66,7 @@ def tables(name: str, schema: pyarrow.Schema) -> Iterator[pyarrow.Table]:
 
 
 def cannot_hold(name: str, field: pyarrow.Field, held: str) -> InputError:
-    """A value that a file has is none of its column's type, which all files have in common."""
+    """The error for a value that does not fit its column's type; the type is common to all files."""
     return InputError(
         f"Corpus {origin(name)}: column {quoted(field.name)} to keep holds {held} that {field.type}, its type in all "
         "files together, cannot hold as they are; write them as text, or leave it out of --keep-columns."
@@ -74,7 +74,7 @@ def cannot_hold(name: str, field: pyarrow.Field, held: str) -> InputError:
 
 
 def _rows(name: str, columns: Sequence[str]) -> Iterator[list[Any]]:
-    """The values of each object; None where there is none, and of a malformed line."""
+    """The values of each object; None for a missing value, and for every value of a malformed line."""
     for line in json_objects.lines_of(name):
         try:
             record = load_json(line) if line.strip() else {}
@@ -84,7 +84,7 @@ def _rows(name: str, columns: Sequence[str]) -> Iterator[list[Any]]:
 
 
 def _readable(value: Any) -> Any:
-    """Of a text, half characters and what is not UTF-8 as U+FFFD."""
+    """The value; in a text, lone surrogates and bytes that are not UTF-8 become U+FFFD."""
     if not isinstance(value, str):
         return value
     return shown(value.encode("utf-16", "surrogatepass").decode("utf-16", ERRORS))

@@ -1,7 +1,7 @@
-"""Columns that are carried along beside the sentences as they are: ids, titles, dates.
+"""Columns that are carried along unchanged beside the sentences: ids, titles, dates.
 
-Row i of them is row i of the sentences. They have the types of their files, and are copied to the cache some rows at a
-time, from where any row is read.
+Row i of these columns belongs to row i of the sentences. They keep the types of their files. They are copied to the
+cache some rows at a time, and any row can be read from there.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from diffcse_scale.text.sources import HUB, Source
 
 
 class KeptColumns:
-    """The kept columns of all rows; picklable, because the files are memory-mapped and not read."""
+    """The kept columns of all rows. Picklable, because the files are memory-mapped and not in memory."""
 
     def __init__(self, parts: list[datasets.Dataset]) -> None:
         self._rows = datasets.concatenate_datasets(parts).with_format("arrow")
 
     def read(self, start: int, stop: int) -> pyarrow.Table:
-        """Those of rows `start` to `stop` - 1, in the order in which they were asked for."""
+        """The columns of rows `start` to `stop` - 1, in the order in which the columns were asked for."""
         return self._rows[start:stop].replace_schema_metadata(None)
 
 
 def open_kept(sources: Sequence[Source], names: list[str], folder: Path, cache: Path) -> KeptColumns:
-    """These columns of all rows of the sources; the first time they are copied to the cache.
+    """These columns of all rows of the sources. The first call copies them to the cache.
 
     Args:
-        folder: in the cache, where the rows of these sources are.
+        folder: the folder in the cache with the rows of these sources.
 
     Raises:
-        InputError: a source has no columns, or none of such a name; or the values of one have no common type.
+        InputError: a source has no columns or lacks one of them, or the values of a column have no common type.
     """
     for source in sources:
         _check(source, names)
@@ -57,7 +57,7 @@ def open_kept(sources: Sequence[Source], names: list[str], folder: Path, cache: 
 
 
 def _check(source: Source, names: list[str]) -> None:
-    """Raises InputError where a source has no columns, or none of such a name."""
+    """Raise InputError if a source has no columns, or lacks one of them."""
     where = origin(source.names[0])
     if isinstance(source.of_files, Lines) or (source.of_files is None and source.format != HUB):
         raise InputError(f"Corpus {where} is plain text, which has no columns; leave --keep-columns out.")
@@ -71,7 +71,7 @@ def _check(source: Source, names: list[str]) -> None:
 
 
 def _schemas(source: Source, names: list[str]) -> Iterator[tuple[str, pyarrow.Schema]]:
-    """Of each file, or of a Hub dataset: what it is called, and the types of its columns."""
+    """The name and the column types of each file, or of a Hub dataset."""
     if source.of_files is None:
         yield source.names[0], pyarrow.schema([source.hub_rows().features.arrow_schema.field(name) for name in names])
         return
@@ -82,10 +82,10 @@ def _schemas(source: Source, names: list[str]) -> Iterator[tuple[str, pyarrow.Sc
 
 
 def _common(schemas: list[tuple[str, pyarrow.Schema]]) -> pyarrow.Schema:
-    """The types that hold the values of all files; where there is no value at all, text.
+    """Types that can hold the values of all files; text for a column without any value.
 
     Raises:
-        InputError: there is none, or none that the cache can hold.
+        InputError: a column has no common type, or one that the cache cannot hold.
     """
     (first, common), *others = schemas
     for file, schema in others:
@@ -115,7 +115,7 @@ def _common(schemas: list[tuple[str, pyarrow.Schema]]) -> pyarrow.Schema:
 
 
 def _write(source: Source, schema: pyarrow.Schema, folder: Path) -> None:
-    """An Arrow file of all rows of a source."""
+    """Write all rows of a source to an Arrow file."""
     folder.mkdir(parents=True)
     with pyarrow.ipc.new_stream(str(folder / "kept.arrow"), schema) as sink:
         for table in _tables(source, schema):
@@ -134,7 +134,7 @@ def _tables(source: Source, schema: pyarrow.Schema) -> Iterator[pyarrow.Table]:
 
 
 def _cast(table: pyarrow.Table, schema: pyarrow.Schema, name: str) -> pyarrow.Table:
-    """Raises InputError for a value that the type of its column cannot hold: a whole number beyond 2^53, as double."""
+    """Cast a table to `schema`. Raises InputError for a value that does not fit, such as an integer over 2^53."""
     columns = []
     for field in schema:
         column = table[field.name]

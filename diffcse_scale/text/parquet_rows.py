@@ -1,4 +1,4 @@
-"""Columns of text in Parquet files, as strings, however they are stored."""
+"""Reads text columns of Parquet files as strings, however they are stored."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ BATCH_ROWS, BATCH_BYTES = 10_000, 2**24  # the most that is read at once
 
 
 def column_kinds(name: str) -> dict[str, str]:
-    """Column to type: 'string' for what holds text, categories of text included, 'null' for what holds nothing."""
+    """The type of each column: 'string' for text and for categories of text, 'null' for a column without values."""
     return {field.name: _kind(field.type) for field in pyarrow.parquet.read_schema(name)}
 
 
 def batches(name: str, columns: Sequence[str]) -> Iterator[list[pyarrow.Array]]:
-    """These columns of all rows, as arrays of strings; bytes that are not UTF-8 become `MARK`.
+    """These columns of all rows, as arrays of strings. Bytes that are not UTF-8 become `MARK`.
 
     Raises:
-        InputError: no such column, or one that holds no text.
+        InputError: no such column, or a column that is not text.
     """
     kinds = column_kinds(name)
     _check_columns(name, columns, kinds)
@@ -37,7 +37,7 @@ def batches(name: str, columns: Sequence[str]) -> Iterator[list[pyarrow.Array]]:
 
 
 def kept_types(name: str, columns: Sequence[str]) -> dict[str, pyarrow.DataType]:
-    """Column to type, in which it is carried along; categories are what they stand for, and all text is of one type.
+    """The type in which each column is carried along. Categories get the type of their values; all text has one type.
 
     Raises:
         InputError: no such column.
@@ -48,7 +48,7 @@ def kept_types(name: str, columns: Sequence[str]) -> dict[str, pyarrow.DataType]
 
 
 def kept(name: str, columns: Sequence[str]) -> Iterator[pyarrow.Table]:
-    """These columns of all rows as they are; bytes in a text that are not UTF-8 become U+FFFD."""
+    """These columns of all rows, unchanged, except that bytes in text that are not UTF-8 become U+FFFD."""
     for batch in _record_batches(name, columns):
         arrays = [_decoded(batch.column(column)) for column in columns]
         yield pyarrow.table([_readable(array) if _is_text(array.type) else array for array in arrays], list(columns))

@@ -1,4 +1,4 @@
-"""Makes what comes next while the consumer works."""
+"""Computes the next results in a thread while the consumer works."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 @contextmanager
 def prefetch(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> Iterator[Iterator[T]]:
-    """Iterates over make(start), ..., make(stop - 1), made in a thread that is up to `depth` results ahead.
+    """Iterate over make(start), ..., make(stop - 1), computed in a thread that is up to `depth` results ahead.
 
-    An exception in `make` is raised where its result would have been consumed. On leaving, even early, the
-    thread ends.
+    An exception in `make` is raised when its result would have been consumed. The thread ends when the context
+    is left, even early.
     """
     thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     coming = (thread.submit(make, step) for step in range(start, stop))
-    ready = deque(islice(coming, depth + 1))  # the last of them is in the making
+    ready = deque(islice(coming, depth + 1))  # the last one is still being computed
 
     def consume() -> Iterator[T]:
         while ready:

@@ -1,7 +1,7 @@
-"""Entries of the cache: checked before anything is locked or written, and made where they are missing or damaged.
+"""Entries of the cache: checked before anything is locked or written, and made if they are missing or damaged.
 
-What is made gets its name when the disk has all of it. Until then it has a name of its process's own, so that machines
-that share no locks may make the same at once: the first to finish is taken by the others.
+A new entry gets its name once all of it is on the disk. Until then it has a temporary name, unique to its process. So
+machines that do not share locks may make the same entry at once, and the others use the one that is finished first.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ log = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
 
-CONTENTS = ".contents.json"  # in a folder: size and SHA-256 of its files; those of earlier versions have none
+CONTENTS = ".contents.json"  # in a folder: size and SHA-256 of its files; folders of earlier versions have none
 UNFINISHED = ".unfinished"
-BETWEEN = "~"  # in the name of what is unfinished
-PATIENCE = 5.0  # seconds in which one machine sees what another has written
-ABANDONED = 86_400.0  # seconds after which nobody comes back for what he has begun
-TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}  # of a name
-# what the libraries raise for a file that is cut, empty or overwritten; of the system's errors those without a number
+BETWEEN = "~"  # separates the parts of an unfinished entry's name
+PATIENCE = 5.0  # seconds until one machine sees what another has written
+ABANDONED = 86_400.0  # seconds after which an unfinished entry of another machine counts as abandoned
+TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}  # errors for a name that is already taken
+# what the libraries raise for a file that is truncated, empty or overwritten, and OSErrors without a number
 NO_CONTENT = (ValueError, LookupError, TypeError, AttributeError, EOFError)
 
 
 class Damaged(Exception):
-    """An entry of the cache is not what was written there. The message says how."""
+    """An entry of the cache differs from what was written. The message says how."""
 
 
 def prepared(place: Path, cache: Path, read: Callable[[Path], Found], make: Callable[[Path], object]) -> Found:
-    """What `read` finds at `place`, which is made if it is not there or is damaged.
+    """Read the entry at `place`; make it first if it is missing or damaged.
 
-    Of several ranks or programs one makes it and the others wait. What is whole is only read: no lock is taken and
-    nothing written, so that it may be another user's.
+    If several ranks or programs need it, one makes it and the others wait. An intact entry is only read: no lock is
+    taken and nothing is written, so it may belong to another user.
 
     Args:
         place: a file or a folder.
-        cache: the folder that it lies in, at any depth.
-        read: of a path; raises an error of Python's own for what is damaged.
-        make: writes it to a path at which nothing is.
+        cache: the folder that contains it, at any depth.
+        read: reads a path; raises one of `NO_CONTENT` if it is damaged.
+        make: writes the entry to a path that does not exist yet.
 
     Raises:
-        InputError: it cannot be read; it has to be made, and the cache cannot be written.
+        InputError: the entry cannot be read, or it must be made and the cache cannot be written.
     """
     with suppress(FileNotFoundError, Damaged):
         return whole(place, cache, read)
@@ -69,7 +69,7 @@ def prepared(place: Path, cache: Path, read: Callable[[Path], Found], make: Call
             found, damage = _made_by_another(place, cache, read, PATIENCE if waited else 0)
             if found is not None:
                 return found
-            if damage is not None:  # whichever rank it is: only one does this
+            if damage is not None:  # logged on any rank, because only one rank gets here
                 log.error("Made again, because it is damaged: %s (%s).", place, damage)
             with unfinished(place, cache) as fresh:
                 make(fresh)
@@ -82,12 +82,12 @@ def prepared(place: Path, cache: Path, read: Callable[[Path], Found], make: Call
 
 
 def whole(place: Path, cache: Path, read: Callable[[Path], Found]) -> Found:
-    """What `read` finds at `place`.
+    """Read the entry at `place`, after checking that it is intact.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        Damaged: it is not what was written.
-        InputError: it cannot be read.
+        FileNotFoundError: there is no entry.
+        Damaged: the entry differs from what was written.
+        InputError: the entry cannot be read.
     """
     for patience in (True, True, False):
         try:
@@ -110,9 +110,9 @@ def whole(place: Path, cache: Path, read: Callable[[Path], Found]) -> Found:
 
 
 def check_contents(place: Path, cache: Path) -> None:
-    """Hold the files of a folder against the list that was made of them.
+    """Compare the files of a folder with the list that was written with them.
 
-    A file is hashed again only when it may have been written to since: `digest` remembers.
+    A file is hashed again only if it may have been written to since, because `digest` caches its result.
 
     Raises:
         Damaged: names a file that is missing or has other bytes.
@@ -131,10 +131,10 @@ def check_contents(place: Path, cache: Path) -> None:
 
 @contextmanager
 def unfinished(place: Path, cache: Path) -> Iterator[Path]:
-    """A path beside `place` that no other process has; what is left there in the end is removed.
+    """Yield a path beside `place` that no other process uses; anything left there at the end is removed.
 
-    What killed processes have left in the cache is removed, too: of this machine those that live no more, of others
-    after a day.
+    This also removes what killed processes have left in the cache. Leftovers of this machine are removed if their
+    process no longer exists, those of other machines after a day.
     """
     for left in (*cache.glob(f"*{UNFINISHED}"), *cache.glob(f"*/*{UNFINISHED}")):
         if _is_abandoned(left):
@@ -150,7 +150,7 @@ def unfinished(place: Path, cache: Path) -> Iterator[Path]:
 def _made_by_another(
     place: Path, cache: Path, read: Callable[[Path], Found], patience: float
 ) -> tuple[Found | None, str | None]:
-    """What is there after all; else how it is damaged, if anything is there."""
+    """The entry, if another process has made it meanwhile; else how it is damaged, if there is one."""
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -165,14 +165,14 @@ def _made_by_another(
 
 
 def _look_again(place: Path) -> None:
-    """A listing makes a file server's client ask whether anything has changed."""
+    """Wait a little and list the folder, which makes the client of a file server look for changes."""
     time.sleep(0.2)
     with suppress(OSError):
         os.listdir(place.parent)
 
 
 def _list_contents(fresh: Path, place: Path, cache: Path) -> None:
-    """Write size and digest of each file of a folder into it, and remember them for where it will lie."""
+    """Write the size and digest of each file into the folder, and cache the digests for the files' future paths."""
     if not fresh.is_dir():
         return
     files = sorted(file for file in fresh.rglob("*") if file.is_file() and not file.is_symlink())
@@ -183,7 +183,7 @@ def _list_contents(fresh: Path, place: Path, cache: Path) -> None:
 
 
 def _publish(fresh: Path, place: Path, cache: Path, read: Callable[[Path], Found]) -> None:
-    """Give it its name, unless another has been faster; what is damaged gives way."""
+    """Give the new entry its name, unless another process was faster; a damaged entry is replaced."""
     for last in (False, False, True):
         try:
             return publish(fresh, place)
@@ -197,7 +197,7 @@ def _publish(fresh: Path, place: Path, cache: Path, read: Callable[[Path], Found
 
 
 def _process() -> tuple[str, str, str]:
-    """Machine, space of process numbers (containers have their own) and number."""
+    """This process's machine, PID namespace (containers have their own) and PID."""
     space = Path("/proc/self/ns/pid")
     return host_name(), str(space.stat().st_ino if space.exists() else 0), str(os.getpid())
 
@@ -213,7 +213,7 @@ def _is_abandoned(left: Path) -> bool:
 
 
 def _remove(left: Path) -> None:
-    """Whatever it is, as far as that is possible."""
+    """Remove a file or folder as far as possible."""
     if left.is_dir():
         shutil.rmtree(left, ignore_errors=True)
     else:

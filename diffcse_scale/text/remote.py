@@ -1,7 +1,7 @@
-"""Files that lie elsewhere (hf://, https://, s3://, gs://, any file system of fsspec), copied once into the cache.
+"""Copies remote files once into the cache (hf://, https://, s3://, gs://, any file system of fsspec).
 
-The rest of the program sees local files. A copy lies in `CACHE/remote/KEY/NAME`: KEY is a function of the address and
-of what the file system says of the content, and NAME keeps the endings, which tell the format.
+The rest of the program sees local files. A copy is at `CACHE/remote/KEY/NAME`. KEY depends on the address and on what
+the file system reports about the content. NAME keeps the endings, which determine the format.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from diffcse_scale.text.prepared import Damaged, check_contents, prepared
 log = logging.getLogger(__name__)
 
 REMOTE = "remote"
-ORIGIN = ".address"  # beside each copy
+ORIGIN = ".address"  # a file beside each copy, with its address
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-# of the description of a file: what changes when its content does
+# the keys of a file's description that change when its content does
 STATE = (
     *("size", "ETag", "etag", "LastModified", "last_modified", "Last-Modified", "mtime", "created", "generation"),
     *("md5Hash", "blob_id", "xet_hash", "Content-MD5", "Digest"),
@@ -36,22 +36,22 @@ STATE = (
 
 
 def is_remote(entry: str | Path) -> bool:
-    """Whether it is an address and not a path."""
+    """Whether an entry is an address and not a path."""
     return "://" in str(entry)
 
 
 def copy_files(address: str, cache: Path, check: Callable[[str], object] = str) -> list[str]:
-    """Local copies of the file, or of the files in the order of their names, that an address or a glob names.
+    """Local copies of the file that an address names, or of the files that a glob names, ordered by name.
 
-    Without a network, the copies of the last time are taken.
+    Without a network, the copies of the last time are used.
 
     Args:
-        address: of any file system that fsspec knows.
+        address: an address of any file system that fsspec knows.
         cache: the folder for copies.
         check: called with every file's address before anything is copied.
 
     Raises:
-        InputError: no such file, an empty glob, a folder, no network, a package that is not installed.
+        InputError: no such file, an empty glob, a folder, no network, or a package that is not installed.
     """
 
     def find(system: Any, path: str) -> list[str]:
@@ -66,10 +66,10 @@ def copy_files(address: str, cache: Path, check: Callable[[str], object] = str) 
 
 
 def copy_folder(address: str, cache: Path) -> Path:
-    """A local copy of a remote folder's .tsv files, at all depths; or of the one file that the address names.
+    """A local copy of a remote folder's .tsv files at all depths, or of the single file that the address names.
 
     Raises:
-        InputError: as `copy_files`; no .tsv file in the folder.
+        InputError: as `copy_files`, or there is no .tsv file in the folder.
     """
 
     def find(system: Any, path: str) -> list[str]:
@@ -104,14 +104,14 @@ def origin(name: str) -> str:
 
 
 def identity(name: str) -> list[Any] | None:
-    """What changes when the remote content does, wherever the cache lies; None for a file that is no copy."""
+    """An identity of a copy's remote content, independent of the cache's place; None for a file that is no copy."""
     return None if origin(name) == name else [origin(name), Path(name).parent.name]
 
 
 def _copies(
     address: str, cache: Path, find: Callable[[Any, str], list[str]], check: Callable[[str], object] = str
 ) -> dict[str, Path]:
-    """Copies of the files found, by their place below the address ('' is the address itself)."""
+    """Copies of the files that `find` returns, by their path below the address ('' is the address itself)."""
     folder = cache / REMOTE
     listing = folder / f"{fingerprint(address)}.json"
     try:
@@ -132,7 +132,7 @@ def _copies(
     if not copies:
         raise InputError(f"{address}: no file matches.")
     names = to_json({name: str(copy.relative_to(folder)) for name, copy in copies.items()})
-    # hosts may share the cache, and process numbers; without it the copies are only not found without a network
+    # uuid, because hosts may share the cache and have equal PIDs; the listing is only needed without a network
     with suppress(OSError):
         if not (listing.is_file() and listing.read_bytes() == names.encode()):
             with replacing(listing, fresh=listing.with_suffix(f".{uuid4().hex}")) as file:
@@ -141,7 +141,7 @@ def _copies(
 
 
 def _copy(system: Any, path: str, address: str, cache: Path) -> Path:
-    """The local copy of one file; ranks and programs that need it at the same time wait for the one that copies."""
+    """The local copy of one file. One process copies it; other ranks and programs that need it wait."""
     state = system.info(path)
     known = {key: str(state[key]) for key in STATE if state.get(key) is not None}
     name = unquote(PurePosixPath(_without_query(path)).name) or "file"
@@ -162,7 +162,7 @@ def _copy(system: Any, path: str, address: str, cache: Path) -> Path:
 
 
 def _is_glob(system: Any, path: str) -> bool:
-    """A question mark in a web address begins its query."""
+    """Whether a path is a glob; in a web address a question mark is not a wildcard, but begins the query."""
     return any(sign in path for sign in ("*[" if "http" in system.protocol else "*[?"))
 
 
@@ -175,8 +175,8 @@ def _below(folder: str, path: str) -> str:
 
 
 def _last_copies(listing: Path, cache: Path, error: Exception) -> dict[str, Path]:
-    """The copies of the last time, if they are whole and `error` does not say that the file is gone."""
-    # fsspec's web client says "not found" of an unreachable server too
+    """The copies of the last time, if they are intact and `error` does not say that the file is gone."""
+    # fsspec's web client says "not found" for an unreachable server too
     gone = isinstance(error, FileNotFoundError) and not isinstance(error.__cause__, OSError)
     if gone or isinstance(error, PermissionError) or not listing.is_file():
         return {}
@@ -191,7 +191,7 @@ def _last_copies(listing: Path, cache: Path, error: Exception) -> dict[str, Path
 
 
 def _reason(address: str, error: Exception) -> str:
-    """One sentence."""
+    """Why an address cannot be read, in one sentence."""
     scheme = address.partition("://")[0]
     if isinstance(error, ImportError) and scheme in EXTRAS:
         return f"{address} needs a package: pip install 'diffcse-scale[{EXTRAS[scheme]}]'."

@@ -1,4 +1,4 @@
-"""The sentences of masked-LM training: those of a tokenized corpus, split and put into an order without being read."""
+"""The sentences for masked-LM training: a tokenized corpus, split and ordered without being read."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from diffcse_scale.foundation.randomness import derive_seed
 from diffcse_scale.text.tokenizers import surroundings
 from diffcse_scale.text.tokens import TokenizedCorpus
 
-MOST_BATCHES = 50  # that are sorted by length together
+MOST_BATCHES = 50  # batches that are sorted by length together, at most
 
 
 class Sentences(Dataset[dict[str, list[int]]]):
-    """Some of a corpus's sentences; the second column of pairs follows the first, and the third the second.
+    """Some sentences of a corpus; all of the first column come first, then the second, then the third.
 
     Args:
-        numbers: which, int64 [n]: row + column x rows.
+        numbers: which sentences, int64 [n]: row + column x rows.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class Sentences(Dataset[dict[str, list[int]]]):
         return len(self.numbers)
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        """`input_ids`, and `special_tokens_mask` with a 1 for each token that the tokenizer has put around the text."""
+        """`input_ids`, and `special_tokens_mask` with a 1 for each token that the tokenizer put around the text."""
         column, row = divmod(int(self.numbers[index]), len(self.tokens))
         ids = self.tokens.rows(np.array([row]), column)[0].tolist()
         inside = len(ids) - self._head - self._tail
         return {"input_ids": ids, "special_tokens_mask": [1] * self._head + [0] * inside + [1] * self._tail}
 
     def lengths(self) -> NDArray[np.int32]:
-        """Tokens of each."""
+        """Tokens of each sentence."""
         found = np.empty(len(self), np.int32)
         for column in range(self.tokens.columns):
             here = self.numbers // len(self.tokens) == column
@@ -50,7 +50,7 @@ class Sentences(Dataset[dict[str, list[int]]]):
         return found
 
     def split(self, held_out: int, seed: int) -> tuple[Sentences, Sentences]:
-        """All but `held_out` that the seed chooses, and those."""
+        """Split off `held_out` sentences, chosen by the seed; returns the other sentences first."""
         chosen = self.numbers[np.random.default_rng(seed).permutation(len(self))]
         parts = chosen[held_out:], chosen[:held_out]
         train, test = (Sentences(self.tokens, self.tokenizer, numbers) for numbers in parts)
@@ -58,13 +58,13 @@ class Sentences(Dataset[dict[str, list[int]]]):
 
 
 class GroupedByLength(Sampler[int]):
-    """A random order in which batches have sentences of about one length, the longest first of all.
+    """A random order in which the sentences of a batch have similar lengths. The longest sentence comes first.
 
-    The order of transformers' `LengthGroupedSampler`, which holds it in lists; here it is 12 bytes a sentence, and a
-    function of the seed and the epoch, so that a training may go on in the middle of it.
+    It is the order of transformers' `LengthGroupedSampler`, which keeps it in lists. Here it takes 12 bytes per
+    sentence and depends only on the seed and the epoch, so that training can resume in the middle of an epoch.
 
     Attributes:
-        epoch: that of the next order; to be set before it is asked for.
+        epoch: the epoch of the next order; must be set before iterating.
     """
 
     def __init__(self, batch_size: int, lengths: NDArray[np.int32], seed: int) -> None:

@@ -1,7 +1,7 @@
-"""Long texts, shortened to what can be seen of them before they are tokenized.
+"""Shortens long texts before tokenization to the part that the first `max_length` tokens depend on.
 
-A tokenizer reads all of a text, with some 300 bytes of memory a character, and only then are the first `max_length`
-tokens taken.
+A tokenizer reads the whole text, which takes some 300 bytes of memory per character. Only then does it keep the first
+`max_length` tokens.
 """
 
 from __future__ import annotations
@@ -9,36 +9,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # takes seconds
+if TYPE_CHECKING:  # the import takes seconds
     from transformers import PreTrainedTokenizerBase
 
-CHARACTERS = 16  # a token: more than tokens have on the average in any language, so that the first piece mostly does
-# and the least: a word that begins in the first piece shows in the second that it is too long for WordPiece (over 100)
+CHARACTERS = 16  # per token: more than the average of any language, so that the first piece is mostly enough
+# The shortest piece, in characters. If a word begins in the first piece and is too long for WordPiece (over 100), the
+# second piece shows it.
 LEAST = 256
 GROWTH = 8
-# Of a text whose first so many characters make fewer than `max_length` tokens, the rest is not read.
+# The rest of a text is not read if its first MOST_CHARACTERS characters make fewer than `max_length` tokens.
 MOST_CHARACTERS = 1 << 20
-NO_LIMIT = 1 << 20  # tokens: `model_max_length` of a tokenizer that names none is 1e30
+NO_LIMIT = 1 << 20  # tokens: a tokenizer without a limit has the `model_max_length` 1e30
 
 
 def shortened(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int | None) -> list[str]:
-    """The texts, the long ones cut to a piece whose first `max_length` token ids are those of the whole.
+    """The texts, with long ones cut to a piece whose first `max_length` token ids equal those of the whole text.
 
-    A piece is taken when it and another of more than twice its length begin with the same `max_length` tokens, special
-    ones included, and have more: what follows does not reach back to them. Where they do not agree (a word without an
-    end, say), larger pieces are tried, and in the end the whole text.
+    A piece is accepted if it and a piece of more than twice its length begin with the same `max_length` tokens, special
+    ones included, and have more tokens. Then the following text does not affect them. If the two do not agree, for
+    example because of an endless word, larger pieces are tried, and finally the whole text.
 
     Args:
-        max_length: tokens a text, special ones included; None for no limit.
+        max_length: tokens per text, special ones included; None for no limit.
     """
     pieces = list(texts)
-    side = getattr(tokenizer, "truncation_side", None)  # none: a tokenizer of another kind
+    side = getattr(tokenizer, "truncation_side", None)  # other kinds of tokenizers have none
     if max_length is None or max_length > NO_LIMIT or side != "right":
         return pieces
     size = max(LEAST, CHARACTERS * max_length)
     long = [index for index, text in enumerate(pieces) if len(text) > size]
     while long and size < MOST_CHARACTERS:
-        twice = 2 * size + 1  # and one: lengths that two does not divide show what repeated characters hide
+        twice = 2 * size + 1  # plus one: with repeated characters, an odd length shows a difference that 2 * size hides
         some, more = ([texts[index][:length] for index in long] for length in (size, twice))
         settled = [
             index
@@ -55,7 +56,7 @@ def shortened(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_leng
 
 
 def truncated_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[list[int]]:
-    """Token ids of texts, special ones included, at most `max_length` of each."""
+    """Token ids of texts, special ones included, at most `max_length` per text."""
     pieces = shortened(tokenizer, texts, max_length)
     ids: list[list[int]] = tokenizer(pieces, truncation=True, max_length=max_length)["input_ids"]
     return ids
@@ -69,5 +70,5 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]
 
 
 def _enough(tokenizer: PreTrainedTokenizerBase, ids: list[int], max_length: int) -> bool:
-    """Whether the text alone makes more than `max_length` tokens, so that the whole text is one that is truncated."""
+    """Whether the text without special tokens has more than `max_length` tokens, so that the whole is truncated."""
     return len(ids) - tokenizer.num_special_tokens_to_add() > max_length

@@ -1,15 +1,15 @@
-"""Rounds sizes so that shapes repeat: memory blocks are reused, and compiled programs see known shapes."""
+"""Rounds sizes so that shapes repeat; then memory blocks are reused, and compiled programs see known shapes."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-STEPS = 16  # sizes up to a power of two are multiples of this part of it
+STEPS = 16  # sizes up to a power of two are multiples of 1/16 of it
 
 
 def repeating_size(count: int) -> int:
-    """The next of a few sizes: a multiple of 1/16 of the next power of two, so at most an eighth more than `count`.
+    """Round `count` up to a multiple of 1/16 of the next power of two, so by at most an eighth.
 
     >>> [repeating_size(count) for count in (13, 33, 700, 832, 1000)]
     [13, 36, 704, 832, 1024]
@@ -25,9 +25,9 @@ def computed_positions(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         mask: bool, any shape, true on real tokens.
 
     Returns:
-        Ascending indices into the flattened `mask`: all real tokens, and the first positions of padding after as many
-        as are missing. Where there is padding, at least one of its positions stays out: whether the indices are all
-        positions tells whether there is any.
+        Ascending indices into the flattened `mask`: all real tokens, and as many of the first padding positions as are
+        missing. If there is padding, at least one padding position is left out. So there is padding if and only if the
+        indices are not all positions.
     """
     flat = mask.ravel()
     real = int(flat.sum())

@@ -1,4 +1,4 @@
-"""Where sentences come from: files of several formats, a Hub dataset, the embedded grammar; as raw rows."""
+"""The sources of sentences, as raw rows: files of several formats, a Hub dataset, the embedded grammar."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HUB = "hub"
 # name, name:split or name:config:split
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.+-]+){0,2}")
 EMBEDDED_SENTENCES = 20_000
-GRADES = ("label", "labels", "score", "scores", "similarity")  # titles of what tells pairs apart
+GRADES = ("label", "labels", "score", "scores", "similarity")  # columns that grade pairs as similar or not
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Source:
 
     Attributes:
         format: a name of `FORMATS`, `HUB` or `EMBEDDED`.
-        layout: what is known of tables that are text.
+        layout: the known layout of text tables.
     """
 
     format: str
@@ -61,36 +61,36 @@ class Source:
 
     @property
     def of_files(self) -> Format | None:
-        """The format; None of what is in no file."""
+        """The format of the files; None for a source without files."""
         kind = FORMATS.get(self.format)
         return kind and kind.laid_out(self.layout)
 
     @property
     def parse(self) -> Parse | None:
-        """What finds the columns in a row, where rows are lines."""
+        """The function that finds the columns in a line; None if rows are not lines."""
         return self.of_files.parse if self.of_files else None
 
     def identity(self, cache: Path) -> list[Any]:
-        """What changes when the content does, and only then. A Hub dataset is taken to stay as it is.
+        """A value that changes if and only if the content does. A Hub dataset is assumed not to change.
 
         Args:
-            cache: what is known of files is kept there.
+            cache: keeps the digests of files.
         """
         if self.format == HUB:
             return [HUB, *self.names]
-        if self.format == EMBEDDED:  # the sentences, because the grammar may change
+        if self.format == EMBEDDED:  # hash the sentences, because the grammar may change
             return [EMBEDDED, fingerprint(_embedded(self.size, self.seed))]
         assert self.of_files is not None
         return [*self.of_files.identity(), *(digest(Path(name), cache) for name in self.names)]
 
     def earlier_identity(self) -> list[Any]:
-        """`identity` as earlier versions had it, for what they began: of files, path, size and time."""
+        """`identity` as in earlier versions, to continue what they began: a file's path, size and time."""
         if self.format in (HUB, EMBEDDED):
             return self.identity(Path())
         return [self.format, *(remote.identity(name) or _state(name) for name in self.names)]
 
     def check(self) -> None:
-        """Raises InputError where the first bytes of a file are not those of its format."""
+        """Raise InputError if the first bytes of a file do not fit its format."""
         if self.of_files is not None:
             for name in self.names:
                 check_content(name, self.of_files)
@@ -98,16 +98,16 @@ class Source:
     def read(
         self, columns: list[str] | None, place: Path, cache: Path, workers: int, one: bool = False
     ) -> tuple[datasets.Dataset, tuple[str, ...]]:
-        """All rows in the order of the files, and the names of the columns that hold sentences.
+        """All rows in the order of the files, and the names of the columns with sentences.
 
-        Where there is a `parse` the rows are unparsed lines, in one column `text`.
+        If the source has a `parse`, the rows are unparsed lines in one column `text`.
 
         Args:
-            place: in the cache, where rows of files are.
-            one: as `choose_columns` has it.
+            place: where the cache keeps the rows of files.
+            one: as in `choose_columns`.
 
         Raises:
-            InputError: unreadable or malformed file, no such column, no text column.
+            InputError: unreadable or malformed file, no such column, or no text column.
         """
         names = self.columns(columns, one)
         if self.format == EMBEDDED:
@@ -117,23 +117,23 @@ class Source:
         return prepared(place, cache, open_arrow, partial(self._write, names, workers)), names
 
     def columns(self, wanted: list[str] | None, one: bool = False) -> tuple[str, ...]:
-        """The names of the columns that hold sentences; of files by their first rows.
+        """The names of the columns with sentences. For files they are found from the first rows.
 
         Raises:
-            InputError: as `choose_columns`; an unreadable file.
+            InputError: as `choose_columns`, or a file is unreadable.
         """
         if self.format == EMBEDDED:
             return ("text",)
         return choose_columns(remote.origin(self.names[0]), self.column_types(), wanted, one)
 
     def column_types(self) -> dict[str, str]:
-        """Column to type, as `Format.column_types` has it; not of the embedded grammar."""
+        """The type of each column, as in `Format.column_types`; not for the embedded grammar."""
         if self.of_files is None:
             return {name: _kind(feature) for name, feature in self.hub_rows().features.items()}
         return self.of_files.column_types(self.names)
 
     def place(self, row: int, columns: tuple[str, ...]) -> str:
-        """`file, line n` of row `row` (from 0). Reads several files again one by one: for error messages."""
+        """`file, line n` of row `row` (from 0), for error messages. Slow: several files are read again one by one."""
         for name in self.names[:-1]:
             assert self.of_files is not None
             rows_here = sum(len(texts[0]) for texts in self.of_files.tables(name, columns))
@@ -149,7 +149,7 @@ class Source:
         """All rows and columns of a Hub dataset.
 
         Raises:
-            InputError: it cannot be loaded.
+            InputError: the dataset cannot be loaded.
         """
         entry = self.names[0]
         try:
@@ -161,14 +161,14 @@ class Source:
             ) from None
 
     def _write(self, columns: tuple[str, ...], workers: int, folder: Path) -> None:
-        """All rows of the files as Arrow files."""
+        """Write all rows of the files as Arrow files."""
         assert self.of_files is not None
         try:
             write_arrow(self.of_files, self.names, columns, folder, num_proc(workers, len(self.names), 1))
         except InputError as error:
-            raise InputError(*error.args) from None  # without the traceback of another process
+            raise InputError(*error.args) from None  # drop the traceback of another process
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            # not of the files: a full disk, a process that was killed
+            # not caused by the files: a full disk, or a process that was killed
             raise InputError(
                 f"Corpus {self} cannot be copied to {folder.parent}: {one_line(error.__cause__ or error)}."
             ) from None
@@ -178,10 +178,10 @@ def find_sources(data: DataRecipe, seed: int = 0) -> list[Source]:
     """Turn the paths, globs, addresses, Hub names and 'embedded' of `data.files` into sources, in the order given.
 
     Args:
-        seed: that of 'embedded', which has `data.limit` sentences, or EMBEDDED_SENTENCES.
+        seed: the seed for 'embedded', which has `data.limit` or EMBEDDED_SENTENCES sentences.
 
     Raises:
-        InputError: missing file, glob without a match, folder, unknown format, a layout where there is no table.
+        InputError: missing file, glob without a match, folder, unknown format, or a layout without a table.
     """
     layout = Layout(data.separator, data.header, tuple(data.columns or ()))
     sources: list[Source] = []
@@ -205,12 +205,12 @@ def find_sources(data: DataRecipe, seed: int = 0) -> list[Source]:
 
 
 def check_names(data: DataRecipe) -> None:
-    """Look for misspelt names among `data.files`, before anything takes long; remote ones are met when they are read.
+    """Look for misspelt names among the local `data.files`, and check the cache, before anything takes long.
 
-    The cache is looked at, too.
+    Remote files are not checked until they are read.
 
     Raises:
-        InputError: as `find_sources`, for what lies on this machine; as `cache_folder`.
+        InputError: as `find_sources`, for files on this machine; as `cache_folder`.
     """
     cache_folder(data)
     local = [entry for entry in data.files if not remote.is_remote(entry)]
@@ -221,16 +221,16 @@ def check_names(data: DataRecipe) -> None:
 
 
 def choose_columns(where: str, types: dict[str, str], wanted: list[str] | None, one: bool = False) -> tuple[str, ...]:
-    """The columns to train on: those wanted; else `text` or `sentence`, the only one of strings, or a usual pair.
+    """The columns to train on: the wanted ones; else `text` or `sentence`, the only string column, or a usual pair.
 
-    Columns of type 'null' may be asked for, and count where there is no other. A number that is no column's name is a
-    place, from 1.
+    Columns of type 'null' may be asked for. They are considered otherwise only if there is no string column. A number
+    that is not a column's name is a position, from 1.
 
     Args:
-        one: pairs are not looked for: one column is read, which an option `--column` names.
+        one: exactly one column is read (option `--column`), so pairs are not considered.
 
     Raises:
-        InputError: a wanted column is missing or holds no strings; or the choice is not clear.
+        InputError: a wanted column is missing or has no strings, or the choice is ambiguous.
     """
     nothing = [name for name, kind in types.items() if kind == "null"]
     strings = [name for name, kind in types.items() if kind == "string"] or nothing
@@ -268,13 +268,13 @@ def choose_columns(where: str, types: dict[str, str], wanted: list[str] | None, 
 
 
 def _in_place(name: str, names: list[str]) -> str:
-    """The name of a column that is given by name or by its place, from 1."""
+    """The name of a column that is given by its name or by its position, from 1."""
     by_place = name not in names and name.isdecimal() and 1 <= int(name) <= len(names)
     return names[int(name) - 1] if by_place else name
 
 
 def _usual_pair(names: list[str]) -> tuple[str, ...]:
-    """Anchor, positive and, if it is there, hard negative; none where one is missing or two could be it."""
+    """Anchor, positive and, if there is one, hard negative; empty if one is missing or has two candidates."""
     found = [[name for name in names if name.lower() in usual] for usual in USUAL_PAIRS]
     if any(len(names) > 1 for names in found) or not all(found[:2]):
         return ()
@@ -282,9 +282,9 @@ def _usual_pair(names: list[str]) -> tuple[str, ...]:
 
 
 def _files(entry: str, data: DataRecipe) -> list[str]:
-    """Absolute paths of the files that a path or glob names; what can only be a Hub name as it is.
+    """Absolute paths of the files that an entry names; an entry that can only be a Hub name is returned unchanged.
 
-    Links keep their names, which say the format: in the Hub's cache what they point to has no ending.
+    Links are not resolved, because their names determine the format: in the Hub's cache their targets have no ending.
     """
     if remote.is_remote(entry):
         return remote.copy_files(entry, cache_folder(data), check=format_of)
@@ -318,7 +318,7 @@ def _files(entry: str, data: DataRecipe) -> list[str]:
 
 
 def _check_links(pattern: Path) -> None:
-    """Refuse a link below `**` that leads back to a folder above it: `glob` would go round and round.
+    """Refuse a link below `**` that leads back to a folder above it, because `glob` would follow it in circles.
 
     Raises:
         InputError: names the link.
@@ -333,7 +333,7 @@ def _check_links(pattern: Path) -> None:
 
 
 def _beside(entry: str) -> list[str]:
-    """The names of the files in the folder that a path would be in."""
+    """The names of the files in the folder of a path."""
     try:
         return sorted(file.name for file in given_path(entry).parent.iterdir() if file.is_file())
     except OSError:
@@ -341,7 +341,7 @@ def _beside(entry: str) -> list[str]:
 
 
 def _kind(feature: Any) -> str:
-    """Of a Hub dataset's column, as `Format.column_types` has it."""
+    """The type of a Hub dataset's column, named as in `Format.column_types`."""
     kind = str(getattr(feature, "dtype", feature))
     return "string" if kind in ("large_string", "string_view") else kind
 

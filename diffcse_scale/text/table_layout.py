@@ -1,7 +1,7 @@
-"""How a table that is text is laid out: what separates its fields, and whether its first row is a header.
+"""The layout of text tables: the separator of the fields, and whether the first row is a header.
 
-What a recipe says is taken. Of the rest, what the first rows of a file leave no doubt of is taken too, and what they do
-leave in doubt is asked for: a wrong guess would train on `7;Hello` or lose a sentence, and nobody would see it.
+The recipe's settings are used as given. The rest is detected from the first rows of a file if they leave no doubt.
+Otherwise the user is asked, because a wrong guess would train on `7;Hello` or lose a sentence without anyone noticing.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from diffcse_scale.text.remote import origin
 from diffcse_scale.text.undecodable import ERRORS
 
 USUAL_COLUMNS = ("text", "sentence")
-# of pairs, and of triples with a hard negative
+# usual column names of pairs, and of triples with a hard negative
 USUAL_PAIRS = (
     ("anchor", "query", "sentence1", "sent0"),
     ("positive", "pos", "sentence2", "sent1"),
     ("negative", "neg", "hard_negative", "hard_neg"),
 )
-SAMPLE = 1_000  # rows of each file that are looked at
+SAMPLE = 1_000  # rows of each file that are examined
 LONGEST_SHOWN = 80  # characters of a row in a message
 TITLE = re.compile(r"\w[\w .:()/-]{0,63}")
-NO_TITLE = {"na", "n/a", "nan", "none", "null", "missing", "unknown"}  # stand for a missing number
+NO_TITLE = {"na", "n/a", "nan", "none", "null", "missing", "unknown"}  # these stand for a missing number
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What is known of tables: None is what a file has to say itself.
+    """What is known about the layout of tables. None means that it must be detected from the file.
 
     Attributes:
-        separator: between fields, one character.
-        header: whether the first row names the columns; without one they are called 1, 2, 3 and so on.
-        columns: those that are wanted, by which a header is known.
+        separator: the character between fields.
+        header: whether the first row names the columns; without a header they are called 1, 2, 3 and so on.
+        columns: the wanted columns; a row with these names is recognised as a header.
     """
 
     separator: str | None = None
@@ -52,30 +52,30 @@ NOTHING_KNOWN = Layout()
 
 
 def open_text(name: str, newline: str | None = "") -> Any:
-    """A file that may be compressed (.gz, .xz, .zst, .bz2); without `newline`, all line ends are LF.
+    """Open a text file that may be compressed (.gz, .xz, .zst, .bz2). With `newline` None all line ends become LF.
 
-    A byte order mark is dropped. Bytes that are not UTF-8 become `MARK`, by which cleaning finds them.
+    A byte order mark is dropped. Bytes that are not UTF-8 become `MARK`, so that cleaning finds them.
     """
     return io.TextIOWrapper(open_bytes(name), encoding="utf-8-sig", errors=ERRORS, newline=newline)
 
 
 def dialect(separator: str, usual: str) -> dict[str, Any]:
-    """How the csv module reads fields between `separator`, in a file whose name promises `usual`."""
-    # text/tab-separated-values (IANA) knows no quoting: there a sentence may begin with a quotation mark
+    """The csv module's options for fields between `separator`, in a file whose ending suggests `usual`."""
+    # text/tab-separated-values (IANA) has no quoting, so a sentence there may begin with a quotation mark
     if separator == usual == "\t":
         return {"delimiter": separator, "quoting": csv.QUOTE_NONE}
     return {"delimiter": separator, "strict": True}
 
 
 def layout_of(name: str, usual: str, asked: Layout) -> Layout:
-    """What is `asked`, completed by what the first rows say.
+    """The layout `asked`, completed from the first rows.
 
     Args:
-        name: of the file.
-        usual: the separator that its ending promises.
+        name: name of the file.
+        usual: the separator that its ending suggests.
 
     Raises:
-        InputError: the rows leave something in doubt; names the key that says it.
+        InputError: the rows leave a doubt; names the recipe key that settles it.
     """
     separator = asked.separator or _separator(name, usual, asked)
     first, *rest = _first_rows(name, separator, usual) or [[]]
@@ -97,7 +97,7 @@ def layout_of(name: str, usual: str, asked: Layout) -> Layout:
 
 
 def number_or_text(field: str) -> str | float | None:
-    """A field as what it reads as; None for nothing."""
+    """A field as truth value, number or text; None if it is empty."""
     if field in ("True", "False", "true", "false"):
         return field[0] in "Tt"
     try:
@@ -107,7 +107,7 @@ def number_or_text(field: str) -> str | float | None:
 
 
 def _separator(name: str, usual: str, asked: Layout) -> str:
-    """`usual`, unless the rows are in doubt about it or only another one makes a table of them."""
+    """`usual`, unless the rows leave a doubt, or form a table only with another separator."""
     rows = {usual: _first_rows(name, usual, usual)}
     if _is_header(rows[usual], asked):
         return usual
@@ -128,7 +128,7 @@ def _separator(name: str, usual: str, asked: Layout) -> str:
 
 
 def _first_rows(name: str, separator: str, usual: str) -> list[list[str]] | None:
-    """Those that are not empty; None where this separator finds a quotation mark in the wrong place."""
+    """The first rows that are not empty; None if with this separator a quotation mark is in the wrong place."""
     with open_text(name) as lines:
         try:
             return [row for row in islice(csv.reader(lines, **dialect(separator, usual)), SAMPLE + 1) if row]
@@ -158,12 +158,12 @@ def _names_columns(first: Sequence[str], asked: Layout) -> bool:
 
 
 def _by_name(asked: Layout) -> list[str]:
-    """Of the wanted columns those that are not numbers."""
+    """The wanted columns that are not numbers."""
     return [column for column in asked.columns if not column.isdecimal()]
 
 
 def _stands_over_numbers(first: Sequence[str], rest: Sequence[Sequence[str]]) -> bool:
-    """Whether all its fields could be titles, and one of them is over a column of numbers."""
+    """Whether all fields of `first` could be titles, and one of them is above a column of numbers."""
     if not rest or not all(TITLE.fullmatch(field) and isinstance(number_or_text(field), str) for field in first):
         return False
     for column, title in enumerate(first):

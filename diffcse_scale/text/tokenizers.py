@@ -1,4 +1,4 @@
-"""Which tokenizer reads the sentences for which network."""
+"""The tokenizers of the networks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """The encoder's, and the one that generator and discriminator share.
+    """The encoder's tokenizer, and the one that generator and discriminator share.
 
-    They are one and the same object unless the discriminator is another network (`model.discriminator`); then every
+    Both are the same object unless the discriminator is another network (`model.discriminator`). In that case every
     sentence is tokenized twice.
     """
 
@@ -20,22 +20,22 @@ class Tokenizers:
 
     @classmethod
     def shared(cls, tokenizer: PreTrainedTokenizerBase) -> Tokenizers:
-        """One for all."""
+        """One tokenizer for all networks."""
         return cls(tokenizer, tokenizer)
 
     @property
     def streams(self) -> list[PreTrainedTokenizerBase]:
-        """The different ones, the encoder's first: each makes a stream of tokens from every sentence."""
+        """The distinct tokenizers, the encoder's first. Each makes a stream of tokens from every sentence."""
         return [self.encoder] if self.discriminator is self.encoder else [self.encoder, self.discriminator]
 
 
 def surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """How many special tokens it puts before a text, and how many after it."""
+    """How many special tokens `tokenizer` puts before a text, and how many after it."""
     mask = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
     inside = [place for place, special in enumerate(mask) if not special]
     return inside[0], len(mask) - 1 - inside[-1]
 
 
 def known_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that stand for a token, ascending; there may be gaps."""
+    """The ids that stand for a token, in ascending order; there may be gaps."""
     return sorted(set(tokenizer.get_vocab().values()))

@@ -23,13 +23,13 @@ def encode_rows(
     tokenizers: Sequence[PreTrainedTokenizerBase],
     max_length: int,
 ) -> pyarrow.Table:
-    """Token ids of a batch, each sentence cut so that the special tokens at its end stay.
+    """Tokenize a batch of rows. Long sentences are truncated before their final special tokens, which stay.
 
-    Rows in which a tokenizer finds nothing are left out.
+    Rows in which a tokenizer finds no token are left out.
 
     Returns:
-        `ids_K` (lists of int32) and `truncated_K` (bool) for each column of each tokenizer, and `hash` (int64), the
-        same for rows that are the same to the first tokenizer.
+        `ids_K` (lists of int32) and `truncated_K` (bool) for each column of each tokenizer, and `hash` (int64), which
+        is equal for rows with the same tokens of the first tokenizer.
     """
     only_ids = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
     readers = [tokenizer for tokenizer in tokenizers for _ in columns]

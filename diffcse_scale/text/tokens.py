@@ -1,4 +1,4 @@
-"""The corpus as token ids: made once, kept under a fingerprint, memory-mapped, with fast random access."""
+"""The corpus as token ids: made once, cached under a fingerprint, memory-mapped, with fast random access."""
 
 from __future__ import annotations
 
@@ -33,39 +33,39 @@ from diffcse_scale.text.unknown import percent, unknown_id
 
 log = logging.getLogger(__name__)
 
-# part of every cached name: raise it when the files or the way of tokenizing change
+# part of every cached name; increase it when the files or the tokenization change
 FORMAT = 3
 
-# A corpus of which more is unknown is refused: most of what the networks would see is one and the same token.
+# A corpus with a larger share of unknown tokens is refused: the networks would mostly see one and the same token.
 MOST_UNKNOWN = 0.5
-ROWS_AT_ONCE = 2**20  # of what is made of all rows
-# a share that is worth a warning
+ROWS_AT_ONCE = 2**20  # block size when something is computed for all rows
+# a share of unknown tokens that is worth a warning
 DOUBTFUL = 0.01
 
 
 class TokenizedCorpus:
     """Token ids of every sentence, special tokens included, in memory-mapped files that `tokenize` wrote.
 
-    Per column `k` there are `ids_k.npy` (int32, all sentences one after another) and `offsets_k.npy` (int64
-    [n + 1], where each begins); the columns of a second tokenizer follow those of the first. Per tokenizer `s` there is
-    `longest_s.npy`, which every batch is sorted by: all processes of a machine map the same memory.
+    Each column `k` has `ids_k.npy` (int32, all sentences one after another) and `offsets_k.npy` (int64 [n + 1], where
+    each sentence begins). The columns of a second tokenizer follow those of the first. Each tokenizer `s` has
+    `longest_s.npy`, by which every batch is sorted. All processes of a machine map the same memory.
 
     Attributes:
-        fingerprint: of the token ids, whatever files they come from.
-        columns: of the corpus; with one, the views of a sentence are the same tokens.
-        streams: tokenizers that have read the text: 1, or 2 where discriminator and encoder have one each.
-        views: rows of a sentence in a batch: 2 for one column (the same tokens twice) or two, 3 for three.
+        fingerprint: of the token ids; independent of the files they come from.
+        columns: number of columns of the corpus; with one, the views of a sentence have the same tokens.
+        streams: number of tokenizers that read the text: 1, or 2 if discriminator and encoder have one each.
+        views: rows of a sentence in a batch: 2 for one column (the same tokens twice) or two columns, 3 for three.
         report: what cleaning dropped.
-        first: rows as `first_rows` shows them; none in what was written before there was such a thing.
-        truncated: sentences that were longer than `max_length`, in all columns together.
-        without_tokens: rows left out because the tokenizer found nothing in them.
+        first: rows as `first_rows` shows them; empty in files of earlier versions.
+        truncated: sentences longer than `max_length`, in all columns together.
+        without_tokens: rows left out because the tokenizer found no token in them.
         equal: rows left out because an earlier one has the same tokens: each would be the other's negative.
-        unknown: share of the tokens, special ones left out, that stand for what is not in the vocabulary: for each
-            tokenizer, in all rows.
+        unknown: for each tokenizer, the share of its tokens in all rows that are not in the vocabulary; special tokens
+            do not count.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises an error of Python's own (ValueError, KeyError and others) where a file is damaged."""
+        """Open the files. A damaged one raises a built-in exception (ValueError, KeyError and others)."""
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         self._folder = folder
         self.streams: int = facts["streams"]
@@ -93,7 +93,7 @@ class TokenizedCorpus:
         return np.diff(offsets) if indices is None else offsets[indices + 1] - offsets[indices]
 
     def longest(self, stream: int = 0) -> NDArray[np.unsignedinteger]:
-        """Tokens of each sentence's longest view, [n], of as few bits as `max_length` has; whoever asks keeps it."""
+        """Tokens of each sentence's longest view, [n], in the smallest dtype for `max_length`; the caller keeps it."""
         file = self._folder / longest_file(stream)
         if file.exists():
             return _mapped(file)
@@ -106,7 +106,7 @@ class TokenizedCorpus:
         return len(self._ids[self._column(view, stream)])
 
     def place(self, sentence: int, view: int = 0, stream: int = 0) -> slice:
-        """Where the ids of a sentence lie in the column's file."""
+        """The position of a sentence's ids in the column's file."""
         start, end = self._offsets[self._column(view, stream)][sentence : sentence + 2].tolist()
         return slice(start, end)
 
@@ -128,7 +128,7 @@ class TokenizedCorpus:
     ) -> NDArray[np.int64]:
         """Token ids of some sentences, int64 [len(indices), length], with `padding` on the right.
 
-        edited: other ids in the layout of this column's, to take instead.
+        edited: ids to use instead, in the layout of this column's ids.
         """
         column = self._column(view, stream)
         ids, offsets = self._ids[column] if edited is None else edited, self._offsets[column]
@@ -140,19 +140,19 @@ class TokenizedCorpus:
         return stream * self.columns + (view if self.columns > 1 else 0)
 
     def facts(self) -> dict[str, Any]:
-        """What became of the text, for the record of a run."""
+        """What happened to the text, for the record of a run."""
         lost = {"equal": self.equal, "without_tokens": self.without_tokens, "truncated": self.truncated}
         return {"sentences": len(self), **lost, "unknown": self.unknown, "cleaning": asdict(self.report)}
 
     @property
     def level(self) -> int:
-        """A warning if anything was dropped, or much is unknown; else the start table says enough."""
+        """The log level: a warning if anything was dropped or much is unknown; else the start table is enough."""
         lost = self.equal or self.without_tokens or max(self.unknown) > DOUBTFUL
         return logging.WARNING if lost else self.report.level
 
     @property
     def losses(self) -> str:
-        """What was truncated, and what is not in the vocabulary."""
+        """What was truncated, and the share of tokens that are not in the vocabulary."""
         share = f" ({percent(self.truncated / (len(self) * self.columns * self.streams))})" if self.truncated else ""
         truncated = f"{self.truncated:,} sentences{share} truncated to {self.max_length} tokens"
         return f"{truncated}; {' and '.join(map(percent, self.unknown))} of the tokens unknown"
@@ -167,19 +167,19 @@ class TokenizedCorpus:
 def tokenize(
     data: DataRecipe, tokenizers: Sequence[PreTrainedTokenizerBase], *, seed: int = 0, main: bool = True
 ) -> TokenizedCorpus:
-    """The corpus that `data` names as tokens, from the cache if it is there and nothing has changed.
+    """The tokens of the corpus that `data` names, from the cache if it has them and nothing has changed.
 
-    Every rank calls it, and so may unrelated programs at the same time: one of them does the work (and shows the
-    progress bars), the others wait and read (`prepared`).
+    Every rank calls this, and unrelated programs may call it at the same time. One of them does the work and shows the
+    progress bars; the others wait and read (`prepared`).
 
     Args:
-        tokenizers: each reads all the text (`Tokenizers.streams`); a row in which one finds nothing is left out.
-        seed: of the embedded grammar; no other corpus depends on it.
-        main: whether this process logs the one line about what was dropped and truncated.
+        tokenizers: each reads all the text (`Tokenizers.streams`); a row in which one finds no token is left out.
+        seed: the seed of the embedded grammar; no other corpus depends on it.
+        main: whether this process logs the line about what was dropped and truncated.
 
     Raises:
-        InputError: as `load_corpus`; a tokenizer whose special tokens alone fill `data.max_length`, or to which more
-            than MOST_UNKNOWN of the tokens are unknown.
+        InputError: as `load_corpus`; the special tokens of a tokenizer alone fill `data.max_length`; or more than
+            MOST_UNKNOWN of its tokens are unknown.
     """
     if any(tokenizer.num_special_tokens_to_add() >= data.max_length for tokenizer in tokenizers):
         raise InputError(f"data.max_length = {data.max_length} leaves no room besides the special tokens; raise it.")
@@ -202,10 +202,10 @@ def tokenize(
 
 
 def _read(folder: Path, cache: Path) -> TokenizedCorpus:
-    """The tokens in a folder; the fingerprint of an earlier version's, which has no list of contents, holds them too.
+    """The tokens in a folder. Folders of earlier versions have no list of contents; their fingerprint is checked.
 
     Raises:
-        ValueError: other bytes than were written.
+        ValueError: the bytes are not those that were written.
     """
     tokens = TokenizedCorpus(folder)
     if not (folder / CONTENTS).is_file():
@@ -217,7 +217,7 @@ def _read(folder: Path, cache: Path) -> TokenizedCorpus:
 
 
 def _fingerprint(streams: int, digests: Sequence[str]) -> str:
-    """Of token ids, by the SHA-256 of their files."""
+    """The fingerprint of token ids, from the SHA-256 of their files."""
     return fingerprint(streams, hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest())
 
 
@@ -268,10 +268,10 @@ def _write(folder: Path, name: str, data: DataRecipe, tokenizers: Sequence[PreTr
 
 
 def _unknown(encoded: datasets.Dataset, data: DataRecipe, tokenizers: Sequence[PreTrainedTokenizerBase]) -> list[float]:
-    """For each tokenizer the share of unknown tokens.
+    """The share of unknown tokens for each tokenizer.
 
     Raises:
-        InputError: one is too large.
+        InputError: a share is too large.
     """
     shares = []
     columns = sum(name.startswith("ids_") for name in encoded.column_names) // len(tokenizers)
@@ -291,7 +291,7 @@ def _unknown(encoded: datasets.Dataset, data: DataRecipe, tokenizers: Sequence[P
 
 
 def _unknown_in(rows: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Of a column of token ids: how many are unknown, and how many there are without the special ones."""
+    """In a column of token ids, the number of unknown tokens, and of all tokens without the special ones."""
     found = tokens = 0
     for chunk in rows.chunks:
         ids = chunk.flatten().to_numpy()
@@ -301,12 +301,12 @@ def _unknown_in(rows: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int
 
 
 def files_of(column: int) -> tuple[str, str]:
-    """Names of the files that hold a column: ids, and where each sentence begins."""
+    """The file names of a column: its ids, and where each sentence begins."""
     return f"ids_{column}.npy", f"offsets_{column}.npy"
 
 
 def _write_column(chunks: list[Any], kept: NDArray[np.bool_], column: int, folder: Path) -> None:
-    """Lay the lists of an Arrow column end to end, those of the rows that are kept."""
+    """Write the lists of an Arrow column end to end, for the rows that are kept."""
     parts = np.split(kept, np.cumsum([len(chunk) for chunk in chunks])[:-1])
     size = sum(int(np.diff(chunk.offsets.to_numpy())[part].sum()) for chunk, part in zip(chunks, parts, strict=True))
     ids_file, offsets_file = files_of(column)
@@ -324,7 +324,7 @@ def _write_column(chunks: list[Any], kept: NDArray[np.bool_], column: int, folde
 
 
 def longest_file(stream: int) -> str:
-    """Name of the file with the length of each sentence's longest view, as a tokenizer has them."""
+    """The file name for the lengths of each sentence's longest view, for one tokenizer."""
     return f"longest_{stream}.npy"
 
 
@@ -337,17 +337,17 @@ def _write_longest(folder: Path, max_length: int, columns: int, streams: int) ->
 
 
 def _fill_longest(found: NDArray[np.unsignedinteger], offsets: Sequence[NDArray[np.int64]]) -> None:
-    """Put the longest of each row's columns, which begin at `offsets` [n + 1], in its place."""
+    """Fill `found` with the length of each row's longest column; `offsets` [n + 1] of a column say where rows begin."""
     for start in range(0, len(found), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE + 1)
         found[start : start + ROWS_AT_ONCE] = np.max([np.diff(begins[rows]) for begins in offsets], axis=0)
 
 
 def new_array(file: Path, dtype: DTypeLike, size: int) -> Any:
-    """An array of zeros that is a file, mapped for writing, for all of which the disk has room.
+    """An array of zeros in a file, mapped for writing. Its disk space is reserved first.
 
     Raises:
-        OSError: it has not: a process that writes to the map of a full disk is killed without a word.
+        OSError: the disk is full. Without this check, writing to the map would kill the process without a message.
     """
     array = open_memmap(file, mode="w+", dtype=dtype, shape=(size,))
     with file.open("r+b") as opened:
@@ -356,12 +356,12 @@ def new_array(file: Path, dtype: DTypeLike, size: int) -> Any:
 
 
 def _mapped(path: Path) -> NDArray[Any]:
-    # a plain array on top of the map: indexing a np.memmap costs several times as much
+    # a plain array on top of the map, because indexing a np.memmap costs several times as much
     return np.asarray(np.load(path, mmap_mode="r"))
 
 
 def _identity(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """All that tokenization depends on: a fast tokenizer's description without the state of its last call."""
+    """Everything that tokenization depends on: a fast tokenizer's description without the state of its last call."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return [repr(tokenizer), sorted(tokenizer.get_vocab().items())]

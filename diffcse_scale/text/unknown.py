@@ -1,4 +1,4 @@
-"""Counts unknown tokens, and states their share in words."""
+"""Counts unknown tokens, and formats their share."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import TYPE_CHECKING
 
 from diffcse_scale.text.shortening import shortened
 
-if TYPE_CHECKING:  # takes seconds
+if TYPE_CHECKING:  # the import takes seconds
     from transformers import PreTrainedTokenizerBase
 
-SAMPLE = 10_000  # texts, enough to know a share to 1%
+SAMPLE = 10_000  # texts, enough to estimate a share to 1%
 
 
 def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that stands for what is not in the vocabulary.
+    """The id of the token for anything that is not in the vocabulary, or None.
 
-    None where there is none: byte-level tokenizers know every text, and some of them call their end token unknown.
+    Byte-level tokenizers have none, because they can encode every text; some of them call their end token unknown.
     """
-    if getattr(tokenizer, "unk_token_id", None) is None:  # also of a tokenizer of another kind
+    if getattr(tokenizer, "unk_token_id", None) is None:  # other kinds of tokenizers lack the attribute
         return None
     other = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id}
     return None if tokenizer.unk_token_id in other else tokenizer.unk_token_id
 
 
 def share_unknown(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int | None) -> float:
-    """Share of the tokens of texts, special ones left out, that are unknown; of many texts a sample is looked at.
+    """The share of unknown tokens in texts, without special tokens. If there are many texts, a sample is used.
 
     Args:
-        max_length: tokens a text that are read, special ones included; None for no limit.
+        max_length: tokens read per text, special ones included; None for no limit.
     """
     token = unknown_id(tokenizer)
     if token is None or not texts:
@@ -40,5 +40,5 @@ def share_unknown(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_
 
 
 def percent(share: float) -> str:
-    """In words, which never say 0% of what is there."""
+    """A share in percent; a share above zero is never shown as 0%."""
     return "less than 0.1%" if 0 < share < 0.001 else f"{100 * share:.1f}%".replace(".0%", "%")

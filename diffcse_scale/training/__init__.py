@@ -1,4 +1,4 @@
-"""The training loop and what attaches to it."""
+"""The training loop and its hooks."""
 
 from diffcse_scale.training.hook import Hook
 

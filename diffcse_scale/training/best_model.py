@@ -1,4 +1,4 @@
-"""Which encoder is the best so far, the folder that it is kept in, and how it becomes the run's `model/`."""
+"""Keeps the best encoder so far in a folder of its own, and turns it into the run's `model/` at the end."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ Tick = Callable[[str], None]
 
 
 class BestModel:
-    """The best encoder of a run; every rank has one.
+    """The best encoder of a run. Every rank has one such object.
 
     Attributes:
-        facts: its `step` and `dev_spearman`, None where that is undefined; empty before there is one.
-        files: SHA-256 of each of its files as they were written, on the main rank. Nothing else becomes `model/`.
+        facts: the encoder's `step` and `dev_spearman` (None if undefined); empty before there is a best encoder.
+        files: SHA-256 of each of its files as written; main rank only. Only these files become `model/`.
     """
 
     def __init__(
@@ -59,7 +59,10 @@ class BestModel:
             self.keep({"step": step, "dev_spearman": score if math.isfinite(score) else None}, tick)
 
     def keep(self, facts: dict[str, Any], tick: Tick) -> None:
-        """Export the encoder as the best so far. Those of checkpoints stay too: a resume may go back to any of them."""
+        """Export the encoder as the best so far.
+
+        The best encoders that checkpoints name are kept too, because a resume may go back to any checkpoint.
+        """
         tick("exporting")
         folder = self._run.best(facts["step"])
         written = self._export(folder)
@@ -73,10 +76,10 @@ class BestModel:
                     remove_folder(old)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from the state of a checkpoint. Called on every rank.
+        """Restore the best encoder from a checkpoint's state. Called on every rank.
 
         Raises:
-            InputError: the files of the best encoder are not as they were written.
+            InputError: a file of the best encoder is missing or has changed.
         """
         self.facts, self.files = state["best"], state.get("best_files", {})
         problem = None
@@ -88,7 +91,7 @@ class BestModel:
             raise InputError(problem)
 
     def _damage(self, folder: Path, read: Mapping[str, str]) -> str | None:
-        """What is wrong with a copy of the best encoder, None if nothing is; of some files SHA-256 is known."""
+        """Describe what is wrong with a copy of the best encoder, or return None; `read` has SHA-256 of some files."""
         found = digests(folder, read)
         wrong = sorted(name for name, digest in self.files.items() if found.get(name) != digest)
         if folder.is_dir() and not wrong:
@@ -98,7 +101,7 @@ class BestModel:
         return f"The best encoder so far cannot be used: {which}; restore {best}, or give another --output."
 
     def _export(self, folder: Path) -> dict[str, str]:
-        """Write the encoder; SHA-256 of the files that ranks have written side by side."""
+        """Write the encoder; return SHA-256 of the weight files that the ranks wrote in parallel."""
         backbone, lora = self._model.encoder.backbone, self._recipe.model.lora
         shared, written = in_several_files(backbone), dict[str, str]()
         state, projection = None if shared else whole_state(backbone), whole_state(self._model.projection)
@@ -108,7 +111,7 @@ class BestModel:
             written.update(write_encoder(backbone, place))
 
         if is_main():
-            remove_folder(folder)  # of an incarnation that was killed
+            remove_folder(folder)  # a leftover of an incarnation that was killed
             export_sentence_transformer(
                 backbone,
                 self._tokenizer,
@@ -126,10 +129,12 @@ class BestModel:
         return written
 
     def place(self, result: dict[str, Any]) -> None:
-        """It becomes `model/`, with a card; its projection, which no user needs, lies beside it. Called on every rank.
+        """Copy the best encoder to `model/` and add a model card. Called on every rank.
+
+        Its projection goes beside `model/`, because no user needs it.
 
         Raises:
-            InputError: its files are not as they were written.
+            InputError: a file of the best encoder is missing or has changed.
         """
         best, partial = self._run.best(self.facts["step"]), self._run.model.with_suffix(".partial")
         owned = is_main() and self._run.owned()
@@ -145,22 +150,22 @@ class BestModel:
                 publish(partial / PROJECTION, self._run.path / PROJECTION)
             try:
                 write_run_card(partial, self._run.path, result)
-            except Exception as error:  # whatever it is, a card is not worth a run
+            except Exception as error:  # a missing card must not fail the run
                 log.warning("The model has no card: %s.", one_line(error))
             if not self._run.owned():
                 return
-            shutil.rmtree(self._run.model, ignore_errors=True)  # of an incarnation that was killed before its result
+            shutil.rmtree(self._run.model, ignore_errors=True)  # left by an incarnation killed before its result
             publish(partial, self._run.model)
 
     def _copy(self, best: Path, partial: Path, owned: bool) -> dict[str, str]:
-        """Copy the best encoder, files of weights side by side; SHA-256 of the copies of these. Called on every rank.
+        """Copy the best encoder, its weight files in parallel; return the SHA-256 of those. Called on every rank.
 
-        Nothing joins the two folders: a user may change `model/`, and `--resume` needs `best/` as it was written.
+        The two folders share no links: a user may change `model/`, and `--resume` needs `best/` unchanged.
         """
         names: list[str] = []
         if owned and best.is_dir():
             partial.mkdir()
-            names = sorted(self.files) or list(digests(best))  # an earlier version has not written them down
+            names = sorted(self.files) or list(digests(best))  # earlier versions did not record `files`
         large = [name for name in numbered(best) if name in names]
 
         def copy(name: str) -> str:
@@ -176,12 +181,12 @@ class BestModel:
 
 
 def numbered(folder: Path) -> list[str]:
-    """The files of weights of a model that has several."""
+    """The weight files of a model that has several of them."""
     return sorted(path.name for path in folder.glob(NUMBERED))
 
 
 def digests(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
-    """SHA-256 of each file in a folder, by its relative name; empty if there is none. Those of `known` are not read."""
+    """SHA-256 of each file in a folder, by relative name; files in `known` are not read. Empty without a folder."""
     found = dict(known or {})
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = file.relative_to(folder).as_posix()
@@ -191,7 +196,7 @@ def digests(folder: Path, known: Mapping[str, str] | None = None) -> dict[str, s
 
 
 def improves(score: float, best: float | None) -> bool:
-    """Whether `score` is the new best. NaN (collapsed embeddings) is better than nothing, and than nothing else."""
+    """Whether `score` is the new best. NaN (collapsed embeddings) counts only if there is no score yet, or a NaN."""
     if best is None or math.isnan(best):
         return True
     return score > best

@@ -1,27 +1,27 @@
-"""Large batches (gradient caching): only the embeddings need memory that grows with the sentences per device.
+"""Large batches by gradient caching: only the memory of the embeddings grows with the sentences per device.
 
-Gradient caching (Gao et al., arXiv 2101.06983), for sums of terms and under every ZeRO stage:
+This is gradient caching (Gao et al., arXiv 2101.06983) for sums of terms, at every ZeRO stage:
 
-1. encode all chunks without a graph: h of the whole share;
-2. the projection of h, with a graph;
-3. for each chunk the terms that run networks on it (RTD), forward and backward: the gradient of its rows of z;
-4. the terms on all z (InfoNCE), and backward through the projection: the gradient of h;
-5. encode each chunk again, with the same random numbers (`Chunk.seed`), and send its rows' gradient backward.
+1. Encode all chunks without a graph. This gives h of the whole share.
+2. Project h, with a graph. This gives z.
+3. For each chunk, run the terms that need networks (RTD) forward and backward. This gives the gradient of its z.
+4. Run the terms on all z (InfoNCE), and go backward through the projection. This gives the gradient of h.
+5. Encode each chunk again with the same random numbers (`Chunk.seed`), and send its rows' gradient backward.
 
-The activations of one chunk are alive at a time. Nothing is approximated, and nothing but the encoder's first
-forward pass is computed in addition.
+Only one chunk's activations are alive at a time. Nothing is approximated. The only extra computation is the encoder's
+first forward pass.
 
-A step thus has many backward passes and one gradient. DeepSpeed (0.19.8) reduces gradients at the end of each pass at
-ZeRO-2 and 3, and at the accumulation boundary, which only the last pass is, at ZeRO-0 and 1. Where all parameters take
-part in all passes, as in ordinary accumulation, that is right; here most passes reach a part of them, and then
+A step therefore has many backward passes and one gradient. DeepSpeed (0.19.8) reduces gradients at the end of each pass
+at ZeRO-2 and 3. At ZeRO-0 and 1 it reduces them at the accumulation boundary, which is the last pass. This is correct
+if every pass reaches all parameters, as in ordinary accumulation. Here most passes reach only some of them, and then
 
-- ZeRO-3 adds the gradient of a parameter that the *first* pass does not reach to that of the step before, for it is
-  the first pass that clears buffers; so does ZeRO-2 with an offloaded optimizer;
-- ZeRO-1 with `overlap_comm` reduces only what the *last* pass reaches; with an offloaded optimizer, ZeRO-2 and 3 hand
-  only that over to it.
+- ZeRO-3 clears its buffers in the *first* pass. If that pass does not reach a parameter, its gradient is added to the
+  one of the previous step. ZeRO-2 with an offloaded optimizer does the same.
+- ZeRO-1 with `overlap_comm` reduces only what the *last* pass reaches. With an offloaded optimizer, ZeRO-2 and 3 pass
+  only that to the optimizer.
 
-So in the first or last pass, where the stage needs it, every trained parameter takes part with weight 0
-(`DiffCSENetworks.touch`, one row). Gradients stay sharded, as they would not inside `coalesce_grad_reduction`.
+So, where the stage needs it, every trained parameter takes part in the first or last pass with weight 0
+(`DiffCSENetworks.touch`, one row). Gradients stay sharded; inside `coalesce_grad_reduction` they would not.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from diffcse_scale.model.networks import DiffCSENetworks, split_rows
 from diffcse_scale.objective.objective import Objective, Parts, StepOutput, added, detached
 from diffcse_scale.text.batches import Chunk
 
-# relative difference of an embedding that rounding in bfloat16 cannot explain, and another dropout mask exceeds
+# relative difference of embeddings: too large for bfloat16 rounding, and smaller than what another dropout mask causes
 REPLAY_TOLERANCE = 0.05
 
 
 class ChunkedStep:
-    """Forward and backward of one global batch, chunk by chunk; the engine's step is the caller's."""
+    """Forward and backward of one global batch, chunk by chunk; the caller runs the engine's step."""
 
     def __init__(self, engine: Any, objective: Objective) -> None:
         self.engine, self.objective = engine, objective
@@ -53,7 +53,7 @@ class ChunkedStep:
         self._replay_is_checked = False
 
     def __call__(self, chunks: list[Chunk], edited: list[Tensor] | None = None) -> StepOutput:
-        """The same numbers and gradients as `Objective.step` and one backward pass.
+        """Compute the same numbers and gradients as `Objective.step` and one backward pass.
 
         Raises:
             InputError: the encoder's second pass over a chunk differs from its first.
@@ -70,7 +70,7 @@ class ChunkedStep:
             if z_gradient is not None:
                 z.register_hook(lambda gradient: self._meet(h, gradient, z_gradient))
         on_z = self.engine(self.objective.batch_terms, z, chunks)
-        # DeepSpeed fails in a pass that reaches no parameter
+        # DeepSpeed fails if a pass reaches no parameter
         touch = not any(parameter.requires_grad for parameter in self.model.projection.parameters())
         self._backward(self.objective.total(on_z), chunks[0], touch)
         assert h.grad is not None
@@ -81,14 +81,19 @@ class ChunkedStep:
         return self.objective.output({**detached(on_z), **parts})
 
     def _meet(self, h: Tensor, of_batch: Tensor, of_chunks: Tensor) -> Tensor:
-        """The gradient in z of all terms."""
+        """The gradient of all terms with respect to z."""
         self.objective.gradients.note(h, of_batch, of_chunks)
         return of_batch + of_chunks
 
     def _chunk_terms(
         self, chunks: list[Chunk], edited: Sequence[Tensor | None], z: Tensor
     ) -> tuple[Parts, Tensor | None]:
-        """What runs networks on chunks, and its gradient in z (times the loss scale), [n * S, H]; None if detached."""
+        """Run the terms that need networks, chunk by chunk.
+
+        Returns:
+            The parts of the loss, and their gradient with respect to z (times the loss scale), [n * S, H]; None if
+            detached.
+        """
         prepared = self.objective.prepare(self.model, chunks)
         parts: Parts = {}
         gradients = []
@@ -107,14 +112,14 @@ class ChunkedStep:
         h = self.engine(DiffCSENetworks.encode, chunk)
         if not self._replay_is_checked:
             self._check_replay(h.detach(), rows)
-        # an engine back-propagates losses only: the gradient of this one is replaced on its way
+        # the engine back-propagates only losses, so this loss's gradient is replaced on its way
         h.register_hook(lambda _: gradient)
         if is_last:
             self.engine.set_gradient_accumulation_boundary(True)
         self._backward(h.float().sum(), chunk, touch=is_last and self._touch_last)
 
     def _backward(self, loss: Tensor, chunk: Chunk, touch: bool = False) -> None:
-        """One backward pass; with `touch`, and where it is the first and the stage needs it, of all parameters."""
+        """One backward pass. It reaches all parameters if `touch`, or if it is the first and the stage needs that."""
         if touch or (self._is_first_pass and self._touch_first):
             loss = loss + self.engine(DiffCSENetworks.touch, chunk)
         self._is_first_pass = False

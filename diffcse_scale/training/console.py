@@ -1,4 +1,4 @@
-"""What a person sees at the start and at the end of a run."""
+"""Console output at the start and at the end of a run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Masked(logging.Formatter):
 
 
 def setup_logging() -> None:
-    """Warnings and one-line reports from the main rank; libraries' chatter from none."""
+    """Log warnings and one-line reports on the main rank; silence the libraries' messages on all ranks."""
     logging.basicConfig(level=logging.INFO if is_main() else logging.ERROR, force=True)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Masked("%(message)s"))
@@ -73,7 +73,7 @@ def print_start(
     tokenizer: PreTrainedTokenizerBase,
     development: DevelopmentSet | None = None,
 ) -> dict[str, str]:
-    """The batch table, printed and returned on the main rank; `tokenizer` is the encoder's."""
+    """Print the start table and return its rows; main rank only. `tokenizer` is the encoder's."""
     if not is_main():
         return {}
     rows = {
@@ -98,7 +98,7 @@ def print_start(
 
 
 def _as_tokens(tokens: TokenizedCorpus, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The first rows as the encoder sees them, a line each."""
+    """The first rows as the encoder sees them, one line each."""
     first = np.arange(min(len(tokens), FIRST))
     columns = [tokens.rows(first, view) for view in range(tokens.columns)]
     rows = [
@@ -117,7 +117,7 @@ def _in_words(device: torch.device) -> str:
 
 
 def print_summary(recipe: Recipe, run: RunDirectory, result: dict[str, Any]) -> None:
-    """Scores before and after, and where things lie, on the main rank."""
+    """Print the scores before and after training and the paths of the results; main rank only."""
     if not is_main():
         return
     table = Table(title="result", title_justify="left", show_header=False)
@@ -132,7 +132,7 @@ def print_summary(recipe: Recipe, run: RunDirectory, result: dict[str, Any]) -> 
         table.add_row("RTD AUROC, skill", f"{result['dev_rtd_auroc']:.3f}, {result['dev_rtd_skill']:.3f} ({words})")
         table.add_row("discriminator used z", in_words(result))
     table.add_row("model", str(run.model))
-    if run.curves.is_file():  # there is none without matplotlib
+    if run.curves.is_file():  # missing without matplotlib
         table.add_row("curves", str(run.curves))
     table.add_row("metrics", str(run.metrics.path))
     Console(soft_wrap=True).print(table)

@@ -1,4 +1,4 @@
-"""One picture of a run: losses and development score against steps."""
+"""One plot of a run: losses and development score against steps."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ log = logging.getLogger(__name__)
 
 
 def draw_curves(metrics: MetricsFile, file: Path) -> None:
-    """Draw the numbers of `metrics.jsonl` into a PNG; where that cannot be done say so and go on."""
+    """Plot the numbers of `metrics.jsonl` as a PNG; a failure is only logged."""
     try:
         _draw(metrics.series(), file)
     except ImportError:
         log.warning("No %s: matplotlib is not installed (pip install 'diffcse-scale[plot]').", file.name)
-    except Exception as error:  # whatever it is, a picture is not worth a run
+    except Exception as error:  # a missing plot must not fail the run
         log.warning("No %s: %s.", file.name, one_line(error))
 
 

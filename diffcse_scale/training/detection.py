@@ -1,4 +1,4 @@
-"""Measures what the discriminator has learnt, and whether it uses z, on the words of held-out sentences."""
+"""Measures on held-out sentences what the discriminator has learnt, and whether it uses z."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ from diffcse_scale.text.batches import Chunk, collate
 from diffcse_scale.text.shortening import truncated_ids
 from diffcse_scale.text.tokenizers import Tokenizers
 
-SENTENCES = 64  # at a time
-BINS, LARGEST_LOGIT = 4096, 16.0  # of logits, for the ranking: differences below 0.008 count as ties
-USES_Z = 0.005  # nats per word that its own z has to be better than another sentence's
+SENTENCES = 64  # per pass
+BINS, LARGEST_LOGIT = 4096, 16.0  # bins of logits for the ranking: differences below 0.008 count as ties
+USES_Z = 0.005  # nats per word: the discriminator uses z if another sentence's z raises its loss by at least this
 
 
 class _Sums:
-    """Over words, float64: their number, those replaced, cross-entropies with own and other z, ranked logits."""
+    """Sums over words, in float64.
+
+    `numbers` has the words, the replaced words, and the cross-entropies with own and with another z. `ranked` counts
+    logits by bin.
+    """
 
     def __init__(self, device: Any) -> None:
         self.numbers = torch.zeros(4, dtype=torch.float64, device=device)
         self.ranked = torch.zeros(2, BINS, dtype=torch.float64, device=device)
 
     def add(self, own: Tensor, other: Tensor, replaced: Tensor) -> None:
-        """Logits with own and with another z, and the truth, of some words: [T] each."""
+        """Add some words: their logits with own and with another z, and whether they were replaced; [T] each."""
         truth = replaced.float()
         losses = [F.binary_cross_entropy_with_logits(logits, truth, reduction="none") for logits in (own, other)]
         self.numbers += torch.stack([torch.ones_like(truth), truth, *losses]).double().sum(1)
@@ -40,7 +44,7 @@ class _Sums:
         self.ranked.view(-1).index_add_(0, bins + BINS * replaced.long(), ones)
 
     def of_all_ranks(self) -> tuple[list[float], Tensor]:
-        """Numbers and ranked logits together."""
+        """Numbers and ranked logits, summed over all ranks."""
         whole = all_sum(torch.cat([self.numbers, self.ranked.view(-1)]))
         return whole[:4].tolist(), whole[4:].view(2, BINS)
 
@@ -56,22 +60,22 @@ def measure_detection(
     enough: int,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, float | None]:
-    """Replaced-token detection over words, dropout off: special tokens and padding do not count.
+    """Measure replaced-token detection over words, without dropout. Special tokens and padding do not count.
 
-    Sentences are edited again, with new corruption, until `enough` words were replaced. Called on every rank: all make
-    as many passes, and where they are more than the sentences, several have the same one and corrupt it differently.
-    Another sentence's z is that of the one before it.
+    The sentences are edited again and again, with new corruption, until `enough` words were replaced. Called on every
+    rank, and all ranks make the same number of passes. If there are more ranks than sentences, several ranks have the
+    same sentence and corrupt it differently. "Another sentence's z" is the z of the sentence before.
 
     Returns:
         dev_rtd_auroc: how often a replaced word has a larger logit than a kept one, 0.5 by chance.
-        dev_rtd_skill: 1 - cross-entropy / entropy of the share of replaced words; 0 is what that share alone gives.
-        dev_rtd_z_gain: cross-entropy with another sentence's z minus that with its own, nats per word.
-        dev_rtd_replaced: words that were replaced.
-        None for what nothing was there to measure by.
+        dev_rtd_skill: 1 - cross-entropy / entropy of the share of replaced words; 0 means no better than that share.
+        dev_rtd_z_gain: cross-entropy with another sentence's z minus cross-entropy with its own, nats per word.
+        dev_rtd_replaced: number of replaced words.
+        A value is None if there was nothing to measure it by.
     """
     mine = _own_sentences(sentences)
     streams = [truncated_ids(tokenizer, mine, recipe.data.max_length) for tokenizer in tokenizers.streams]
-    pieces = torch.arange(len(mine)).tensor_split(-(-len(mine) // SENTENCES))  # none of them a single sentence
+    pieces = torch.arange(len(mine)).tensor_split(-(-len(mine) // SENTENCES))  # each has at least two sentences
     special = torch.tensor(sorted(set(tokenizers.discriminator.all_special_ids)), device=device)
     was_training, sums = model.training, _Sums(device)
     model.eval()
@@ -92,7 +96,7 @@ def measure_detection(
 
 
 def _own_sentences(sentences: Sequence[str]) -> list[str]:
-    """This rank's, at least two: the z of one is also given to another."""
+    """This rank's sentences: at least two, because each is also judged with the z of another."""
     each = max(2, len(sentences) // world_size())
     return [sentences[(rank() + turn * world_size()) % len(sentences)] for turn in range(each)]
 
@@ -111,7 +115,7 @@ def _measures(numbers: list[float], ranked: Tensor) -> dict[str, float | None]:
     if words:
         found["dev_rtd_z_gain"] = (other - own) / words
     if 0 < replaced < words:
-        kept_below = ranked[0].cumsum(0) - ranked[0] / 2  # half of the ties
+        kept_below = ranked[0].cumsum(0) - ranked[0] / 2  # ties count half
         found["dev_rtd_auroc"] = float((ranked[1] * kept_below).sum() / replaced / (words - replaced))
         share = replaced / words
         entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
@@ -120,7 +124,7 @@ def _measures(numbers: list[float], ranked: Tensor) -> dict[str, float | None]:
 
 
 def in_words(measures: dict[str, Any]) -> str:
-    """Whether the discriminator used z, for a person."""
+    """Whether the discriminator used z, as text for the result table."""
     gain = measures.get("dev_rtd_z_gain")
     if gain is None:
         return "not measured"

@@ -1,4 +1,4 @@
-"""What is measured while training: similarity of held-out pairs, and replaced-token detection on their words."""
+"""Measurements during training: similarity of held-out pairs, and replaced-token detection on their words."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from diffcse_scale.text.unknown import percent, share_unknown
 from diffcse_scale.training.detection import measure_detection
 
 EMBEDDED_PAIRS = 1500
-# replaced words: the standard error of an area under the curve is below 0.7% and 0.5%
+# replaced words: with so many, the standard error of the area under the curve is below 0.7% and 0.5%
 ENOUGH_DURING, ENOUGH_AT_END = 2000, 5000
 
 
 def development_pairs(source: str | None) -> list[GradedPair] | None:
-    """The graded pairs that `evaluation.data` of a recipe names, or None where it names none.
+    """The graded pairs that a recipe's `evaluation.data` names, or None if it is not set.
 
     Raises:
         InputError: missing or malformed data.
@@ -38,14 +38,14 @@ def development_pairs(source: str | None) -> list[GradedPair] | None:
     if source is None:
         return None
     if source == EMBEDDED:
-        # one fixed set, whatever the run's seed: scores of several seeds can be compared
+        # one fixed set for every seed of a run, so that the scores of several seeds can be compared
         return graded_pairs(EMBEDDED_PAIRS, seed=0)
     (task,) = load_sts(source, names=["STS-B dev"])
     return task.pairs
 
 
 def fingerprints(recipe: Recipe, tokens: TokenizedCorpus, development: DevelopmentSet | None) -> dict[str, str]:
-    """What a run may be resumed with, as the content of what the recipe names: corpus, development pairs, models."""
+    """Fingerprints of the content that the recipe names: corpus, development pairs, models. A resume needs the same."""
     names = (recipe.model.encoder, recipe.model.discriminator, recipe.model.generator)
     cache = cache_folder(recipe.data)
     return {
@@ -56,10 +56,10 @@ def fingerprints(recipe: Recipe, tokens: TokenizedCorpus, development: Developme
 
 
 class DevelopmentSet:
-    """Graded pairs that choose the best checkpoint: STS-B dev, or the recipe's own file.
+    """Graded pairs that select the best encoder: STS-B dev, or the recipe's own file.
 
     Attributes:
-        unknown: share of the tokens that the encoder's tokenizer does not know, of the side that has more of them.
+        unknown: share of tokens unknown to the encoder's tokenizer, of the side of the pairs where it is larger.
     """
 
     def __init__(self, pairs: list[GradedPair], tokenizers: Tokenizers, max_length: int) -> None:
@@ -70,16 +70,16 @@ class DevelopmentSet:
         self.unknown = max(share_unknown(tokenizers.encoder, texts, max_length) for texts in sides)
 
     def __str__(self) -> str:
-        """How many pairs, and how much of one side of them is unknown."""
+        """The number of pairs, and the share of unknown tokens."""
         return f"{len(self.pairs):,} pairs, {percent(self.unknown)} of the tokens unknown"
 
     @classmethod
     def of(cls, recipe: Recipe, tokenizers: Tokenizers) -> DevelopmentSet | None:
-        """The set that `recipe.evaluation.data` names, or None where it names none.
+        """The set that `recipe.evaluation.data` names, or None if it is not set.
 
         Raises:
-            InputError: missing or malformed data, fewer than two different scores, or MOST_UNKNOWN of the tokens are
-                unknown.
+            InputError: missing or malformed data, fewer than two different scores, or more than MOST_UNKNOWN of the
+                tokens are unknown.
         """
         pairs = development_pairs(recipe.evaluation.data)
         if pairs is None:
@@ -120,6 +120,6 @@ class DevelopmentSet:
         enough: int,
         tick: Callable[[], None] = lambda: None,
     ) -> dict[str, float | None]:
-        """Replaced-token detection on the words of its sentences, as `measure_detection`. Called on every rank."""
+        """`measure_detection` on the sentences of the pairs. Called on every rank."""
         sentences = sorted({sentence for pair in self.pairs for sentence in pair[1:]})
         return measure_detection(sentences, model, generator, self.tokenizers, recipe, device, enough, tick)

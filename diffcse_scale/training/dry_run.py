@@ -1,4 +1,4 @@
-"""`--dry-run`: all that a run does before its first step, and what that step would be; then it stops."""
+"""`--dry-run`: do everything that a run does before its first step, show what that step would be, and stop."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 def dry_run(trainer: Trainer, deepspeed_config: dict[str, Any]) -> None:
-    """Show rows of the first batch as they are edited, and the plan's memory. Called on every rank.
+    """Show edited rows of the first batch, and the memory of a step. Called on every rank.
 
     Args:
-        deepspeed_config: as it was given, before it was completed.
+        deepspeed_config: as given, before it was completed.
 
     Raises:
-        InputError: the plan cannot be made.
+        InputError: `diffcse-scale plan` failed.
     """
     chunks, edited = trainer.training_step.edits_of(trainer.batches.batch(0))
     if is_main():
@@ -55,13 +55,16 @@ def dry_run(trainer: Trainer, deepspeed_config: dict[str, Any]) -> None:
 
 
 def edited_row(original: Sequence[int], edited: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokens of a row, those that were replaced with what they were."""
+    """The tokens of a row; a replaced token is written as `original>replacement`."""
     before, after = tokenizer.convert_ids_to_tokens(original), tokenizer.convert_ids_to_tokens(edited)
     return " ".join(old if old == new else f"{old}>{new}" for old, new in zip(before, after, strict=True))
 
 
 def _plan(recipe: Recipe, deepspeed_config: dict[str, Any]) -> int:
-    """Its exit code. In a process of its own: a plan imagines the ranks that here are real."""
+    """Run `diffcse-scale plan` and return its exit code.
+
+    It needs its own process, because a plan simulates ranks that are real in this one.
+    """
     on_cpu = device().type == "cpu"
     if on_cpu:
         memory = psutil.virtual_memory().total / int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))

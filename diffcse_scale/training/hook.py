@@ -1,4 +1,4 @@
-"""What attaches to the training loop: the base class, and how a user adds one by name.
+"""Hooks of the training loop: their base class, and how a user adds one by name.
 
 # noise.py
 from diffcse_scale.training import Hook
@@ -25,14 +25,16 @@ if TYPE_CHECKING:
 
 
 class Hook:
-    """Called while a run trains. Each method does nothing; a hook overrides those that it needs.
+    """Methods that the training loop calls. By default each does nothing; a hook overrides those that it needs.
 
-    Every rank has one, made without arguments, and all call the same method at the same moment: a hook may exchange
-    with other ranks if all do so alike, and writes files on the main rank only (`diffcse_scale.distributed.is_main`).
-    What it raises ends the run. It may read of `trainer`: `step` (steps done), `plan` (`plan.steps` in all, the batch),
-    `recipe`, `run` (the folder, `run.path`), `model` (the networks; `model.encoder` is what is kept), `engine`
-    (DeepSpeed's), `learning_rate` and `gradient_norm` (of the last step), `best.facts` (`step` and `dev_spearman` of
-    the best encoder so far).
+    Every rank creates its own hook, without arguments, and all ranks call the same method at the same point. So a hook
+    may use collectives if it does so on every rank. It must write files on the main rank only
+    (`diffcse_scale.distributed.is_main`). An exception in a hook ends the run.
+
+    A hook may read these attributes of `trainer`: `step` (steps done), `plan` (the batch; `plan.steps` is the length of
+    the run), `recipe`, `run` (the run folder is `run.path`), `model` (the networks; `model.encoder` is what is kept),
+    `engine` (DeepSpeed's), `learning_rate` and `gradient_norm` (of the last step), and `best.facts` (`step` and
+    `dev_spearman` of the best encoder so far).
 
     Example:
         >>> from diffcse_scale.training import Hook
@@ -49,36 +51,38 @@ class Hook:
     """
 
     def on_start(self, trainer: Trainer) -> None:
-        """Before the first step of `trainer`, and before the first after a resume."""
+        """Called before the first step of `trainer`, also after a resume."""
 
     def after_step(self, trainer: Trainer) -> None:
-        """A step of `trainer` is done, or skipped. What waits for the device here makes training slower."""
+        """Called after each step of `trainer`, also a skipped one. Waiting for the device here slows training down."""
 
     def at_pause(self, trainer: Trainer) -> None:
-        """After `after_step` of all of `trainer`'s hooks. The clock of the rates stands still, for what takes long."""
+        """Called after `after_step` of all hooks of `trainer`. Long work belongs here: the rates do not count it."""
 
     def on_row(self, trainer: Trainer, row: dict[str, Any]) -> None:
-        """A row of `metrics.jsonl` was written: means since the row before, or a score of the development set.
+        """Called after a row of `metrics.jsonl` was written.
 
         Args:
             trainer: the loop that wrote it.
-            row: floats by name; NaN, or None where there was nothing to count, may be among them.
+            row: floats by name: means since the row before, or a score of the development set. A value may be NaN, or
+                None if there was nothing to count.
         """
 
     def on_end(self, trainer: Trainer, result: dict[str, Any]) -> None:
-        """The last step is done; `model/` and `result.json` are not yet written.
+        """Called after the last step, before `model/` and `result.json` are written.
 
         Args:
             trainer: the loop that ends.
-            result: what `result.json` is going to say; a hook may add what JSON can hold.
+            result: the future content of `result.json`; a hook may add anything that JSON can hold.
         """
 
 
 def load_hooks(names: Iterable[str]) -> list[Hook]:
-    """A hook of each class that is named as `package.module:Class`; modules of the working directory count.
+    """Create a hook of each class, named as `package.module:Class`. Modules of the working directory are found too.
 
     Raises:
-        InputError: a module that cannot be imported, no class in it of that name, no hook, or one that wants arguments.
+        InputError: the module cannot be imported, it has no class of that name, the class is not a hook, or it cannot
+            be created without arguments.
     """
     return [_load(name) for name in names]
 
@@ -91,7 +95,7 @@ def _load(name: str) -> Hook:
         sys.path.append(os.getcwd())
     try:
         found = getattr(import_module(module), attribute, None)
-    except Exception as error:  # a user's file may fail in any way
+    except Exception as error:  # a user's file may raise anything
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"Hook {name} cannot be imported ({why}); fix {module}, or set PYTHONPATH.") from None
     if not (isinstance(found, type) and issubclass(found, Hook)):

@@ -1,4 +1,4 @@
-"""`diffcse-scale train`: DeepSpeed's launcher on this machine, for train.py wherever it is installed."""
+"""`diffcse-scale train`: starts the installed train.py on this machine with DeepSpeed's launcher."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def launch(processes: int | None, arguments: list[str]) -> NoReturn:
-    """Become the `deepspeed` launcher of train.py.
+    """Replace this process by the `deepspeed` launcher of train.py.
 
     Args:
-        processes: ranks; all devices if None.
-        arguments: train.py's.
+        processes: number of ranks; None for one rank per device.
+        arguments: arguments for train.py.
 
     Raises:
         InputError: there are fewer devices than ranks.
@@ -31,21 +31,21 @@ def launch(processes: int | None, arguments: list[str]) -> NoReturn:
 
     options, environment = on_this_machine(processes, os.environ)
     if not torch.accelerator.is_available() and left_idle() is None:
-        environment["DS_ACCELERATOR"] = "cpu"  # each of the launcher's processes would say that it found nothing else
-    # without --quiet it tells its whole command line, secrets included; that a rank has failed it tells in any case
+        environment["DS_ACCELERATOR"] = "cpu"  # else each process of the launcher reports that it found no accelerator
+    # without --quiet it prints its whole command line, secrets included; it reports a failed rank in any case
     launcher = ["deepspeed.launcher.runner", "--quiet", "--master_port", str(free_port()), *options]
     print("Starting train.py with DeepSpeed; loading PyTorch takes a while.", flush=True)
     os.execve(sys.executable, [sys.executable, "-m", *launcher, str(shipped("train.py")), *arguments], environment)
 
 
 def on_this_machine(processes: int | None, environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """The launcher's options and environment for so many ranks (None: one on each visible device).
+    """The launcher's options and environment for `processes` ranks (None: one on each visible device).
 
-    The launcher understands of CUDA_VISIBLE_DEVICES no more than numbers, and fails at others; so it is kept from it,
-    and the ranks get it back.
+    The launcher understands only numbers in CUDA_VISIBLE_DEVICES and fails at anything else. So the variable is hidden
+    from the launcher and given back to the ranks.
 
     Raises:
-        InputError: CUDA_VISIBLE_DEVICES names fewer devices than ranks were asked for.
+        InputError: CUDA_VISIBLE_DEVICES names fewer devices than `processes`.
     """
     environment = dict(environ)
     if hidden_by(environ):

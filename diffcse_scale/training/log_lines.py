@@ -1,4 +1,4 @@
-"""The console's log lines: a table of at most 80 columns. All other numbers are in metrics.jsonl."""
+"""The log lines on the console: a table at most 80 characters wide. All other numbers are in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 from diffcse_scale.foundation.working import clock
 from diffcse_scale.runs.metric_table import METRICS
 
-WIDTH = 7  # characters of a number, and of its column's title
+WIDTH = 7  # characters of a number and of its column title
 TITLES_EVERY = 20  # lines
 
 
 class LogLines:
-    """Lines under titles, which are repeated while the table grows.
+    """A table that grows line by line; its column titles are repeated.
 
     Args:
-        steps: of the run.
+        steps: number of steps of the run.
 
     Example:
         lines = LogLines(steps=100)
@@ -28,11 +28,11 @@ class LogLines:
         self._steps, self._lines = steps, 0
 
     def step(self, step: int) -> str:
-        """The first column, which the lines of evaluations have as well."""
+        """The first column; the lines of evaluations begin with it too."""
         return f"{step:>{len(str(self._steps))}}/{self._steps}".rjust(len("step"))
 
     def add(self, step: int, row: dict[str, Any], seconds_left: float | None) -> str:
-        """The line of a row of metrics.jsonl, after the titles where it is time for them; None is shown as "-"."""
+        """Format a row of metrics.jsonl as a line, under new titles when they are due; None is shown as "-"."""
         shown = [metric for metric in METRICS.values() if metric.label and metric.name in row]
         cells = [_cell(row[metric.name], metric.pattern) for metric in shown]
         cells.append("-" if seconds_left is None else clock(seconds_left))
@@ -49,7 +49,7 @@ def _joined(first: str, cells: list[str]) -> str:
 
 
 def _cell(value: float | None, pattern: str) -> str:
-    """At most 7 characters, whatever the value."""
+    """Format any value in at most 7 characters."""
     if value is None:
         return "-"
     texts = (style.format(value) for style in (pattern, "{:.1e}", "{:.0e}"))

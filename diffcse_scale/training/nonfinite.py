@@ -1,9 +1,9 @@
-"""Steps whose loss or gradient is not finite: skipped, counted, and looked into when there are too many in a row.
+"""Diagnoses steps with a loss or gradient that is not finite: which module and which parameters are affected first.
 
-A skipped step leaves weights, optimizer and BatchNorm statistics as they were, so the weights that the first of a row
-of skipped steps met are still there when the run stops: they are kept as the checkpoint before that step. `diagnose`
-computes the step again and finds where the numbers cease to be finite; `diffcse-scale replay` does so once more, from
-that checkpoint, in processes of its own.
+A skipped step changes neither weights nor optimizer nor BatchNorm statistics. So a run that stops after several skipped
+steps still has the weights from before the first of them. It saves them as the checkpoint before that step.
+`diagnose` computes the step again and finds where the numbers stop being finite. `diffcse-scale replay` does the same
+again from that checkpoint, in new processes.
 """
 
 from __future__ import annotations
@@ -28,28 +28,30 @@ from diffcse_scale.text.batches import Batch, Batches
 
 
 class Buffers:
-    """The module's buffers before a step (BatchNorm's statistics), to be put back if it is skipped."""
+    """A copy of the module's buffers (BatchNorm statistics) before a step, to restore them if the step is skipped."""
 
     def __init__(self, module: nn.Module) -> None:
         self._saved = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
 
     def put_back(self) -> None:
-        """As if the step had not been."""
+        """Restore the buffers."""
         for buffer, saved in self._saved:
             buffer.copy_(saved)
 
 
 def diagnose(model: nn.Module, compute: Callable[[], StepOutput], batch: Batch, batches: Batches) -> dict[str, Any]:
-    """Compute a step again and look where its numbers cease to be finite. Called on every rank.
+    """Compute a step again and find where its numbers stop being finite. Called on every rank.
 
     Args:
-        compute: forward and backward of `batch`; the engine's gradients are not to be used afterwards.
+        compute: forward and backward of `batch`; the engine's gradients must not be used afterwards.
 
     Returns:
-        JSON-serialisable: `step`, `epoch` and `sentences` (ids in the corpus) of the global batch; `ranks`, each with
-        its losses, the first module whose output is not finite although its inputs are, and the norm of its own
-        gradient of each parameter; `weights`, each with its group, `decayed` or `kept`, and the norm. Norms that are
-        not finite are the texts "nan" and "inf".
+        A JSON-serialisable dictionary with
+        `step`, `epoch` and `sentences` (ids in the corpus) of the global batch;
+        `ranks`: for each rank its losses, the first module with finite inputs and an output that is not finite, and the
+        norm of the rank's own gradient for each parameter;
+        `weights`: for each parameter its group (`decayed` or `kept`) and its norm.
+        Norms that are not finite are the strings "nan" and "inf".
     """
     gradients: dict[str, float] = {}
     with _first_bad_output(model) as first, _gradient_norms(model, gradients):
@@ -71,7 +73,7 @@ def diagnose(model: nn.Module, compute: Callable[[], StepOutput], batch: Batch, 
 
 
 def describe(found: dict[str, Any]) -> str:
-    """In one clause: from which step on, on which ranks, first in which module, and in which parameters' gradients."""
+    """Summarise `diagnose` in one clause: first step, ranks, first module, and parameters with such gradients."""
     parameters = _bad_parameters(found)
     ranks = [one for one in found["ranks"] if _bad(one["loss"]) or one["first_module"]]
     if not ranks and not parameters:
@@ -91,7 +93,7 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def write_dump(run: Path, found: dict[str, Any], prefix: str = "") -> Path:
-    """`nonfinite/step-00000012.json` of a run."""
+    """Write a diagnosis to the run folder, as `nonfinite/step-00000012.json`."""
     file = run / run_files.NONFINITE / f"{prefix}step-{found['step']:08d}.json"
     file.parent.mkdir(exist_ok=True)
     write_durably(to_json(found, indent=1), file)
@@ -99,7 +101,7 @@ def write_dump(run: Path, found: dict[str, Any], prefix: str = "") -> Path:
 
 
 def _bad_parameters(found: dict[str, Any]) -> list[str]:
-    """Those whose gradient was not finite on some rank, or, if there is none, those that are so themselves."""
+    """Parameters whose gradient was not finite on some rank; if there is none, parameters that are not finite."""
     groups = found["weights"]
     gradients = {name for one in found["ranks"] for name, norm in one["gradient_norms"].items() if _bad(norm)}
     names = gradients or {name for name, weight in groups.items() if _bad(weight["norm"])}
@@ -125,7 +127,7 @@ def _finite(values: Any) -> bool:
 
 @contextmanager
 def _first_bad_output(model: nn.Module) -> Iterator[list[str]]:
-    """Inside, the innermost module that first turns finite inputs into outputs that are not is noted."""
+    """Inside, record the first module with finite inputs and an output that is not finite (the innermost one)."""
     found: list[str] = []
 
     def hook(name: str) -> Callable[..., None]:
@@ -147,7 +149,7 @@ def _first_bad_output(model: nn.Module) -> Iterator[list[str]]:
 
 @contextmanager
 def _gradient_norms(model: nn.Module, norms: dict[str, float]) -> Iterator[None]:
-    """Inside, the norm of each trained parameter's gradient on this rank, before it is reduced, is added to `norms`."""
+    """Inside, add to `norms` the norm of each trained parameter's gradient on this rank, before it is reduced."""
 
     def hook(name: str) -> Callable[[Tensor], None]:
         def note(gradient: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""`--push-to-hub`: the right to write is checked before anything is loaded; the upload comes when the run is done."""
+"""`--push-to-hub`: checks the write permission before anything is loaded, and uploads when the run is finished."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from diffcse_scale.foundation.launched import launched_rank
 
 
 def check_publishing(repo: str | None) -> None:
-    """On the one process that is to upload; the Hub is not asked by all ranks at once.
+    """Check that the Hub accepts an upload, in the one process that will upload.
 
     Raises:
         InputError: as `check_can_push`.
@@ -20,16 +20,16 @@ def check_publishing(repo: str | None) -> None:
 
 
 def publish(run: Path, repo: str | None) -> None:
-    """Upload the model of a finished run; a failure is told, and does not undo the run. Called on every rank.
+    """Upload the model of a finished run. A failure is reported and does not undo the run. Called on every rank.
 
-    The others wait: where one rank has ended, SLURM ends the rest after a minute.
+    The other ranks wait for the upload, because SLURM ends all ranks one minute after the first has ended.
     """
     if repo is None:
         return
-    from diffcse_scale.distributed import barrier, is_main  # torch with it
+    from diffcse_scale.distributed import barrier, is_main  # imports torch
 
     if is_main():
-        from diffcse_scale.export.command import push_run  # takes seconds
+        from diffcse_scale.export.command import push_run  # the import takes seconds
 
         push_run(run, repo)
     barrier()

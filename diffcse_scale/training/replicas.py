@@ -1,4 +1,4 @@
-"""Weights that every rank holds whole are equal on all, bit for bit; a rank whose memory has failed is named."""
+"""Checks that replicated weights are equal on all ranks, bit for bit, and names a rank whose memory has failed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from diffcse_scale.training.hook import Hook
 if TYPE_CHECKING:
     from diffcse_scale.training.trainer import Trainer
 
-# by bytes of an element
+# by the bytes of an element
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Replicas(Hook):
-    """Compares weights before they are measured, and before each checkpoint."""
+    """Compares the weights before each evaluation and each checkpoint."""
 
     def at_pause(self, trainer: Trainer) -> None:
         if trainer.due.evaluation or trainer.due.checkpoint:
@@ -31,13 +31,13 @@ class Replicas(Hook):
 
 
 def compare_replicas(trainer: Trainer) -> None:
-    """`check_replicas` of what `trainer` has now, where there are several ranks. Called on every rank."""
+    """Run `check_replicas` on the current weights of `trainer`, if there are several ranks. Called on every rank."""
     if world_size() > 1:
         check_replicas(replicated(trainer), f"after step {trainer.step}")
 
 
 def replicated(trainer: Trainer) -> dict[str, Tensor]:
-    """Parameters and buffers of all networks, by name, but for those that ZeRO-3 has divided among the ranks."""
+    """Parameters and buffers of all networks by name, without those that ZeRO-3 has partitioned."""
     networks = {"": trainer.model}
     if trainer.generator is not None:
         networks["generator."] = trainer.generator.model
@@ -50,14 +50,14 @@ def replicated(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def check_replicas(tensors: Mapping[str, Tensor], when: str) -> None:
-    """Whether tensors are equal on all ranks, by the sums of their bits. Called on every rank.
+    """Check by checksums that tensors are equal on all ranks. Called on every rank.
 
     Args:
         tensors: the same names, shapes and dtypes on every rank.
-        when: "after step 500".
+        when: for the message, such as "after step 500".
 
     Raises:
-        RunEnded: one is not (names the first of them, the rank and its machine).
+        RunEnded: a tensor differs; the message names the first one, the rank and its machine.
     """
     if not tensors:
         return
@@ -71,7 +71,7 @@ def check_replicas(tensors: Mapping[str, Tensor], when: str) -> None:
     odd = [
         f"rank {number} on {host}"
         for number, (host, own) in enumerate(found)
-        if tuple(own) != usual or 2 * times <= len(found)  # of two none is right
+        if tuple(own) != usual or 2 * times <= len(found)  # without a majority every rank is suspect
     ]
     first = list(tensors)[differing[0]]
     raise RunEnded(
@@ -83,10 +83,10 @@ def check_replicas(tensors: Mapping[str, Tensor], when: str) -> None:
 
 
 def checksums(tensors: list[Tensor]) -> Tensor:
-    """The sum of each tensor's bits, read as integers of its elements' width: int64, [tensors].
+    """A checksum of each tensor: the sum of its elements' bits, read as integers of the same width; int64, [tensors].
 
-    The same as `torch.stack([tensor.view(integers).sum(dtype=torch.int64) for tensor in tensors])`. One flipped bit
-    always changes it.
+    Equals `torch.stack([tensor.view(integers).sum(dtype=torch.int64) for tensor in tensors])`. A single flipped bit
+    always changes the checksum.
     """
     return torch.stack(
         [

@@ -1,4 +1,4 @@
-"""Batch arithmetic, steps and what follows each, and the learning rate: pure functions of recipe and world size."""
+"""Batch arithmetic, what is due after each step, and the learning rate: pure functions of recipe and world size."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from diffcse_scale.text.batches import share_of
 
 @dataclass(frozen=True)
 class Plan:
-    """How a recipe's global batch is shared between the ranks, and how long the run is."""
+    """How the ranks share a recipe's global batch, and how many steps the run has."""
 
     global_batch: int
     world_size: int
-    share: int  # sentences of the device that has most
+    share: int  # sentences of the device that has the most
     chunk: int  # sentences whose activations are alive at once
-    negatives: int  # negatives an anchor
+    negatives: int  # negatives per anchor
     steps: int
     steps_per_epoch: int
 
@@ -40,12 +40,12 @@ def make_plan(recipe: Recipe, sentences: int, views: int, world_size: int) -> Pl
     """Plan a run over a corpus of `sentences` rows with `views` views each.
 
     Raises:
-        InputError: as `share_of` (`Batches` has refused a corpus smaller than a batch).
+        InputError: as `share_of` (`Batches` has already refused a corpus smaller than a batch).
     """
     batch = recipe.batch.sentences
     share = share_of(recipe.batch, world_size)
     per_epoch = sentences // batch
-    # a hard negative adds one column for every sentence of the batch
+    # hard negatives add one column for each sentence of the batch
     negatives = batch - 1 + (batch if views > 2 else 0)
     return Plan(
         batch, world_size, share, min(recipe.batch.chunk or share, share), negatives, recipe.steps(per_epoch), per_epoch
@@ -62,12 +62,12 @@ class Due:
 
     @classmethod
     def nothing(cls) -> Due:
-        """Before the first step."""
+        """Nothing is due, as before the first step."""
         return cls(log=False, evaluation=False, checkpoint=False)
 
     @classmethod
     def after(cls, step: int, recipe: Recipe, steps: int) -> Due:
-        """What follows when `step` of `steps` are done: the last is logged and measured, and needs no checkpoint."""
+        """What is due after `step` of `steps`. The last step is logged and evaluated, and needs no checkpoint."""
         last = step == steps
         checkpoint = step % recipe.checkpoint_every == 0 and not last
         return cls(
@@ -82,8 +82,8 @@ SCHEDULES: dict[str, Callable[[float, OptimizerRecipe], float]] = {
     "cosine": lambda progress, _: (1 + math.cos(math.pi * progress)) / 2,
     "constant": lambda progress, _: 1.0,
 }
-"""From the share of the steps after the warm-up that is done, and the recipe's settings, to a factor of the largest
-learning rate. `optimizer.schedule` of the recipe lists the names."""
+"""Each schedule maps the progress after the warm-up (0 to 1) and the recipe's settings to a factor of the largest
+learning rate. The names are the values of `optimizer.schedule` in a recipe."""
 
 
 def learning_rate(optimizer: OptimizerRecipe, step: int, steps: int) -> float:

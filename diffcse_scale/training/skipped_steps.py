@@ -1,4 +1,4 @@
-"""What a run does about a step whose loss or gradient is not finite: skips it, or stops and says where that arises."""
+"""Handles steps with a loss or gradient that is not finite: skips them, or stops the run and reports the origin."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ log = logging.getLogger(__name__)
 
 
 class SkippedSteps:
-    """Counts skipped steps, and ends the run after too many in a row; every rank has one.
+    """Counts skipped steps, and ends the run after too many in a row. Every rank has one such object.
 
     Args:
-        trainer: the loop, which computes steps and saves checkpoints.
+        trainer: the loop; it computes steps and saves checkpoints.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._in_a_row = 0
-        self._trained = False  # whether a step was taken, by this process or before it resumed
-        self._before: tuple[int, dict[str, Any]] = (0, {})  # step and state before the first of them
-        self._buffers: Buffers | None = None  # before this step
+        self._trained = False  # whether any step was taken, also before a resume
+        self._before: tuple[int, dict[str, Any]] = (0, {})  # step and state before the first skipped step in a row
+        self._buffers: Buffers | None = None  # as they were before this step
 
     def begin(self) -> None:
-        """A step is about to be computed."""
+        """Called before a step is computed: saves the buffers."""
         self._buffers = Buffers(self._trainer.model)
 
     def counts(self, applied: bool, output: StepOutput, batch: Batch) -> bool:
-        """Whether the step was taken; one that was not leaves everything as it was. Called on every rank.
+        """Return whether the step was taken; a step that was not changes nothing. Called on every rank.
 
         Raises:
-            RunEnded: too many in a row were not.
+            RunEnded: too many steps in a row were skipped.
         """
         if applied:
             self._in_a_row, self._trained = 0, True
@@ -59,7 +59,7 @@ class SkippedSteps:
     def _skip(self, output: StepOutput, batch: Batch) -> None:
         finite = not any(agree(not math.isfinite(float(output.loss.detach()))))
         if finite and self._trainer.engine.fp16_enabled():
-            return  # a loss scale that was too large, and is smaller now
+            return  # the loss scale was too large; DeepSpeed has lowered it
         if self._in_a_row == 0:
             self._before = (batch.step, self._trainer.state())
         self._in_a_row += 1
@@ -69,19 +69,19 @@ class SkippedSteps:
             raise self.ended(batch)
 
     def check(self, batch: Batch) -> None:
-        """Look at the losses of all steps since the last log line. Called on every rank.
+        """Check the losses of all steps since the last log line. Called on every rank.
 
         Raises:
-            RunEnded: one was not finite.
+            RunEnded: a loss was not finite.
         """
         if not self._trainer.window.finite():
             raise self.ended(batch)
 
     def check_weights(self) -> None:
-        """Look at the weights before they are measured or exported. Called on every rank.
+        """Check the weights before they are evaluated or exported. Called on every rank.
 
         Raises:
-            RunEnded: some are not finite.
+            RunEnded: some weights are not finite.
         """
         try:
             check_finite(self._trainer.model, "the run")
@@ -89,10 +89,10 @@ class SkippedSteps:
             raise self.ended() from None
 
     def check_end(self) -> None:
-        """Look, after the last step, at what was trained. Called on every rank.
+        """Check the result after the last step. Called on every rank.
 
         Raises:
-            RunEnded: weights, or embeddings of the last batch, are not finite, or all steps were skipped.
+            RunEnded: weights or embeddings of the last batch are not finite, or all steps were skipped.
         """
         self.check_weights()
         if not self._trained or any(agree(not self._embeds())):
@@ -108,14 +108,14 @@ class SkippedSteps:
         return bool(torch.isfinite(found).all())
 
     def resume(self) -> None:
-        """What a checkpoint holds was trained."""
+        """Called when a checkpoint was loaded: its weights were trained."""
         self._trained = True
 
     def ended(self, batch: Batch | None = None) -> RunEnded:
-        """Keep the weights that met such numbers first, look for where they come from, and stop.
+        """Save the weights from before the first such step, diagnose that step, and return the error to raise.
 
         Args:
-            batch: of the step that met them; None for the last step.
+            batch: the batch of the step; None for the last step.
         """
         path = self._trainer.run.path
         if batch is None:
@@ -133,7 +133,7 @@ class SkippedSteps:
         )
 
     def replay(self) -> None:
-        """Compute the step at which the run stopped again, and print where its numbers cease to be finite."""
+        """Recompute the step at which the run stopped, and print where its numbers stop being finite."""
         path = self._trainer.run.path
         step = newest_dump(path)["step"] - 1
         if step > 0:

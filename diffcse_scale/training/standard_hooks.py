@@ -1,4 +1,4 @@
-"""What every run has: log lines, DeepSpeed monitors, evaluations, checkpoints, and a place where it can be stopped."""
+"""The hooks of every run: log lines, DeepSpeed monitors, evaluations, checkpoints, and the point where it can stop."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def all_hooks(
     track: Iterable[str] = (),
     start: Mapping[str, str] | None = None,
 ) -> list[Hook]:
-    """The hooks of a run in the order in which they are called.
+    """The hooks of a run, in the order in which they are called.
 
     Args:
-        development: what chooses the best checkpoint; None to keep the last.
-        added: the user's; whatever they do is done before the run may be stopped.
+        development: the pairs that select the best encoder; None to keep the last one.
+        added: the user's hooks; they finish their work before the run may be stopped.
         track, start: as for `Tracking`.
     """
     hooks = [Logging(recipe), Monitors(), Replicas(), Evaluation(development), Checkpointing(), *added]
@@ -50,7 +50,7 @@ def all_hooks(
 
 
 class Logging(Hook):
-    """Writes a log line: a row of metrics.jsonl, a line on the console, the rate in status.json."""
+    """Logs progress: a row of metrics.jsonl, a line on the console, and the rate in status.json."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._idleness = Idleness(contrastive=recipe.objective.contrastive_weight > 0)
@@ -75,7 +75,7 @@ class Logging(Hook):
 
 
 class Monitors(Hook):
-    """The numbers of each row to DeepSpeed's own monitors, if its configuration names any."""
+    """Sends the numbers of each row to DeepSpeed's own monitors, if its configuration enables any."""
 
     def on_row(self, trainer: Trainer, row: dict[str, Any]) -> None:
         monitor = trainer.engine.monitor
@@ -85,7 +85,7 @@ class Monitors(Hook):
 
 
 class Evaluation(Hook):
-    """Measures the development set, has the best encoder kept, and says in the result what training has changed."""
+    """Evaluates on the development set, keeps the best encoder, and adds scores before and after to the result."""
 
     def __init__(self, development: DevelopmentSet | None) -> None:
         self._development = development
@@ -113,7 +113,7 @@ class Evaluation(Hook):
                 raise trainer.skipped.ended() from None
             row, scores = {"dev_spearman": score}, {encoder.pooling: score}
             if trainer.step == 0 and encoder.pooling in ("cls", "mean"):
-                # what training has to beat is the better of the two untrained poolings
+                # training has to beat the better of the two untrained poolings
                 other = "mean" if encoder.pooling == "cls" else "cls"
                 row[f"dev_spearman_{other}"] = development.spearman(Encoder(encoder.backbone, other), tick)
                 scores[other] = row[f"dev_spearman_{other}"]
@@ -136,7 +136,7 @@ class Evaluation(Hook):
         result.update(self._detection(self._development, trainer, ENOUGH_AT_END))
 
     def _detection(self, development: DevelopmentSet, trainer: Trainer, enough: int) -> dict[str, float | None]:
-        """What the discriminator has learnt, by `enough` replaced words; nothing where there is no generator."""
+        """Measure the discriminator on `enough` replaced words; empty if there is no generator."""
         model, generator = trainer.model, trainer.generator
         if generator is None:
             return {}
@@ -146,7 +146,7 @@ class Evaluation(Hook):
 
 @contextmanager
 def _shown(trainer: Trainer, measured: str) -> Iterator[Callable[[], None]]:
-    """To be called before every batch of a measurement: the run can be stopped there, and tells how far it is."""
+    """Yield a function to call before each batch of a measurement; there the run shows progress and can be stopped."""
     with Working(f"evaluating, {measured}", "batches", shown=is_main()) as line:
 
         def tick() -> None:
@@ -157,7 +157,7 @@ def _shown(trainer: Trainer, measured: str) -> Iterator[Callable[[], None]]:
 
 
 class Checkpointing(Hook):
-    """A checkpoint every `checkpoint_every` steps."""
+    """Saves a checkpoint every `checkpoint_every` steps."""
 
     def at_pause(self, trainer: Trainer) -> None:
         if trainer.due.checkpoint:
@@ -167,7 +167,7 @@ class Checkpointing(Hook):
 
 
 class Stopping(Hook):
-    """All ranks agree whether to continue."""
+    """Lets all ranks agree whether to continue."""
 
     def at_pause(self, trainer: Trainer) -> None:
         trainer.tick("training")

@@ -1,4 +1,4 @@
-"""What a step computes between a batch and the optimizer: edits, forward, backward."""
+"""The computation of a step up to the optimizer: edits, forward, backward."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from diffcse_scale.training.chunking import ChunkedStep
 
 
 class _Edited(NamedTuple):
-    """A batch whose edits have been asked for; on a GPU they are there once `done` is."""
+    """A batch whose edits have been started; on a GPU they are ready when `done` has happened."""
 
     batch: Batch
     chunks: list[Chunk]
@@ -30,17 +30,17 @@ class _Edited(NamedTuple):
 
 
 class TrainingStep:
-    """Forward and backward of this rank's share of a global batch; the optimizer's step is the caller's.
+    """Forward and backward of this rank's share of a global batch; the caller runs the optimizer's step.
 
     Args:
         engine: the DeepSpeed engine around a `DiffCSENetworks`.
-        generator: None when `rtd_weight` is 0, or where batches hold edits that were made before.
+        generator: None if `rtd_weight` is 0, or if the batches contain edits made before training.
     """
 
     def __init__(self, engine: Any, generator: Generator | None, recipe: Recipe) -> None:
         self.engine, self.generator = engine, generator
         self.objective = Objective(recipe.objective, recipe.batch.exchange, sentences=recipe.batch.sentences)
-        # a share that is one chunk is one graph: nothing is gathered or computed twice for it
+        # a share that fits in one chunk is one graph: nothing is gathered or computed twice
 
         chunk = chunk_of(share_of(recipe.batch, world_size()), recipe.batch.chunk)
         self.chunked = ChunkedStep(engine, self.objective) if chunk else None
@@ -49,23 +49,23 @@ class TrainingStep:
         self._next: _Edited | None = None
 
     def ahead(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches, each handed out when the edits of the one after it have been asked for.
+        """Yield the same batches, and start the edits of the next batch before yielding one.
 
-        On a GPU the generator has a stream of its own, so that it fills what the step before leaves idle: waits for
-        other ranks, launches, the optimizer's small kernels. A generator that draws from torch's own random numbers
-        (`official`) keeps its turn.
+        On a GPU the generator has its own stream. So it uses the time that the previous step leaves idle: waits for
+        other ranks, kernel launches, the optimizer's small kernels. A generator that draws torch's own random numbers
+        (`official`) is not run ahead, because that would change their order.
         """
         if self.generator is None or not self.generator.sampled:
             yield from batches
             return
         edited = (self._edit_ahead(self.generator, batch) for batch in batches)
-        for ready, _ in pairwise(chain(edited, [None])):  # which asks for the one after before it hands one out
+        for ready, _ in pairwise(chain(edited, [None])):  # pairwise takes the next one before it yields this one
             assert ready is not None
             self._next = ready
             yield ready.batch
 
     def __call__(self, batch: Batch) -> StepOutput:
-        """The objective; gradients are where the engine keeps them."""
+        """Compute the objective; the gradients are left in the engine."""
         chunks, edited = self.edits_of(batch)
         self.objective.begin(batch.step)
         if self.chunked is not None:
@@ -78,21 +78,21 @@ class TrainingStep:
         return output._replace(statistics={**output.statistics, **found})
 
     def _in_parameters(self, chunks: list[Chunk], step: int) -> dict[str, Tensor]:
-        """Where it is due, both gradients on the encoder's parameters."""
+        """If it is due, measure both gradients on the encoder's parameters."""
         if self._measured_every is None or step % self._measured_every:
             return {}
         with precision_of(self.engine):
             return gradients_in_parameters(self.engine.module, chunks, self.objective.gradients, self.objective.ranks)
 
     def edits_of(self, batch: Batch) -> tuple[list[Chunk], list[Tensor] | None]:
-        """The batch on the device, and the edited ids of each chunk; None without RTD."""
+        """The batch on the device, and the edited ids of each chunk (None without RTD)."""
         known, self._next = self._next, None
         if known is not None and known.batch is batch:
             if known.done is not None:
                 main = torch.cuda.current_stream()
                 main.wait_event(known.done)
                 for ids in known.edited:
-                    ids.record_stream(main)  # they were allocated for the other stream
+                    ids.record_stream(main)  # they were allocated on the other stream
             return known.chunks, known.edited
         chunks = _on_device(batch)
         if self.generator is not None:
@@ -104,7 +104,7 @@ class TrainingStep:
         chunks = _on_device(batch)
         if self._stream is None:
             return _Edited(batch, chunks, [generator.edit(chunk) for chunk in chunks], None)
-        self._stream.wait_stream(torch.cuda.current_stream())  # which copies the chunks
+        self._stream.wait_stream(torch.cuda.current_stream())  # the current stream copies the chunks
         with torch.cuda.stream(self._stream):
             edited = [generator.edit(chunk) for chunk in chunks]
         return _Edited(batch, chunks, edited, self._stream.record_event())

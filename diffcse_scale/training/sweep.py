@@ -1,4 +1,4 @@
-"""`diffcse-scale sweep`: every combination of seeds and recipe fields on this machine, one run at a time."""
+"""`diffcse-scale sweep`: trains every combination of seeds and recipe fields on this machine, one run at a time."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ from diffcse_scale.foundation.run_files import RESULT
 from diffcse_scale.foundation.signals import exit_code_after, listening
 from diffcse_scale.training.train_arguments import parse_arguments
 
-BETWEEN = "--"  # fields with their values, and train.py's arguments
+BETWEEN = "--"  # separates fields with their values from train.py's arguments
 
 
 def sweep(words: Sequence[str], processes: int | None) -> int:
-    """Train what is not yet finished of all combinations, and sum them up.
+    """Train all combinations that are not finished yet, and print a summary.
 
-    A run that fails does not keep the others from being trained. One that was stopped ends the sweep; the same command
-    goes on with it.
+    If a run fails, the others are still trained. If a run is stopped, the sweep ends; the same command continues it.
 
     Args:
-        words: `field=value,value` for each field, `--`, and train.py's arguments; of those `--output` is the folder of
-            all runs, `runs/sweep-<time>` by default.
-        processes: as `diffcse-scale train` takes them.
+        words: `field=value,value` for each field, `--`, and train.py's arguments. `--output` is the folder of all runs,
+            by default `runs/sweep-<time>`.
+        processes: as for `diffcse-scale train`.
 
     Returns:
-        0, the exit code of the run that was stopped, or that of the first that failed.
+        0, the exit code of the run that was stopped, or the exit code of the first run that failed.
 
     Raises:
-        InputError: words that cannot be read, --push-to-hub, or two combinations that would have one folder.
-        SystemExit: some combination would be refused by train.py, which says why.
+        InputError: words that cannot be read, --push-to-hub, or two combinations with the same folder.
+        SystemExit: train.py would refuse a combination; it prints why.
     """
     axes, arguments, output = _parted(words)
     if any(word.partition("=")[0] == "--push-to-hub" for word in arguments):
@@ -81,10 +80,10 @@ def combinations(axes: Sequence[str]) -> list[list[str]]:
 
 
 def _parted(words: Sequence[str]) -> tuple[list[str], list[str], str]:
-    """Fields with their values, train.py's arguments without --output, and that.
+    """Split into fields with their values, train.py's arguments without --output, and the output folder.
 
     Raises:
-        InputError: there is no `--`, no field, or a word before it that is none.
+        InputError: there is no `--`, no field, or a word before `--` that is not a field.
     """
     if BETWEEN not in words:
         raise InputError("-- is missing before train.py's arguments: `diffcse-scale sweep seed=1,2 -- --recipe NAME`.")
@@ -106,7 +105,7 @@ def _parted(words: Sequence[str]) -> tuple[list[str], list[str], str]:
 
 
 def _train(arguments: list[str], processes: int | None) -> tuple[int, bool]:
-    """The exit code of a run, and whether this process was asked to stop meanwhile; the run is waited for."""
+    """Run train.py to its end; return its exit code, and whether this process was asked to stop meanwhile."""
     asked = False
     options = [] if processes is None else ["--processes", str(processes)]
     command = [sys.executable, "-m", "diffcse_scale", "train", *options, *arguments]
@@ -115,7 +114,7 @@ def _train(arguments: list[str], processes: int | None) -> tuple[int, bool]:
         def stop(number: int, frame: FrameType | None) -> None:
             nonlocal asked
             asked = True
-            if number != signal.SIGINT:  # which a terminal sends to both
+            if number != signal.SIGINT:  # a terminal sends SIGINT to both processes
                 run.send_signal(number)
 
         with listening(stop):

@@ -1,7 +1,7 @@
-"""The trackers that `--track` names, each by its own library: DeepSpeed's monitors neither resume nor take texts.
+"""The trackers for `--track`, each using its own library, because DeepSpeed's monitors neither resume nor accept text.
 
-A tracker lives on the main rank, in a thread of its own (`tracking.py`). It is given a number of a step once: what it
-has had before a resume it says by `has`. What it keeps lies in the run folder, as far as its library lets it.
+A tracker lives on the main rank, in its own thread (`tracking.py`). It gets each number of a step only once: `has`
+tells which numbers it received before a resume. It keeps its files in the run folder, as far as its library allows.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from diffcse_scale.foundation.errors import InputError, either, nearest, quoted
 from diffcse_scale.foundation.objects import parse_json
 from diffcse_scale.foundation.strict_json import to_json
 
-PROJECT = "diffcse-scale"  # where the tracker's own variable names no other
+PROJECT = "diffcse-scale"  # unless the tracker's own environment variable names another
 Numbers = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class About:
-    """What a tracker is told of a run at its beginning.
+    """What a tracker is told about a run when it begins.
 
     Attributes:
-        name: of its folder.
-        recipe: section.field to value.
+        name: name of the run folder.
+        recipe: values by `section.field`.
         start: the rows of the start table.
-        step: steps that are done; what a crash has kept from being saved after it is going to come again.
+        step: steps done; later steps that a crash kept from being saved will be repeated.
     """
 
     name: str
@@ -47,39 +47,39 @@ class About:
 
 
 class Tracker(ABC):
-    """Called in this order: `begin`, `add` for the numbers of a step again and again, `end` of a finished run.
+    """Its methods are called in this order: `begin`, `add` for each step's numbers, and `end` when a run is finished.
 
     Args:
-        folder: its own, in the run folder; it need not be there.
+        folder: the tracker's own folder in the run folder; it need not exist.
     """
 
-    package: ClassVar[str] = ""  # that is imported; nothing where none is needed
+    package: ClassVar[str] = ""  # the package that it imports, if any
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @abstractmethod
     def begin(self, about: About) -> None:
-        """Begin, or go on with what an earlier process has begun."""
+        """Begin, or continue what an earlier process began."""
 
     @abstractmethod
     def has(self, name: str, step: int) -> bool:
-        """Whether it was given this number before."""
+        """Whether the tracker already received this number."""
 
     @abstractmethod
     def add(self, step: int, numbers: Numbers) -> None:
-        """Numbers of a step; steps never go back."""
+        """Take the numbers of a step; steps never decrease."""
 
     @abstractmethod
     def end(self, result: Numbers, text: str) -> None:
-        """The numbers of result.json, and all of it."""
+        """Take the numbers of result.json, and its whole text."""
 
 
 class Csv(Tracker):
-    """`metrics.csv`, a row a row of metrics.jsonl, and `start.csv`: recipe and start table."""
+    """Writes `metrics.csv`, with one row for each row of metrics.jsonl, and `start.csv` with recipe and start table."""
 
     def begin(self, about: About) -> None:
-        """What an earlier process has written is written anew, from metrics.jsonl."""
+        """Start both files again; the rows of an earlier process come again from metrics.jsonl."""
         make_folder(self.folder)
         self._columns, self._rows = ["step"], self.folder / "metrics.csv"
         with replacing(self._rows) as file:
@@ -90,11 +90,11 @@ class Csv(Tracker):
             )
 
     def has(self, name: str, step: int) -> bool:
-        """Nothing: it is small."""
+        """Never, because the file is small and is written again."""
         return False
 
     def add(self, step: int, numbers: Numbers) -> None:
-        """Appended; a new name is a new column at the right, for which the file is written anew."""
+        """Append a row; a new name becomes a new last column, and then the whole file is rewritten."""
         row = {"step": step, **numbers}
         if new := [name for name in row if name not in self._columns]:
             self._columns += new
@@ -106,16 +106,16 @@ class Csv(Tracker):
             csv.DictWriter(rows, self._columns, lineterminator="\n").writerow(row)
 
     def end(self, result: Numbers, text: str) -> None:
-        """result.json has it."""
+        """Nothing to do, because result.json has the result."""
 
 
 class TensorBoard(Tracker):
-    """Event files; what a resumed run writes takes the place of all that was there."""
+    """Writes event files; a resumed run replaces everything in the earlier ones."""
 
     package = "tensorboard"
 
     def begin(self, about: About) -> None:
-        """Recipe and start table are texts."""
+        """Write recipe and start table as texts."""
         from torch.utils.tensorboard import SummaryWriter
 
         earlier = any(self.folder.glob("events.*"))
@@ -126,29 +126,32 @@ class TensorBoard(Tracker):
         self._writer.flush()
 
     def has(self, name: str, step: int) -> bool:
-        """Nothing: it is told all rows again, for it may have missed some."""
+        """Never: it gets all rows again, because some may be missing."""
         return False
 
     def add(self, step: int, numbers: Numbers) -> None:
-        """Scalars, under their names in metrics.jsonl."""
+        """Write scalars under their names in metrics.jsonl."""
         self._last = step
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def end(self, result: Numbers, text: str) -> None:
-        """The result is a text."""
+        """Write the result as a text."""
         self._writer.add_text("result", f"```\n{text}\n```", self._last)
         self._writer.close()
 
 
 class WandB(Tracker):
-    """A run of Weights & Biases, offline too. What it has had stands in `sent.json`: an offline run cannot be asked."""
+    """A run of Weights & Biases, online or offline.
+
+    `sent.json` records what it has received, because an offline run cannot be asked.
+    """
 
     package = "wandb"
 
     def begin(self, about: About) -> None:
-        """The recipe and the start table are its configuration; neither command line, code nor output is sent."""
+        """Send the recipe and the start table as configuration. Command line, code and output are not sent."""
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
@@ -166,19 +169,19 @@ class WandB(Tracker):
             resume="allow",
             dir=str(self.folder),
             config={**about.recipe, "start": dict(about.start)},
-            # what it is told is in its file a second later, should the machine be lost
+            # numbers reach the library's file within a second, in case the machine is lost
             settings=wandb.Settings(
                 **quiet, x_save_requirements=False, finish_timeout=PATIENCE, x_transaction_log_flush_interval=1.0
             ),
         )
-        atexit.register(self._leave)  # what the library still has is written when it ends, which is after this
+        atexit.register(self._leave)  # the library's own exit handler writes what it still holds, and runs later
 
     def has(self, name: str, step: int) -> bool:
-        """As far as the last number of this name."""
+        """Whether the step is not after the last number of this name."""
         return step <= self._sent["last"].get(name, -1)
 
     def add(self, step: int, numbers: Numbers) -> None:
-        """The library writes a step when the next begins, for its numbers may come in parts."""
+        """Log the numbers. The library writes a step when the next one begins, because a step may come in parts."""
         if step > self._step:
             self._save()
         self._step = step
@@ -186,7 +189,7 @@ class WandB(Tracker):
         self._run.log(dict(numbers), step=step)
 
     def end(self, result: Numbers, text: str) -> None:
-        """The result is in its summary."""
+        """Write the result to the run's summary."""
         self._run.summary.update(dict(result))
         self._save()
         self._run.finish()
@@ -203,12 +206,12 @@ class WandB(Tracker):
 
 
 class Mlflow(Tracker):
-    """A run of the server or database that MLFLOW_TRACKING_URI names; what it has had it is asked."""
+    """A run on the server or database that MLFLOW_TRACKING_URI names. It is asked what it has already received."""
 
     package = "mlflow"
 
     def begin(self, about: About) -> None:
-        """The recipe and the start table are its parameters."""
+        """Send the recipe and the start table as parameters."""
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
         from mlflow import MlflowClient
@@ -230,49 +233,49 @@ class Mlflow(Tracker):
         self._id = self._client.create_run(place, run_name=about.name).info.run_id
         rows = {**about.recipe, **{f"start.{name}": value for name, value in about.start.items()}}
         self._client.log_batch(self._id, params=[Param(_key(name), _cell(rows[name])) for name in rows])
-        with replacing(known) as file:  # a run without its parameters is begun anew
+        with replacing(known) as file:  # written after the parameters: a run without them is started again
             file.write(to_json({"run_id": self._id, "experiment": name}))
 
     def has(self, name: str, step: int) -> bool:
-        """As far as the last number of this name."""
+        """Whether the step is not after the last number of this name."""
         if name not in self._last:
             found = self._client.get_metric_history(self._id, _key(name)) if self._resumed else []
             self._last[name] = max((metric.step for metric in found), default=-1)
         return step <= self._last[name]
 
     def add(self, step: int, numbers: Numbers) -> None:
-        """Metrics, under their names in metrics.jsonl."""
+        """Send metrics under their names in metrics.jsonl."""
         from mlflow.entities import Metric
 
         now, self._step = int(time.time() * 1000), step
         self._client.log_batch(self._id, metrics=[Metric(_key(name), numbers[name], now, step) for name in numbers])
 
     def end(self, result: Numbers, text: str) -> None:
-        """The result is metrics, too."""
+        """Send the result as metrics too."""
         self.add(self._step, result)
         self._client.set_terminated(self._id)
 
 
-PATIENCE = 10  # seconds for which the end of a run waits for its trackers
+PATIENCE = 10  # seconds that the end of a run waits for its trackers
 TRACKERS: dict[str, type[Tracker]] = {"wandb": WandB, "tensorboard": TensorBoard, "mlflow": Mlflow, "csv": Csv}
 
 
 def check_trackers(names: Iterable[str]) -> None:
-    """Raises InputError for a name that is no tracker's, a package that is absent, or nobody who is logged in."""
+    """Raise InputError for an unknown tracker, a missing package, or a missing login."""
     for name in names:
         if name not in TRACKERS:
             known = either(list(TRACKERS))
             raise InputError(f"--track {quoted(name)}{nearest(name, TRACKERS)}: give {known}, several with commas.")
         package = TRACKERS[name].package
         found = find_spec(package) if package else None
-        if package and (found is None or found.origin is None):  # a folder of that name is no package
+        if package and (found is None or found.origin is None):  # a mere folder of that name is not the package
             raise InputError(f"--track {name} needs a package: pip install 'diffcse-scale[{name}]'.")
         if name == "wandb":
             _check_login()
 
 
 def _check_login() -> None:
-    """Nobody is asked for a key where a run begins."""
+    """Check the login without asking for a key, because nobody may be there to answer when a run begins."""
     if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
         return
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -285,10 +288,10 @@ def _check_login() -> None:
 
 
 def _cell(value: Any) -> str:
-    """Of a table, or a parameter: on one line, and no longer than trackers take."""
+    """The text of a table cell or parameter: on one line, and not longer than trackers accept."""
     return " ".join(str(value).replace("|", "/").split())[:500]
 
 
 def _key(name: str) -> str:
-    """With the characters that MLflow takes."""
+    """The name, with only characters that MLflow accepts."""
     return "".join(letter if letter.isalnum() or letter in "_-. /" else "_" for letter in name)

@@ -1,4 +1,4 @@
-"""`--track`: the hook that tells trackers what a run writes, each in a thread that training never waits for."""
+"""`--track`: the hook that sends a run's metrics to trackers, each in its own thread; training never waits for them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OF_TEXT = ("first rows", "as tokens")  # of the start table: the corpus stays here
-WAITING = 10_000  # rows: a tracker that is so far behind has gone
+OF_TEXT = ("first rows", "as tokens")  # rows of the start table with corpus text, which is not sent anywhere
+WAITING = 10_000  # rows: a tracker that is so far behind is given up
 
 
 class Tracking(Hook):
-    """All rows of metrics.jsonl to some trackers, those of an earlier process included that a tracker has not had.
+    """Sends all rows of metrics.jsonl to trackers, also those of an earlier process that a tracker has not received.
 
     Args:
-        names: of `TRACKERS`.
+        names: names in `TRACKERS`.
         start: the rows of the start table.
     """
 
@@ -42,7 +42,7 @@ class Tracking(Hook):
         self._lines: list[_Line] = []
 
     def on_start(self, trainer: Trainer) -> None:
-        """On the main rank, the one that writes."""
+        """Start the trackers, on the main rank only."""
         if not is_main():
             return
         recipe = {name: _masked(value) for name, value in flat(trainer.recipe.model_dump(mode="json")).items()}
@@ -54,12 +54,12 @@ class Tracking(Hook):
             self._lines.append(_Line(name, tracker, about, trainer.run, rows))
 
     def on_row(self, trainer: Trainer, row: dict[str, Any]) -> None:
-        """Handed on, without waiting."""
+        """Queue the row for each tracker, without waiting."""
         for line in self._lines:
             line.put((trainer.step, numbers_of(row)))
 
     def on_end(self, trainer: Trainer, result: dict[str, Any]) -> None:
-        """The trackers have some seconds to take in what is left."""
+        """Queue the result, and give the trackers PATIENCE seconds to finish."""
         deadline = time.monotonic() + PATIENCE
         for line in self._lines:
             line.put(dict(result))
@@ -68,10 +68,10 @@ class Tracking(Hook):
 
 
 class _Line(Thread):
-    """The thread of one tracker. Its first error is logged once and ends this tracker alone.
+    """The thread of one tracker. The first error is logged once and ends only this tracker.
 
     Args:
-        earlier: so many rows of metrics.jsonl were written before.
+        earlier: number of rows that metrics.jsonl had before.
     """
 
     def __init__(self, name: str, tracker: Tracker, about: About, run: RunDirectory, earlier: int) -> None:
@@ -82,7 +82,7 @@ class _Line(Thread):
         self.start()
 
     def put(self, item: tuple[int, dict[str, float]] | dict[str, Any]) -> None:
-        """The numbers of a step, or at last the result."""
+        """Queue the numbers of a step, or finally the result."""
         try:
             if not self._gone:
                 self._queue.put_nowait(item)
@@ -90,13 +90,13 @@ class _Line(Thread):
             self._give_up(f"it does not answer, and {WAITING:,} rows wait for it")
 
     def wait(self, deadline: float) -> None:
-        """Until all is told, or the time is over."""
+        """Wait until everything is sent, or until the deadline."""
         self.join(max(0.0, deadline - time.monotonic()))
         if self.is_alive():
             self._give_up(f"it has not taken the last numbers within {PATIENCE} seconds")
 
     def run(self) -> None:
-        """Until the result."""
+        """Send rows until the result has come."""
         try:
             if self._run.owned():
                 self._tracker.begin(self._about)
@@ -107,7 +107,7 @@ class _Line(Thread):
             if self._run.owned():
                 numbers = {f"result.{name}": value for name, value in numbers_of(flat(item)).items()}
                 self._tracker.end(numbers, to_json(item, indent=1))
-        except (Exception, SystemExit) as error:  # of any library; a tracker is not worth a run
+        except (Exception, SystemExit) as error:  # from any library; a tracker must not fail the run
             self._give_up(one_line(error).rstrip("."))
 
     def _tell(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -126,7 +126,7 @@ class _Line(Thread):
 
 
 def flat(section: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    """`section.field` to value, of nested objects.
+    """Flatten nested objects into values by `section.field`.
 
     >>> flat({"a": {"b": 1}, "c": [2]})
     {'a.b': 1, 'c': [2]}
@@ -138,7 +138,7 @@ def flat(section: Mapping[str, Any], place: str = "") -> dict[str, Any]:
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """What is a finite number in a row, without its step."""
+    """The finite numbers of a row, without its step."""
     return {
         name: float(value)
         for name, value in row.items()

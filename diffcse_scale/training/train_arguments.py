@@ -24,19 +24,19 @@ from diffcse_scale.text.cache import cache_folder
 from diffcse_scale.training.publishing import check_publishing
 from diffcse_scale.training.trackers import TRACKERS, check_trackers
 
-# seconds that a rank may be silent: one that waits for its turn may take so long; timers hold no more than some years
+# seconds that a rank may be silent: waiting for its turn may take it SHORTEST, and timers hold only a few years
 SHORTEST, LONGEST = 1.0, 1e7
-EXAMPLE = "quickstart"  # the recipe, where none is named
+EXAMPLE = "quickstart"  # the default recipe
 # options that take the name of a shipped file
 SHIPPED: dict[str, Callable[[], Iterable[str]]] = {"--recipe": shipped_recipes, "--deepspeed_config": shipped_configs}
 
 
 def parse_arguments(description: str | None, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """What was asked for, by default of this process; a mistake in it ends the process.
+    """Parse `arguments`, by default this process's command line. A mistake in them ends the process.
 
     Returns:
-        `recipe` and `deepspeed_config` read, `called` what messages call the latter, `start` a `runs.directory.Start`,
-        `hook` and `track` lists of names.
+        `recipe` and `deepspeed_config` already read, `called` (the configuration's name in messages), `start` (a
+        `runs.directory.Start`), and `hook` and `track` as lists of names.
     """
     try:
         check_launched()
@@ -47,7 +47,7 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
                 f"--hang-timeout is {found.hang_timeout}; give seconds, from {SHORTEST:.0f} to {LONGEST:.0f}."
             )
         found.track = list(dict.fromkeys(name for entry in found.track for name in entry.split(",")))
-        if launched_rank() == 0:  # the one that writes
+        if launched_rank() == 0:  # only this rank uses trackers
             check_trackers(found.track)
         check_publishing(found.push_to_hub)
         found.recipe = _recipe(found.recipe, found.overrides, found.output, found.start)
@@ -59,17 +59,17 @@ def parse_arguments(description: str | None, arguments: Sequence[str] | None = N
         if speaks():
             print(f"error: {error}", file=sys.stderr)
         else:
-            time.sleep(3)  # every process sees it, and the launcher ends the others when the first leaves
+            time.sleep(3)  # all ranks fail here; when one exits the launcher ends the rest, so let the other one print
         sys.exit(ExitCode.MISTAKE)
     return found
 
 
 def _recipe(named: str | None, overrides: Sequence[str], output: str | None, start: str) -> Recipe:
-    """The one that is named; else of a run that is there and is gone on with, its own; else the example's."""
+    """The named recipe; else the recipe of the run that is continued; else the example."""
     if named or start in ("new", "dry"):
         return load_recipe(named or EXAMPLE, overrides)
     found = _recipe_of(given_path(output or f"runs/{EXAMPLE}"), overrides)
-    if output is None and found.name != EXAMPLE:  # an override: its folder is another
+    if output is None and found.name != EXAMPLE:  # an override has changed the name, and so the folder
         return _recipe_of(Path("runs") / found.name, overrides)
     return found
 
@@ -82,9 +82,9 @@ def _recipe_of(folder: Path, overrides: Sequence[str]) -> Recipe:
 
 
 def completions(typed: Sequence[str], beginning: str) -> list[tuple[str, str]]:
-    """What a shell may complete `beginning` to after the arguments `typed`, and what it means.
+    """What a shell may complete `beginning` to after the arguments `typed`, with the meaning of each.
 
-    An option, or the name of a shipped file behind the options that take one; nothing where a file may follow.
+    The words are options, or names of shipped files after an option that takes one. Otherwise there are none.
     """
     if typed and typed[-1] in SHIPPED:
         found = dict.fromkeys(SHIPPED[typed[-1]](), "")
@@ -103,7 +103,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(description: str | None) -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
-    # a shortened --output would be another folder than the one that a job script looks into
+    # no abbreviations: job scripts look for --output, and would miss a shortened one and use another folder
     parser = _Parser(prog="train.py", description=description, formatter_class=layout, allow_abbrev=False)
     recipes = f"A shipped recipe or a .yaml file (default: {EXAMPLE}, or the recipe of the run that is continued)."
     parser.add_argument("--recipe", default=None, help=recipes)

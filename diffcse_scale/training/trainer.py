@@ -1,4 +1,4 @@
-"""The loop: forward, backward, step, and what is due after it. What logs, measures, saves and stops are its hooks."""
+"""The training loop: forward, backward, optimizer step. Hooks do the logging, evaluating, saving and stopping."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains one recipe to its end; every rank has one. What hooks may read is in `Hook`.
+    """Trains one recipe to its end. Every rank has one trainer. `Hook` lists the attributes that hooks may read.
 
     Args:
         engine: the DeepSpeed engine around a `DiffCSENetworks`.
-        generator: None when `rtd_weight` is 0.
-        supervision: what may stop the run.
+        generator: None if `rtd_weight` is 0.
+        supervision: handles requests to stop the run.
         hooks: called in this order (`all_hooks`).
     """
 
@@ -76,8 +76,8 @@ class Trainer:
         self.skipped = SkippedSteps(self)
         self.window, self.lines = Window(device()), LogLines(plan.steps)
         self.step = 0  # steps done
-        self.due = Due.nothing()  # after `step`
-        self.evaluation_due = True  # of the weights after `step`
+        self.due = Due.nothing()  # what is due after `step`
+        self.evaluation_due = True  # whether the weights after `step` are still to be evaluated
         self.before: dict[str, Any] = {}  # scores of the untrained encoder
         self.learning_rate = 0.0
         self.gradient_norm: Tensor | float = 0.0
@@ -86,7 +86,7 @@ class Trainer:
         """Train to the last step, export the best encoder, and return what `result.json` says.
 
         Raises:
-            RunEnded: it was stopped, or stopped itself.
+            RunEnded: the run was stopped, or stopped itself.
             InputError: a checkpoint could not be written.
         """
         self.checkpoints.begin()
@@ -97,7 +97,7 @@ class Trainer:
             self.engine.train()
             self.window.begin_timing()
             with (
-                # in a log file the lines of `Logging` tell the same
+                # no bar in a log file: the lines of `Logging` show the same there
                 tqdm(total=self.plan.steps, initial=self.step, unit="step", disable=None if is_main() else True) as bar,
                 self.batches.prefetch(self.step, self.plan.steps) as batches,
             ):
@@ -129,7 +129,7 @@ class Trainer:
                 hook.at_pause(self)
 
     def without_training(self, arguments: Namespace) -> None:
-        """What `--dry-run` or `--replay` asks for. Called on every rank."""
+        """Do what `--dry-run` or `--replay` asks for. Called on every rank."""
         if arguments.start == "replay":
             self.skipped.replay()
         else:
@@ -140,13 +140,13 @@ class Trainer:
         return self.training_step(batch)
 
     def _sizes(self, batch: Batch) -> tuple[int, int]:
-        """Real tokens, and positions that are computed for them (padding included), of this rank."""
+        """This rank's real tokens, and the positions computed for them (padding included)."""
         real_tokens = sum(int(chunk.attention_mask.sum()) for chunk in batch.chunks)
         computed = ((chunk.real if self.packed else None, chunk.attention_mask) for chunk in batch.chunks)
         return real_tokens, sum((mask if real is None else real).numel() for real, mask in computed)
 
     def record(self, row: dict[str, Any]) -> None:
-        """Write a row of metrics.jsonl, and show it to the hooks. Called on every rank."""
+        """Write a row of metrics.jsonl and pass it to the hooks. Called on every rank."""
         if is_main():
             self.run.metrics.write({"step": self.step, **row})
         for hook in self.hooks:
@@ -169,7 +169,7 @@ class Trainer:
         return result
 
     def tick(self, doing: str) -> None:
-        """Give a sign of life where the run can be stopped. Called on every rank.
+        """Give a sign of life, at a point where the run can be stopped. Called on every rank.
 
         Raises:
             StopRequested: some rank was asked to stop.
@@ -182,10 +182,10 @@ class Trainer:
         self.run.status.update(step=self.step, last_checkpoint=checkpoint_name(newest) if newest else None)
 
     def _leave(self, reason: Reason) -> RunEnded:
-        """Save what is not saved yet, unless the run is another's by now. Called on every rank.
+        """Save what is not saved yet, unless another process now owns the run. Called on every rank.
 
         Raises:
-            RunEnded: the weights are not equal on all ranks; nothing of them is kept.
+            RunEnded: the weights differ between ranks, so they are not saved.
         """
         name = None
         if reason is not Reason.SUPERSEDED and self.step > 0:
@@ -195,7 +195,7 @@ class Trainer:
         return self.supervision.ended(reason, name, self.step, self.plan.steps)
 
     def save_now(self, step: int, state: dict[str, Any]) -> None:
-        """Have a whole checkpoint of `step` before anything else is done. Called on every rank."""
+        """Write a complete checkpoint of `step` before returning. Called on every rank."""
         with self.supervision.slowly("checkpointing"):
             self.checkpoints.finish()
             if step > 0 and self.checkpoints.step != step:
@@ -205,7 +205,7 @@ class Trainer:
         self._tell()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside weights and optimizer. Called on every rank."""
+        """What a checkpoint holds besides weights and optimizer. Called on every rank."""
         best = self.best.facts
         return {
             "best": best,
@@ -218,7 +218,7 @@ class Trainer:
         }
 
     def resume(self) -> None:
-        """Continue from the newest whole checkpoint of the run directory, or from the start if there is none yet."""
+        """Continue from the newest complete checkpoint of the run folder, or from the start if there is none."""
         state = self.checkpoints.load()
         if state is not None:
             self.step, self.evaluation_due, self.before = state["step"], state["evaluation_due"], self._before(state)
@@ -231,14 +231,14 @@ class Trainer:
             log.info("Resuming after step %d of %d.", self.step, self.plan.steps)
 
     def _before(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The scores of the untrained encoder, which earlier versions had in metrics.jsonl alone."""
+        """The scores of the untrained encoder. Earlier versions wrote them only to metrics.jsonl."""
         if "before" in state:
             return dict(state["before"])
         first = next((row for row in self.run.metrics.rows() if row["step"] == 0), {})
         return {name: value for name, value in first.items() if name.startswith(DEVELOPMENT)}
 
     def _stays(self, row: dict[str, Any]) -> bool:
-        """Whether a row of metrics is not going to be written again."""
+        """Whether a row of metrics stays, because the resumed run will not write it again."""
         if row["step"] < self.step:
             return True
         return row["step"] == self.step and not (self.evaluation_due and "dev_spearman" in row)

@@ -1,4 +1,4 @@
-"""Two views of one sentence must differ: tried on a probe, before anything expensive begins."""
+"""Checks on a probe that two views of one sentence differ, before anything expensive begins."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from diffcse_scale.text.sources import find_sources
 from diffcse_scale.text.tokenizers import known_ids
 
 PROBES, PROBE_LENGTH = 4, 16
-# relative difference that may be rounding; without dropout the views were equal in every family of the tests, in
-# bfloat16 too, and with 0.001 they differed by 3e-3 and more
+# relative difference that may be rounding. Without dropout the views were equal in every model family of the tests,
+# also in bfloat16. With a dropout of 0.001 they differed by 3e-3 or more.
 TOLERANCE = 1e-3
 
 
 def check_views_differ(engine: Any, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse to contrast a sentence with itself. Called on every rank.
 
-    The encoder encodes two views of a probe as it will in every step: through the engine, in training mode. Looking for
-    layers that drop would not do: adapters begin as nothing, and their dropout with them; some families do not use what
-    their configuration says.
+    The encoder encodes two views of a probe as in every step: through the engine, in training mode. Searching for
+    dropout layers would not be enough. New adapters have no effect, so their dropout has none either. Some model
+    families ignore the dropout in their configuration.
 
     Args:
-        engine: the DeepSpeed engine around a `DiffCSENetworks` that has not been trained.
+        engine: the DeepSpeed engine around an untrained `DiffCSENetworks`.
         tokenizer: the encoder's.
 
     Raises:
-        InputError: the views are equal, the corpus has one column, and the recipe does not say `model.dropout: 0`.
+        InputError: the views are equal, the corpus has one column, and the recipe does not set `model.dropout: 0`.
     """
     if len(recipe.data.columns or ()) > 1 or recipe.objective.contrastive_weight == 0 or recipe.model.dropout == 0:
         return
     engine.train()
-    # compiled layers drop what eager ones do, and are not to be compiled for a probe
+    # compiled layers have the same dropout as eager ones, so compiling them for the probe is not worth it
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         views = engine(DiffCSENetworks.encode, _probe(recipe, tokenizer)).double().unflatten(0, (-1, 2))
     difference = torch.linalg.vector_norm(views[:, 0] - views[:, 1]) / torch.linalg.vector_norm(views[:, 0])
-    (differ,) = agree(not difference <= TOLERANCE)  # NaN is no view at all, and another mistake
+    (differ,) = agree(not difference <= TOLERANCE)  # NaN passes: it is a different problem
     if not differ and len(find_sources(recipe.data, recipe.seed)[0].columns(recipe.data.columns)) == 1:
         raise InputError(_refusal(recipe))
 
 
 def _probe(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Chunk:
-    """Rows of tokens from all over the vocabulary; whether views differ does not depend on what a sentence says."""
+    """Rows of tokens from across the vocabulary: whether views differ does not depend on a sentence's meaning."""
     ordinary = np.setdiff1d(known_ids(tokenizer), tokenizer.all_special_ids)
     length = min(PROBE_LENGTH, recipe.data.max_length)
     row = ordinary[np.linspace(0, len(ordinary) - 1, length).astype(np.int64)]

@@ -1,7 +1,7 @@
-"""Work on the files of a large model that ranks do side by side: each file is written, copied or read by one of them.
+"""Parallel work on the files of a large model: each file is written, copied or read by one rank.
 
-Ranks that do not see the main rank's folder, as on a node with a disk of its own, take no part; where no other sees it,
-the main rank does all. All functions are called on every rank alike.
+Ranks that do not see the main rank's folder take no part, for example on a node with its own disk. If no other rank
+sees it, the main rank does everything. All functions must be called on every rank.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from diffcse_scale.model_folder.weight_files import save_encoder, save_without_w
 
 
 def write_encoder(encoder: PreTrainedModel, folder: Path | None) -> dict[str, str]:
-    """Write what `save_pretrained` writes of an encoder that ZeRO-3 has partitioned, its weights file by file.
+    """Write an encoder that ZeRO-3 has partitioned, as `save_pretrained` would, its weights file by file.
 
-    In a round each rank comes to hold the weights of one file at most, gathered parameter by parameter; then all write
-    at once, and flush what they have written. A family whose weights transformers converts is written by the main rank,
-    which then holds them all.
+    In each round a rank holds the weights of at most one file, gathered parameter by parameter. Then all ranks write
+    at once and flush their files. If transformers converts a family's weights on saving, the main rank writes them
+    alone and holds them all.
 
     Args:
-        folder: on the main rank; it need not be there yet.
+        folder: on the main rank; it need not exist yet.
 
     Returns:
-        SHA-256 of each file of weights that a rank has written, from that rank.
+        SHA-256 of each weight file, computed by the rank that wrote it.
 
     Raises:
-        InputError: the disk has refused a file (names the rank).
+        InputError: a file could not be written (names the rank).
     """
     planned = (folder, save_without_weights(encoder, folder)) if folder is not None else None
     place, plan = broadcast_object(planned)
@@ -65,20 +65,20 @@ def _write_round(
     def write() -> dict[str, str]:
         for file, weights in own.items():
             save_weights(weights, folder / file)
-            sync_file(folder / file)  # the main rank's flush may not reach what another host has written
+            sync_file(folder / file)  # the main rank's flush may not cover files written on another host
         return {file: sha256_of(folder / file) for file in own}
 
     return _together(write)
 
 
 def side_by_side(work: Callable[[str], str], names: list[str], folder: Path) -> dict[str, str]:
-    """What `work` gives for each of the main rank's `names`, of files in `folder` that other ranks may see.
+    """Run `work` for each of the main rank's `names`, shared among the ranks that see `folder`.
 
     Returns:
         The answers by name, on the main rank.
 
     Raises:
-        InputError: the disk has refused one (names the rank).
+        InputError: a file could not be read or written (names the rank).
     """
     names = broadcast_object(names)
     if len(names) < 2 or world_size() == 1:
@@ -88,9 +88,9 @@ def side_by_side(work: Callable[[str], str], names: list[str], folder: Path) -> 
 
 
 def owners(count: int, ranks: Sequence[int]) -> list[int]:
-    """Which of `ranks` has each of `count` files: all in turn, and those of the last turn as far apart as they can be.
+    """Assign each of `count` files to one of `ranks`: in turn, and in the last turn as far apart as possible.
 
-    Ranks of one machine have numbers that follow each other: files that are fewer than ranks then go to many machines.
+    The ranks of one machine have consecutive numbers. So if there are fewer files than ranks, they go to many machines.
     """
     found: list[int] = []
     while len(found) < count:
@@ -100,7 +100,7 @@ def owners(count: int, ranks: Sequence[int]) -> list[int]:
 
 
 def _seeing(folder: Path) -> list[int]:
-    """The ranks that see the main rank's folder: they find a file that it has just made there."""
+    """The ranks that see the main rank's folder, because they find a file that it has just created there."""
     mark = folder / f".seen.{uuid4().hex}"
     if is_main():
         mark.touch()
@@ -112,7 +112,7 @@ def _seeing(folder: Path) -> list[int]:
 
 
 def _together(work: Callable[[], dict[str, str]]) -> dict[str, str]:
-    """What all ranks' `work` gives, on every rank, once all have done it; what the machine refuses one, all raise."""
+    """Run `work` on every rank and return all answers on every rank. If the machine refuses one rank, all raise."""
     found: dict[str, str] = {}
     problem = None
     try:
