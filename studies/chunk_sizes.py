@@ -5,8 +5,8 @@
     python studies/chunk_sizes.py report      # table and picture from the rows
 
 Backbone and generator are `$DIFFCSE_MODELS/wiki-mini`, the corpus is `$DIFFCSE_DATA/corpus`. Every run is
-`deepspeed train.py` under ZeRO-2 on CPU ranks, float32. Memory is a rank's largest resident memory that belongs to no file
-(RssAnon of /proc), so without code and the mapped corpus. Another process samples it every 20 ms.
+`deepspeed train.py` under ZeRO-2 on CPU ranks, float32. Memory is a rank's largest resident memory that belongs to no
+file (RssAnon of /proc), so without code and the mapped corpus. Another process samples it every 20 ms.
 """
 
 from __future__ import annotations
