@@ -1,7 +1,7 @@
 # make install | quickstart | test | test-slow | test-all | test-gpu | gpu-check | test-newest-triton | rehearse-cuda | fuzz |
 #     crash-points | storms | lint | docs | dist
 PYTHON ?= python3
-# it makes the environment; the jobs of slurm/ would take it for theirs
+# PYTHON makes the environment; the jobs of slurm/ would mistake it for their own setting
 unexport PYTHON
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
@@ -14,7 +14,7 @@ install: .venv/installed
 # that CUDA builds of torch 2.11 bring.
 TRITON := triton==3.6.0
 
-# torch comes first and by itself: whatever depends on it would otherwise choose a build of its own
+# install torch first and by itself; otherwise the packages that depend on it choose a build
 .venv/installed: setup.py kernels/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "diffcse-scale needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
@@ -26,7 +26,7 @@ TRITON := triton==3.6.0
 quickstart: install
 	$(BIN)/deepspeed train.py --deepspeed_config ds_configs/zero2.json
 
-# Two workers, a file to one of them at a time: most tests use one core, and the jobs of the local SLURM mostly wait.
+# Two workers, and each test file runs on one of them: most tests use one core, and jobs of the local SLURM mostly wait.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 test: install
@@ -34,7 +34,7 @@ test: install
 
 test-all: test test-slow
 
-# SAMPLE='--sample 75:SEED' runs three quarters of them, drawn by the seed.
+# SAMPLE='--sample 75:SEED' runs three quarters of these tests, drawn by the seed.
 SAMPLE :=
 test-slow: install
 	$(BIN)/pytest $(PARALLEL) -m 'slow or slurm or realdata' $(SAMPLE)
@@ -43,7 +43,7 @@ test-slow: install
 storms: install
 	DIFFCSE_STORMS=10 $(BIN)/pytest tests/slurm/test_storms.py
 
-# On a machine with a GPU: the kernels and the trainer on it. All other targets leave it alone.
+# On a machine with a GPU: tests of the kernels and the trainer on it. The other targets, except gpu-check, use no GPU.
 test-gpu: install
 	DIFFCSE_TEST_DEVICE=cuda $(BIN)/pytest -m gpu
 
@@ -52,21 +52,21 @@ test-gpu: install
 gpu-check: install
 	$(BIN)/python -m studies.gpu_check
 
-# The kernels' tests with the newest triton, which is put beside the environment and not into it.
+# The kernels' tests with the newest triton, which is installed beside the environment and not into it.
 test-newest-triton: install
 	$(BIN)/pip install --quiet --no-deps --upgrade --target .triton-newest triton
 	PYTHONPATH=.triton-newest $(BIN)/pytest $(PARALLEL) tests/kernels -k 'triton or interpreter or compile'
 
-# On a machine without a GPU: the training step on an imagined one, with a CUDA build of torch (4.5 GB) in .venv-cuda.
+# On a machine without a GPU: the training step on a fake GPU, with a CUDA build of torch (4.5 GB) in .venv-cuda.
 rehearse-cuda: install
 	tests/support/rehearse_cuda.sh -n 2
 
-# Thousands of inputs for everything that reads what users have: recipes, corpora, models, folders of embeddings, runs.
+# Thousands of inputs for everything that reads users' files: recipes, corpora, models, folders of embeddings, runs.
 FUZZ := --inputs 2000 --seed 0
 fuzz: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(FUZZ)
 
-# Programs crashed at every one of their file-system events, and by three ways in which a disk forgets, then gone on with.
+# Programs crash at each of their file-system events, in three ways in which a disk loses data, and are then continued.
 CRASHES := --percent 100
 crash-points: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.crash_points $(CRASHES)

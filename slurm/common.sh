@@ -27,7 +27,7 @@ export PYTHONUNBUFFERED=1
 export PYTHONFAULTHANDLER=1
 # a collective whose peer has died ends the process without a clean-up, which could hang too
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-3}
-# by default NCCL does not even say why it failed
+# by default NCCL does not report why it failed
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 
 # The command that runs a step. When a rank exits, srun ends the others after `--wait` seconds. --kill-on-bad-exit would
@@ -85,7 +85,7 @@ trap 'signalled=yes asked=TERM' TERM                   # scancel or the time lim
 # between two commands.
 run() {
     code=0
-    # nothing has started yet that could be stopped
+    # nothing has started yet, so there is nothing to stop
     case $asked in USR1) code=75 ;; TERM) code=143 ;; esac
     if [ "$code" != 0 ]; then return; fi
     "$@" &
@@ -124,7 +124,7 @@ starts_in_vain() {
     echo $((restart - first + 1))
 }
 
-# last_words MESSAGE: write MESSAGE into the run's status, if there is one, because its last process reported another end
+# last_words MESSAGE: write MESSAGE into the run's status, if it has one; its last process reported a different end
 last_words() {
     if [ -z "$output" ] || [ ! -e "$output/status.json" ]; then return; fi
     local inside=("${contained[@]}")
@@ -136,9 +136,10 @@ last_words() {
         "$output" "$1" || true
 }
 
-# leave: requeue this job if its step ended for that, otherwise exit as the step did. A cancelled job stays cancelled.
+# leave: requeue this job if the step's exit code is in REQUEUE_ON, otherwise exit with that code. A cancelled job stays
+# cancelled.
 leave() {
-    # one run of an array: the last one has the array's own number, which would stand for all of them
+    # name a single run of an array: the last run has the array's own number, which would mean all runs
     local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} stands said
     job=${job:-$SLURM_JOB_ID}
     if [ "$asked" = TERM ] || [[ " $REQUEUE_ON " != *" $code "* ]]; then exit "$code"; fi
@@ -160,7 +161,7 @@ leave() {
 # meeting_place: set the address at which the ranks of this job connect, and their number
 meeting_place() {
     read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-    # use another port for each job and restart, so that processes of an earlier one cannot connect to this one. The
+    # use another port for each job and restart, so that processes of an earlier start cannot connect to this one. The
     # system itself assigns no ports below 32768.
     MASTER_PORT=$((20000 + (SLURM_JOB_ID * 16 + ${SLURM_RESTART_COUNT:-0}) % 12000))
     DIFFCSE_WORLD_SIZE=$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE))
@@ -199,8 +200,8 @@ train() {
         *) echo "error: LAUNCHER is $LAUNCHER; srun and deepspeed are known." >&2 && exit 2 ;;
     esac
 
-    # if srun had to kill a rank, it returns that code, the largest, and not the code of the others. The status has
-    # theirs, unless an earlier start wrote it
+    # if srun had to kill a rank, it returns that rank's code, because it is the largest. The status has the code of the
+    # others, unless an earlier start wrote it
     if [ "$code" -gt 128 ] && [ "$(cat "$output/status.json" 2>/dev/null)" != "$said" ]; then
         code=$(sed -n 's/.*"exit_code": \([78][0-9]\).*/\1/p' "$output/status.json" 2>/dev/null | grep . || echo "$code")
     fi

@@ -12,7 +12,7 @@
 # export SBATCH_QOS=normal
 # export SBATCH_CONSTRAINT=h100
 
-# --- Python: a module, an environment, or nothing where `make install` has made .venv.
+# --- Python: a module, an environment, or nothing if `make install` has made .venv.
 # module load python/3.11 cuda/12.8
 # PYTHON=/shared/envs/diffcse/bin/python
 
@@ -33,13 +33,13 @@
 # export DIFFCSE_CACHE=/scratch/$USER/diffcse-cache
 # export HF_HOME=/scratch/$USER/huggingface
 
-# --- Network: no internet, a proxy, or the interface between nodes, where the one chosen automatically is wrong.
+# --- Network: no internet, a proxy, or the interface between nodes if the automatic choice is wrong.
 # export HF_HUB_OFFLINE=1
 # export https_proxy=http://proxy:3128 no_proxy=localhost
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 
 # --- Exit codes after which a job queues itself again. 75: USR1 preempted it and it wrote a checkpoint. 138: USR1 came
-#     while a rank was still starting. 77 and 80: a rank was silent or lost. Add 74 where preemption with a GraceTime
+#     while a rank was still starting. 77 and 80: a rank was silent or lost. Add 74 if preemption with a GraceTime
 #     sends TERM (SlurmctldParameters without preempt_send_user_signal); a cancelled job still stays cancelled.
 : "${REQUEUE_ON:=75 77 80 138}"
 

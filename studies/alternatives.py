@@ -1,24 +1,24 @@
-"""What a user would train instead: DiffCSE beside sentence-transformers' SimCSE, TSDAE and pairs.
+"""Compare DiffCSE with what else a user could train: sentence-transformers' SimCSE, TSDAE and pairs.
 
-    python -m studies.alternatives train      # adds a row to alternatives.jsonl after each run; --seed 42: of that seed
-    python -m studies.alternatives score      # a row for each model that has none yet
+    python -m studies.alternatives train      # adds a row to alternatives.jsonl after each run; --seed 42: its own
+    python -m studies.alternatives score      # adds a row for each model that has none yet
     python -m studies.alternatives report     # the tables of docs/results/alternatives.md on standard output
 
-Rows that are there already are not measured again. Seeds may run side by side.
+Existing rows are not measured again. Seeds may run side by side.
 
-The plan, which was written before the first run:
+This plan was written before the first run:
 
 - One backbone (the embedded one), mean pooling, 32 tokens, float32, AdamW, one schedule (`COMMON`), 80 steps of 64.
-  The text of a seed is the same for all arms: `SENTENCES` sentences of the grammar, one pass over them. The
-  arm `pairs` gets half of them with another wording of each, so as many sentences, and passes over them twice.
-- The learning rate is the quickstart's, which was chosen for DiffCSE. It is not tuned for any arm. `RATES` says, with
-  one seed, whether the order of the arms depends on it.
+  For each seed all arms have the same text: `SENTENCES` sentences of the grammar, in one pass. The arm `pairs` gets
+  half of them, each with another wording, so the number of sentences is the same. It passes over them twice.
+- The learning rate is the quickstart's, which was chosen for DiffCSE. It is not tuned for any arm. The runs at `RATES`
+  show, with one seed, whether the order of the arms depends on it.
 - The last model counts; nothing is chosen on any pairs. The statistic is Spearman x 100 on `PAIRS` graded pairs of
-  scenes that no training text has: the mean over three seeds with a 95% interval of Student's t. DiffCSE and InfoNCE
-  alone draw the same numbers and are compared seed by seed; all others share only text and backbone, and are compared
-  by Welch's interval.
-- Cost is that of a whole process, from its start to the model folder: processor time (user and system) and the largest
-  resident memory. A run of one step says what a start costs.
+  scenes that no training text has. We report the mean over three seeds with Student's 95% interval. DiffCSE and InfoNCE
+  alone draw the same random numbers and are compared seed by seed. All others share only text and backbone, and are
+  compared by Welch's interval.
+- Cost is measured for a whole process, from its start to the model folder: processor time (user and system) and the
+  largest resident memory. A run of one step shows the cost of the start.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SEEDS = (42, 43, 44)
 SENTENCES, PAIRS, PAIRS_SEED = 5120, 3000, 1
 RATE, RATES = 3e-4, (1e-4, 1e-3)
 COMMON: dict[str, Any] = {"batch": 64, "warmup": 0.1, "max_length": 32, "pooling": "mean"}
-OURS = {"DiffCSE": [], "InfoNCE alone": ["objective.rtd_weight=0"]}  # what they change in the recipe `quickstart`
+OURS = {"DiffCSE": [], "InfoNCE alone": ["objective.rtd_weight=0"]}  # overrides of the recipe `quickstart`
 THEIRS = {"SimCSE": "simcse", "TSDAE": "tsdae", "pairs": "pairs"}
 UNTRAINED = "before training"
 Row = dict[str, Any]
@@ -51,7 +51,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """One training process. `steps`: -1 for the whole text."""
+    """One training process. `steps` is -1 for the whole text."""
 
     arm: str
     seed: int
@@ -64,7 +64,7 @@ class Run:
 
 
 def runs() -> Iterator[Run]:
-    """In the order of what matters most."""
+    """All runs, the most important first."""
     for seed in SEEDS:
         yield from (Run(arm, seed) for arm in (*OURS, *THEIRS))
     yield from (Run(arm, SEEDS[0], steps=1) for arm in (*OURS, *THEIRS))
@@ -72,7 +72,7 @@ def runs() -> Iterator[Run]:
 
 
 def pairs(count: int, seed: int) -> list[tuple[str, str]]:
-    """The first sentences of `training_sentences`, each with another wording of its scene."""
+    """Pairs of the first sentences of `training_sentences`, each with another wording of its scene."""
     rng, again = random.Random(f"training {seed}"), random.Random(f"again {seed}")
     found: dict[str, str] = {}
     while len(found) < count:
@@ -86,7 +86,7 @@ def pairs(count: int, seed: int) -> list[tuple[str, str]]:
 
 
 def write_text(folder: Path, arm: str, seed: int) -> Path:
-    """The file that an arm trains on."""
+    """Write the file that an arm trains on."""
     folder.mkdir(parents=True, exist_ok=True)
     if arm == "pairs":
         rows, file = ["\t".join(pair) for pair in pairs(SENTENCES // 2, seed)], folder / f"pairs-{seed}.tsv"
@@ -128,7 +128,7 @@ def command(run: Run, text: Path, output: Path) -> list[str]:
 
 
 def cost(arguments: list[str], log: Path) -> dict[str, float]:
-    """Run a process, and say what it needed; what it inherits of this one's memory is small."""
+    """Run a process and return its cost; it inherits only little of this process's memory."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             arguments, cwd=ROOT, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -141,7 +141,7 @@ def cost(arguments: list[str], log: Path) -> dict[str, float]:
 
 
 def train(folder: Path, rows: Path, seeds: list[int]) -> None:
-    """Every run that has no row yet; one that was interrupted begins anew, for its cost is that of a whole."""
+    """Do every run that has no row yet; an interrupted run starts again, because its cost is measured as a whole."""
     about = None
     for run in runs():
         if run.seed not in seeds or run.name in named(rows, "cost"):
@@ -155,7 +155,7 @@ def train(folder: Path, rows: Path, seeds: list[int]) -> None:
 
 
 def environment_of_a_process() -> Row:
-    """Machine and versions, asked of another process: torch is large."""
+    """Machine and versions, from another process, so that torch does not enlarge this one."""
     program = "from diffcse_scale.foundation.environment import *; import json; print(json.dumps(environment()))"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     found: Row = json.loads(subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, env=environment))
@@ -163,7 +163,7 @@ def environment_of_a_process() -> Row:
 
 
 def score(folder: Path, rows: Path) -> None:
-    """Spearman x 100 of each whole run's model, and of the backbone, on the graded pairs."""
+    """Add Spearman x 100 on the graded pairs for the model of each complete run, and for the backbone."""
     from diffcse_scale.evaluation.sentence_encoder import encode_with
     from diffcse_scale.evaluation.sts import spearman
     from diffcse_scale.foundation.environment import environment
@@ -188,7 +188,7 @@ def append(rows: Path, key: Row, found: Row, about: Row) -> None:
 
 
 def named(rows: Path, kind: str) -> dict[str, Row]:
-    """Rows of a kind, by name."""
+    """Rows of one kind, by name."""
     lines = rows.read_text(encoding="utf-8").splitlines() if rows.is_file() else []
     return {row["name"]: row for row in map(json.loads, lines) if row["kind"] == kind}
 

@@ -1,11 +1,11 @@
-"""Whether cuDNN's attention is worth `model.cudnn_attention: true` on this device: a step of `make gpu-check`.
+"""Is `model.cudnn_attention: true` faster on this device? A step of `make gpu-check`.
 
     python -m studies.attention_kernels
 
-Attention of bert-base's heads, forward and backward in bfloat16, over batches whose lengths all differ, as those of
-text do, and over the first of them again and again; without dropout, and with dropouts of 1/8, which cuDNN knows, and
-1/10, which it does not. The two ways take turns in one run. How far the dropout is from what was asked for is measured
-on values of 1, whose mean must stay 1.
+Runs attention of bert-base's heads, forward and backward in bfloat16. The batches either all have different lengths, as
+batches of text have, or repeat the first length. Dropout is 0, 1/8, which cuDNN supports, or 1/10, which it does not.
+torch's kernel and cuDNN's take turns in one run. The deviation of the dropout is measured with values of 1: their mean
+must stay 1.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from diffcse_scale.foundation.devices import device_error
 from diffcse_scale.model.attention import choose_attention_kernels
 
 HEADS, WIDTH, TOKENS = 12, 64, 64 * 128
-LENGTHS = tuple(range(128, 16, -2))  # of rows; a batch has `TOKENS` tokens whatever its length
+LENGTHS = tuple(range(128, 16, -2))  # of rows; every batch has about `TOKENS` tokens
 DROPOUTS = (0.0, 0.125, 0.1)
 ROUNDS = 20
-WORTH = 1.1  # times as fast, for a setting of one's own
-EXACT = 0.01  # a dropout that is further off is another one
+WORTH = 1.1  # a setting is recommended from this speed-up on
+EXACT = 0.01  # largest deviation of the mean at which the dropout counts as correct
 
 
 def attend(length: int, dropout: float, device: torch.device) -> Tensor:
-    """Forward and backward of a batch; returns the forward's mean over values of 1."""
+    """Run one batch forward and backward; returns the mean of the output for values of 1."""
     shape = (TOKENS // length, HEADS, length, WIDTH)
     query, key = (torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
     value = torch.ones(shape, device=device, dtype=torch.bfloat16, requires_grad=True)
@@ -40,7 +40,7 @@ def attend(length: int, dropout: float, device: torch.device) -> Tensor:
 
 
 def seconds(cudnn: bool, lengths: Sequence[int], dropout: float, device: torch.device) -> tuple[float, float]:
-    """Of one pass over the lengths; and how far the mean is from 1."""
+    """Time of one pass over the lengths, and the mean's deviation from 1."""
     choose_attention_kernels(cudnn)
     wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
@@ -51,12 +51,12 @@ def seconds(cudnn: bool, lengths: Sequence[int], dropout: float, device: torch.d
 
 
 def compare(device: torch.device, lengths: Sequence[int] = LENGTHS, rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """How many times as fast cuDNN's way is, for each of `DROPOUTS`, in the median of rounds; prints a table.
+    """Speed-up of cuDNN's kernel for each of `DROPOUTS`, as a ratio of medians over the rounds; prints a table.
 
-    0 where its dropout is not the one that was asked for.
+    The speed-up is 0 if cuDNN's dropout is not the requested one.
 
     Args:
-        lengths: of the rows of each batch.
+        lengths: length of the rows of each batch, in tokens.
     """
     faster: dict[str, list[float]] = {"lengths that differ": [], "one length": []}
     print(f"{'shapes':<22}{'dropout':>8}{'torch':>12}{'cuDNN':>12}{'ratio':>8}{'dropout off by':>16}")
@@ -75,7 +75,7 @@ def compare(device: torch.device, lengths: Sequence[int] = LENGTHS, rounds: int 
 
 
 def verdict(faster: dict[str, list[float]]) -> str:
-    """What to set, in a sentence: the batches of text differ in length, and dropout is mostly 0.1."""
+    """A sentence that says what to set; batches of text differ in length, and dropout is mostly 0.1."""
     _, _, usual = faster["lengths that differ"]
     worth = [
         name for name, ratio in zip(("0", "1/8", "1/10"), faster["lengths that differ"], strict=True) if ratio >= WORTH
@@ -86,7 +86,7 @@ def verdict(faster: dict[str, list[float]]) -> str:
 
 
 def main() -> int:
-    """Entry point: 0, or 2 where there is no GPU."""
+    """Entry point; returns 0, or 2 without a GPU."""
     if (error := device_error()) is not None:
         print(f"error: cuDNN's attention needs a GPU, and torch can use none here ({error}).", file=sys.stderr)
         return 2

@@ -1,11 +1,11 @@
-"""Processor time in which one rank makes its share of a batch, against the number of ranks.
+"""Processor time that one rank needs to make its share of a batch, by the number of ranks.
 
     python -m studies.batch_making --name now      # adds a row for each number of ranks to docs/results/batches.jsonl
-    python -m studies.batch_making --table         # the table of the rows that are there
+    python -m studies.batch_making --table         # the table of the existing rows
 
-The corpus is random: four million sentences of 5 to 32 tokens, in files as `tokenize` writes them. Each rank has 64
-sentences of a batch. The processor time is this process's, a median over steps that lie all over an epoch, so that
-other work on the machine shows in caches alone.
+The corpus is random: four million sentences of 5 to 32 tokens, in the files that `tokenize` writes. Each rank has 64
+sentences of a batch. The time is this process's processor time, a median over steps that are spread over an epoch. So
+other work on the machine has an effect only through the caches.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RANKS = (8, 64, 1024, 4096)
 
 
 def corpus(folder: Path) -> TokenizedCorpus:
-    """Random tokens; written here, so that they are mapped as a corpus is."""
+    """Random tokens, written to files so that they are memory-mapped like a real corpus."""
     draw = np.random.default_rng(0)
     lengths = draw.integers(5, 33, SENTENCES)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -51,7 +51,7 @@ def corpus(folder: Path) -> TokenizedCorpus:
 
 
 def milliseconds(work: Callable[[int], object], steps: int) -> float:
-    """Processor time of a call, the median over steps of an epoch, the first two left out."""
+    """Median processor time of a call over steps of an epoch, without the first two."""
     taken = []
     for turn in range(STEPS + 2):
         begun = time.process_time()
@@ -61,7 +61,7 @@ def milliseconds(work: Callable[[int], object], steps: int) -> float:
 
 
 def measure(tokens: TokenizedCorpus, ranks: int) -> dict[str, Any]:
-    """The last rank's share, and the order of the whole batch within it."""
+    """Time of the last rank's share, and the part of it for the order of the whole batch."""
     recipe = load_recipe("quickstart", [f"batch.sentences={EACH * ranks}"])
     batches = Batches(tokens, Tokenizers.shared(load_tokenizer("embedded")), recipe, ranks - 1, ranks)
     whole, order = (milliseconds(work, len(batches)) for work in (batches.batch, batches.sentence_ids))
@@ -69,7 +69,7 @@ def measure(tokens: TokenizedCorpus, ranks: int) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Milliseconds of a batch, and of the order within it, by the names of the rows."""
+    """Milliseconds of a batch, and of its order, by the names of the rows."""
     names = list(dict.fromkeys(row["name"] for row in rows))
     lines = ["| ranks | sentences | " + " | ".join(f"{name}, ms | its order" for name in names) + " |"]
     lines.append("|---" * (2 + 2 * len(names)) + "|")

@@ -1,12 +1,12 @@
-"""How much time checkpoints take from training: written in the background, at once, and none.
+"""How much training time do checkpoints cost: written in the background, written at once, or none?
 
     python -m studies.checkpointing                # 66M trained parameters, 1 GB a checkpoint; some minutes
     python -m studies.checkpointing --layers 1     # a smaller one
-    python -m studies.checkpointing --table        # from the rows of before
+    python -m studies.checkpointing --table        # from the existing rows
 
-A random BERT trained as train.py does, InfoNCE alone, on two CPU ranks under the `deepspeed` launcher at ZeRO-2. All
-ways are measured in the same processes, one block of steps after another in changing order; a block has one checkpoint,
-after its second step. Rows to docs/results/checkpointing.jsonl, a table to the screen.
+A random BERT is trained as in train.py, with InfoNCE alone, on two CPU ranks under the `deepspeed` launcher at ZeRO-2.
+All three ways are measured in the same processes, in blocks of steps in changing order. A block has one checkpoint,
+after its second step. Rows go to docs/results/checkpointing.jsonl, a table to the screen.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from tests.support.tiny_models import tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "results" / "checkpointing.jsonl"
-# name: whether it is written in the background; None: no checkpoint
+# name: whether the checkpoint is written in the background; None means no checkpoint
 WAYS = {"no checkpoint": None, "in the background": True, "at once": False}
-STEPS = 10  # of a block
-CHECKPOINT_AFTER = 2  # steps of a block
-REPEATS = 6  # the first, which warms up, does not count
+STEPS = 10  # in a block
+CHECKPOINT_AFTER = 2  # steps, in each block
+REPEATS = 6  # the first is a warm-up and does not count
 
 
 def save_model(folder: Path, layers: int) -> None:
@@ -59,7 +59,7 @@ def save_model(folder: Path, layers: int) -> None:
 
 
 class Training:
-    """What train.py trains, without what it does around it."""
+    """The training of train.py without everything around it."""
 
     def __init__(self, recipe: Recipe) -> None:
         config = load_deepspeed_config(ROOT / "ds_configs" / "zero2.json")
@@ -80,15 +80,15 @@ class Training:
         self.step += 1
 
     def parameters(self) -> int:
-        """How many are trained."""
+        """Number of trained parameters."""
         return sum(parameter.numel() for parameter in self.engine.module.parameters())
 
 
 def block(training: Training, folder: Path, background: bool | None) -> dict[str, Any]:
-    """Some steps, as the trainer's loop does them, and the seconds that each part has taken on this rank."""
+    """Run a block of steps as the trainer's loop does; returns the seconds of each part on this rank."""
     checkpoints = Checkpoints(training.engine, folder, background=bool(background))
     parts: dict[str, list[float]] = {"step": [], "save": [], "tick": []}
-    writing = []  # during a step
+    writing = []  # for each step, whether this rank was writing
     barrier()
     began = time.perf_counter()
     for number in range(1, STEPS + 1):
@@ -118,14 +118,14 @@ class _Clock:
         self._since = time.perf_counter()
 
     def lap(self) -> float:
-        """Seconds since the last."""
+        """Seconds since the last lap."""
         now = time.perf_counter()
         lap, self._since = now - self._since, now
         return lap
 
 
 def work(folder: Path) -> None:
-    """What a rank of the launch does; the main one writes its rows to `folder`."""
+    """The work of one launched rank; the main rank writes its rows to `folder`."""
     start_process_group()
     changes = [f"model.encoder={folder / 'model'}", "model.pooling=cls", "objective.rtd_weight=0", "data.limit=2000"]
     changes += [f"data.cache_dir={folder / 'cache'}", "batch.sentences=8", "data.workers=1", "data.max_length=32"]
@@ -143,7 +143,7 @@ def work(folder: Path) -> None:
 
 
 def measure(layers: int) -> list[dict[str, Any]]:
-    """What was measured with (first), and a row a block."""
+    """Facts about the measurement first, then one row per block."""
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
     path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])}
     defaults = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -157,7 +157,7 @@ def measure(layers: int) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Medians (least to most) of a way a line; "while writing" are the steps during which this rank wrote a file."""
+    """One line per way, with medians (smallest to largest); "while writing": this rank wrote a file in that step."""
     columns = "save, s | plain step, s | step while writing, s | such steps | lost to a checkpoint, s | block, s"
     lines = [f"| checkpoint | {columns} |", "|---" * 7 + "|"]
     for way in WAYS:
@@ -172,7 +172,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def lost(row: dict[str, Any]) -> float:
-    """Seconds that a block's checkpoint took: to save it, and by which steps meanwhile were slower than the others."""
+    """Seconds that a block's checkpoint cost: the time to save it, and the slowdown of steps while it was written."""
     steps = list(zip(row["step"], row["writing"], strict=True))
     plain = median(seconds for seconds, during in steps if not during)
     return sum(row["save"]) + sum(seconds - plain for seconds, during in steps if during) + row["waited_at_the_end"]

@@ -1,12 +1,12 @@
-"""Memory and time of a step against the sentences on a device, in chunks and whole.
+"""Memory and time of a step by the number of sentences on a device, in chunks and as a whole.
 
     export DIFFCSE_DATA=... DIFFCSE_MODELS=...
     python studies/chunk_sizes.py measure     # adds a row to docs/results/chunking.jsonl after each run
     python studies/chunk_sizes.py report      # table and picture from the rows
 
-Backbone and generator are `$DIFFCSE_MODELS/wiki-mini`, the corpus is `$DIFFCSE_DATA/corpus`; every run is
-`deepspeed train.py` under ZeRO-2 on CPU ranks, float32. Memory is the largest resident memory that belongs to no file
-(RssAnon of /proc) of a rank, sampled every 20 ms from outside: code and the mapped corpus are not in it.
+Backbone and generator are `$DIFFCSE_MODELS/wiki-mini`, the corpus is `$DIFFCSE_DATA/corpus`. Every run is
+`deepspeed train.py` under ZeRO-2 on CPU ranks, float32. Memory is a rank's largest resident memory that belongs to no
+file (RssAnon of /proc), so without code and the mapped corpus. Another process samples it every 20 ms.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def measure(ranks: int, sentences: int, chunk: int | None, steps: int) -> dict[str, Any]:
-    """Run a few steps; the first, which warms up, is in the memory and not in the time where there are others."""
+    """Run a few steps; the first is a warm-up: it counts for memory, but not for time if there are others."""
     with tempfile.TemporaryDirectory() as folder:
         command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", str(ranks), str(ROOT / "train.py")]
         command += ["--deepspeed_config", str(ROOT / "ds_configs" / "zero2.json"), "--recipe", "bert_base_sts"]
@@ -93,20 +93,20 @@ def changes(sentences: int, chunk: int | None, steps: int) -> list[str]:
 
 
 def sample(launcher: int, peaks: dict[int, int], stop: threading.Event) -> None:
-    """Largest RssAnon in bytes of every process below the launcher."""
+    """Largest RssAnon, in bytes, of every process that the launcher started."""
     while not stop.wait(0.02):
         for process in descendants(launcher):
             try:
                 status = Path(f"/proc/{process}/status").read_text()
             except OSError:
-                continue  # it has ended
+                continue  # the process has ended
             for line in status.splitlines():
                 if line.startswith("RssAnon:"):
                     peaks[process] = max(peaks.get(process, 0), 1024 * int(line.split()[1]))
 
 
 def descendants(process: int) -> list[int]:
-    """All processes below one, itself left out."""
+    """All descendants of a process, without the process itself."""
     found, waiting = [], [process]
     while waiting:
         parent = waiting.pop()
@@ -125,7 +125,7 @@ def read(rows: Path) -> list[dict[str, Any]]:
 
 
 def report(rows: Path) -> None:
-    """A Markdown table on standard output and a picture beside the rows."""
+    """Print a Markdown table, and write a picture beside the rows."""
     found = read(rows)
     print("| run | peak, MB a rank | ms a sentence |\n|---|---|---|")
     for row in found:

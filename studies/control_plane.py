@@ -1,12 +1,12 @@
-"""How long a step waits for what ranks tell each other beside gradients, by their number.
+"""How long does a step wait for the ranks' control messages, by the number of ranks?
 
     python -m studies.control_plane                   # 2 to 64 ranks on this machine; some minutes
-    python -m studies.control_plane --table           # from the rows of before
+    python -m studies.control_plane --table           # from the existing rows
 
-Ranks are processes that meet over gloo as those of train.py do, and each step is a sleep, so that even many of them
-leave the cores idle. What is timed is, in turn, an exchange at every step that is waited for, one at every step that is
-read at the next, and `Supervision.tick`, which exchanges once a second. A watchdog watches throughout. Rows to
-docs/results/control_plane.jsonl, a table to the screen.
+Ranks are processes that connect over gloo as in train.py. In place of a step they sleep, so that even many of them
+leave the cores idle. Three ways are timed in turn: an exchange at every step that the step waits for, an exchange at
+every step that the next step reads, and `Supervision.tick`, which exchanges once a second. A watchdog runs throughout.
+Rows go to docs/results/control_plane.jsonl, a table to the screen.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "results" / "control_plane.jsonl"
 RANKS = (2, 4, 8, 16, 32, 64)
 WAYS = ("at every step, waited for", "at every step, read at the next", "once a second, read a second later")
-SECONDS = 8.0  # of steps for each way; those of the first, in which the pace is found, do not count
+SECONDS = 8.0  # of steps for each way; the first two, in which the pace is found, do not count
 
 
 def pace(world_size: int) -> float:
-    """Seconds of a step: a step of all ranks is to leave this machine's cores idle most of the time."""
+    """Seconds of a step; it must be long enough that the ranks leave this machine's cores idle most of the time."""
     return 0.02 if world_size <= 16 else 0.1
 
 
 def timed(watcher: Supervision, way: str, step: float) -> list[float]:
-    """Seconds for which this rank's steps have waited."""
+    """Seconds that each of this rank's steps has waited."""
     on_its_way = Agreement(0, 0)
     taken, warm, end = [], time.monotonic() + 2.0, time.monotonic() + SECONDS
     number = 0
-    # all ranks do as many steps
+    # all ranks do the same number of steps
     while not (number % 10 == 0 and agree(time.monotonic() > end)[0]):
         time.sleep(step)
         began = time.perf_counter()
@@ -64,7 +64,7 @@ def timed(watcher: Supervision, way: str, step: float) -> list[float]:
 
 
 def work(folder: Path, world_size: int) -> None:
-    """What a rank does; the main one writes the rows."""
+    """The work of one rank; the main rank writes the rows."""
     join("gloo", 120)
     run, rows = RunDirectory(folder), []
     with Watchdog(folder / "hang", 600.0) as watchdog:
@@ -84,7 +84,7 @@ def work(folder: Path, world_size: int) -> None:
 
 
 def measure(world_size: int) -> list[dict[str, Any]]:
-    """A row a way."""
+    """One row for each way."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         variables = {"OMP_NUM_THREADS": "1", **os.environ}

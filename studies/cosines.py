@@ -1,16 +1,16 @@
-"""Cosines of trained models: how narrow their band is, and whether the projection, its mean or whitening rank better.
+"""Cosines of trained models: how narrow is their band, and does projection, mean removal or whitening rank better?
 
     export DIFFCSE_DATA=...                       # for runs on real text
     python -m studies.cosines measure --run quickstart=runs/one --run batchnorm=runs/two   # adds rows to cosines.jsonl
     python -m studies.cosines report              # the tables of docs/results/cosines.md on standard output
 
-Each run is measured as it is (h), after the projection that it was trained with (z), and both with the mean of a sample
-removed, and whitened: the mean removed and the covariance made the identity, over all but one of its principal
-components or the first half of them (Su et al. 2021, arXiv 2103.15316). The sample has `--sample` sentences of the kind
-that the run was trained on, which it has not seen. Nothing is chosen on the pairs that are measured.
+Each run is measured as it is (h) and after the projection of its training (z). Both are also measured with the mean of
+a sample removed, and whitened. Whitening removes the mean and makes the covariance the identity, over all but one of
+the principal components or over the first half of them (Su et al. 2021, arXiv 2103.15316). The sample has `--sample`
+sentences of the kind that the run was trained on, but which it has not seen. Nothing is chosen on the measured pairs.
 
-What was decided before: `encode` offers what ranks graded pairs better than h for every run here, each time with a 95%
-interval of the difference (paired bootstrap) above 0. Nothing else is offered.
+We decided this before the measurement: `encode` offers a variant if it ranks graded pairs better than h for every run
+here, each time with a 95% interval of the difference (paired bootstrap) above 0. Nothing else is offered.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ from diffcse_scale.recipe_file import load_recorded
 
 ROOT = Path(__file__).parents[1]
 SAMPLE, PAIRS = 5000, 3000
-SHARD = "wiki_en-00003-of-00004.txt.gz"  # of the corpus; runs are trained on others
+SHARD = "wiki_en-00003-of-00004.txt.gz"  # a part of the corpus on which no run is trained
 PERCENTILES = (1, 50, 99)
 Map = Callable[[np.ndarray], np.ndarray]
 Row = dict[str, Any]
 
 
 def variants(sample: np.ndarray) -> dict[str, Map]:
-    """What is made of embeddings [n, H], by name."""
+    """The maps of embeddings [n, H] to be measured, by name."""
     width = sample.shape[1]
     return {
         "": lambda rows: rows,
         "mean removed": lambda rows: rows - sample.mean(0),
-        "whitened": mapped(whitening(sample, width - 1)),  # a LayerNorm may leave one direction without variance
+        "whitened": mapped(whitening(sample, width - 1)),  # after a LayerNorm one direction may have no variance
         "whitened, half": mapped(whitening(sample, width // 2)),
     }
 
@@ -74,11 +74,11 @@ def projected(run: Path, kind: str) -> Map:
 
 
 def measure(name: str, run: Path, rows: Path, size: int, names: list[str] | None) -> None:
-    """A row for each variant of a run.
+    """Add a row for each variant of a run.
 
     Args:
-        size: of the sample.
-        names: of the STS tasks; None for all.
+        size: number of sentences in the sample.
+        names: names of the STS tasks; None for all.
     """
     recipe = load_recorded(run / "recipe.yaml")
     model, _ = load_model(run, device="cpu")
@@ -121,7 +121,7 @@ def measure(name: str, run: Path, rows: Path, size: int, names: list[str] | None
 
 
 def percentiles(encode: Callable[[list[str]], np.ndarray], task: TaskPairs) -> list[float]:
-    """Of the cosines of all two different sentences among the pairs' first ones."""
+    """Percentiles of the cosines of all pairs of different sentences, among the first sentences of the task's pairs."""
     points = on_sphere(encode(list(dict.fromkeys(pair[1] for pair in task.pairs))))
     cosines = (points @ points.T)[np.triu_indices(len(points), 1)]
     return [float(value) for value in np.percentile(cosines, PERCENTILES)]

@@ -2,11 +2,11 @@
 
     python -m studies.effect run embedded          # world (i): gates, one factor at a time, then the confirmation
     python -m studies.effect run scratch           # world (ii): $DIFFCSE_MODELS/wiki-scratch on $DIFFCSE_DATA
-    python -m studies.effect report                # tables of the rows that are there
+    python -m studies.effect report                # tables of the existing rows
 
-docs/results/effect.md says what was decided before the first run. Each run is one process of one thread; a row is added
-to docs/results/effect.jsonl after each, and rows that are there are not made again, so that the same command goes on
-where it was. `--workers 2` makes two runs at a time.
+docs/results/effect.md says what was decided before the first run. Each run is one process of one thread. After each run
+a row is added to docs/results/effect.jsonl. Existing rows are not made again, so the same command continues where it
+stopped. `--workers 2` makes two runs at a time.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ ROWS = ROOT / "docs" / "results" / "effect.jsonl"
 SEEDS = (1, 2, 3)
 FRESH_SEEDS = tuple(range(101, 111))
 SCRATCH_SEEDS = (1, 2, 3, 4, 5)
-TEST_PAIRS = 1500  # of the embedded world, none of them a development pair's
+TEST_PAIRS = 1500  # of the embedded world; none is a development pair
 WRITING = Lock()
-CLAIMED_GAIN = 0.005  # nats a word, gate 1
+CLAIMED_GAIN = 0.005  # nats per word, gate 1
 ARMS = {
     "0": ["objective.rtd_weight=0"],
     "own": ["objective.condition=own"],
@@ -52,7 +52,7 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What all arms of a comparison share."""
+    """The settings that all arms of a comparison share."""
 
     name: str
     world: str
@@ -74,7 +74,7 @@ class Run:
         return f"{self.setting.world}/{self.setting.name}/{self.arm}/seed{self.seed}"
 
     def overrides(self) -> list[str]:
-        """What it changes in the world's recipe; the arm's own last."""
+        """Overrides of the world's recipe; the arm's own come last."""
         return [
             *COMMON[self.setting.world],
             *self.setting.overrides,
@@ -101,8 +101,8 @@ def _common() -> dict[str, list[str]]:
 
 COMMON = _common()
 ALL = ("0", "own", "other")
-RATES = ("3e-5", "1e-4", "3e-4")  # of the pilot of world (ii), at lambda 0
-# one factor at a time around the centre; lambda 0 does not know lambda, masking or the discriminator's warm-up
+RATES = ("3e-5", "1e-4", "3e-4")  # learning rates for the pilot of world (ii), at lambda 0
+# one factor at a time around the centre; arm 0 is left out if a factor (lambda, masking, warm-up) cannot change it
 QUICK = [
     Setting("centre", "embedded", arms=ALL),
     *(Setting(f"lambda {value}", "embedded", (f"objective.rtd_weight={value}",)) for value in (0.1, 0.3, 3, 10)),
@@ -121,7 +121,7 @@ PILOT = [
 
 
 def embedded_runs() -> list[Run]:
-    """World (i): gate 0, and all factors, a seed after another; those of one epoch first."""
+    """World (i): gate 0, then all factors, seed by seed; the settings of one epoch come first."""
     centre = FACTORS[0]
     detached = Run(centre, "detached", SEEDS[0], ("objective.condition=detached",))
     settings = [(seed, setting) for some in (QUICK, LONG) for seed in SEEDS for setting in some]
@@ -129,12 +129,12 @@ def embedded_runs() -> list[Run]:
 
 
 def best_rate(found: dict[str, dict[str, Any]]) -> str:
-    """The learning rate of world (ii): the pilot's best on STS-B dev."""
+    """The learning rate for world (ii): the pilot's best on STS-B dev."""
     return max(RATES, key=lambda rate: found[PILOT[RATES.index(rate)].name]["best"]["dev_spearman"])
 
 
 def scratch_runs(found: dict[str, dict[str, Any]]) -> list[Run]:
-    """World (ii): what gate 1 and the pilot say is added to all arms."""
+    """World (ii): all arms get the warm-up that gate 1 found and the learning rate that the pilot found."""
     rate = best_rate(found)
     steps = first_gain(found[frozen("scratch", rate).name])
     added = (f"optimizer.learning_rate={rate}", f"objective.discriminator_warmup={steps or 0}")
@@ -142,18 +142,18 @@ def scratch_runs(found: dict[str, dict[str, Any]]) -> list[Run]:
 
 
 def frozen(world: str, rate: str = "3e-4") -> Run:
-    """Gate 1: RTD alone, without a gradient to the encoder, so that only the discriminator learns; 2,000 steps."""
+    """Gate 1: 2,000 steps of RTD alone without a gradient to the encoder, so only the discriminator learns."""
     alone = ("objective.contrastive_weight=0", "objective.condition=detached", f"optimizer.learning_rate={rate}")
     return Run(Setting("gate 1", world), "frozen encoder", SEEDS[0], ("epochs=10", "max_steps=2000", *alone))
 
 
 def first_gain(row: dict[str, Any]) -> int | None:
-    """The step of the first evaluation at which the discriminator used z; None if there is none."""
+    """Step of the first evaluation at which the discriminator used z; None if it never did."""
     return next((point[0] for point in row["curve"] if (point[4] or 0) >= CLAIMED_GAIN), None)
 
 
 def confirmation(found: dict[str, dict[str, Any]]) -> list[Run]:
-    """The setting in which own z is furthest ahead of another's, on ten fresh seeds; nothing before all are there."""
+    """The setting with the largest own - other, on ten fresh seeds; nothing until all settings have their rows."""
     means = {}
     for setting in FACTORS:
         gains = differences(found, setting, "own", "other", SEEDS, "test")
@@ -167,13 +167,13 @@ def confirmation(found: dict[str, dict[str, Any]]) -> list[Run]:
 def differences(
     found: dict[str, dict[str, Any]], setting: Setting, one: str, other: str, seeds: tuple[int, ...], measure: str
 ) -> list[float]:
-    """One arm minus another in one number, a value for each seed that has both."""
+    """One arm's number minus another's, for each seed that has both."""
     pairs = [[found.get(Run(setting, arm, seed).name) for arm in (one, other)] for seed in seeds]
     return [first[measure] - second[measure] for first, second in pairs if first and second]
 
 
 def make(run: Run, runs: Path) -> None:
-    """Train, measure and add the row, unless it is there."""
+    """Train, measure and add the row, unless the row exists."""
     if run.name in read(ROWS):
         return
     folder = runs / run.name.replace("/", "-").replace(" ", "_").replace(",", "")
@@ -183,7 +183,7 @@ def make(run: Run, runs: Path) -> None:
 
 
 def train(folder: Path, recipe: str, overrides: list[str]) -> subprocess.CompletedProcess[bytes]:
-    """Begin a run, or go on with it, in one process of one thread; what it says is added to a log beside its folder."""
+    """Start or continue a run, in one process of one thread; its output is appended to a log beside its folder."""
     command = [sys.executable, str(ROOT / "train.py"), "--deepspeed_config", "zero0", "--recipe", recipe, *overrides]
     command += ["--output", str(folder), "--auto-resume"]
     with (folder.parent / f"{folder.name}.log").open("a") as log:
@@ -191,13 +191,13 @@ def train(folder: Path, recipe: str, overrides: list[str]) -> subprocess.Complet
 
 
 def add(rows: Path, name: str, row: dict[str, Any]) -> None:
-    """Add the row of a run; several threads may."""
+    """Add the row of a run; several threads may do so at once."""
     with WRITING, rows.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"name": name, **row, "environment": environment()}) + "\n")
 
 
 def row_of(run: Run, folder: Path) -> dict[str, Any]:
-    """What a finished run has to say."""
+    """The row of a finished run."""
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     evaluations = [row for row in metrics if "dev_spearman" in row]
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -217,7 +217,7 @@ def row_of(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def measures(folder: Path, world: str) -> dict[str, Any]:
-    """Of the checkpoint chosen on the development pairs: the test, and sensitivity to edits by kind."""
+    """Test score and sensitivity to each kind of edit, for the checkpoint chosen on the development pairs."""
     model, _ = load_model(folder)
 
     def encode(sentences: list[str]) -> np.ndarray:
@@ -243,7 +243,7 @@ def interval(values: list[float]) -> str:
 
 
 def report() -> None:
-    """Markdown tables on standard output."""
+    """Print Markdown tables."""
     found = read(ROWS)
     settings = [(setting, SEEDS) for setting in FACTORS]
     settings += [(setting, FRESH_SEEDS) for setting in FACTORS] + [(SCRATCH, SCRATCH_SEEDS)]
@@ -271,7 +271,7 @@ def report() -> None:
 def _against(
     found: dict[str, dict[str, Any]], setting: Setting, base: Setting, arm: str, seeds: tuple[int, ...], measure: str
 ) -> list[float]:
-    """An arm of a setting minus lambda 0 of the centre, which has not what the setting changes."""
+    """An arm of a setting minus lambda 0 of the centre, for settings that cannot change lambda 0."""
     pairs = [(found.get(Run(setting, arm, seed).name), found.get(Run(base, "0", seed).name)) for seed in seeds]
     return [first[measure] - second[measure] for first, second in pairs if first and second]
 
@@ -296,7 +296,7 @@ def main() -> None:
         return report()
     arguments.runs.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(arguments.workers) as pool:
-        for stage in STAGES[arguments.world]:  # each may need the rows of the one before
+        for stage in STAGES[arguments.world]:  # a stage may need the rows of the stage before
             list(pool.map(lambda one: make(one, arguments.runs), stage(read(ROWS))))
     return None
 

@@ -1,12 +1,12 @@
-"""What was said of replaced-token detection before, measured again: how lambda acts, and RTD's part of the gradient.
+"""Earlier claims about replaced-token detection, measured again: the effect of lambda, and RTD's share of the gradient.
 
     python -m studies.effect_claims run share      # $DIFFCSE_MODELS/wiki-mini on $DIFFCSE_DATA, for 52 steps
     python -m studies.effect_claims run dose       # the embedded example at growing lambda, seed 1
     python -m studies.effect_claims report
 
-Each run is one process of one thread; a row is added to docs/results/effect_claims.jsonl after each, and rows that are
-there are not made again. A run that is asked to stop (TERM) leaves a row of what it has measured until then, and goes
-on the next time. The paired arms are those of `studies.effect`; docs/results/effect.md says what was found.
+Each run is one process of one thread. After each run a row is added to docs/results/effect_claims.jsonl. Existing rows
+are not made again. A run that is asked to stop (TERM) leaves a row of its measurements so far, and continues the next
+time. `studies.effect` has the paired arms; docs/results/effect.md has the results.
 """
 
 from __future__ import annotations
@@ -28,24 +28,25 @@ from studies.wiki_mini import SEEDS, name_of, read
 from studies.wiki_mini import overrides as of_wiki_mini
 
 ROWS = ROOT / "docs" / "results" / "effect_claims.jsonl"
-# clipping and lambda: with the recipe's clipping, those that tell most first; then without, as in `studies.effect`
+# clipping and lambda: first with the recipe's clipping, the most informative first; then without, as in
+# `studies.effect`
 DOSES = [*(("1", dose) for dose in ("0", "1", "50", "0.05", "10", "0.3", "0.005")), ("0", "0"), ("0", "1")]
 WIKI_MINI = ("1e-4", "0.05", "0.30")  # learning rate, lambda, masking ratio
-REFUTED = 0.5  # points: an effect lies within, as docs/results/effect.md has it
+REFUTED = 0.5  # points; an effect is refuted if its interval lies within +- this (docs/results/effect.md)
 OLD = ROOT / "docs" / "results" / "wiki_mini.jsonl"
 WINNERS = {"lambda0": ("1e-4", "0", "0.30"), "sampled": ("1e-4", "0.05", "0.15"), "official": ("1e-4", "0.05", "0.30")}
 EVERY = "objective.parameter_share_every"
 STOPPED = 143  # the exit code of a run that was asked to stop
 EVALUATED = (100, 150, 200, 312)  # steps
-SHOWN = (0, 10, 17, 20, 34, 50, 51, 100, 200, 300)  # steps done before that which is shown
+SHOWN = (0, 10, 17, 20, 34, 50, 51, 100, 200, 300)  # steps that were done before the step shown
 LOGGED = ("gradient_share", "gradient_cosine", "parameter_share", "parameter_cosine")
 FOUND = ("dev_spearman", "dev_rtd_auroc", "dev_rtd_skill", "dev_rtd_z_gain")
 
 
 def runs(kind: str) -> dict[str, list[str]]:
-    """By name: the recipe and what a run changes in it."""
+    """For each run's name, the recipe and the overrides."""
     if kind == "share":
-        # a learning rate that does not depend on where the run ends
+        # with this schedule the learning rate does not depend on the number of steps
         short = ["log_every=1", f"{EVERY}=17", "max_steps=52", "optimizer.schedule=constant", "evaluation.data=null"]
         return {
             "share/wiki-mini lambda 0.05/seed42": ["bert_base_sts", *of_wiki_mini("sampled", WIKI_MINI, 42), *short]
@@ -70,7 +71,7 @@ def make(name: str, recipe: list[str], folder: Path) -> None:
 
 
 def row_of(recipe: list[str], run: Path) -> dict[str, Any]:
-    """What a run has to say; one that was stopped, as far as it came."""
+    """The row of a run; for a stopped run, of the part that it did."""
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     result = run / "result.json"
     return {
@@ -85,16 +86,16 @@ def row_of(recipe: list[str], run: Path) -> dict[str, Any]:
 
 
 def seeds_needed(deviation: float, width: float = REFUTED) -> int:
-    """How many differences of this standard deviation have a 95% interval of less than +- `width`."""
+    """Number of differences with this standard deviation that give a 95% interval of less than +- `width`."""
     return next(n for n in range(2, 10**6) if stats.t.ppf(0.975, n - 1) * deviation / np.sqrt(n) < width)
 
 
 def deviations(measure: Callable[[str], float]) -> dict[str, tuple[float, float]]:
-    """Of the difference between two objectives of the small backbone, in one number of their rows, three seeds each.
+    """Standard deviations of the difference between two objectives of the small backbone, with three seeds each.
 
     Returns:
-        by the pair's name: what the differences between runs of one seed have, and what differences between
-        independent runs would have, by the two objectives' own variances.
+        For each pair's name, the deviation of the differences between runs of one seed, and the deviation that
+        differences between independent runs would have, from the two objectives' own variances.
     """
     names = {objective: [name_of(objective, winner, seed) for seed in SEEDS] for objective, winner in WINNERS.items()}
     found = {objective: np.array([measure(name) for name in of_seeds]) for objective, of_seeds in names.items()}
@@ -108,7 +109,7 @@ def deviations(measure: Callable[[str], float]) -> dict[str, tuple[float, float]
 
 
 def report() -> None:
-    """Markdown tables on standard output."""
+    """Print Markdown tables."""
     rows = read(ROWS)
     print("| run | " + " | ".join(f"step {step}" for step in EVALUATED) + " | best | AUROC, last | z gain, last |")
     print("|---|" + "---|" * (len(EVALUATED) + 3))
@@ -141,7 +142,7 @@ def report() -> None:
 
 
 def costs(row: dict[str, Any]) -> list[float]:
-    """Seconds of each step with the measurement, by the mean of the two beside it; the first step is left out."""
+    """Seconds of each step with the measurement over the mean of the two steps beside it, without the first step."""
     seconds, share = dict(row["seconds"]), LOGGED.index("parameter_share") + 1
     measured = [found[0] for found in row["gradients"] if found[share] is not None]
     return [
@@ -152,7 +153,7 @@ def costs(row: dict[str, Any]) -> list[float]:
 
 
 def _without_paths(override: str) -> str:
-    """Folders of this machine by the variables that name them."""
+    """The override with folders of this machine replaced by the variables that name them."""
     for name in ("DIFFCSE_MODELS", "DIFFCSE_DATA"):
         if os.environ.get(name):
             override = override.replace(os.environ[name], f"${name}")

@@ -1,11 +1,12 @@
-"""How fast is `diffcse-scale encode` beside `SentenceTransformer.encode`, is its memory flat, does it survive kills?
+"""How fast is `diffcse-scale encode` beside `SentenceTransformer.encode`? Is its memory flat? Does it survive kills?
 
     python -m studies.encoding measure --model MODEL [--pooling mean] [--sentences 200000]
     python -m studies.encoding report     # writes docs/results/encoding.md
 
-needs $DIFFCSE_DATA. One run of `encode` is stopped (SIGSTOP) after every few shards, SentenceTransformer.encode
-encodes some of the same sentences in this process, and `encode` goes on: what else the machine does meets both alike.
-Then a second run is killed with all its processes at random moments and repeated, and its files are compared.
+It needs $DIFFCSE_DATA. One run of `encode` is paused (SIGSTOP) after every few shards. During the pause
+SentenceTransformer.encode encodes some of the same sentences in this process, and then `encode` continues. So other
+work on the machine affects both alike. Then a second run is killed with all its processes at random moments and
+repeated, and its files are compared.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ from diffcse_scale.model_folder.load import load_model
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "docs" / "results" / "encoding.jsonl"
 BATCH_SIZES = (8, 16, 32, 64, 128)
-SWEEP = 256  # sentences with which the batch sizes of SentenceTransformer.encode are compared
-SHARDS = 2  # of `encode` between two of its pauses
+SWEEP = 256  # sentences for comparing the batch sizes of SentenceTransformer.encode
+SHARDS = 2  # that `encode` finishes between two pauses
 Row = dict[str, Any]
 
 
@@ -65,12 +66,12 @@ class Run:
 
     @property
     def shards(self) -> int:
-        """Finished so far."""
+        """Number of shards finished so far."""
         journal = self.output / "_shards.jsonl"
         return journal.read_text().count("\n") if journal.is_file() else 0
 
     def wait(self, shards: float, delay: float = 0.0) -> bool:
-        """Let it work until so many shards are finished, and `delay` seconds more; False if it has ended."""
+        """Wait until `shards` shards are finished, and `delay` seconds more; returns False if the run has ended."""
         began = time.perf_counter()
         while self.process.poll() is None and self.shards < shards:
             self._sample(self.seconds + time.perf_counter() - began)
@@ -80,11 +81,11 @@ class Run:
         return self.process.poll() is None
 
     def signal(self, number: int) -> None:
-        """To all of its processes."""
+        """Send a signal to all processes of the run."""
         os.killpg(self.process.pid, number)
 
     def processor_seconds(self) -> float:
-        """Of all processes so far, those that have ended included."""
+        """Processor time of all processes so far, including those that have ended."""
         with suppress(psutil.NoSuchProcess):  # the run has just ended
             self.processor.update({process.pid: sum(process.cpu_times()[:2]) for process in self._processes()})
         return sum(self.processor.values())
@@ -94,7 +95,7 @@ class Run:
         return [parent, *parent.children(recursive=True)]
 
     def _sample(self, seconds: float) -> None:
-        """Memory of all processes that belongs to no file, bytes; and their processor time, which ends with them."""
+        """Record the processes' memory that belongs to no file, in bytes, and their processor time before they end."""
         self.processor_seconds()
         total = 0
         with suppress(psutil.NoSuchProcess):  # the run has just ended
@@ -105,7 +106,7 @@ class Run:
 
 
 def padding(model: SentenceTransformer, sentences: list[str]) -> list[Row]:
-    """Tokens that are only padding, as a share of the real ones."""
+    """Padding tokens as a share of the real tokens."""
     text = {"truncation": True, "max_length": model.max_seq_length}
     lengths = np.array([len(ids) for ids in model.tokenizer(sentences, **text)["input_ids"]])
     characters = np.array([len(sentence) for sentence in sentences])
@@ -126,7 +127,7 @@ def padding(model: SentenceTransformer, sentences: list[str]) -> list[Row]:
 
 
 def sweep(model: SentenceTransformer, sentences: list[str]) -> list[Row]:
-    """Rates of SentenceTransformer.encode at several batch sizes, the better of two."""
+    """Rate of SentenceTransformer.encode at several batch sizes, each the better of two."""
     times: dict[int, list[float]] = {size: [] for size in BATCH_SIZES}
     for size in BATCH_SIZES * 2:
         times[size].append(timed(model, sentences, size)[0])
@@ -140,7 +141,7 @@ def timed(model: SentenceTransformer, sentences: list[str], size: int = 32) -> t
 
 
 def one_thread(model: SentenceTransformer, sentences: list[str]) -> float:
-    """Processor time of SentenceTransformer.encode with one thread: more threads wait for one another, busily."""
+    """Processor time of SentenceTransformer.encode with one thread; several threads would busy-wait for one another."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     began = time.process_time()
@@ -150,11 +151,11 @@ def one_thread(model: SentenceTransformer, sentences: list[str]) -> float:
 
 
 def alternate(run: Run, model: SentenceTransformer, sentences: list[str], reference_rows: int) -> list[Row]:
-    """A row for each pause: seconds and sentences of both since the last one."""
+    """One row for each pause: seconds and sentences of both programs since the last pause."""
     rows: list[Row] = []
     references: dict[int, np.ndarray] = {}
     shards, before, processor_before = 0, 0.0, 0.0
-    # the first shard is waited for by itself: until then the model was loaded and the text read
+    # wait for the first shards separately: they include loading the model and reading the text
     running = run.wait(SHARDS)
     start_up = run.seconds
     while running:
@@ -189,7 +190,7 @@ def window_of(run: Run) -> int:
 
 
 def killed(arguments: list[str], output: Path, kills: int, whole: Run) -> Row:
-    """Kill all processes of the same work at random moments, repeat it, and compare the files."""
+    """Do the same work, kill all processes at random moments, repeat the command, and compare the files."""
     draw = random.Random(0)
     shards = whole.shards
     moments = sorted(draw.uniform(0, shards - 1) for _ in range(kills))
@@ -212,7 +213,7 @@ def killed(arguments: list[str], output: Path, kills: int, whole: Run) -> Row:
 
 def page(rows: list[Row]) -> str:
     """The text of docs/results/encoding.md."""
-    blocks = [row for row in rows if row["case"] == "block"][1:]  # the first contains the start
+    blocks = [row for row in rows if row["case"] == "block"][1:]  # the first block contains the start
     ours = [row["encode_sentences"] / row["encode_seconds"] for row in blocks]
     theirs = [row["reference_sentences"] / row["reference_seconds"] for row in blocks]
     ratios = [own / their for own, their in zip(ours, theirs, strict=True)]
@@ -317,8 +318,8 @@ def processor_ratio(blocks: list[Row]) -> float:
 
 
 def memory(run: Run) -> Row:
-    """Peaks of both halves of the run, and the samples thinned to a hundred."""
-    # from the first shard on; before it the model is loaded
+    """Peak of each half of the run, and some hundred of the samples."""
+    # from the first shard on, because the model is loaded before it
     working = [sample for sample in run.memory if sample[1] >= 1]
     halves = np.array_split(np.array([sample[2] for sample in working]), 2)
     thinned = working[:: max(1, len(working) // 100)]
@@ -351,7 +352,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Both runs; the rows are written after each."""
+    """Do both runs, and write the rows after each."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     files = sorted(Path(os.environ["DIFFCSE_DATA"], "corpus").glob("*.txt.gz"))
     sentences = list(itertools.islice(itertools.chain.from_iterable(map(read_lines, files)), options.sentences))

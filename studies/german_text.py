@@ -1,9 +1,10 @@
-"""German sentences, and graded pairs to judge by, out of the manuals that Debian packages hold as HTML.
+"""German sentences and graded pairs from the HTML manuals in Debian packages.
 
     python studies/german_text.py FOLDER    # writes german.txt, german_dev.tsv and german_test.tsv
 
-Of every tenth page no sentence goes into the text. Its paragraphs make the pairs: two sentences that follow one another
-have score 1, and the first with one of another page score 0. One half of them is to choose by, the other to judge by.
+Every tenth page is set aside: its sentences do not go into the text, but its paragraphs give the pairs. Two consecutive
+sentences have score 1; the first of them with a sentence of another page has score 0. One half of the pairs is for
+choosing a checkpoint, the other half for the test.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ BLOCKS = {"p", "li", "td", "th", "dd", "dt", "div", "h1", "h2", "h3", "h4", "pre
 UNREAD = {"script", "style", "pre", "title", "header", "footer", "nav"}
 END_OF_SENTENCE = re.compile(r"(?<=[a-zäöüß)\"“][.!?]) +(?=[A-ZÄÖÜ„\"])")
 SENTENCE = re.compile(r"[A-ZÄÖÜ„\"].*[.!?]")
-# one of them is in nearly every German sentence, and none is an English word
+# nearly every German sentence has one of these, and none is an English word
 GERMAN = re.compile(
     r"\b(der|das|und|ist|sind|ein|eine|einen|einer|nicht|mit|für|von|zu|auf|wird|werden|Sie|dem|den|im)\b"
 )
 WORDS = range(5, 41)
-PAIRS = 500  # of each score
+PAIRS = 500  # with each score
 
 
 class Paragraphs(html.parser.HTMLParser):
-    """The texts between the tags that begin a block."""
+    """Collects the texts between the tags that begin a block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,13 +52,13 @@ class Paragraphs(html.parser.HTMLParser):
 
 
 def sentences(paragraph: str) -> list[str]:
-    """Those that look like German ones."""
+    """The parts of a paragraph that look like German sentences."""
     parts = END_OF_SENTENCE.split(" ".join(paragraph.split()))
     return [part for part in parts if SENTENCE.fullmatch(part) and len(part.split()) in WORDS and GERMAN.search(part)]
 
 
 def pages(folder: Path) -> Iterator[list[list[str]]]:
-    """Of each page the paragraphs, of each paragraph the sentences; a paragraph that was seen before is left out."""
+    """Yield each page as paragraphs of sentences, without paragraphs that were seen before."""
     seen = set()
     for file in sorted(folder.rglob("*.html")):
         if not {"de", "de-DE"} & {*file.parts, *file.name.split(".")}:

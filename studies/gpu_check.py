@@ -1,10 +1,10 @@
-"""The first ten minutes on a machine with GPUs: what works, and how fast the step is, with nobody at the keyboard.
+"""The first ten minutes on a machine with GPUs, unattended: what works, and how fast is the step?
 
     make gpu-check                     # or: python -m studies.gpu_check
     python -m studies.gpu_check --only doctor,crossovers
 
-Each step's output goes to a log in runs/gpu-check/<time>/; a step that fails or takes too long does not stop the
-others. `summary.json` there has device, versions, commands, seconds and exit codes; `steps.jsonl` the benchmark's rows.
+Each step's output goes to a log in runs/gpu-check/<time>/. If a step fails or takes too long, the others still run.
+`summary.json` there has device, versions, commands, seconds and exit codes; `steps.jsonl` has the benchmark's rows.
 docs/first_gpu_hour.md says what each step should show, and what comes next.
 """
 
@@ -30,26 +30,26 @@ from diffcse_scale.foundation.errors import either
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "runs" / "gpu-check"
-# a step of the check that takes longer hangs, or compiles without end
+# a step that takes longer hangs, or compiles without end
 LONGEST = 600.0
-TIMED_OUT = 124  # as `timeout` has it
+TIMED_OUT = 124  # the exit code of `timeout`
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command and its name; the command's program is this Python."""
+    """A named command; its program is this Python."""
 
     name: str
     arguments: tuple[str, ...]
 
     @property
     def command(self) -> list[str]:
-        """What is run, from the repository's root."""
+        """The command line, to be run from the repository's root."""
         return [sys.executable, *self.arguments]
 
 
 def steps(devices: int, folder: Path) -> list[Step]:
-    """The check of a machine with so many devices, with files in `folder`; what all else stands on comes first."""
+    """Steps for a machine with `devices` devices, with files in `folder`; what the others depend on comes first."""
     cli = ("-m", "diffcse_scale")
     found = [
         Step("doctor", (*cli, "doctor", "--ranks", str(devices), "--json", str(folder / "doctor.json"))),
@@ -72,7 +72,7 @@ def steps(devices: int, folder: Path) -> list[Step]:
 
 
 def run(step: Step, log: Path, longest: float = LONGEST) -> dict[str, Any]:
-    """Run a step to its end, or for `longest` seconds; what it says goes to `log`."""
+    """Run a step to its end, or for `longest` seconds; its output goes to `log`."""
     start = time.monotonic()
     variables = {"DIFFCSE_TEST_DEVICE": "cuda", "TOKENIZERS_PARALLELISM": "false"}
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
@@ -92,16 +92,16 @@ def run(step: Step, log: Path, longest: float = LONGEST) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             code = TIMED_OUT
         finally:
-            if process.poll() is None:  # on Ctrl-C, too
-                os.killpg(process.pid, signal.SIGKILL)  # and the ranks that it started
+            if process.poll() is None:  # also after Ctrl-C
+                os.killpg(process.pid, signal.SIGKILL)  # including the ranks that it started
     return {"name": step.name, "command": step.command[1:], "seconds": time.monotonic() - start, "exit_code": code}
 
 
 def check(chosen: Sequence[Step], folder: Path, longest: float = LONGEST) -> int:
-    """Run the steps one after another, a line each.
+    """Run the steps one after another and print one line for each.
 
     Returns:
-        How many failed.
+        Number of failed steps.
     """
     folder.mkdir(parents=True)
     results: list[dict[str, Any]] = []
@@ -121,7 +121,7 @@ def check(chosen: Sequence[Step], folder: Path, longest: float = LONGEST) -> int
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point: 0, 1 where a step failed, 2 where there is no GPU."""
+    """Entry point; returns 0, 1 if a step failed, or 2 without a GPU."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", metavar="NAME,NAME", help="Run only these steps.")
     options = parser.parse_args(arguments)

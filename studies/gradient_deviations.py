@@ -1,8 +1,8 @@
-"""How far the gradients of the whole objective are from those of one process, by ranks, ZeRO stage and precision.
+"""Deviation of the objective's gradients from one process's gradients, by number of ranks, ZeRO stage and precision.
 
     python -m studies.gradient_deviations
 
-The cases are those of tests/test_distributed.py, which holds them to tolerances; this prints the figures.
+The cases are in tests/test_distributed.py, which checks them against tolerances; this program prints the figures.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What ranks send and hold for InfoNCE in a step, by the way in which their embeddings meet.
+"""What ranks send and hold for InfoNCE in a step, by the way in which they exchange embeddings.
 
     OMP_NUM_THREADS=1 python -m studies.loss_exchange
 
-Ranks are processes that meet over gloo. Bytes sent are those that the kernel counts on a rank's connections; bytes held
-are the largest sum of the results of operators that are alive at once. Both are of forward and backward, less what the
-similarities of a block take, and are printed in bytes an element of all keys (rows x width).
+Ranks are processes that connect over gloo. Bytes sent are counted by the kernel on a rank's connections. Bytes held are
+the largest sum of operator results that are alive at once. Both cover forward and backward, without the similarities of
+a block, and are printed in bytes per element of all keys (rows x width).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EXCHANGES = ("gather", "ring")
 
 
 def exchanged(exchange: Any, dtype: torch.dtype, rows: int, width: int) -> tuple[int, int]:
-    """Bytes sent by this rank, and held, for InfoNCE of as many rows of all ranks."""
+    """Bytes that this rank sends and holds for InfoNCE with `rows` rows on all ranks together."""
     generator = torch.Generator().manual_seed(rank())
     inputs = torch.randn(2, rows // world_size(), width, generator=generator).to(dtype)
     queries, keys = (tensor.clone().requires_grad_() for tensor in inputs)
@@ -40,15 +40,15 @@ def exchanged(exchange: Any, dtype: torch.dtype, rows: int, width: int) -> tuple
     with mock.patch.object(blocks, "BLOCK_BYTES", 1), LiveMemory() as memory:
         loss, _ = sharded_info_nce(queries, keys, strategy=exchange, equal_shares=True)
         loss.backward()
-    barrier()  # all has left
+    barrier()  # until then every rank has sent all its bytes
     return sent_bytes() - before, memory.peak
 
 
 def all_ways(rows: int, width: int) -> dict[tuple[str, str], tuple[int, int]]:
-    """Of this rank, by exchange and dtype."""
+    """Bytes that this rank sends and holds, by exchange and dtype."""
     ways = list(product(EXCHANGES, DTYPES))
     for exchange, dtype in ways:
-        exchanged(exchange, dtype, 4 * world_size(), 4)  # makes the connections
+        exchanged(exchange, dtype, 4 * world_size(), 4)  # opens the connections
     return {(exchange, str(dtype)): exchanged(exchange, dtype, rows, width) for exchange, dtype in ways}
 
 

@@ -1,14 +1,16 @@
-"""How close `diffcse-scale plan` comes to the memory that real training takes, on CPUs.
+"""How close is `diffcse-scale plan` to the memory of real training, on CPUs?
 
     python -m studies.plan_accuracy [--case NAME ...] [--results docs/results/plan.jsonl]
 
-Every case is a real `deepspeed --num_gpus 2 train.py` with random weights, for three steps. What is measured is the
-largest anonymous resident memory of a rank (RssAnon of /proc/self/status, read all the time by a thread) over that
-after all imports, from the reading of the recipe to the exported model; the rank that took most counts.
+Every case is a real `deepspeed --num_gpus 2 train.py` with random weights, for three steps. We measure the largest
+anonymous resident memory of a rank (RssAnon of /proc/self/status, read all the time by a thread), minus its value after
+all imports. The measurement lasts from reading the recipe to the exported model. The rank with the largest value
+counts.
 
 Ranks run with MALLOC_MMAP_THRESHOLD_=1048576, so that glibc returns blocks of over a MiB when they are freed. With its
-default settings it keeps blocks of up to 32 MiB and cannot use them again for others of the same size, whose alignment
-needs some bytes more: then more stays resident than is ever alive. `--default-allocator` measures that.
+default settings it keeps blocks of up to 32 MiB. It cannot use them again for others of the same size, because their
+alignment needs some more bytes. Then more memory stays resident than is ever in use. `--default-allocator` measures
+that.
 
 The cases and the tolerance were fixed before anything was measured.
 """
@@ -54,7 +56,7 @@ CASES: dict[str, dict[str, Any]] = {
         "zero": {"stage": 3},
     },
 }
-# not a case: it tells what a rank takes besides tensors (planning.memory.PROCESS_BYTES)
+# not a case: it measures what a rank needs besides tensors (planning.memory.PROCESS_BYTES)
 TINY: dict[str, Any] = {
     "family": "bert",
     "shape": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
@@ -111,7 +113,7 @@ def compare(name: str, case: dict[str, Any], default_allocator: bool = False) ->
 
 
 def prepare(case: dict[str, Any], folder: Path) -> tuple[Path, Path]:
-    """Random networks, text with sentences of the longest length, recipe and configuration."""
+    """Write random networks, text with sentences of the maximum length, recipe and configuration."""
     import yaml
     from transformers import AutoConfig, AutoModelForMaskedLM
 
@@ -154,7 +156,7 @@ def prepare(case: dict[str, Any], folder: Path) -> tuple[Path, Path]:
 
 
 def plan(recipe: Path, config: Path, folder: Path) -> dict[str, Any]:
-    """What `diffcse-scale plan` says about ranks on CPUs, in a process of its own."""
+    """The memory that `diffcse-scale plan` plans for ranks on CPUs; it runs in a process of its own."""
     code = "from diffcse_scale.cli import main; main()"
     options = ["--nodes", "1", "--gpus-per-node", str(RANKS), "--gpu-memory", "8", "--cpu"]
     command = [sys.executable, "-c", code, "plan", "--recipe", recipe, "--deepspeed_config", config, *options]
@@ -164,7 +166,7 @@ def plan(recipe: Path, config: Path, folder: Path) -> dict[str, Any]:
 
 
 def measure(recipe: Path, config: Path, folder: Path, default_allocator: bool = False) -> list[int]:
-    """Bytes at the peak of every rank of a real run."""
+    """Peak memory of each rank of a real run, in bytes."""
     from diffcse_scale.rendezvous import free_port
 
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(RANKS)]
@@ -179,7 +181,7 @@ def measure(recipe: Path, config: Path, folder: Path, default_allocator: bool = 
 
 
 def _train_and_watch(folder: Path, options: list[str]) -> None:
-    """One rank: train.py, watched."""
+    """Run train.py as one rank, and record its memory."""
     import train
     from diffcse_scale.training.train_arguments import parse_arguments
 

@@ -1,10 +1,10 @@
-"""How long the kernels' reference takes on a CPU, by whatever `diffcse_kernels` is imported.
+"""How long does the kernels' reference take on a CPU? The installed `diffcse_kernels` is measured.
 
     python -m studies.reference_speed
     PYTHONPATH=path/to/a/checkout/kernels python -m studies.reference_speed      # of another commit
 
-Prints a line a size: the median milliseconds of InfoNCE, forward and backward. Two commits are compared in turns, on a
-machine with nothing else to do.
+Prints one line per size: the median milliseconds of InfoNCE, forward and backward. To compare two commits, measure them
+in turns, on an idle machine.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import diffcse_kernels
 import torch
 
 SIZES = ((1024, 768, "float32"), (4096, 768, "float32"), (8192, 256, "float32"), (4096, 768, "bfloat16"))
-SECONDS, LEAST = 4.0, 5  # of each size, and how many repetitions
+SECONDS, LEAST = 4.0, 5  # for each size: seconds, and the least number of repetitions
 
 
 def milliseconds(rows: int, width: int, dtype: torch.dtype) -> float:
-    """The median of a size."""
+    """Median milliseconds for one size."""
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(rows, width, generator=generator)
     keys = (queries + torch.randn(rows, width, generator=generator)).to(dtype).requires_grad_()

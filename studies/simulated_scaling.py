@@ -1,10 +1,10 @@
-"""How steps of five models would scale to thousands of devices: the simulation of `diffcse-scale plan --scaling`.
+"""How would steps of five models scale to thousands of devices? The simulation of `diffcse-scale plan --scaling`.
 
     python -m studies.simulated_scaling                 # simulates, writes the rows, prints the tables
-    python -m studies.simulated_scaling --table         # the tables, from the rows that are there
+    python -m studies.simulated_scaling --table         # the tables, from the existing rows
 
-The models have their published shapes and no numbers. "Before" is what this trainer did until it was looked at with a
-thousand devices in mind; "after" is what it does now, with the settings that docs/scaling.md recommends.
+The models have their published shapes, but no weights. "Before" is this trainer before it was optimized for a thousand
+devices. "After" is the present trainer with the settings that docs/scaling.md recommends.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.support.toy_world import toy_tokenizer
 
 ROWS = Path(__file__).parents[1] / "docs" / "results" / "scaling.jsonl"
 PER_NODE = 8
-# the published config.json of each; the tokenizer decides nothing that is simulated
+# the published config.json of each model; the tokenizer does not affect the simulation
 SHAPES: dict[str, PretrainedConfig] = {
     "bert-base": BertConfig(),
     "bert-large": BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
@@ -59,29 +59,29 @@ LORA = {"rank": 16, "alpha": 32, "dropout": 0.05, "base": "bfloat16"}
 
 @dataclass(frozen=True)
 class Case:
-    """A model, and how it is trained."""
+    """A model and the settings of its training."""
 
     name: str
     settings: str
     encoder: str
     stage: str
-    share: int  # sentences a device, where that stays
-    sentences: int | None  # of the global batch, where that stays
+    share: int  # sentences per device, for weak scaling
+    sentences: int | None  # in the global batch, for strong scaling
     chunk: int | None = None
     ways: Ways = field(default_factory=Ways)
 
     @property
     def is_large(self) -> bool:
-        """Whether activations are computed again."""
+        """Whether activations are recomputed."""
         return not self.encoder.startswith("bert")
 
     @property
     def has_adapters(self) -> bool:
-        """Whether the encoder itself stays as it is."""
+        """Whether only adapters are trained and the encoder is frozen."""
         return "LoRA" in self.name
 
 
-SLOW_FLAGS = 25e-6  # seconds a hop of gloo's ring, at each step
+SLOW_FLAGS = 25e-6  # seconds per hop of gloo's ring, in every step
 BEFORE_1 = Ways(flag_hop=SLOW_FLAGS, key_bytes=4.0, scatters=False)
 BEFORE_3 = replace(BEFORE_1, overlap=True)
 NOW = Ways(overlap=True, key_bytes=2.0)
@@ -125,7 +125,7 @@ def simulated(case: Case, assumptions: Assumptions, folder: Path) -> dict[str, l
 
 
 def _recipe(case: Case, folder: Path) -> Path:
-    """A recipe whose models have shapes only."""
+    """Write a recipe with models that have only shapes."""
     tokenizer = toy_tokenizer(["a b"])
     for name, shape in SHAPES.items():
         shape.pad_token_id = tokenizer.pad_token_id
@@ -149,7 +149,7 @@ def _recipe(case: Case, folder: Path) -> Path:
 
 
 def all_rows() -> Iterator[dict[str, Any]]:
-    """A row a case, scaling and number of devices."""
+    """One row for each case, scaling and number of devices."""
     for when, cases in CASES.items():
         for case in cases:
             with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +160,7 @@ def all_rows() -> Iterator[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]], when: str, scaling: str) -> str:
-    """The part of a step in which devices are busy, and what they wait for at 1,024."""
+    """The share of a step for which devices are busy, and what they wait for at 1,024 devices."""
     devices = sorted({row["devices"] for row in rows})
     lines = [f"| model | settings | {' | '.join(f'{number:,}' for number in devices)} | 1,024 wait for |"]
     lines.append("|---" * (3 + len(devices)) + "|")

@@ -1,13 +1,13 @@
-"""The training step against the official arithmetic and sentence-transformers, and against batch, length and ranks.
+"""Time of the training step beside the official arithmetic and sentence-transformers, and by batch, length and ranks.
 
     export DIFFCSE_DATA=... DIFFCSE_MODELS=...
-    python -m studies.step_times measure [--only base]   # adds rows to docs/results/step.jsonl; what is there is kept
+    python -m studies.step_times measure [--only base]   # adds rows to docs/results/step.jsonl; existing rows stay
     python -m studies.step_times curves                  # adds the losses of 300 steps of training, packed and padded
     python -m studies.step_times report                  # writes docs/results/step.md and step.png
 
-Every row is a cell of `diffcse-scale benchmark step`, in processes of its own. Rows that are compared come from one run
-on one machine, one after another; nothing else should run beside them. Real text is the Wikipedia sentences of
-`$DIFFCSE_DATA/corpus`, tokenized as by bert-base-uncased.
+Every row is a cell of `diffcse-scale benchmark step`, in its own processes. Rows that are compared come from one run on
+one machine, one after another; nothing else should run beside them. Real text is the Wikipedia sentences of
+`$DIFFCSE_DATA/corpus`, tokenized as for bert-base-uncased.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SIZES, LENGTHS = (4, 8, 16, 32, 64, 128, 256), (8, 16, 32, 64, 128, 256)
 
 
 def cells() -> dict[str, list[tuple[Cell, int]]]:
-    """What is measured, with how many steps, by group."""
+    """The measured cells with their numbers of steps, by group."""
     corpus = sorted((Path(os.environ.get("DIFFCSE_DATA", "")) / "corpus").glob("*.txt.gz"))
     real = {
         "text": str(corpus[0]) if corpus else "the corpus",
@@ -84,7 +84,7 @@ SEEDS, CURVE_STEPS, CURVE_END = (42, 43, 44), 300, 100
 
 
 def curves(file: Path) -> None:
-    """Train the quickstart on Wikipedia sentences with what saves work and without; the loss over the last steps."""
+    """Add rows with the last losses of the quickstart on Wikipedia sentences, with and without what saves work."""
     corpus = sorted((Path(os.environ["DIFFCSE_DATA"]) / "corpus").glob("*.txt.gz"))[0]
     there = {(row["seed"], row["saves_work"]) for row in read(file) if row["group"] == "curves"}
     for seed, saves in itertools.product(SEEDS, (True, False)):
@@ -113,7 +113,7 @@ def curves(file: Path) -> None:
 
 
 def curve_table(rows: list[Row]) -> list[str]:
-    """By seed."""
+    """Table of the losses, one line per seed."""
     found = [row for row in rows if row["group"] == "curves"]
     lines = ["| seed | loss, packed, generator in bf16 | loss, padded, generator in fp32 |", "|---|---|---|"]
     for seed in SEEDS:
@@ -124,7 +124,7 @@ def curve_table(rows: list[Row]) -> list[str]:
 
 
 def key(cell: Cell) -> dict[str, Any]:
-    """What tells rows apart; where text and backbone lie does not."""
+    """The fields that distinguish rows; of text and backbone only the name counts, not the folder."""
     values = asdict(cell)
     names = {name: values[name] and Path(values[name]).name for name in ("text", "backbone")}
     return {**values, **names, "tokenizer": None}
@@ -156,12 +156,12 @@ def read(rows: Path) -> list[Row]:
 
 
 def find(rows: list[Row], cell: Cell) -> Row | None:
-    # a row that is older than a field was measured with the field's default
+    # a row without a field is older than the field, and was measured with its default
     return next((row for row in rows if key(cell).items() <= {**asdict(Cell()), **row}.items()), None)
 
 
 def report(file: Path) -> None:
-    """The page and its picture, from the rows."""
+    """Write the page and its picture from the rows."""
     rows = read(file)
     parts = [HEAD.format(**about(rows))]
     if text := of_group(rows, "text"):
@@ -181,13 +181,13 @@ def report(file: Path) -> None:
 
 
 def of_group(rows: list[Row], group: str) -> list[Row]:
-    """A table's rows: the baseline first, then by what grows."""
+    """Rows of a table: the baseline first, then sorted by ranks, sentences and length."""
     found = [row for row in rows if row["group"] == group]
     return sorted(found, key=lambda row: (row["implementation"] == OURS, row["ranks"], row["sentences"], row["length"]))
 
 
 def series_of(rows: list[Row], group: str) -> list[Row]:
-    """A series: groups cross where they have a cell in common."""
+    """Rows of a series; a cell may belong to several groups."""
     return [row for cell, _ in cells()[group] if (row := find(rows, cell)) is not None]
 
 
@@ -270,7 +270,7 @@ def name(row: Row) -> str:
 
 
 def table(rows: list[Row]) -> list[str]:
-    """Against the first row."""
+    """Table of the rows, each compared with the first."""
     headers = [
         "",
         "s a step",
@@ -297,7 +297,7 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def phase_table(rows: list[Row]) -> list[str]:
-    """Seconds of each phase; communication is left out, for there is one rank."""
+    """Seconds of each phase; communication is left out, because there is only one rank."""
     phases = [phase for phase in PHASES if phase != "communication"]
     lines = [f"| s | {' | '.join(phases)} |", "|---|" + "---|" * len(phases)]
     for row in rows:
@@ -307,7 +307,7 @@ def phase_table(rows: list[Row]) -> list[str]:
 
 
 def growth_table(rows: list[Row]) -> list[str]:
-    """Resident memory after some of the steps."""
+    """Table of the resident memory after some of the steps."""
     after = (20, 50, 100, 200, 300, 400, 500)
     lines = ["| GB after step | " + " | ".join(map(str, after)) + " | 500 / 20 |", "|---|" + "---|" * (len(after) + 1)]
     for row in series_of(rows, "growth"):
@@ -319,7 +319,7 @@ def growth_table(rows: list[Row]) -> list[str]:
 
 
 def scaling_table(rows: list[Row]) -> list[str]:
-    """Of bert-small."""
+    """Table of the groups that are measured with bert-small."""
     lines = ["| bert-small | sentences | length | ranks | s a step | sentences/s | peak memory, GB a rank |"]
     lines.append("|---|---|---|---|---|---|---|")
     for group in ("batch", "length", "ranks"):
@@ -344,7 +344,7 @@ def draw(rows: list[Row], file: Path) -> None:
                 continue
             x, y = [row[along] for row in found], [row["step_seconds"] for row in found]
             (line,) = axes.plot(x, y, marker="o", label=legend)
-            if group != "ranks":  # in proportion, through the largest
+            if group != "ranks":  # the proportional line, through the largest
                 axes.plot(x, [y[-1] * value / x[-1] for value in x], ":", color=line.get_color(), label="in proportion")
         axes.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds a step")
         axes.grid(alpha=0.3, which="both")

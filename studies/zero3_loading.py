@@ -1,10 +1,10 @@
-"""How much memory a rank needs to load a large backbone, with and without partitioning it on the way.
+"""How much memory does a rank need to load a large backbone, with and without partitioning during the load?
 
     python -m studies.zero3_loading                  # 183M parameters, twice; needs 12 GB and a few minutes
     python -m studies.zero3_loading --layers 4       # a smaller one
 
-Makes a random BERT on disk, then loads it as train.py does, as encoder and as discriminator, on two ranks under the
-`deepspeed` launcher; rows to docs/results/zero3_loading.jsonl, a table to the screen.
+Writes a random BERT to disk, then loads it as train.py does, as encoder and as discriminator, on two ranks under the
+`deepspeed` launcher. Rows go to docs/results/zero3_loading.jsonl, a table to the screen.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def save_model(folder: Path, dtype: torch.dtype, layers: int, width: int = 1024)
 
 
 def work(folder: Path, file: str, case: str) -> None:
-    """What a rank of the launch does; writes its rows to `folder`."""
+    """The work of one launched rank; writes its rows to `folder`."""
     start_process_group()
-    # the small one first: what a first load imports and starts is no part of the large one's memory
+    # the small model first, so that the imports of a first load do not count as the large model's memory
     for model in ("small", file):
         parameters, phases = load_and_observe(folder / model, *CASES[case])
     about = {"case": case, "file": file, "rank": rank(), "backbone_parameters": parameters}
@@ -64,7 +64,7 @@ def work(folder: Path, file: str, case: str) -> None:
 
 
 def load_and_observe(model: Path, name: str, partitioned: bool) -> tuple[int, dict[str, tuple[int, int]]]:
-    """Parameters of the backbone; peak memory in each phase and what stays after it, in bytes."""
+    """Number of parameters of the backbone; for each phase, peak memory and memory after it, in bytes."""
     recipe = load_recipe("quickstart", [f"model.encoder={model}", f"model.generator={model}"])
     config = load_deepspeed_config(ROOT / "ds_configs" / f"{name}.json")
     config = complete_config(config, recipe, world_size())
@@ -87,12 +87,12 @@ def load_and_observe(model: Path, name: str, partitioned: bool) -> tuple[int, di
     state = whole_state(backbone)
     phases[PHASES[3]] = memory.read()
     memory.close()
-    del engine, state  # until here they count
+    del engine, state  # until here their memory counts
     return parameters, phases
 
 
 def measure(folder: Path, file: str, case: str) -> list[dict[str, Any]]:
-    """Rows of one case: two ranks in a launch of their own."""
+    """Rows of one case, from two ranks in a separate launch."""
     launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
     path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])}
     defaults = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -102,7 +102,7 @@ def measure(folder: Path, file: str, case: str) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A line a file, case and rank; a column a phase: peak / what stays, in GB."""
+    """One line per file, case and rank; one column per phase: peak / memory after it, in GB."""
     lines = ["| file | | rank | " + " | ".join(PHASES) + " |", "|---" * (3 + len(PHASES)) + "|"]
     for start in range(0, len(rows), len(PHASES)):
         one = rows[start : start + len(PHASES)]

@@ -1,8 +1,9 @@
 """The baseline: a training step in plain PyTorch with the official program's arithmetic.
 
-One forward pass over both views, padding computed like words; attention written out; a generator in train mode with its
-vocabulary head at every position; a two-class loss over all positions; N x N cosines; AdamW and clipping as torch has
-them; the losses of the step read at once. None of the official program's code: it is written from its description.
+The step has one forward pass over both views, which computes padding like words. Attention is eager. The generator is
+in train mode, with its vocabulary head at every position. The RTD loss has two classes and covers all positions.
+Cosines are an N x N matrix. AdamW and clipping are torch's. The loss is read right after the step. This file has none
+of the official program's code: we wrote it from a description.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from diffcse_scale.text.batches import Batch
 
 
 def official_step(cell: Cell, networks: Networks, device: torch.device, phases: Phases) -> Step:
-    """A step of `cell`, on one device; of `networks` the backbones, the generator and the RTD head are used."""
+    """A step of `cell` on one device, with the backbones, the generator and the RTD head of `networks`."""
     model, generator = networks
     encoder, width = model.encoder.backbone, model.encoder.backbone.config.hidden_size
     projection = nn.Sequential(

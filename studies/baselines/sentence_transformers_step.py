@@ -1,6 +1,6 @@
-"""The baseline for the contrastive part alone: MultipleNegativesRankingLoss, as sentence-transformers' trainer uses it.
+"""The baseline for the contrastive part alone: MultipleNegativesRankingLoss, used as in sentence-transformers' trainer.
 
-Each view is a forward pass of its own; tokens come ready, as in the other implementations.
+Each view has its own forward pass. The sentences are already tokenized, as for the other implementations.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diffcse_scale.text.batches import Batch
 
 
 class _Transformer(nn.Module):
-    """The module that sentence-transformers would load from a folder, around a backbone that is there already."""
+    """The module that sentence-transformers would load from a folder, around an existing backbone."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class _Transformer(nn.Module):
 
 
 def sentence_transformers_step(cell: Cell, networks: Networks, device: torch.device, phases: Phases) -> Step:
-    """A step of `cell`, on one device; of `networks` the encoder's backbone is used."""
+    """A step of `cell` on one device, with the encoder's backbone of `networks`."""
     backbone = networks.model.encoder.backbone
     pooling = models.Pooling(backbone.config.hidden_size, pooling_mode="cls")
     model = SentenceTransformer(modules=[_Transformer(backbone), pooling], device=str(device)).train()

@@ -1,4 +1,4 @@
-"""Whole runs of sentence-transformers' own trainer, as its documentation writes them: text in, model folder out.
+"""Complete runs of sentence-transformers' own trainer, as in its documentation: text in, model folder out.
 
     python -m studies.baselines.sentence_transformers_training '{"method": "simcse", ...}'   # the fields of `Training`
 
@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-DELETED = 0.6  # of the words, as in the paper and in the library's own noise
+DELETED = 0.6  # share of the words, as in the paper and in the library's own noise
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Training:
     """One run.
 
     Attributes:
-        text: one sentence a line, or with `method` pairs two with a tab between.
-        steps: at most so many; -1 for all of the epochs.
+        text: file with one sentence per line; with the method `pairs`, two sentences separated by a tab.
+        steps: maximum number of steps; -1 for all epochs.
     """
 
     method: str
@@ -47,14 +47,14 @@ class Training:
 
 
 def without_most_words(sentence: str, rng: random.Random) -> str:
-    """A sentence with `DELETED` of its words deleted, at least one left; words are what spaces part."""
+    """Delete about `DELETED` of a sentence's words, which spaces separate; at least one word stays."""
     words = sentence.split()
     kept = [word for word in words if rng.random() >= DELETED]
     return " ".join(kept or [rng.choice(words)])
 
 
 def columns(training: Training) -> dict[str, list[str]]:
-    """What the loss reads, in the order in which it reads it."""
+    """The columns that the loss reads, in its order."""
     rows = Path(training.text).read_text(encoding="utf-8").splitlines()
     if training.method == "pairs":
         anchors, positives = zip(*(row.split("\t") for row in rows), strict=True)

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# A real SLURM cluster of two nodes on one machine, to develop and test slurm/ without a cluster:
+# Start a real SLURM cluster of two nodes on one machine, to develop and test slurm/ without a cluster:
 #
 #     tests/support/local_cluster.sh install                # Debian or Ubuntu packages
 #     tests/support/local_cluster.sh start
-#     eval "$(tests/support/local_cluster.sh env)"          # now sbatch, squeue, scancel ... talk to it
-#     tests/support/local_cluster.sh kill-node 1            # node1 loses its slurmd; its tasks go on running
+#     eval "$(tests/support/local_cluster.sh env)"          # now sbatch, squeue, scancel ... use it
+#     tests/support/local_cluster.sh kill-node 1            # node1 loses its slurmd; its tasks continue
 #     tests/support/local_cluster.sh start-node 1
 #     tests/support/local_cluster.sh status
 #     tests/support/local_cluster.sh stop
 #
-# Needs root, and neither systemd nor cgroups: munged, slurmctld and one slurmd a node run as plain processes with keys,
-# sockets and state in a folder of their own. Nothing outside it changes but the lines for the nodes in /etc/hosts,
-# which `stop` removes. The nodes' CPUs, memory and GPUs are pretended.
+# It needs root, but neither systemd nor cgroups. munged, slurmctld and one slurmd per node run as plain processes.
+# Their keys, sockets and state are in one folder. Outside this folder only /etc/hosts changes: it gets lines for the
+# nodes, which `stop` removes. The nodes' CPUs, memory and GPUs are fake.
 #
 #     LOCAL_CLUSTER            that folder (default /tmp/diffcse-slurm)
 #     LOCAL_CLUSTER_NODES      2
@@ -26,7 +26,7 @@ kill_wait=${LOCAL_CLUSTER_KILL_WAIT:-15}
 socket=$folder/run/munge.socket
 tag="# local_cluster $folder"
 export SLURM_CONF=$folder/etc/slurm.conf
-export PATH=$PATH:/usr/sbin:/sbin # the daemons are not in every root's PATH
+export PATH=$PATH:/usr/sbin:/sbin # not every root has the daemons in its PATH
 
 say() { printf 'local_cluster: %s\n' "$*"; }
 fail() { say "$*" >&2; exit 1; }
@@ -39,7 +39,7 @@ install_packages() {
 
 write_configuration() {
     local i gpus=8
-    # GPUs that are counted and given out, but stand for nothing: slurmd wants a file for each
+    # fake GPUs, which SLURM counts and assigns; slurmd needs a file for each
     for ((i = 0; i < gpus; i++)); do : >"$folder/etc/gpu$i"; done
     cat >"$folder/etc/gres.conf" <<CONF
 AutoDetect=off
@@ -60,7 +60,7 @@ SlurmctldPidFile=$folder/run/slurmctld.self.pid
 SlurmdPidFile=$folder/run/slurmd.%n.self.pid
 SlurmctldLogFile=$folder/log/slurmctld.log
 SlurmdLogFile=$folder/log/slurmd.%n.log
-# a line for each task's exit code
+# so that the log has a line for each task's exit code
 SlurmdDebug=verbose
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -71,7 +71,7 @@ JobCompLoc=$folder/log/jobcomp.txt
 MpiDefault=none
 SwitchType=switch/none
 MailProg=/bin/true
-# believe the NodeName lines, not the machine
+# use the sizes in the NodeName lines, not those of the machine
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
@@ -83,7 +83,7 @@ KillWait=$kill_wait
 MinJobAge=3600
 InactiveLimit=0
 SlurmctldTimeout=60
-# a node whose slurmd is gone is given up after so many seconds (default 300)
+# seconds until SLURM gives up a node that has lost its slurmd (default 300)
 SlurmdTimeout=15
 GresTypes=gpu
 CONF
@@ -94,8 +94,9 @@ CONF
     echo "PartitionName=debug Nodes=node[1-$nodes] Default=YES MaxTime=INFINITE DefaultTime=10 State=UP" >>"$SLURM_CONF"
 }
 
-# MASTER_ADDR is the name of a node, so the names must resolve: to the address of the machine's own name, by which a
-# rendezvous knows whether it is the host. The file may be a mount and is rewritten in place.
+# MASTER_ADDR is the name of a node, so the names must resolve. They resolve to the address of the machine's own name,
+# because a rendezvous uses that address to decide whether it is the host. The file may be a mount, so it is rewritten
+# in place.
 name_nodes() {
     local text address i
     text=$(grep -vF "$tag" /etc/hosts)
@@ -106,7 +107,7 @@ name_nodes() {
     printf '%s\n' "$text" >/etc/hosts
 }
 
-# the process of daemon $1, if it lives and is no other that has got its number since
+# the process of daemon $1, if it is alive and its number does not belong to another program by now
 process_of() {
     local file=$folder/run/$1.pid process program
     [ -s "$file" ] || return 1
@@ -142,7 +143,7 @@ nodes_are_idle() { [ "$(sinfo -h -N -o %T | grep -cx idle)" -eq "$nodes" ]; }
 node_is_up() { sinfo -h -N -n "node$1" -o %T | grep -qxE 'idle|mixed|allocated'; }
 nothing_is_queued() { local jobs; jobs=$(squeue -h 2>&1) && [ -z "$jobs" ]; }
 
-# whether a process of this machine listens on port $1
+# succeeds if a process of this machine listens on port $1
 is_taken() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 start() {
@@ -194,7 +195,7 @@ tree() {
     for child in $(cat "/proc/$1"/task/*/children 2>/dev/null); do tree "$child"; done
 }
 
-# what runs tasks for this cluster; it outlives its slurmd
+# the processes that run tasks for this cluster; they outlive their slurmd
 step_daemons() {
     local process
     for process in /proc/[0-9]*; do

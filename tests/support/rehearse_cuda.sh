@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The tests of tests/cuda_rehearsal, with a CUDA build of torch and without a GPU: with .venv if its torch is one, else with
-# .venv-cuda, which has the same release of torch (4.5 GB, made once) and everything else from .venv.
+# Run the tests of tests/cuda_rehearsal with a CUDA build of torch and without a GPU. If .venv has such a build, it is
+# used; otherwise .venv-cuda is. That has the same release of torch (4.5 GB, installed once) and everything else from
+# .venv.
 # Arguments: pytest's.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -16,7 +17,7 @@ if ! has_cuda .venv; then
         rm -rf .venv-cuda
         .venv/bin/python -m venv --without-pip .venv-cuda
         grep -v '^torch==' constraints.txt >.venv-cuda/constraints.txt
-        # three equal signs: the release as it stands on PyPI, and not a build of it for CPUs from elsewhere
+        # three equal signs: exactly the release on PyPI, and not a CPU build of it from another index
         .venv/bin/pip --python .venv-cuda/bin/python install --quiet --no-compile \
             --constraint .venv-cuda/constraints.txt "torch===$release" || true
         packages='import sysconfig; print(sysconfig.get_path("purelib"))'
