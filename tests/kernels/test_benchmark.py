@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from diffcse_kernels import counter_uniform
-from diffcse_kernels.benchmark import command, crossover, record, suite
+from diffcse_kernels.benchmark import command, crossover, plot, record, suite
 from diffcse_kernels.benchmark.crossover import NEVER, first_lasting_win
 from diffcse_kernels.benchmark.info_nce import InfoNCE
 from diffcse_kernels.benchmark.measure import Measured, Rates, measure
@@ -112,6 +112,14 @@ def test_times_and_memory_are_drawn_against_the_number_of_rows(tiny_run: tuple[s
     command.main(["plot", str(folder / "kernels.csv"), "--output", str(tmp_path / "again")])
     for name in names:
         assert (tmp_path / "again" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_implementation_is_drawn_with_a_style_of_its_own() -> None:
+    drawn = {
+        workload.name: [plot.STYLES[implementation.name] for implementation in workload.implementations]
+        for workload in WORKLOADS
+    }
+    assert all(len(styles) == len(set(styles)) > 1 for styles in drawn.values()), drawn
 
 
 def test_rows_are_on_disk_as_they_come_and_later_runs_add_theirs(tmp_path: Path) -> None:

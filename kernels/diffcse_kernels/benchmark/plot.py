@@ -17,7 +17,9 @@ from .record import PROGRAM, Row
 # An implementation has the same style in every picture. Colour-blind readers can tell the colours apart (Okabe, Ito).
 STYLES = {
     "triton": ("#D55E00", "o"),
+    "triton-masked": ("#D55E00", "*"),
     "reference": ("#0072B2", "s"),
+    "reference-masked": ("#0072B2", "p"),
     "eager": ("#000000", "v"),
     "compiled": ("#009E73", "^"),
     "chunked": ("#E69F00", "D"),
