@@ -66,12 +66,17 @@ def test_offload_gives_the_same_numbers_and_compiles_nothing(toy_world, tmp_path
 @pytest.mark.slow
 @pytest.mark.device
 def test_every_shipped_configuration_learns_the_same_in_chunks_and_at_once(toy_world, tmp_path):
-    losses = {}
+    found = {}
     for chunk in ("null", "4"):
         (tmp_path / chunk).mkdir()
         options = ("--recipe", str(toy_world / "toy.yaml"), "model.dropout=0", "max_steps=4", "evaluation.data=null")
         for config in (ROOT / "ds_configs").glob("*.json"):
-            losses[config.stem, chunk] = _train(config.stem, tmp_path / chunk, *options, f"batch.chunk={chunk}")
-    assert len(losses) == 12
-    for way, found in losses.items():
-        assert len(found) == 4 and found == pytest.approx(losses["zero0", "null"], rel=tolerance(1e-4, 0.1)), way
+            _train(config.stem, tmp_path / chunk, *options, f"batch.chunk={chunk}")
+            rows = [row for row in metrics(tmp_path / chunk / config.stem) if "loss" in row]
+            found[config.stem, chunk] = {name: [row[name] for row in rows] for name in ("rtd", "contrastive")}
+    assert len(found) == 12
+    truth = found["zero0", "null"]
+    for way, losses in found.items():
+        assert len(losses["rtd"]) == 4 and losses["rtd"] == pytest.approx(truth["rtd"], rel=tolerance(2e-5, 0.1)), way
+        # without dropout both views are equal, so the gradient of InfoNCE is hardly more than rounding; Adam enlarges it
+        assert losses["contrastive"] == pytest.approx(truth["contrastive"], rel=0, abs=tolerance(1e-4, 0.01)), way
