@@ -56,7 +56,7 @@ def p_value(differences: Floats) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for multiple tests by Holm's step-down procedure (Scandinavian Journal of Statistics, 1979)."""
+    """p-values corrected for their number by Holm's step-down procedure (Scandinavian Journal of Statistics, 1979)."""
     order = np.argsort(p_values, kind="stable")
     scaled = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
     corrected = np.empty(len(order))

@@ -1,4 +1,4 @@
-"""Several finished runs in a few numbers: means over the seeds of each setting among them, the best setting first."""
+"""Summary of several finished runs: means over the seeds of each setting, the best setting first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from diffcse_scale.foundation.recorded_recipe import check_recipe
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import completed, flatten
 
-# fields in which the runs of one group may differ
+# fields in which runs of one group may differ
 FREE = ("name", "seed")
 COMMAND = "diffcse-scale summarize"
 SHOWN = ("best.dev_spearman", "dev_rtd_auroc", "dev_rtd_z_gain")
