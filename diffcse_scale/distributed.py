@@ -71,7 +71,7 @@ def is_main() -> bool:
 
 
 def collectives() -> list[tuple[Any, str]]:
-    """Module and name of every collective that torch provides. Used to time them, whoever calls them."""
+    """Module and name of each collective that ranks exchange through. Used to time them, whoever calls them."""
     names = ["all_gather", "all_gather_into_tensor", "all_gather_single", "all_reduce", "all_to_all_single", "barrier"]
     names += ["broadcast", "reduce", "reduce_scatter", "reduce_scatter_single", "reduce_scatter_tensor"]
     return [(dist, name) for name in names if hasattr(dist, name)]

@@ -43,11 +43,11 @@ EARLIER = MANIFEST[1:], JOURNAL[1:]  # earlier versions' names of the first two
 OURS = ("embeddings-[0-9]*.parquet", "embeddings-[0-9]*.npy", "_hnsw-*", "_ivf-*", "hnsw-*", "ivf-*")
 FORMAT = 1
 WHERE = "model_folder"
-PLACES = (WHERE, "files")  # may change: the content of model and input counts
+PLACES = (WHERE, "files")  # paths may change, because only the content of model and input matters
 
 
 READERS = 8  # threads that hash shards
-# what is written, by its name and kind
+# the fields of the manifest and their types
 FACTS: dict[str, Any] = {
     **dict.fromkeys(("format_version", "rows", "window"), int),
     **dict.fromkeys(("model", "dtype", "format", WHERE), str),

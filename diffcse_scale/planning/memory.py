@@ -88,7 +88,10 @@ def _rehearsed(moment: Moment, alive: float) -> dict[str, float]:
 
 
 def _see_start(need: Need, networks: Networks, sharding: Sharding) -> None:
-    """Record the start: before the engine exists, a rank loads the model (at ZeRO-3 its shard) into host memory."""
+    """Record the start, before the engine: a rank loads the model in float32, at ZeRO-3 only its part.
+
+    With GPUs it loads into host memory, so only ranks on CPUs count.
+    """
     if sharding.on_cpu:
         loaded = sharding.weights(networks.parameters) / (sharding.world_size if sharding.stage == 3 else 1)
         flat = sharding.weight_bytes * networks.elements(trained=True)
