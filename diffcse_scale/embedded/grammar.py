@@ -2,9 +2,9 @@
 
 A *scene* is a meaning: who (number, kind, perhaps a property) does what, to what or whom, where, when, and whether it
 is negated. A *wording* is one of the many ways to say it: synonyms, active or passive, tense, "there is", the order of
-place and time, and phrases of captions ("in this picture"). The two sentences of a pair are worded independently. With
-the same meaning they may share few words, and with nearly all words in common they may differ in an essential point
-("a dog is chasing two boys", "two boys are chasing a dog").
+place and time, and phrases of captions ("in this picture"). The two sentences of a pair are worded independently. Two
+sentences with the same meaning may share few words. Others share nearly all words but differ in an essential point ("a
+dog is chasing two boys", "two boys are chasing a dog").
 
 A hash of a scene's content decides whether it is for training or for the test. Training text and graded pairs come
 from different scenes, so no test sentence, nor a paraphrase of one, is ever in training text.

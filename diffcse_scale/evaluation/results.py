@@ -89,7 +89,7 @@ def as_json(results: Results, **about: Any) -> dict[str, Any]:
 
 
 def comparison_as_json(results: Results, baseline: Results, **about: Any) -> dict[str, Any]:
-    """Differences between two models, with intervals and p-values; `about` is added (model, against)."""
+    """Differences `results` - `baseline`, with intervals and p-values; `about` is added (model, against)."""
     found = [vars(difference) for difference in differences(results, baseline)]
     return {"suite": results.suite, **about, "differences": found}
 

@@ -36,9 +36,9 @@ from diffcse_scale.model_folder.save import first_and_last
 
 log = logging.getLogger(__name__)
 
-# the classes that `modules.json` may name
 __all__ = ["load_model", "quiet_transformers", "truncate_at"]
 
+# the classes that `modules.json` may name
 MODULE_TYPES = sorted(set(library.__all__) - {"Module", "InputModule"})
 UNLIMITED = 10**9  # tokens; transformers writes 10**30 if a tokenizer has no limit
 # loading options that a folder may set; sentence-transformers ignores the last
