@@ -15,11 +15,11 @@ from dataclasses import asdict
 
 from diffcse_scale.supervision.beginning import begin
 
-begin(__name__)  # before all that takes long
+begin(__name__)  # before the slow imports
 
 from diffcse_scale.training.train_arguments import parse_arguments
 
-# a mistake in what was asked for is told before torch is imported
+# reports wrong arguments before torch is imported
 ARGUMENTS = parse_arguments(__doc__) if __name__ == "__main__" else None
 
 from diffcse_scale.distributed import is_main, rank, world_size
@@ -67,7 +67,7 @@ def main(arguments: Namespace) -> None:
     ):
         with Supervision(run, watchdog).preparing() as supervision:
             interconnect = check_interconnect(device())
-            # what can be wrong is loaded before the corpus is tokenized, which may take long
+            # tokenizing the corpus may take long, so everything that can fail is loaded first
             tokenizers = load_tokenizers(recipe.model)
             development = DevelopmentSet.of(recipe, tokenizers)
             with partitioned_loading(config, recipe):

@@ -27,21 +27,21 @@ COLUMNS = ("text", "positive", "hard_negative")
 
 
 class DiffCSE:
-    """A recipe to train on text that `fit` is given.
+    """A recipe that trains on the text passed to `fit`.
 
-    Training runs as a program of its own (`train.py` under DeepSpeed's launcher, on all devices), so that nothing of
-    it stays in the notebook's process.
+    Training runs in a separate program (`train.py` under DeepSpeed's launcher, on all devices), so it leaves nothing
+    behind in the notebook's process.
 
-    Source: Chuang et al., 2022 (arXiv 2204.10298); a recipe says what of it is trained.
+    Source: Chuang et al., 2022 (arXiv 2204.10298). The recipe decides which parts of the method are trained.
 
     Args:
         recipe: a shipped recipe or a .yaml file.
         overrides: `section.field=value`, as on the command line.
-        hooks: classes that are called while it trains, each as `package.module:Class` (`diffcse_scale.training.Hook`).
-            The process that trains imports them.
+        hooks: classes that are called during training, each as `package.module:Class`
+            (`diffcse_scale.training.Hook`). The training process imports them.
 
     Raises:
-        InputError: there is no such recipe, or a field is wrong.
+        InputError: the recipe does not exist, or a field is wrong.
 
     Example:
         >>> from diffcse_scale import DiffCSE
@@ -81,18 +81,20 @@ class DiffCSE:
     ) -> SentenceTransformer:
         """Train, and return the best encoder.
 
-        The same call again continues a run that was interrupted, or returns the model of one that has finished.
+        Repeating the call continues an interrupted run, or returns the model of a finished one.
 
         Args:
-            sentences: the corpus; or pairs, whose second is the positive; or triples with a hard negative.
-            output: the run folder; everything about the run is there.
-            development: (score, sentence, sentence): chooses the best of the encoders along the way. Without it the
-                last one is taken, unless an override sets `evaluation.data`.
-            processes: ranks on this machine; all devices if None.
-            deepspeed_config: a DeepSpeed JSON, or a shipped one by name, as `zero3`; the shipped zero2.json if None.
+            sentences: the corpus: sentences, pairs (sentence, positive), or triples (sentence, positive, hard
+                negative).
+            output: the run folder, which holds everything about the run.
+            development: triples (score, sentence, sentence) that select the best encoder during training. Without
+                them the last encoder is returned, unless an override sets `evaluation.data`.
+            processes: number of ranks on this machine. None uses all devices.
+            deepspeed_config: a DeepSpeed JSON file, or the name of a shipped one such as `zero3`. None uses the
+                shipped zero2.json.
 
         Raises:
-            InputError: what `train.py` would refuse, or `output` holds another run.
+            InputError: `train.py` would refuse the arguments, or `output` holds another run.
             RuntimeError: training ended before its last step.
         """
         from diffcse_scale.model_folder.load import load_model
@@ -117,7 +119,7 @@ class DiffCSE:
         return load_model(output)[0]
 
     def _kept(self, rows: Iterable[Mapping[str, object]], suffix: str = ".jsonl") -> Path:
-        """A file of the rows, named by its content: a repeated call gives the run the same recipe."""
+        """Write the rows to a file named after its content, so that a repeated call gives the same recipe."""
         from diffcse_scale.foundation.durable import publish
         from diffcse_scale.text.cache import RowsFingerprint, writing
         from diffcse_scale.text.prepared import unfinished
@@ -138,7 +140,7 @@ class DiffCSE:
 
 
 def _as_rows(sentences: Iterable[str | Sequence[str]]) -> Iterator[dict[str, str]]:
-    """One after another; at least one."""
+    """Check and yield the rows of the corpus, each as column name to text. There must be at least one."""
     _check_rows(sentences, "The corpus", "a list of sentences (of a file: its lines)")
     columns = 0
     for number, row in enumerate(sentences):
@@ -156,7 +158,7 @@ def _as_rows(sentences: Iterable[str | Sequence[str]]) -> Iterator[dict[str, str
 
 
 def _as_pairs(development: Iterable[tuple[float, str, str]]) -> Iterator[dict[str, object]]:
-    """One after another; at least two."""
+    """Check and yield the development pairs. There must be at least two."""
     _check_rows(development, "development", "triples (score, sentence, sentence)")
     number = -1
     for number, row in enumerate(development):
@@ -164,7 +166,7 @@ def _as_pairs(development: Iterable[tuple[float, str, str]]) -> Iterator[dict[st
         if not isinstance(score, Real) or not math.isfinite(score) or not all(isinstance(t, str) for t in texts):
             raise InputError(f"Row {number} of development is {quoted(row)}; give (score, sentence, sentence).")
         _check_text(f"Row {number} of development", texts)
-        # numpy's numbers are none that JSON has
+        # JSON cannot write numpy's numbers
         plain = score if isinstance(score, int | float) else float(score)
         yield {"score": plain, "first": texts[0], "second": texts[1]}
     if number < 1:
@@ -172,8 +174,8 @@ def _as_pairs(development: Iterable[tuple[float, str, str]]) -> Iterator[dict[st
 
 
 def _check_rows(given: object, called: str, wanted: str) -> None:
-    """Raises InputError where iterating over `given` would give something else than its rows in their order."""
-    if hasattr(given, "columns") or hasattr(given, "column_names"):  # of pandas, polars, datasets, pyarrow
+    """Raise InputError if iterating over `given` does not yield its rows in order."""
+    if hasattr(given, "columns") or hasattr(given, "column_names"):  # pandas, polars, datasets, pyarrow
         raise InputError(f"{called} is a table, {type(given).__name__}; give a column of it, or {wanted}.")
     if isinstance(given, str | bytes | bytearray | Mapping | Set) or not isinstance(given, Iterable):
         raise InputError(f"{called} is {quoted(given)}; give {wanted}.")
@@ -191,17 +193,19 @@ def _on_one_line(value: object) -> str:
 
 
 def _train(arguments: list[str]) -> None:
-    """Run `diffcse-scale train` and show what it prints as it prints it, which in a notebook its own output would not.
+    """Run `diffcse-scale train` and print its output as it arrives.
+
+    A notebook does not show the output of a child process, so this process prints it.
 
     Raises:
-        InputError: a mistake, in its own words.
-        RuntimeError: it ended in another way.
+        InputError: the program reported a mistake; the message is the program's own.
+        RuntimeError: the program ended in any other way.
     """
     command = [sys.executable, "-m", "diffcse_scale", "train", *arguments]
     decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
     printed = ""
     environment = dict(os.environ)
-    if "--hook" in arguments:  # what lies beside the program that is running can be imported there, too
+    if "--hook" in arguments:  # modules beside the calling program must be importable in the child too
         paths = [os.environ.get("PYTHONPATH", ""), str(Path(sys.path[0]).absolute())]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:

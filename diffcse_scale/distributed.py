@@ -1,10 +1,10 @@
 """Communication between ranks. No other file of this package names a collective.
 
-Gradients do not depend on the number of ranks. Write the global objective as J = sum over ranks of J_r, where
-J_r holds the terms of rank r's own rows, and let every exchange below be differentiable: the backward of a gather
-*sums* over ranks. Then autograd on rank r yields dJ/d(r's copy of the parameters), the sum over ranks is the
-gradient of J, and an engine that *averages* over W ranks gives it back exactly when each rank back-propagates
-W * J_r. Losses therefore multiply by the world size and divide by global counts.
+Gradients do not depend on the number of ranks. Write the global objective as J = sum over ranks of J_r, where J_r
+holds the terms of rank r's own rows. Every exchange below is differentiable: the backward of a gather *sums* over
+ranks. Autograd on rank r therefore yields dJ/d(r's copy of the parameters), and the sum over ranks is the gradient
+of J. An engine that *averages* over W ranks returns exactly this gradient if each rank back-propagates W * J_r.
+Losses therefore multiply by the world size and divide by global counts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _active() -> bool:
 
 
 def rank() -> int:
-    """This process's number; 0 without a process group.
+    """This process's rank; 0 without a process group.
 
     Example:
         >>> from diffcse_scale.distributed import rank
@@ -50,12 +50,12 @@ def world_size() -> int:
     return dist.get_world_size() if _active() else 1
 
 
-# what the launcher gave as LOCAL_RANK, where that had to become the number of a device
+# holds the launcher's LOCAL_RANK if LOCAL_RANK itself had to be overwritten with a device number
 LAUNCHERS_NUMBER = "DIFFCSE_LOCAL_RANK"
 
 
 def local_rank() -> int:
-    """This process's number on its machine, as the launcher gave it; 0 without one."""
+    """This process's rank on its machine, as set by the launcher; 0 without a launcher."""
     return int(os.environ.get(LAUNCHERS_NUMBER, os.environ.get("LOCAL_RANK", "0")))
 
 
@@ -71,23 +71,23 @@ def is_main() -> bool:
 
 
 def collectives() -> list[tuple[Any, str]]:
-    """Module and name of each function that ranks exchange through, whoever calls it; for timing them."""
+    """Module and name of each collective that ranks exchange through. Used to time them, whoever calls them."""
     names = ["all_gather", "all_gather_into_tensor", "all_gather_single", "all_reduce", "all_to_all_single", "barrier"]
     names += ["broadcast", "reduce", "reduce_scatter", "reduce_scatter_single", "reduce_scatter_tensor"]
     return [(dist, name) for name in names if hasattr(dist, name)]
 
 
 def barrier() -> None:
-    """Wait until every rank is here. One of them may be writing to a slow disk: this wait has the longest patience."""
+    """Wait until every rank is here. The timeout is the longest, because one of them may write to a slow disk."""
     if world_size() > 1:
         dist.barrier(group=_control())
 
 
 @contextmanager
 def imagined_ranks(count: int) -> Iterator[None]:
-    """Inside, this process is rank 0 of `count`, and what it exchanges with the others has the right shape only.
+    """Inside, this process is rank 0 of `count`. Exchanged tensors have the right shape but arbitrary values.
 
-    For planning on tensors without numbers; a process group must not exist yet.
+    Used for planning on tensors without data. A process group must not exist yet.
     """
     from torch.testing._internal.distributed.fake_pg import FakeStore  # its import registers the backend "fake"
 
@@ -99,14 +99,14 @@ def imagined_ranks(count: int) -> Iterator[None]:
 
 
 class Transfer(NamedTuple):
-    """A block on its way to the next rank, held until it is there, and the previous rank's on its way to this one."""
+    """A block on its way to the next rank, and the previous rank's block on its way here. Both are kept alive."""
 
     leaving: Tensor
     arriving: Tensor
     requests: list[dist.Work]
 
     def wait(self) -> Tensor:
-        """The block that arrives, once both are there."""
+        """The block that arrives, after both transfers have finished."""
         for request in self.requests:
             request.wait()
         return self.arriving
@@ -116,7 +116,7 @@ _due: list[Callable[[], object]] = []
 
 
 def before_next_exchange(call: Callable[[], object]) -> None:
-    """Have `call` called once, when losses or BatchNorm next exchange with other ranks."""
+    """Register `call` to run once, just before losses or BatchNorm next exchange with other ranks."""
     _due[:] = [call]
 
 
@@ -126,10 +126,10 @@ def _exchanging() -> None:
 
 
 class Ranks:
-    """All ranks, seen from one of them: what losses and BatchNorm are handed, and exchange through.
+    """All ranks, seen from one of them. Losses and BatchNorm receive this object and exchange through it.
 
-    These are those of the process group, asked anew each time, so that networks may be built before it is there. A
-    test hands in others, which meet in one process.
+    This class asks the process group on every call, so networks may be built before the group exists. Tests pass
+    another implementation, whose ranks live in one process.
 
     Example:
         >>> from diffcse_scale.distributed import PROCESS_GROUP, Ranks
@@ -139,25 +139,25 @@ class Ranks:
 
     @property
     def rank(self) -> int:
-        """This one's number."""
+        """This rank's number."""
         return rank()
 
     @property
     def world_size(self) -> int:
-        """How many there are."""
+        """Number of ranks."""
         return world_size()
 
     def all_gather(self, rows: Tensor) -> Tensor:
-        """Every rank's `rows`, contiguous and of one shape, one below another in rank order, without a gradient."""
+        """Concatenate every rank's `rows` (contiguous, same shape everywhere) in rank order, without a gradient."""
         _exchanging()
         gathered = rows.new_empty(self.world_size * len(rows), *rows.shape[1:])
-        # its name until torch 2.12
+        # all_gather_into_tensor was the name until torch 2.12
         gather = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
         getattr(dist, gather)(gathered, rows)
         return gathered
 
     def all_to_all(self, rows: Tensor, shares: Sequence[int]) -> Tensor:
-        """Of contiguous `rows`, each rank's next `shares` go to it: what all ranks have for this one, [W, n, ...]."""
+        """Split contiguous `rows` by `shares` and send each rank its part; the W parts for this rank, [W, n, ...]."""
         _exchanging()
         own = shares[self.rank]
         received = rows.new_empty(self.world_size, own, *rows.shape[1:])
@@ -165,16 +165,16 @@ class Ranks:
         return received
 
     def all_reduce(self, total: Tensor) -> None:
-        """Put the sum of every rank's `total` in its place."""
+        """Replace `total` by its sum over all ranks, in place."""
         _exchanging()
         dist.all_reduce(total)
 
     def pass_on(self, block: Tensor, into: Tensor) -> Transfer:
-        """Start to send `block` to the next rank and to receive the previous rank's `into`; touch neither."""
+        """Start sending `block` to the next rank and receiving the previous rank's block in `into`; touch neither."""
         _exchanging()
         following, previous = (self.rank + 1) % self.world_size, (self.rank - 1) % self.world_size
         operations = [dist.P2POp(dist.isend, block, following), dist.P2POp(dist.irecv, into, previous)]
-        # nothing is sent for an empty block: both of its ends know that it is
+        # an empty block is not sent: sender and receiver both know that it is empty
         operations = [operation for operation in operations if operation.tensor.numel()]
         return Transfer(block, into, dist.batch_isend_irecv(operations) if operations else [])
 
@@ -186,7 +186,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, shares: Sequence[int], ranks: Ranks) -> Tensor:
         ctx.shares, ctx.ranks = shares, ranks
-        # a gather wants equal shapes: the shorter shares travel with zeros below them
+        # a gather needs equal shapes, so shorter shares are padded with zeros
         largest = max(shares)
         gathered = ranks.all_gather(F.pad(rows, (*(0, 0) * (rows.dim() - 1), 0, largest - len(rows))).contiguous())
         if min(shares) == largest:
@@ -195,8 +195,8 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        # a reduce-scatter whose sum is made where it is needed: it travels in the gradient's own dtype and is added up
-        # in at least float32, as W bfloat16 addends would lose what they share. gloo's own sends twice as much
+        # a reduce-scatter that adds at the receiver: gradients travel in their own dtype and are summed in at least
+        # float32, because a sum of W bfloat16 numbers loses precision. gloo's reduce-scatter sends twice as much
         (gradient,) = gradients
         parts = ctx.ranks.all_to_all(gradient.contiguous(), ctx.shares)
         return parts.sum(0, dtype=torch.promote_types(gradient.dtype, torch.float32)).to(gradient.dtype), None, None
@@ -215,7 +215,7 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def sum_over_ranks(value: Tensor, ranks: Ranks = PROCESS_GROUP) -> Tensor:
-    """Sum of `value` over all ranks, same shape and dtype, differentiably: its gradient is summed over them too."""
+    """Differentiable sum of `value` over all ranks, same shape and dtype. Its gradient is also summed over ranks."""
     return value if ranks.world_size == 1 else _SumOverRanks.apply(value, ranks)
 
 
@@ -230,11 +230,11 @@ def gather_rows(rows: Tensor, shares: Sequence[int] | None = None, ranks: Ranks 
     """Concatenate every rank's rows in rank order, differentiably.
 
     Args:
-        rows: [n, ...], the same shape on every rank but for the `n` that `shares` gives.
-        shares: every rank's `n` (`row_counts`); None where all are equal.
+        rows: [n, ...], the same shape on every rank except for `n`.
+        shares: every rank's `n` (`row_counts`). None if all are equal.
 
     Returns:
-        [sum of n, ...]; its gradient is summed over all ranks before each takes back its own rows.
+        [sum of n, ...]. In the backward pass the gradient is summed over all ranks and each rank gets its own rows.
     """
     if ranks.world_size == 1:
         return rows
@@ -242,12 +242,13 @@ def gather_rows(rows: Tensor, shares: Sequence[int] | None = None, ranks: Ranks 
 
 
 def ring(block: Tensor, shares: Sequence[int], ranks: Ranks = PROCESS_GROUP) -> Iterator[tuple[int, Tensor]]:
-    """Every rank's block in turn, with its owner, this rank's own first; the next travels during the loop's body.
+    """Yield every rank's block with its owner, starting with this rank's own.
 
-    At most two blocks are held beside the own one. They are used again: a block lasts until the loop goes on.
+    The next block travels during the loop's body. At most two received blocks are held. Their buffers are reused, so
+    a block is valid only until the next iteration.
 
     Args:
-        block: [n, ...], the same shape on every rank but for the `n` that `shares` gives.
+        block: [n, ...], the same shape on every rank except for `n`.
         shares: every rank's `n`.
     """
     block = block.contiguous()
@@ -262,7 +263,7 @@ def ring(block: Tensor, shares: Sequence[int], ranks: Ranks = PROCESS_GROUP) -> 
 
 
 class RingSum:
-    """A sum over ranks for every block of `ring`, which travels behind it and ends at the block's owner."""
+    """A sum over ranks for every block of `ring`. The sum travels one step behind its block to the block's owner."""
 
     def __init__(self, shares: Sequence[int], ranks: Ranks = PROCESS_GROUP) -> None:
         self._shares, self._ranks = shares, ranks
@@ -270,7 +271,7 @@ class RingSum:
         self._transfer: Transfer | None = None
 
     def add(self, part: Tensor) -> None:
-        """Add this rank's part for the block in hand, [n of its owner, ...], contiguous; `part` is used up."""
+        """Add this rank's part for the current block, [n of its owner, ...], contiguous. `part` is overwritten."""
         if self._transfer is not None:
             part += self._transfer.wait()
         self._owner = (self._owner - 1) % self._ranks.world_size
@@ -281,7 +282,7 @@ class RingSum:
             self._transfer = self._ranks.pass_on(part, into)
 
     def total(self) -> Tensor:
-        """The sum for this rank's own block, when every block has been round."""
+        """The sum for this rank's own block, after every block has been around the ring."""
         assert self._transfer is not None
         return self._transfer.wait()
 
@@ -324,21 +325,21 @@ def all_max(value: Tensor) -> Tensor:
     return total
 
 
-# how long a rank waits for others, which may export, copy or tokenize, or be suspended with it; whether they live is
-# the watchdog's business. Some timers count milliseconds in 32 bits.
+# how long a rank waits for others. They may be exporting, copying or tokenizing, or the whole job may be suspended.
+# The watchdog checks whether they are alive. Longer would overflow timers that count milliseconds in 32 bits.
 CONTROL_PATIENCE = timedelta(days=20)
 
 
 @cache
 def _control() -> dist.ProcessGroup | None:
-    """The group for a few numbers between hosts: gloo, so that agreeing on a flag does not wait for the device."""
+    """The gloo group that exchanges a few numbers between hosts, so agreeing on a flag does not wait for the device."""
     return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=CONTROL_PATIENCE)
 
 
 class Agreement:
-    """The largest of all ranks' values of each flag, on its way between hosts. Begun by every rank alike.
+    """An asynchronous maximum of each flag over all ranks. Every rank must start it.
 
-    Waits neither for the device nor, before `answer`, for other ranks.
+    It does not wait for the device, and waits for other ranks only in `answer`.
     """
 
     def __init__(self, *flags: int) -> None:
@@ -348,14 +349,14 @@ class Agreement:
             self._work = dist.all_reduce(self._largest, dist.ReduceOp.MAX, group=_control(), async_op=True)
 
     def answer(self) -> list[int]:
-        """The values, once every rank has given its own."""
+        """The maxima, after every rank has given its flags."""
         if self._work is not None:
             self._work.wait()
         return [int(flag) for flag in self._largest]
 
 
 def agree(*flags: int) -> list[int]:
-    """The largest of all ranks' values of each flag. Does not wait for the device."""
+    """The maximum of each flag over all ranks. Does not wait for the device."""
     return Agreement(*flags).answer()
 
 
@@ -363,10 +364,10 @@ def gather_objects(value: Any) -> list[Any]:
     """Every rank's `value` (any small picklable object), in rank order, on every rank.
 
     Args:
-        value: what `pickle` takes, and not large.
+        value: a small object that `pickle` accepts.
 
     Returns:
-        A value of each rank.
+        One value per rank.
 
     Example:
         >>> from diffcse_scale.distributed import gather_objects

@@ -2,7 +2,7 @@
 
     from diffcse_scale.losses import MultipleNegativesRankingLoss      # instead of sentence_transformers' one
 
-is the whole change: same arguments, same numbers, without the matrix of all similarities.
+No other change is needed. It takes the same arguments and gives the same numbers, without the similarity matrix.
 """
 
 from __future__ import annotations
@@ -22,41 +22,42 @@ PAIRWISE = {util.cos_sim: util.pairwise_cos_sim, util.dot_score: util.pairwise_d
 
 
 class _Batch(NamedTuple):
-    """Columns of this rank's rows, and those of all ranks whose rows compete."""
+    """The columns of this rank's rows, and those of all competing rows."""
 
     queries: Tensor  # [n, H]
     documents: list[Tensor]  # positives and negatives, each [n, H]
     all_queries: Tensor  # [N, H]
     all_documents: list[Tensor]  # each [N, H]
-    first: int  # of the N rows, the one that is this rank's row 0
+    first: int  # index among the N rows of this rank's row 0
 
 
 class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
-    """sentence-transformers' loss of this name through `diffcse_kernels.info_nce`.
+    """sentence-transformers' loss of the same name, computed by `diffcse_kernels.info_nce`.
 
-    Equal, for the columns' embeddings a, p, n1, n2, ... [N, H], to
+    For the columns' embeddings a, p, n1, n2, ... [N, H] it equals
 
         F.cross_entropy(scale * cos_sim(a, torch.cat([p, n1, n2, ...])), torch.arange(N))
 
-    and, with `directions`, `partition_mode` and `hardness_mode`, to what the original makes of them. With
-    `gather_across_devices` queries and documents come from all ranks, and a rank's last batch may be smaller than the
-    others'. It may be wrapped as the original may, in `MatryoshkaLoss` for example.
+    With `directions`, `partition_mode` and `hardness_mode` it equals the original with the same options. With
+    `gather_across_devices` queries and documents come from all ranks, and one rank's last batch may be smaller than
+    the others. It can be wrapped like the original, for example in `MatryoshkaLoss`.
 
-    Source: equation 4 of van den Oord et al., 2018 (arXiv 1807.03748); `directions` are those of GTE (Li et al., 2023,
+    Source: equation 4 of van den Oord et al., 2018 (arXiv 1807.03748). `directions` come from GTE (Li et al., 2023,
     arXiv 2308.03281).
 
     Args:
-        model: what is trained.
+        model: the model to train.
         scale: the inverse of the temperature.
         similarity_fct: `cos_sim` or `dot_score` of `sentence_transformers.util`.
         gather_across_devices: let the rows of all ranks compete.
-        impl: which kernel: "auto", "triton" or "reference".
-        margin: whatever is more similar to a query (or, in directions from documents, to its document) than the two
-            are to each other by more than this is no negative of it; None keeps all. The original has no such option.
-        arguments, options: the original's others.
+        impl: the kernel: "auto", "triton" or "reference".
+        margin: drops likely false negatives. A candidate is not a negative if its similarity to the query (or, in
+            directions from documents, to the document) exceeds the positive pair's similarity by more than this.
+            None keeps all candidates. The original has no such option.
+        arguments, options: the original's other arguments.
 
     Raises:
-        ValueError: another similarity, or a margin with options that leave it without its positive.
+        ValueError: `similarity_fct` is another function, or `margin` is used with options that leave out the positive.
 
     Example:
         >>> from diffcse_scale.embedded import backbone_path
@@ -97,14 +98,14 @@ class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
             )
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
-        """Mean over this rank's rows; data-parallel trainers average it, and its gradient, over ranks.
+        """Mean over this rank's rows. Data-parallel trainers average it and its gradient over ranks.
 
         Args:
             embeddings: queries, positives and any number of negatives, each [N, H].
-            labels: not looked at, as in the original.
+            labels: ignored, as in the original.
 
         Raises:
-            ValueError: fewer than two columns.
+            ValueError: there are fewer than two columns.
         """
         if len(embeddings) < 2:
             raise ValueError(f"a batch needs at least two columns (anchor, positive), not {len(embeddings)}")
@@ -114,11 +115,11 @@ class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
         all_queries = queries if self.directions == ("query_to_doc",) else gather_rows(queries, shares)
         all_documents = [gather_rows(column, shares) for column in documents]
         batch = _Batch(queries, documents, all_queries, all_documents, sum(shares[:rank]))
-        # every rank's rows weigh the same, whatever the size of its batch
+        # every row has the same weight, whatever the size of its rank's batch
         return (self._in_parts(batch) if self.in_parts else self._with_positives(batch)) * ranks / sum(shares)
 
     def _with_positives(self, batch: _Batch) -> Tensor:
-        """Sum of the losses; documents, where they are compared, meet their queries among the others."""
+        """Sum of the losses. In document directions a document's own query is among the keys, as its positive."""
         if "doc_to_query" not in self.directions:
             return self._from_queries(batch, reduction="sum")
         if self.partition_mode == "per_direction":
@@ -134,7 +135,7 @@ class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
             reduction="none",
             return_lse=True,
         )
-        # one softmax over both: log(e^x + e^y) is x + log(1 + e^(y - x))
+        # one softmax over both directions: log(e^x + e^y) is x + log(1 + e^(y - x))
         return (losses + torch.logaddexp(losses.new_zeros(()), of_documents - of_queries)).sum()
 
     def _from_queries(self, batch: _Batch, **options: Any) -> Any:
@@ -150,7 +151,7 @@ class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
         )
 
     def _in_parts(self, batch: _Batch) -> Tensor:
-        """Sum of the losses from the logsumexp of each direction's negatives; what is a row's own comes one by one."""
+        """Sum of the losses, from each direction's logsumexp over other rows. A row's own columns are added singly."""
         mode, strength = self.hardness_mode, self.hardness_strength
         of_others = strength if mode in ("in_batch_negatives", "all_negatives") else 0.0
         of_own = strength if mode in ("hard_negatives", "all_negatives") else 0.0
@@ -173,15 +174,15 @@ class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
         return torch.logaddexp(torch.zeros_like(excesses), excesses).mean(0).sum()
 
     def _similarities(self, rows: Tensor, others: Tensor) -> Tensor:
-        """Those of each row and the one beside it, [n]."""
+        """Similarity of each row to the row of the same index in `others`, [n]."""
         dtype = torch.promote_types(rows.dtype, torch.float32)
         return PAIRWISE[self.similarity_fct](rows.to(dtype), others.to(dtype))
 
     def _others(self, rows: Tensor, columns: Sequence[Tensor], first: int, hardness: float = 0.0) -> Tensor:
-        """Logsumexp [n] of each row's similarities with what belongs to the other rows.
+        """Logsumexp [n] of each row's similarities to the columns of the other rows.
 
-        They are multiplied by the scale, and by `hardness` without a gradient. The next row's first column stands in
-        for the positive, which is what leaves the own one out.
+        Similarities are multiplied by scale + `hardness`, and the `hardness` part has no gradient. The keys are
+        rotated by one row, so the next row's first column takes the positive's place and the row's own is left out.
         """
         total = len(columns[0])
         if total == 1:
@@ -199,7 +200,7 @@ class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
             reduction="none",
             return_lse=True,
         )
-        # its gradient is that of the scale's part alone
+        # the gradient is only that of the part multiplied by the scale
         return torch.lerp(logsumexp.detach(), logsumexp, self.scale / (self.scale + hardness))
 
     def _info_nce(self, rows: Tensor, keys: Tensor, first: int, scale: float | None = None, **options: Any) -> Any:

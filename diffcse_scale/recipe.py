@@ -1,8 +1,8 @@
 """A recipe says WHAT to train: backbone, text, objective, schedule. This file is its schema.
 
-A recipe is a YAML file of `recipes/` (named without path or ending) or a path to one of your own. Any field can
-be set on the command line as `section.field=value`. How a run is sharded (ZeRO stage, precision, offload) is
-never part of a recipe; that is a DeepSpeed configuration, see `ds_configs/`.
+A recipe is a YAML file in `recipes/` (named without path or suffix) or the path of your own file. Any field can be
+set on the command line as `section.field=value`. How a run is sharded (ZeRO stage, precision, offload) is never part
+of a recipe: it belongs in a DeepSpeed configuration, see `ds_configs/`.
 """
 
 from __future__ import annotations
@@ -216,8 +216,8 @@ class ObjectiveRecipe(Section):
     parameter_share_every: int | None = Field(
         None,
         ge=1,
-        description="every so many steps RTD's gradient is compared with InfoNCE's on the encoder's parameters too, at "
-        "ZeRO-0; a step with it takes about twice as long; absent: in z alone",
+        description="Every this many steps, compare the gradients of RTD and InfoNCE in the encoder's parameters too. "
+        "It needs ZeRO-0, and such a step takes about twice as long. If absent, they are compared in z alone.",
     )
     loss_precision: Literal["model", "float32"] = Field(
         "model",
@@ -250,7 +250,7 @@ class ObjectiveRecipe(Section):
 
     @property
     def contrasts_in_float32(self) -> bool:
-        """Whether InfoNCE multiplies in at least float32, whatever the networks compute in."""
+        """Whether InfoNCE multiplies in at least float32, whatever the networks' compute dtype."""
         return self.loss_precision == "float32" or self.fidelity == "official"
 
 
@@ -270,7 +270,7 @@ class OptimizerRecipe(Section):
 
     @property
     def open_ended(self) -> bool:
-        """Whether the learning rate of a step does not depend on how many there are."""
+        """Whether a step's learning rate is independent of the total number of steps."""
         return self.schedule == "constant" and self.warmup == 0
 
 
@@ -319,13 +319,13 @@ class Recipe(Section):
     evaluation: EvaluationRecipe = EvaluationRecipe()
 
     def steps(self, per_epoch: int) -> int:
-        """Of the whole run, where an epoch has `per_epoch`."""
+        """Number of steps of the whole run if an epoch has `per_epoch` steps."""
         steps = max(1, math.floor(per_epoch * self.epochs))
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     @property
     def packed(self) -> bool:
-        """Whether batches say what networks may leave out; 'official' counts padding."""
+        """Whether batches mark the padding that networks may skip. Fidelity 'official' must compute padding."""
         return self.batch.packed and self.objective.fidelity != "official"
 
     @model_validator(mode="after")
@@ -346,9 +346,9 @@ class Recipe(Section):
         return self
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """Lines `section.field: mine, not theirs` for each field in which `other` (a dumped recipe) differs.
+        """A line `section.field: mine, not theirs` for each field in which `other` (a dumped recipe) differs.
 
-        Fields that were not there yet when `other` was dumped are `completed`, or have their defaults.
+        Fields that did not exist when `other` was dumped are set by `completed` or have their defaults.
         """
         other = completed(other)
         with suppress(ValidationError):
@@ -362,7 +362,7 @@ class Recipe(Section):
 
     @classmethod
     def lost(cls, other: dict[str, Any]) -> list[str]:
-        """The fields that every recipe has and `other` (a dumped recipe) has not: it is cut."""
+        """Required fields that are missing from `other` (a dumped recipe), which means that it was cut short."""
         try:
             cls.model_validate(other)
         except ValidationError as error:
@@ -370,24 +370,24 @@ class Recipe(Section):
         return []
 
 
-# what runs did before `objective` had a field for it, where that is not the field's default
+# how older runs behaved before `objective` had these fields, if that differs from the field's default
 BEFORE = {"false_negatives": "keep", "loss_precision": "float32"}
 
 
 def unsaid(dumped: dict[str, Any]) -> dict[str, str]:
-    """The fields of `BEFORE` that the recipe of a run is too old to have, as `objective.field`, and what it did."""
+    """Fields of `BEFORE` that a run's recipe is too old to have: `objective.field` to how that run behaved."""
     objective = dumped.get("objective")
     said = objective if isinstance(objective, dict) else BEFORE
     return {f"objective.{name}": value for name, value in BEFORE.items() if name not in said}
 
 
 def completed(dumped: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of a run with the fields that are `unsaid`."""
+    """A run's recipe with its `unsaid` fields added."""
     return {**dumped, "objective": {**BEFORE, **dumped["objective"]}} if unsaid(dumped) else dumped
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested sections to `section.field` and value."""
+    """Flatten nested sections into pairs of `section.field` and value."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""Recipes as files: reading one, overriding its fields, explaining mistakes, and writing one with its meaning."""
+"""Recipe files: reading them, overriding fields, explaining mistakes, and writing them with explanations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def shipped_recipes() -> dict[str, str]:
 
 
 def listed() -> list[str]:
-    """A line for each shipped recipe: its name, and the first sentence of the comment that it begins with."""
+    """A line for each shipped recipe: its name, and the first sentence of its leading comment."""
     lines = []
     for name, text in shipped_recipes().items():
         about = text.partition("\n")[0].removeprefix("# ").partition(". ")[0].partition(": ")[0].rstrip(".")
@@ -40,13 +40,14 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         overrides: `section.field=value`, the value in YAML.
 
     Raises:
-        InputError: no such recipe, malformed YAML, unknown key (names the nearest), wrong type or range.
+        InputError: the recipe does not exist, its YAML is malformed, a key is unknown (the message names the nearest
+            one), or a value has the wrong type or range.
     """
     return _validated(_parsed(_read(name_or_path), brief(name_or_path, 200)), overrides, name_or_path)
 
 
 def load_recorded(file: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """As `load_recipe`, of a run, in which an earlier version has not written what there was no field for."""
+    """Like `load_recipe`, for the recipe of a run. Fields that are newer than the run are `completed`."""
     return _validated(completed(_parsed(_read(str(file)), brief(str(file), 200))), overrides, str(file))
 
 
@@ -93,7 +94,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not equals or not all((*sections, field)):
         raise InputError(f"Override {quoted(override)} must have the form section.field=value.")
     try:
-        value = text if text.startswith("*") else load_yaml(text)  # a glob: there is nothing that an alias could name
+        value = text if text.startswith("*") else load_yaml(text)  # "*" starts a glob here, not a YAML alias
     except DuplicateKey as error:
         raise InputError(f"Override {quoted(override)}: {error}.") from None
     except yaml.YAMLError as error:
@@ -108,16 +109,16 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     values[field] = value
 
 
-MOST_PROBLEMS = 5  # that one sentence names
+MOST_PROBLEMS = 5  # named in one message
 
 
 def explained(error: ValidationError, schema: type[BaseModel]) -> str:
-    """What pydantic found with values for `schema`, in a user's words."""
+    """The problems that pydantic found with values for `schema`, in a user's words."""
     return few([explain(problem, schema) for problem in error.errors()])
 
 
 def few(problems: Sequence[str]) -> str:
-    """Some problems for one sentence, and how many there are beside them."""
+    """The first problems as one sentence, with the number of the others."""
     more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
     return "; ".join(problems[:MOST_PROBLEMS]) + more
 
@@ -142,7 +143,7 @@ def explain(problem: Any, schema: type[BaseModel]) -> str:
 
 
 def _quoting(key: str) -> str:
-    """How a value that YAML would take for something else is said to be text; the shell takes a pair of quotes away."""
+    """Advice on quoting text that YAML would read as another type. The shell removes one pair of quotes."""
     return f"put quotes around what is text ({key}=\"'...'\" on a command line)"
 
 
@@ -159,19 +160,19 @@ def _fields_of(location: Sequence[int | str], schema: type[BaseModel]) -> dict[s
 
 @dataclass(frozen=True)
 class Comments:
-    """What a file says of a field: in lines above it, and beside it."""
+    """A file's comments on a field: the lines above it, and the rest of its line."""
 
     above: Sequence[str] = ()
     beside: str = ""
 
 
 def explained_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> str:
-    """YAML of a recipe with all its fields: their meaning, and the comments of its file.
+    """YAML of a recipe with all fields, their meaning, and the comments of its file.
 
-    A field that is overridden loses what the file says beside it, for that is about the file's value.
+    An overridden field loses the comment beside it, because that comment is about the file's value.
 
     Raises:
-        InputError: as `load_recipe`.
+        InputError: as for `load_recipe`.
     """
     recipe = load_recipe(name_or_path, overrides)
     comments = _comments(_read(name_or_path))
@@ -182,7 +183,7 @@ def explained_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> str:
 
 
 def _comments(text: str) -> dict[str, Comments]:
-    """Those of all sections and fields (`section.field`) of YAML that can be read."""
+    """The comments of all sections and fields (`section.field`) in valid YAML."""
     lines, found = text.splitlines(), {}
 
     def look(mapping: yaml.MappingNode, section: str) -> None:
@@ -206,10 +207,10 @@ def _comments(text: str) -> dict[str, Comments]:
 
 
 def annotated(section: Section, comments: Mapping[str, Comments] | None = None, inside: str = "") -> str:
-    """YAML that reads back as `section`: above each field its meaning, with `comments` on the fields of a file.
+    """YAML that reads back as `section`, with each field's meaning above it and the file's `comments`.
 
     Args:
-        inside: where the section is, as "model.".
+        inside: path of the section, such as "model.".
     """
     values, lines, indent = section.model_dump(mode="json"), [], "  " * inside.count(".")
     for name, field in type(section).model_fields.items():
@@ -217,7 +218,7 @@ def annotated(section: Section, comments: Mapping[str, Comments] | None = None, 
         own = (comments or {}).get(f"{inside}{name}", Comments())
         about = " ".join(filter(None, (field.description or type(inner).__doc__, _choices(field.annotation))))
         meaning = textwrap.wrap(about, 110 - len(indent), initial_indent="# ", subsequent_indent="# ")
-        # a file that was printed has the meanings already
+        # a file that was printed by this function already contains the meanings
         lines += [indent + line for line in (*(line for line in own.above if line not in meaning), *meaning)]
         beside = f"  {own.beside}" if own.beside else ""
         if isinstance(inner, Section):
@@ -229,7 +230,7 @@ def annotated(section: Section, comments: Mapping[str, Comments] | None = None, 
 
 
 def _choices(annotation: Any) -> str:
-    """A sentence with the words that a field may be, where there are several and no others."""
+    """A sentence that lists a field's allowed words, if there are several."""
     literals = [part for part in (annotation, *get_args(annotation)) if get_origin(part) is Literal]
     words = [word for literal in literals for word in get_args(literal)]
     return f"One of {either(words)}." if len(words) > 1 else ""

@@ -6,23 +6,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}  # of the fields of a table that is text
+SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}  # between the fields of a text table
 
 
 def _as_list(value: Any) -> Any:
-    """One name without a list; a number is the name of a column that has no other."""
+    """Wrap a single name in a list. A number names a column that has no other name."""
     names = value if isinstance(value, list) else [value]
     numbers = all(isinstance(name, str | int) and not isinstance(name, bool) for name in names)
     return list(map(str, names)) if numbers else value
 
 
 def _as_columns(value: Any) -> Any:
-    """Names or numbers, also in one text with commas between: `a,b`; a name with a comma in it is given in a list."""
+    """Column names or numbers, as a list or as text such as `a,b`. A name that contains a comma needs a list."""
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else _as_list(value)
 
 
 def _as_separator(value: Any) -> Any:
-    """The character that a word of `SEPARATORS` means, or a character itself."""
+    """The separator character for a word of `SEPARATORS`, or the given character itself."""
     value = {**SEPARATORS, "\\t": "\t"}.get(value, value) if isinstance(value, str) else value
     if value is not None and not (isinstance(value, str) and len(value) == 1 and value not in '"\r\n'):
         raise ValueError(f"give {', '.join(SEPARATORS)}, or one other character")
@@ -57,7 +57,7 @@ Columns = Annotated[Annotated[list[str], Field(min_length=1, max_length=3)] | No
 FolderName = Annotated[str, AfterValidator(_a_folders_name)]
 
 
-LARGEST = 2**63 - 1  # of whole numbers: tensors, seeds and files hold 64 bits
+LARGEST = 2**63 - 1  # largest integer: tensors, seeds and files hold 64 bits
 
 
 class Section(BaseModel):

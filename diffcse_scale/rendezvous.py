@@ -1,4 +1,4 @@
-"""How ranks meet: the store that they find each other in, and the process group they form there."""
+"""How ranks meet: the store through which they find each other, and the process group that they form."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from diffcse_scale.foundation.errors import InputError, first_line
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on now, for a rendezvous."""
+    """A port of this machine that is free now, for a rendezvous."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -30,16 +30,16 @@ _store: dist.Store | None = None
 
 
 def join(backend: str, seconds: float, device: torch.device | None = None) -> None:
-    """Meet the other ranks that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT speak of, and form the process group.
+    """Meet the other ranks as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say, and form the process group.
 
     Args:
-        seconds: how long to wait for them.
-        device: bound to this rank, where the backend wants to know it.
+        seconds: how long to wait for the other ranks.
+        device: this rank's device, for backends that need to know it.
 
     Raises:
-        InputError: not all have come (names those that are missing), one has come twice, or this process may not have
-            as many connections as there will be.
-        DistNetworkError: this is rank 0 and cannot listen.
+        InputError: some ranks did not come (the message names them), one came twice, or this process may not open as
+            many connections as it needs.
+        DistNetworkError: this is rank 0 and it cannot listen.
     """
     global _store
     if dist.is_initialized():
@@ -47,7 +47,7 @@ def join(backend: str, seconds: float, device: torch.device | None = None) -> No
     number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     check_descriptors(number, count)
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    # torchrun's agent listens itself, and goes on to do so when it starts the ranks again
+    # torchrun's agent listens itself, and keeps listening when it restarts the ranks
     listens = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     address, port, patience = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(seconds=seconds)
@@ -82,7 +82,7 @@ def join(backend: str, seconds: float, device: torch.device | None = None) -> No
     bind_to_the_masters_network()
     os.environ.setdefault(BY_ONE_QUESTION, "1")
     bound = device if count > 1 else None
-    # a collective's own patience would go on while its ranks are stopped
+    # a short timeout of a collective would keep counting while its ranks are suspended
     dist.init_process_group(
         backend, timeout=CONTROL_PATIENCE, store=group, rank=number, world_size=count, device_id=bound
     )
@@ -90,17 +90,17 @@ def join(backend: str, seconds: float, device: torch.device | None = None) -> No
 
 
 ALL_HERE, MISSING = "all are here", "who is missing"
-# 1: gloo asks the store for the addresses of all ranks at once, and not for one after another
+# 1: gloo asks the store for the addresses of all ranks at once instead of one after another
 BY_ONE_QUESTION = "GLOO_ENABLE_STORE_V2_API"
 
 
 def host_key(number: int) -> str:
-    """Where the store has the name of a rank's host."""
+    """The store's key for the host name of a rank."""
     return f"host of rank {number}"
 
 
 def _missing(store: dist.Store, count: int) -> str:
-    """The ranks that have not come: one of those that wait asks for each, and tells the others."""
+    """The ranks that have not come. The first waiting rank checks each one and tells the others."""
     try:
         if store.add("looks who is missing", 1) == 1:
             found = ", ".join(str(other) for other in range(count) if not store.check([host_key(other)]))
@@ -114,7 +114,7 @@ PARTS = 10
 
 
 def _in_parts(seconds: float, failure: type[Exception], wait: Callable[[float], None]) -> None:
-    """`wait` for so long, after which it raises `failure`; in parts, of which a process that is stopped loses one."""
+    """Call `wait` for `seconds` in parts; it raises `failure` on timeout. A suspended process loses only one part."""
     for part in range(1, PARTS + 1):
         try:
             return wait(seconds / PARTS)
@@ -124,7 +124,7 @@ def _in_parts(seconds: float, failure: type[Exception], wait: Callable[[float], 
 
 
 def _reach(address: str, port: int, seconds: float) -> None:
-    """Wait until somebody listens there."""
+    """Wait until a process listens there."""
     start = time.monotonic()
     while True:
         left = start + seconds - time.monotonic()
@@ -136,22 +136,22 @@ def _reach(address: str, port: int, seconds: float) -> None:
             time.sleep(min(left, 0.2))
 
 
-LAZY = "TORCH_GLOO_LAZY_INIT"  # 1: gloo connects two ranks when they first meet, and not all with all at the start
-OTHER_DESCRIPTORS = 64  # what a rank has open beside its connections, and some to spare
+LAZY = "TORCH_GLOO_LAZY_INIT"  # 1: gloo connects two ranks when they first communicate, not all pairs at the start
+OTHER_DESCRIPTORS = 64  # open files of a rank besides its connections, and some to spare
 
 
 def descriptors_needed(number: int, count: int) -> int:
-    """How many a rank has open: counted with 1 to 8 ranks, which have one gloo group of ours and one of DeepSpeed's."""
+    """Descriptors that a rank opens. Measured with 1 to 8 ranks and two gloo groups, ours and DeepSpeed's."""
     connections = 2 * ((count - 1).bit_length() * 2 + 5) if os.environ.get(LAZY) == "1" else 2 * count + 2
     of_the_store = 2 * count + 1 if number == 0 else 0
     return connections + of_the_store + OTHER_DESCRIPTORS
 
 
 def check_descriptors(number: int, count: int) -> None:
-    """Whether this process may have as many connections as there will be: gloo aborts when it may not.
+    """Check that this process may open all the connections that it needs, because gloo aborts otherwise.
 
     Raises:
-        InputError: it may not, though its soft limit has been raised as far as it can be.
+        InputError: it may not, even after its soft limit was raised as far as possible.
     """
     needed, allowed = descriptors_needed(number, count), allow_all_descriptors()
     if count > 1 and needed > allowed:
@@ -162,30 +162,30 @@ def check_descriptors(number: int, count: int) -> None:
         )
 
 
-# each is set to the number of nodes by somebody who starts ranks on several: SLURM, DeepSpeed, torchrun
+# launchers that start ranks on several nodes set these to the number of nodes: SLURM, DeepSpeed, torchrun
 NODES = ("SLURM_JOB_NUM_NODES", "CROSS_SIZE", "GROUP_WORLD_SIZE")
 NETWORK = "GLOO_SOCKET_IFNAME"
 
 
 def bind_to_the_masters_network() -> None:
-    """Have gloo listen on the interface that reaches MASTER_ADDR, unless the user has named one.
+    """Make gloo listen on the interface that reaches MASTER_ADDR, unless the user has named one.
 
-    Left alone it listens where the host's own name points to, which on many machines is 127.0.1.1.
+    By default gloo listens on the address of the host's own name, which on many machines is 127.0.1.1.
     """
     if NETWORK in os.environ or all(int(os.environ.get(name) or 1) == 1 for name in NODES):
         return
-    # on the master's own node its name may point to the loopback: then the interface of all else
+    # on the master's own node its name may resolve to the loopback: then use the default route's interface
     for address in (os.environ["MASTER_ADDR"], ANYWHERE):
         if (name := interface_to(address)) not in (None, "lo"):
             os.environ[NETWORK] = str(name)
             return
 
 
-ANYWHERE = "192.0.2.1"  # an address of nobody (RFC 5737)
+ANYWHERE = "192.0.2.1"  # reserved, belongs to nobody (RFC 5737)
 
 
 def interface_to(host: str) -> str | None:
-    """The interface by which packets to `host` would leave; nothing is sent. None if it is not reached."""
+    """The interface that packets to `host` would leave by; nothing is sent. None if `host` cannot be reached."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
@@ -193,13 +193,13 @@ def interface_to(host: str) -> str | None:
             mine = probe.getsockname()[0]
     except OSError:
         return None
-    # an address of the loopback's network is the loopback's, whichever of them it is
+    # any address in 127.0.0.0/8 belongs to the loopback interface
     wanted = "127.0.0.1" if mine.startswith("127.") else mine
     interfaces = psutil.net_if_addrs().items()
     return next((name for name, addresses in interfaces if any(a.address == wanted for a in addresses)), None)
 
 
-# what asking the store of a rank that has left may raise
+# what may be raised when the rank that serves the store has left
 STORE_ERRORS = (dist.DistError, RuntimeError)
 Store = dist.Store
 
@@ -208,9 +208,9 @@ FAILURE = "first failure"
 
 
 def first_failure(words: str) -> str | None:
-    """What the first rank that failed has said here, which is `words` if this is it; None if nobody can be asked.
+    """The message of the first rank that failed: `words` if it is this one, None if the store cannot be reached.
 
-    A new connection would be waited for where rank 0 has gone; the one that is there breaks at once.
+    The existing connection is used, because it breaks at once if rank 0 has gone. A new one would wait.
     """
     try:
         return words if _store is None or world_size() == 1 else _store.compare_set(FAILURE, "", words).decode()
@@ -219,7 +219,7 @@ def first_failure(words: str) -> str | None:
 
 
 def failure_is_told(store: Store | None = None) -> bool:
-    """Whether a rank that failed has said why, as far as can be asked; a thread asks by a `store` of its own."""
+    """Whether a failed rank has left a message; False if the store is out of reach. A thread needs its own `store`."""
     store = _store if store is None else store
     try:
         return store is not None and store.check([FAILURE])
@@ -228,7 +228,7 @@ def failure_is_told(store: Store | None = None) -> bool:
 
 
 def linger(seconds: float = 2.0) -> None:
-    """Rank 0 has failed, and serves the store in which the others, which lose it now, look why."""
+    """Keep a failed rank 0 alive for a moment: it serves the store where the other ranks look up the reason."""
     if _store is None or world_size() == 1 or dist.get_rank() != 0:
         return
     if dist.get_backend() == "gloo":  # NCCL would wait for them
@@ -237,22 +237,22 @@ def linger(seconds: float = 2.0) -> None:
 
 
 def lost_a_peer(error: BaseException) -> bool:
-    """Whether all that an error says is that another rank has gone: it is never why a run has failed.
+    """Whether an error says only that another rank has gone. This is never the reason why a run failed.
 
-    NCCL has one class for that and for all that can be wrong with this rank itself, so its errors are this rank's own.
+    NCCL uses one class for a lost peer and for this rank's own problems, so its errors count as this rank's own.
     """
     gloo = isinstance(error, RuntimeError) and "gloo/transport" in str(error)
     return gloo or isinstance(error, dist.DistNetworkError)
 
 
 def leave(alone: bool = False) -> None:
-    """Leave the process group while Python is whole.
+    """Leave the process group before Python shuts down.
 
-    gloo's threads hold the tensors of its last operation for a moment longer. One that lets go of them while Python
-    ends aborts the process, and a run that has finished exits with -6.
+    gloo's threads hold the tensors of the last operation for a moment longer. A thread that releases them while
+    Python shuts down aborts the process, and a finished run would exit with -6.
 
     Args:
-        alone: the other ranks may not be leaving: NCCL would wait for them.
+        alone: the other ranks may not be leaving; NCCL would wait for them.
     """
     global _store
     if dist.is_initialized() and not (alone and dist.get_backend() == "nccl"):
@@ -261,16 +261,16 @@ def leave(alone: bool = False) -> None:
 
 
 def control_store() -> dist.Store | None:
-    """A connection of its own to what all ranks can read and write, for a thread; None for a single process."""
+    """A new connection to the store that all ranks share, for use in a thread; None for a single process."""
     return None if _store is None or world_size() == 1 else _store.clone()  # type: ignore[attr-defined]
 
 
 def all_reduce_rate(device: torch.device, mebibytes: int = 16, repeats: int = 5) -> dict[str, float]:
-    """Whether all ranks reach each other, and how fast. Called on every rank.
+    """Check that all ranks reach each other, and measure how fast. Must be called on every rank.
 
     Returns:
         `latency_ms` of four bytes, and `gigabytes_per_second` (1e9 bytes, "bus" bandwidth: 2 (W - 1) / W times the
-        bytes of one rank), both medians, measured on this rank.
+        bytes of one rank). Both are medians measured on this rank.
 
     Raises:
         InputError: a sum is wrong.
@@ -289,7 +289,7 @@ def all_reduce_rate(device: torch.device, mebibytes: int = 16, repeats: int = 5)
 
 def _median_seconds(tensor: torch.Tensor, repeats: int) -> float:
     times = []
-    for _ in range(repeats + 1):  # the first makes connections
+    for _ in range(repeats + 1):  # the first one opens connections
         tensor.fill_(1)
         start = time.perf_counter()
         PROCESS_GROUP.all_reduce(tensor)

@@ -1,1 +1,1 @@
-"""`diffcse-scale benchmark`: how long the training step takes here, and what with."""
+"""`diffcse-scale benchmark`: how long a training step takes here, and how its time is spent."""

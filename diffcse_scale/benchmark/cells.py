@@ -1,4 +1,4 @@
-"""What is measured: one cell of the grid, and the networks and sentences it is measured with."""
+"""The networks and sentences with which a cell of the grid is measured."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from diffcse_scale.text.batches import Batches
 from diffcse_scale.text.tokenizers import Tokenizers, known_ids
 from diffcse_scale.text.tokens import tokenize
 
-# shapes of encoder and generator, with random weights: time does not depend on what a network has learnt
+# shapes of encoder and generator; weights are random, because they do not affect the time
 SHAPES: dict[str, tuple[PreTrainedConfig, PreTrainedConfig]] = {
     "bert-base": (BertConfig(), DistilBertConfig()),
     "bert-large": (
@@ -41,10 +41,10 @@ SHAPES: dict[str, tuple[PreTrainedConfig, PreTrainedConfig]] = {
 
 
 def configurations(backbone: str) -> tuple[PreTrainedConfig, PreTrainedConfig]:
-    """Those of encoder and generator: of a shape, or both of one model.
+    """Configurations of encoder and generator: from a shape, or both from one model.
 
     Raises:
-        InputError: neither a shape nor a model.
+        InputError: `backbone` is neither a shape nor a model.
     """
     if backbone in SHAPES:
         return SHAPES[backbone]
@@ -58,7 +58,7 @@ def configurations(backbone: str) -> tuple[PreTrainedConfig, PreTrainedConfig]:
 
 
 class EqualSentences:
-    """A corpus of random tokens, every sentence as long as the next; read as a `TokenizedCorpus` is."""
+    """A corpus of random tokens with sentences of equal length and the interface of `TokenizedCorpus`."""
 
     streams, columns, views, fingerprint = 1, 1, 2, "random"
 
@@ -71,30 +71,30 @@ class EqualSentences:
         return len(self._ids)
 
     def lengths(self, view: int = 0, indices: NDArray[np.int64] | None = None, stream: int = 0) -> NDArray[np.int64]:
-        """As `TokenizedCorpus.lengths`."""
+        """See `TokenizedCorpus.lengths`."""
         return np.full(len(self if indices is None else indices), self._ids.shape[1])
 
     def longest(self, stream: int = 0) -> NDArray[np.unsignedinteger]:
-        """As `TokenizedCorpus.longest`."""
+        """See `TokenizedCorpus.longest`."""
         return np.full(len(self), self._ids.shape[1], np.min_scalar_type(self._ids.shape[1]))
 
     def padded(
         self, indices: NDArray[np.int64], view: int, length: int, padding: int, stream: int = 0
     ) -> NDArray[np.int64]:
-        """As `TokenizedCorpus.padded`."""
+        """See `TokenizedCorpus.padded`."""
         return self._ids[indices]
 
 
 def tokenizers_of(cell: Cell) -> Tokenizers:
-    """Those of the text; where tokens are random, only the special ones matter."""
+    """The tokenizers of the cell's text. With random tokens only the special tokens matter."""
     return Tokenizers.shared(load_tokenizer(cell.tokenizer or EMBEDDED))
 
 
 def batches_of(cell: Cell, rank: int = 0) -> Batches:
-    """The cell's sentences as training would meet them.
+    """The cell's sentences in batches, as in training.
 
     Raises:
-        InputError: the text cannot be read, or is less than a batch.
+        InputError: the text cannot be read or has less than a batch.
     """
     tokenizers = tokenizers_of(cell)
     vocabulary = configurations(cell.backbone)[0].vocab_size
@@ -117,17 +117,17 @@ def _check_length(cell: Cell) -> None:
 
 
 def has_bfloat16() -> bool:
-    """Whether this machine's device makes products in bfloat16 by itself."""
+    """Whether this machine's device has native bfloat16 products."""
     if torch.accelerator.is_available():
         return native_bfloat16(torch.accelerator.current_accelerator() or torch.device("cpu"))
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def check(cells: Sequence[Cell]) -> None:
-    """Find what cannot be measured before anything is.
+    """Check all cells before the first is measured.
 
     Raises:
-        InputError: names it.
+        InputError: a cell cannot be measured; the message says why.
     """
     for cell in cells:
         config, _ = configurations(cell.backbone)

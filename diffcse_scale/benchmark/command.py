@@ -30,15 +30,15 @@ def benchmark_step(
     trace: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Measure cells one after another, print a table, and append rows to a file as they come.
+    """Measure cells one after another, print a table, and append each row to a file when it is measured.
 
     Args:
-        steps: measured in each cell, after one that warms up.
-        trace: a Chrome trace of one step, of one cell only.
-        overwrite: replace the file of the trace whatever it is.
+        steps: number of steps to measure in each cell, after one warm-up step.
+        trace: file for a Chrome trace of one step; only for a single cell.
+        overwrite: replace the file of the trace, whatever it is.
 
     Raises:
-        InputError: a trace of several cells, or files that cannot be written.
+        InputError: a trace of several cells is requested, or a file cannot be written.
     """
     if trace is not None and len(cells) > 1:
         raise InputError(
@@ -65,7 +65,7 @@ def benchmark_step(
 
 
 def check_rows(file: Path) -> None:
-    """Raises InputError where rows cannot be appended to a file, or there are other things in it."""
+    """Raise InputError if rows cannot be appended to a file, or if it holds anything else."""
 
     def known(file: Path) -> bool:
         with file.open("rb") as rows:
@@ -79,7 +79,7 @@ def check_rows(file: Path) -> None:
 
 
 def describe(cell: Cell) -> str:
-    """One line."""
+    """Describe a cell in one line."""
     kind = "real text of at most" if cell.text else "sentences of"
     parts = [cell.implementation, cell.backbone, f"{cell.sentences:,} {kind} {cell.length} tokens", cell.precision]
     if cell.chunk:
@@ -96,7 +96,7 @@ def describe(cell: Cell) -> str:
 
 
 def print_rows(rows: Sequence[Row], console: Console) -> None:
-    """Two tables: rates, and where the time goes."""
+    """Print two tables: rates, and how the time is spent."""
     console.width = max(console.width, 140)  # a log file has no width
     rates, times = (Table(box=box.SIMPLE) for _ in range(2))
     for table, headers in (

@@ -1,4 +1,4 @@
-"""The grid of a benchmark: its cells, and the names that they are made of. Nothing here needs torch."""
+"""The grid of a benchmark: its cells and the values that they combine. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffcse_scale.recipe import EMBEDDED, Recipe
 
 PRECISIONS = ("fp32", "bf16")
 OURS = "diffcse-scale"
-# what makes a step of networks: (cell, networks, device, phases) -> step. Baselines are part of a checkout only.
+# functions that make a step: (cell, networks, device, phases) -> step. Baselines exist only in a checkout
 MAKERS = {
     OURS: "diffcse_scale.benchmark.step_cell:our_step",
     "official": "studies.baselines.official_step:official_step",
@@ -29,20 +29,20 @@ class Cell:
 
     Attributes:
         implementation: ours, or a baseline's name.
-        backbone: a key of `SHAPES`, or a model folder or Hub name whose configuration is taken.
+        backbone: a key of `SHAPES`, or a model folder or Hub name to take the configuration from.
         sentences: the global batch.
-        length: tokens of every sentence, or the most that a sentence of `text` keeps.
-        precision: `fp32`, or `bf16` for products of what is trained (weights stay float32).
+        length: tokens of every sentence, or the maximum for a sentence of `text`.
+        precision: `fp32`, or `bf16` for products in the trained networks (weights stay float32).
         generator_precision: the same for the generator.
-        chunk: sentences of a share whose activations are alive at once; None for all.
-        ranks: processes.
+        chunk: sentences of a share whose activations are in memory at once; None for all.
+        ranks: number of processes.
         text: a corpus file; None for sentences that all have `length` tokens.
-        tokenizer: of `text`.
-        rtd_weight: 0 leaves generator and discriminator out.
-        packed: False computes padding too.
-        compiled: layers go through torch.compile.
-        zero_stage: of ours.
-        returns_memory: freed blocks of 1 MB and more go back to the system at once: less memory, more time.
+        tokenizer: tokenizer of `text`.
+        rtd_weight: 0 leaves out generator and discriminator.
+        packed: False also computes padding.
+        compiled: compile layers with torch.compile.
+        zero_stage: ZeRO stage of our implementation.
+        returns_memory: return freed blocks of at least 1 MB to the system at once. Takes less memory and more time.
     """
 
     implementation: str = OURS
@@ -63,11 +63,11 @@ class Cell:
 
     @property
     def ours(self) -> bool:
-        """Whether it is no baseline."""
+        """Whether the implementation is ours and not a baseline."""
         return self.implementation == OURS
 
     def recipe(self) -> Recipe:
-        """The recipe that trains so. Its names of networks are never loaded."""
+        """The recipe with these settings. The networks that it names are never loaded."""
         values: dict[str, Any] = {
             "name": "benchmark",
             "epochs": 1e6,
@@ -81,7 +81,7 @@ class Cell:
         return Recipe.model_validate(values)
 
     def deepspeed_config(self) -> dict[str, Any]:
-        """The stage's shipped one, with or without reduced products."""
+        """The stage's shipped configuration, with products in the cell's precision."""
         autocast = {"enabled": self.precision == "bf16", "dtype": "bfloat16"}
         config = load_deepspeed_config(shipped("ds_configs") / f"zero{self.zero_stage}.json")
         return {**config, "torch_autocast": autocast}
@@ -98,13 +98,13 @@ def grid(
     zero_stage: int = Cell.zero_stage,
     **same: Any,
 ) -> list[Cell]:
-    """All combinations; a chunk of 0 is none.
+    """All combinations as cells. A chunk of 0 means no chunks.
 
-    Baselines are measured once for each backbone, batch, length and precision: they have no chunks. Where
-    sentence-transformers is one of them, ours is measured without RTD too, which is what it has to be compared with.
+    Baselines are measured once for each backbone, batch, length and precision, because they have no chunks. If
+    sentence-transformers is one of them, ours is also measured without RTD, for a fair comparison.
 
     Raises:
-        InputError: a value that cannot be measured.
+        InputError: a value cannot be measured.
     """
     asked = [*precisions, same.get("generator_precision", Cell.generator_precision)]
     if unknown := [precision for precision in asked if precision not in PRECISIONS]:
@@ -139,13 +139,13 @@ def grid(
 
 
 def check_implementation(name: str) -> None:
-    """Raises InputError unless there is an implementation of this name."""
+    """Raise InputError unless there is an implementation with this name."""
     if name not in MAKERS:
         raise InputError(f"Implementation {quoted(name)} is not known; there are {', '.join(MAKERS)}.")
 
 
 def check_text(text: str | None, tokenizer: str | None) -> None:
-    """Raises InputError unless `text` is a file with a tokenizer, or none is asked for."""
+    """Raise InputError unless `text` is a file with a tokenizer, or None."""
     if text is not None and not given_path(text).is_file():
         raise InputError(f"Text {text} is not a file; give a file with one sentence per line, or leave out --text.")
     if text is not None and tokenizer is None:

@@ -1,4 +1,4 @@
-"""The device's measured rate of matrix products."""
+"""Measures the device's rate of matrix products."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device, seconds: float = 2.0) -> float:
-    """Floating-point operations a second in a large square product."""
+    """Floating-point operations per second in a large square matrix product."""
     size = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     for _ in range(2):

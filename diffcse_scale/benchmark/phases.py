@@ -26,11 +26,11 @@ PHASES = (
 
 
 class Phases:
-    """Seconds by phase; of phases inside others, only the innermost counts.
+    """Seconds by phase. In nested phases only the innermost counts.
 
-    On a GPU every boundary waits for the device, so that a phase's work is counted where it was asked for; what such a
-    step takes in all is therefore longer than an undisturbed one, for which `waits` is set to False. What runs
-    asynchronously on a CPU (a collective that is waited for later) counts where it is waited for.
+    On a GPU every boundary waits for the device, so work counts for the phase that launched it. Such a step takes
+    longer than an undisturbed one; to time the latter, set `waits` to False. Asynchronous work on a CPU (a collective
+    that is waited for later) counts where it is waited for.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -42,7 +42,7 @@ class Phases:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time within counts as `name`'s; between steps nothing counts."""
+        """Count the time inside as phase `name`. Between steps nothing counts."""
         with record_function(name):
             if not self._open:
                 yield
@@ -56,7 +56,7 @@ class Phases:
                 self._open.pop()
 
     def wrap(self, owner: Any, attribute: str, name: str) -> None:
-        """Every call of `owner.attribute` counts as `name`."""
+        """Count every call of `owner.attribute` as phase `name`."""
         function: Callable[..., Any] = getattr(owner, attribute)
 
         def timed(*arguments: Any, **options: Any) -> Any:
@@ -66,19 +66,19 @@ class Phases:
         setattr(owner, attribute, timed)
 
     def wrap_collectives(self) -> None:
-        """What ranks exchange, wherever it is called, in this process from now on."""
+        """Count all collectives of this process as communication from now on, wherever they are called."""
         for module, name in collectives():
             self.wrap(module, name, "communication")
 
     def start(self) -> None:
-        """A step begins."""
+        """Begin a step."""
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._open = ["other"]
         self._synchronize()
         self._since = time.perf_counter()
 
     def stop(self) -> dict[str, float]:
-        """The step's seconds by phase, once the device is done."""
+        """Wait for the device and end the step. Returns its seconds by phase."""
         self._synchronize()
         self._switch()
         self._open = []

@@ -43,7 +43,7 @@ from diffcse_scale.text.batches import Batch
 from diffcse_scale.training.step import TrainingStep
 
 COMMAND = "diffcse-scale benchmark"
-# glibc takes blocks of so many bytes from the system, and gives them back at once
+# glibc gets blocks of at least so many bytes from the system directly, and returns them at once
 MMAP_LIMIT = "MALLOC_MMAP_THRESHOLD_"
 
 
@@ -55,17 +55,17 @@ class Networks(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A training step, and what makes batches ready for it one ahead."""
+    """A training step, and a function that prepares batches one ahead."""
 
     compute: Callable[[Batch], None]
     ahead: Callable[[Iterator[Batch]], Iterator[Batch]] = iter
 
 
 def maker(implementation: str) -> Callable[[Cell, Networks, torch.device, Phases], Step]:
-    """What makes an implementation's step.
+    """The function that makes an implementation's step.
 
     Raises:
-        InputError: no such implementation, or a baseline without the checkout that it is part of.
+        InputError: the implementation does not exist, or is a baseline and this is not a checkout.
     """
     check_implementation(implementation)
     module, _, function = MAKERS[implementation].partition(":")
@@ -82,7 +82,7 @@ def maker(implementation: str) -> Callable[[Cell, Networks, torch.device, Phases
 
 
 def our_step(cell: Cell, networks: Networks, device: torch.device, phases: Phases) -> Step:
-    """The trainer's own."""
+    """The trainer's own step."""
     recipe, model, generator = cell.recipe(), networks.model, networks.generator
     networks_of: dict[str, list[nn.Module]] = {"encoder": [model.encoder], "loss": [model.projection]}
     if generator is not None:
@@ -111,9 +111,9 @@ def our_step(cell: Cell, networks: Networks, device: torch.device, phases: Phase
 
 
 def measure(cell: Cell, steps: int, warmup: int = 1, trace: Path | None = None) -> dict[str, Any]:
-    """A row: the cell, and the median over `steps` of what a step takes.
+    """Measure a cell. Returns a row: the cell, and medians over `steps` steps.
 
-    Times are seconds, memory is GB (1e9 bytes) of the rank that took most, rates are those of all ranks together.
+    Times are in seconds, memory is in GB (1e9 bytes) of the rank that used most, rates are for all ranks together.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "row.json")
@@ -126,7 +126,7 @@ def measure(cell: Cell, steps: int, warmup: int = 1, trace: Path | None = None) 
 
 @contextmanager
 def _allocator(cell: Cell) -> Iterator[None]:
-    """glibc reads its limits when a process starts."""
+    """Set glibc's limit for the processes that are started inside, because it is read when a process starts."""
     before = os.environ.get(MMAP_LIMIT)
     if cell.returns_memory:
         os.environ[MMAP_LIMIT] = "1048576"
@@ -159,7 +159,7 @@ def _rank(
         ready = step.ahead(prefetched)
 
         def timed(count: int) -> tuple[list[dict[str, float]], list[int], list[float]]:
-            """Of each of the next steps: seconds by phase, this rank's real tokens, and its memory after the step."""
+            """For each of the next steps: seconds by phase, this rank's real tokens, and its memory after the step."""
             seconds, tokens, memory = [], [], []
             for _ in range(count):
                 barrier()
@@ -176,7 +176,7 @@ def _rank(
         phases.waits = False
         found, real, memory = timed(steps)
         seconds = [sum(one.values()) for one in found]
-        if device.type == "cuda":  # elsewhere these phases are right already
+        if device.type == "cuda":  # on a CPU the phases are right already
             phases.waits = True
             found, *_ = timed(steps)
         peak, *memory = all_max(torch.tensor([peak_memory_gb(device), *memory], device=device)).tolist()
@@ -226,11 +226,11 @@ def build(cell: Cell, device: torch.device) -> Networks:
 
 
 def _trace(step: Step, batches: Iterator[Batch], file: Path | None) -> None:
-    """One more step, of all ranks together; whoever has a file keeps what was done."""
+    """Profile one more step on all ranks. The rank with a file writes its trace."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     with profile(activities=activities) as profiled:
         step.compute(next(batches))
-        profiled.add_metadata(WRITTEN_BY, COMMAND)  # which counts only before the profile ends
+        profiled.add_metadata(WRITTEN_BY, COMMAND)  # only works before the profile ends
     if file is not None:
         profiled.export_chrome_trace(str(file))
 

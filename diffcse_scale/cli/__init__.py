@@ -1,6 +1,6 @@
 """The program `diffcse-scale`: each file here holds a family of commands. The training program itself is `train.py`.
 
-A command looks at the names that it was given before it imports torch, which takes seconds.
+A command checks the given names before it imports torch, because that import takes seconds.
 """
 
 from __future__ import annotations
@@ -32,6 +32,6 @@ for family in (run_commands, recipe_commands, model_commands, machine_commands):
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence and exit code 2."""
+    """Entry point. A user's mistake ends with one sentence and exit code 2."""
     quiet_deepspeed()
     sys.exit(run_command(app))

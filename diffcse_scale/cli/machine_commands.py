@@ -17,7 +17,7 @@ benchmark = typer.Typer(
 )
 commands.add_typer(benchmark, name="benchmark")
 
-# of `python -m diffcse_kernels.benchmark`, which imports torch before it can say so itself
+# commands of `python -m diffcse_kernels.benchmark`, listed here because that module imports torch
 KernelsCommand = Literal[
     "info-nce", "replaced-token-bce", "sample-tokens", "sigmoid-loss", "info-nce-cold", "all", "crossovers", "plot"
 ]

@@ -1,4 +1,4 @@
-"""Commands about models: scores, copies for other programs, embeddings, search, and a generator of one's own."""
+"""Commands about models: evaluate, export, encode, search, and pretrain a generator."""
 
 from __future__ import annotations
 

@@ -14,11 +14,11 @@ from diffcse_scale.model_folder.layout import check_models
 from diffcse_scale.recipe_file import explained_recipe, listed, load_recipe, shipped_recipes
 
 commands = typer.Typer()
-PlannedDevice = Literal["a100", "h100", "h200", "b200"]  # as `planning.hours.DEVICES`, which is slow to import
+PlannedDevice = Literal["a100", "h100", "h200", "b200"]  # the keys of `planning.hours.DEVICES`, a slow import
 
 
 def _shipped(beginning: str) -> list[str]:
-    """What a shell completes."""
+    """Completions for a shell."""
     return [name for name in shipped_recipes() if name.startswith(beginning)]
 
 
@@ -126,7 +126,7 @@ def plan(
 
 
 def _check_simulated(on_cpu: bool, options: dict[str, object]) -> None:
-    """Raises InputError where an option is given that the simulation would not heed; in `options` None is not given."""
+    """Raise InputError if an option is given that the simulation ignores. None in `options` means not given."""
     if on_cpu:
         raise InputError("--scaling simulates GPUs: leave out --cpu.")
     if given := [name for name, value in options.items() if value is not None]:

@@ -14,7 +14,7 @@ commands = typer.Typer()
 
 
 class _TakesTrainArguments(TyperCommand):
-    """Its last parameter takes what it does not know itself, options too; a shell completes both kinds of option."""
+    """A command whose last parameter collects unknown arguments and options. A shell completes both kinds of option."""
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         return [*super().shell_complete(ctx, incomplete), *self.params[-1].shell_complete(ctx, incomplete)]

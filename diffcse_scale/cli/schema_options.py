@@ -19,7 +19,7 @@ def options_of(context: typer.Context, schema: type[Options]) -> Options:
     """The options that were given on the command line.
 
     Raises:
-        InputError: values that do not fit.
+        InputError: a value is not allowed.
     """
     given = {
         name: value
@@ -33,7 +33,7 @@ def options_of(context: typer.Context, schema: type[Options]) -> Options:
 
 
 def with_options_of(options: type[BaseModel]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command a command line option for every field of a pydantic model, its description as help."""
+    """Decorator that gives a command an option for every field of a pydantic model, with the description as help."""
     parameters = [inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
     for name, field in options.model_fields.items():
         flag = [f"--{field.alias}"] if field.alias else []

@@ -1,1 +1,1 @@
-"""`diffcse-scale doctor`: what a machine has for training, what follows from it, and what to do."""
+"""`diffcse-scale doctor`: what a machine has for training, the consequences, and what to do."""

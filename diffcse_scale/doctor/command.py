@@ -1,4 +1,4 @@
-"""`diffcse-scale doctor`: one table of this machine, or of every node of a job."""
+"""`diffcse-scale doctor`: one table about this machine, or about every node of a job."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ Tables = Mapping[str, Sequence[Row]]
 
 
 def examine(options: DoctorOptions) -> ExitCode:
-    """Look at this machine, or as one rank of several at every node; print what follows.
+    """Check this machine, or as one of several ranks every node of the job, and print the table.
 
     Returns:
-        0, or 2 where something will not work.
+        0, or 2 if something will not work.
 
     Raises:
-        InputError: a file that cannot be written, or ranks that are not to be started here.
+        InputError: a file cannot be written, or ranks cannot be started here.
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if options.ranks and several:
@@ -53,7 +53,7 @@ def examine(options: DoctorOptions) -> ExitCode:
         raise InputError(
             f"--ranks {options.ranks}: every rank needs a device, but there are {torch.cuda.device_count()}."
         )
-    # contexts of all ranks on all devices would take memory that the table then misses
+    # only one rank per node looks: contexts of all ranks on all devices would take memory that the table then misses
     rows = own_rows(options.output) if local_rank() == 0 else []
     if several:
         return _examine_job(rows, options, on_devices)
@@ -62,13 +62,13 @@ def examine(options: DoctorOptions) -> ExitCode:
 
 
 def own_rows(output: Path) -> list[Row]:
-    """Every check of this machine, in the order of the table."""
+    """The rows of all checks of this machine, in the order of the table."""
     machine = look(output, cache=chosen_folder(), models=Path(HF_HUB_CACHE))
     return [check(machine) for check in CHECKS]
 
 
 def _examine_job(rows: list[Row], options: DoctorOptions, on_devices: bool) -> ExitCode:
-    """As one rank of several. Rank 0 prints; if they do not meet, so does the first rank of every node."""
+    """Check as one of several ranks. Rank 0 prints. If the ranks do not meet, the first rank of every node prints."""
 
     def alone(told: list[Row]) -> None:
         if local_rank() == 0:
@@ -102,7 +102,7 @@ def _exit_code(rows: Sequence[Row]) -> ExitCode:
 
 
 def _report(tables: Tables, between: Sequence[Row], options: DoctorOptions) -> ExitCode:
-    """Print the table, and write it where that was asked for."""
+    """Print the table, and write the JSON file if requested."""
     lines = [*merged(tables), *(("between them" if len(tables) > 1 else "", row) for row in between)]
     print_rows(", ".join(tables), lines, Console())
     if options.json_file is not None:
@@ -113,7 +113,7 @@ def _report(tables: Tables, between: Sequence[Row], options: DoctorOptions) -> E
 
 
 def merged(tables: Tables) -> list[tuple[str, Row]]:
-    """The rows of all nodes with the nodes that have them; what all nodes have alike stands there once."""
+    """The rows of all nodes, each with its nodes. A row that is the same on several nodes appears once."""
     places: dict[Row, list[str]] = {}
     for row_of_each in zip(*tables.values(), strict=True):
         for host, row in zip(tables, row_of_each, strict=True):
@@ -123,7 +123,7 @@ def merged(tables: Tables) -> list[tuple[str, Row]]:
 
 
 def print_rows(title: str, lines: Sequence[tuple[str, Row]], console: Console) -> None:
-    """One table, and one line that sums it up."""
+    """Print one table and a line that summarizes it."""
     console.width = max(console.width, 140)  # a log file has no width
     table = Table(box=box.SIMPLE, title=title, title_justify="left")
     several = any(place for place, _ in lines)

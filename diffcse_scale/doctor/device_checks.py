@@ -1,4 +1,4 @@
-"""The rows about GPUs and about the compilers that their kernels need."""
+"""Checks of GPUs and of the compilers that their kernels need."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from diffcse_scale.doctor.verdict import Row, Verdict
 from diffcse_scale.foundation.devices import hidden_by
 
 OK, SLOWER, BROKEN = Verdict.OK, Verdict.SLOWER, Verdict.BROKEN
-# of bfloat16's products, and of what the Triton kernels are compiled and tested for
+# the lowest capability with bfloat16 products, for which the Triton kernels are compiled and tested
 FIRST_CAPABILITY = (8, 0)
-# less than this share of a device's memory is free: somebody else is on it
+# if less than this share of a device's memory is free, another process uses it
 MOSTLY_FREE = 0.9
 
 
 def _wants_cpu(machine: Machine) -> str | None:
-    """The variable by which the user has said that GPUs shall not be used, if there is one."""
+    """The variable with which the user has turned GPUs off, if there is one."""
     return "DS_ACCELERATOR" if machine.environ.get("DS_ACCELERATOR") == "cpu" else hidden_by(machine.environ)
 
 
 def torch_build(machine: Machine) -> Row:
-    """A CPU build beside GPUs trains on the CPU and says nothing."""
+    """Check torch's build: a CPU build on a machine with GPUs would silently train on the CPU."""
     found = f"{machine.packages['torch']}, built for {machine.torch_build}"
     if machine.torch_build == "CPU" and machine.device_files and not _wants_cpu(machine):
         advice = "install a torch build for this driver's CUDA (pytorch.org/get-started), or set DS_ACCELERATOR=cpu"
@@ -31,7 +31,7 @@ def torch_build(machine: Machine) -> Row:
 
 
 def driver(machine: Machine) -> Row:
-    """A driver older than what torch was built for is as good as none."""
+    """Check the driver: one that is too old for torch's build is useless."""
     found = machine.driver or ("none" if not machine.device_files else "version unknown")
     if machine.torch_build != "CPU" and machine.device_files and machine.device_error and not _wants_cpu(machine):
         advice = (
@@ -42,7 +42,7 @@ def driver(machine: Machine) -> Row:
 
 
 def devices(machine: Machine) -> Row:
-    """How many of what, and whether they are all alike and free."""
+    """Count the devices, and check that they are equal and free."""
     if not machine.devices:
         if (variable := _wants_cpu(machine)) and machine.device_files:
             return Row("devices", f"{len(machine.device_files)} GPUs, none to be used", SLOWER, f"unset {variable}")
@@ -63,7 +63,7 @@ def devices(machine: Machine) -> Row:
 
 
 def capability(machine: Machine) -> Row:
-    """Whether torch has programs for the devices, and they have bfloat16."""
+    """Check that torch has programs for the devices, and that they support bfloat16."""
     if not machine.devices or machine.torch_build.startswith("ROCm"):
         return Row("capability", "no NVIDIA device")
     levels = sorted({device.capability for device in machine.devices})
@@ -82,7 +82,7 @@ def capability(machine: Machine) -> Row:
 
 
 def _runs(program: str, level: tuple[int, int]) -> bool:
-    """Binaries (sm_) run on later minor levels of their major one, PTX (compute_) on all that come after."""
+    """Whether a program runs on a level: binaries (sm_) on later minor levels, PTX (compute_) on all later levels."""
     kind, _, digits = program.partition("_")
     digits = digits.rstrip("af")
     made_for = (int(digits[:-1]), int(digits[-1]))
@@ -90,7 +90,7 @@ def _runs(program: str, level: tuple[int, int]) -> bool:
 
 
 def nccl(machine: Machine) -> Row:
-    """What devices exchange through; one device needs none."""
+    """Check NCCL, through which devices exchange data. One device needs none."""
     if len(machine.devices) < 2 and machine.nodes < 2:
         return Row("NCCL", machine.nccl or "none, and nothing that needs it")
     if not machine.devices:
@@ -106,7 +106,7 @@ def nccl(machine: Machine) -> Row:
 
 
 def kernels(machine: Machine) -> Row:
-    """Triton compiles a launcher in C the first time that a kernel runs."""
+    """Check the tools of the kernels: Triton compiles a launcher in C when a kernel first runs."""
     if not machine.devices:
         return Row("kernels", "the plain versions, as on every CPU")
     missing = [name for name, there in (("Triton", machine.triton), ("a C compiler", machine.c_compiler)) if not there]
@@ -119,14 +119,14 @@ def kernels(machine: Machine) -> Row:
 
 
 def compiling(machine: Machine) -> Row:
-    """model.compile makes C++ on CPUs, and Triton with its C launcher on GPUs."""
+    """Check for a C++ compiler: model.compile generates C++ on CPUs, and Triton with a C launcher on GPUs."""
     if machine.cxx_compiler is None:
         return Row("model.compile", "no C++ compiler", SLOWER, "install g++ to use model.compile, or leave it out")
     return Row("model.compile", machine.cxx_compiler)
 
 
 def deepspeed(machine: Machine) -> Row:
-    """What it trains on. Of its compiled operators none is needed: the optimizer is torch's, on the host too."""
+    """Check DeepSpeed's device. Its compiled operators are not needed: the optimizer is torch's, also on the host."""
     if machine.deepspeed_error:
         return Row(
             "DeepSpeed", machine.deepspeed_error, BROKEN, "run `make install` again and check that its imports work"

@@ -10,7 +10,7 @@ from diffcse_scale.recipe import Section
 
 
 class DoctorOptions(Section):
-    """What to look at beside the machine itself."""
+    """What to check besides the machine itself."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 

@@ -1,4 +1,4 @@
-"""What only several ranks together can see: whether they meet, how fast they exchange, what folders they share."""
+"""Checks that need several ranks: whether they meet, how fast they exchange data, and which folders they share."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from diffcse_scale.foundation.errors import InputError, first_line
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.rendezvous import all_reduce_rate, free_port, join, leave
 
-# what a step of BERT-base sends: gradients of encoder and discriminator, 110 million each, in float32
+# bytes of gradients per step of BERT-base: encoder and discriminator, 110 million each, in float32
 GRADIENTS = 2 * 110e6 * 4
-LONG = 1.0  # seconds for them
+LONG = 1.0  # seconds for these gradients that count as slow
 MEETING = "set GLOO_SOCKET_IFNAME to the interface between the nodes; check for a firewall between them"
 REMEDIES = {
     "gloo": MEETING,
@@ -33,31 +33,31 @@ Tell = Callable[[list[Row]], None]
 
 
 def meet(seconds: float, on_devices: bool, tell: Tell) -> None:
-    """Join the ranks that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT speak of.
+    """Join the other ranks as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say.
 
     Args:
-        seconds: how long to wait for them.
-        on_devices: whether ranks have a GPU each, and exchange through NCCL too.
-        tell: is handed what went wrong before the process leaves, where the system never answers.
+        seconds: how long to wait for the other ranks.
+        on_devices: whether each rank has a GPU and also exchanges through NCCL.
+        tell: called with the problem before the process exits, if the system never answers.
 
     Raises:
-        InputError: not all have come, or they do not reach each other.
+        InputError: some ranks did not come, or they cannot reach each other.
     """
     if on_devices:
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     silent = Row("ranks", f"did not meet within {2 * seconds:.0f} s", Verdict.BROKEN, MEETING)
     with _leaving_after(2 * seconds, lambda: tell([silent])):
         try:
-            # NCCL makes its connections at the first exchange, after gloo's have been seen to work
+            # NCCL connects at its first exchange, after gloo's connections are known to work
             join("cpu:gloo,cuda:nccl" if on_devices else "gloo", seconds)
         except RuntimeError as error:
             raise InputError(f"The ranks did not meet: {first_line(error)}") from None
 
 
 def measure(seconds: float, on_devices: bool, tell: Tell) -> list[Row]:
-    """An all-reduce between hosts, and one between devices. Called on every rank after `meet`, with its arguments.
+    """Time an all-reduce between hosts and one between devices. Call it on every rank after `meet`, with its arguments.
 
-    Of what does not end within `seconds` a row is told, and the process ends: nothing else ends it.
+    If one does not end within `seconds`, a row is reported and the process exits, because nothing else ends it.
     """
     rows: list[Row] = []
     for name, device in (("gloo", "cpu"), *([("NCCL", "cuda")] if on_devices else [])):
@@ -90,7 +90,7 @@ def _rate(name: str, rate: dict[str, float], carries_gradients: bool) -> Row:
 
 
 def shared_folder(folder: Path) -> Row:
-    """Whether a file that rank 0 makes in `folder` is seen by all. Called on every rank."""
+    """Check that all ranks see a file that rank 0 creates in `folder`. Call it on every rank."""
     with _file_in(folder) if is_main() else nullcontext() as made:
         name = broadcast_object(made)
         everywhere = gather_objects((host_name(), name is not None and Path(name).exists()))
@@ -105,7 +105,7 @@ def shared_folder(folder: Path) -> Row:
 
 @contextmanager
 def _file_in(folder: Path) -> Iterator[str | None]:
-    """A file that is gone afterwards; None where none can be made."""
+    """A temporary file that is removed afterwards; None if it cannot be created."""
     file = folder / f".doctor-{host_name()}-{os.getpid()}"
     try:
         file.touch(exist_ok=False)
@@ -119,11 +119,11 @@ def _file_in(folder: Path) -> Iterator[str | None]:
 
 
 def measure_here(ranks: int, seconds: float, on_devices: bool) -> list[Row]:
-    """The rows of `measure` for so many processes on this machine, started for it."""
+    """Start `ranks` processes on this machine, and return the rows of `measure`."""
     place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     with tempfile.TemporaryDirectory() as folder:
         told = [Path(folder, f"{rank}.pt") for rank in range(ranks)]
-        with suppress(multiprocessing.ProcessExitedException):  # one has told why
+        with suppress(multiprocessing.ProcessExitedException):  # a process has reported the reason
             multiprocessing.spawn(_rank, (place, seconds, on_devices, told), nprocs=ranks)
         rows = [torch.load(file) for file in told if file.exists()]
     if not rows:
@@ -147,7 +147,7 @@ def _rank(rank: int, place: dict[str, str], seconds: float, on_devices: bool, to
 
 @contextmanager
 def _leaving_after(seconds: float, tell: Callable[[], Any]) -> Iterator[None]:
-    """End this process, after `tell`, if the block takes longer: an exchange that hangs answers to nothing else."""
+    """Call `tell` and exit this process if the block takes longer, because nothing else ends a hanging exchange."""
 
     def end() -> None:
         tell()

@@ -1,4 +1,4 @@
-"""The rows about everything around the devices: cores, memory, limits, network, folders, SLURM."""
+"""Checks of everything around the devices: cores, memory, limits, network, folders, SLURM."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from diffcse_scale.doctor.machine import GIB, Machine, Volume
 from diffcse_scale.doctor.verdict import Row, Verdict
 
 OK, SLOWER, BROKEN = Verdict.OK, Verdict.SLOWER, Verdict.BROKEN
-# a rank has a thread that trains, one that makes batches, one that writes checkpoints
+# a rank has three threads: one trains, one makes batches, one writes checkpoints
 CORES_A_RANK = 2
 # a checkpoint is copied to host memory before it is written
 LITTLE_MEMORY = 4 * GIB
-# containers get 64 MiB; NCCL wants some MiB for every pair of devices of a machine
+# containers get 64 MiB by default; NCCL needs some MiB for every pair of devices on a machine
 LITTLE_SHARED_MEMORY = GIB
-# a model of the base size with its optimizer's state; the least that anything is written with
+# enough for a base-size model with its optimizer state; the minimum for writing anything
 LITTLE_DISK, NO_DISK = 10 * GIB, GIB
 FEW_FILES = 1024
-# what is gone with its container, or with the machine's next start
+# file systems whose content is lost with the container or at the next reboot
 FLEETING = ("overlay", "tmpfs", "ramfs")
 
 
 def versions(machine: Machine) -> Row:
-    """What system, and what is trained with."""
+    """The system, and the versions of the main packages."""
     known = ", ".join(f"{name} {machine.packages[name]}" for name in ("diffcse-scale", "transformers"))
     return Row("system", f"{machine.system}, {known}")
 
 
 def cores(machine: Machine) -> Row:
-    """Those that this process may use, which under SLURM is what the task was given."""
-    # under srun every rank is a task of its own, with cores of its own
+    """Check the cores that this process may use; under SLURM these are the task's cores."""
+    # under srun every rank is a separate task with its own cores
     ranks = 1 if "SLURM_STEP_ID" in machine.environ else max(1, len(machine.devices))
     threads = machine.environ.get("OMP_NUM_THREADS")
     found = f"{machine.cores} for {ranks} {'rank' if ranks == 1 else 'ranks'}"
@@ -44,7 +44,7 @@ def cores(machine: Machine) -> Row:
 
 
 def memory(machine: Machine) -> Row:
-    """What the system, the container or the job leaves to this process."""
+    """Check the memory that system, container and job leave to this process."""
     found = f"{_gib(machine.memory)} available"
     if machine.memory < LITTLE_MEMORY:
         return Row("memory", found, SLOWER, "ask for more (--mem): loading models and copying checkpoints needs it")
@@ -52,7 +52,7 @@ def memory(machine: Machine) -> Row:
 
 
 def shared_memory(machine: Machine) -> Row:
-    """/dev/shm, through which processes of a machine hand each other tensors."""
+    """Check /dev/shm, through which processes on a machine share tensors."""
     free = machine.shared_memory.free
     if free >= LITTLE_SHARED_MEMORY:
         return Row("shared memory", f"{_gib(free)} free")
@@ -61,7 +61,7 @@ def shared_memory(machine: Machine) -> Row:
 
 
 def limits(machine: Machine) -> Row:
-    """Those of `ulimit`, where one of them is too low."""
+    """Check the limits of `ulimit`."""
     files, locked, space = (machine.limits[name] for name in ("open files", "locked memory", "address space"))
     if space is not None and machine.devices:
         return Row("limits", f"{_gib(space)} of addresses", BROKEN, "ulimit -v unlimited: CUDA reserves far more")
@@ -74,7 +74,7 @@ def limits(machine: Machine) -> Row:
 
 
 def network(machine: Machine) -> Row:
-    """The interface that gloo takes: the one asked for, else the one that reaches the other ranks."""
+    """Check gloo's network interface: the requested one, or the one that reaches the other ranks."""
     asked = machine.environ.get("GLOO_SOCKET_IFNAME")
     there = ", ".join(machine.interfaces) or "none"
     if asked and not set(asked.split(",")) <= set(machine.interfaces):
@@ -101,7 +101,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def infiniband(machine: Machine) -> Row:
-    """What connects machines faster than Ethernet does."""
+    """Check InfiniBand, which connects machines faster than Ethernet."""
     found = ", ".join(machine.infiniband) or "none"
     if machine.infiniband and machine.environ.get("NCCL_IB_DISABLE") == "1":
         return Row("InfiniBand", f"{found}, NCCL_IB_DISABLE=1", SLOWER, "unset it, unless NCCL fails without it")
@@ -112,17 +112,17 @@ def infiniband(machine: Machine) -> Row:
 
 
 def cache(machine: Machine) -> Row:
-    """Tokenized corpora."""
+    """Check the folder of tokenized corpora."""
     return _volume("cache", machine.cache, "set DIFFCSE_CACHE to a folder", machine.nodes > 1)
 
 
 def models(machine: Machine) -> Row:
-    """Models of the Hub."""
+    """Check the folder of models from the Hub."""
     return _volume("models", machine.models, "set HF_HOME to a folder", machine.nodes > 1)
 
 
 def output(machine: Machine) -> Row:
-    """Runs, with their checkpoints."""
+    """Check the folder of runs with their checkpoints."""
     return _volume("runs", machine.output, "write runs (--output) to a folder", machine.nodes > 1)
 
 
@@ -142,7 +142,7 @@ def _volume(name: str, place: Volume, remedy: str, several: bool) -> Row:
 
 
 def slurm(machine: Machine) -> Row:
-    """The job that this is part of, and how much of it was looked at."""
+    """Check the SLURM job of this process, and how many of its nodes were checked."""
     job = machine.environ.get("SLURM_JOB_ID")
     if job is None:
         return Row("SLURM", "no job")

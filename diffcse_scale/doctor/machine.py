@@ -28,18 +28,18 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 
 @dataclass(frozen=True)
 class Device:
-    """An accelerator that torch can use; sizes in bytes."""
+    """An accelerator that torch can use. Sizes are in bytes."""
 
     name: str
     memory: int
     free: int
-    capability: tuple[int, int]  # NVIDIA's; AMD's count in their own way
+    capability: tuple[int, int]  # NVIDIA's numbers; AMD numbers differently
     bfloat16: bool
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A folder, or the nearest one above it that exists, and what it lies on; bytes."""
+    """A folder and its file system (that of the nearest existing parent if it does not exist). Sizes are in bytes."""
 
     path: Path
     system: str
@@ -49,22 +49,22 @@ class Volume:
 
 @dataclass(frozen=True)
 class Machine:
-    """All that the checks look at. A test makes one of its own with `dataclasses.replace`.
+    """All facts that the checks use. Tests make their own with `dataclasses.replace`.
 
     Attributes:
         torch_build: `CUDA 13.0`, `ROCm 6.4` or `CPU`.
-        torch_architectures: that the build has programs for, as `sm_90`.
-        device_files: by which the system shows that it has GPUs, whether torch can use them or not.
-        device_error: why torch can use none, where it can use none.
-        accelerator: what DeepSpeed trains on, as `cuda`.
-        operators: compiled ones that DeepSpeed was built with; it builds others when they are first asked for.
-        deepspeed_error: why it cannot be imported, where it cannot.
-        peers: whether every device reads the memory of every other.
+        torch_architectures: architectures that the build has programs for, such as `sm_90`.
+        device_files: device files of the system's GPUs, whether torch can use them or not.
+        device_error: why torch cannot use a GPU; None if it can.
+        accelerator: the device that DeepSpeed trains on, such as `cuda`.
+        operators: compiled operators that DeepSpeed was built with; it builds others at their first use.
+        deepspeed_error: why DeepSpeed cannot be imported; None if it can.
+        peers: whether every device can read the memory of every other.
         interfaces: network interfaces that are up, each with its IPv4 and IPv6 addresses.
-        host_address: what this machine's own name stands for.
-        reached_by: the interface by which MASTER_ADDR is reached, where that is set.
+        host_address: the address that this machine's own name resolves to.
+        reached_by: the interface that reaches MASTER_ADDR, if that is set.
         limits: soft limits of this process by name; None is no limit.
-        environ: the variables of this process.
+        environ: environment variables of this process.
     """
 
     host: str
@@ -100,17 +100,17 @@ class Machine:
 
     @property
     def nodes(self) -> int:
-        """Of the SLURM job that this is part of; 1 without one."""
+        """Number of nodes of this process's SLURM job; 1 without a job."""
         return int(self.environ.get("SLURM_JOB_NUM_NODES", "1"))
 
 
 def look(output: Path, cache: Path, models: Path) -> Machine:
-    """Look at this machine. Where there are GPUs, this makes a context on each of them.
+    """Collect the facts about this machine. Creates a context on each GPU.
 
     Args:
-        output: where runs will lie.
-        cache: where tokenized corpora lie.
-        models: where models of the Hub lie.
+        output: folder for runs.
+        cache: folder of tokenized corpora.
+        models: folder of models from the Hub.
     """
     error = device_error()
     devices = () if error else tuple(map(_device, range(torch.cuda.device_count())))
@@ -180,7 +180,7 @@ def _torch_build() -> str:
 
 
 def _driver(file: Path) -> str | None:
-    """`580.65.06`, out of NVIDIA's own line about it."""
+    """The driver's version, such as `580.65.06`, from the first line of NVIDIA's version file."""
     if not file.is_file():
         return None
     words = file.read_text(encoding="utf-8", errors="replace").splitlines()[0].split()
@@ -193,21 +193,21 @@ def _program(variable: str, names: tuple[str, ...]) -> str | None:
 
 
 def _deepspeed() -> tuple[str | None, tuple[str, ...], str | None]:
-    logging.disable(logging.WARNING)  # what it would warn of as it is imported has rows of its own
+    logging.disable(logging.WARNING)  # its warnings at import have their own rows in the table
     try:
         from deepspeed.accelerator import get_accelerator
         from deepspeed.git_version_info import installed_ops
 
         built = tuple(name for name, there in installed_ops.items() if there)
         return str(get_accelerator().device_name()), built, None
-    except Exception as error:  # it looks at drivers and compilers meanwhile, and many things can be wrong
+    except Exception as error:  # its import inspects drivers and compilers, so many things can fail
         return None, (), f"{type(error).__name__}: {error}".splitlines()[0]
     finally:
         logging.disable(logging.NOTSET)
 
 
 def _memory() -> int:
-    """Bytes that this process may still take: the machine's, or less where its container or job has a limit."""
+    """Bytes that this process may still allocate: the machine's, or the limit of its container or job if lower."""
     limits = [Path(file).read_text().strip() for file in CGROUP_LIMITS if Path(file).is_file()]
     return min([psutil.virtual_memory().available, *(int(limit) for limit in limits if limit.isdigit())])
 
@@ -230,7 +230,7 @@ def _resolved(name: str) -> str | None:
 
 
 def volume(folder: Path) -> Volume:
-    """What `folder` lies on, or will lie on once it is made."""
+    """The file system of `folder`, which need not exist yet."""
     path = given_path(folder).absolute()
     there = next(parent for parent in (path, *path.parents) if parent.is_dir())
     mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}

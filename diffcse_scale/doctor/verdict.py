@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """What follows for training."""
+    """The consequence for training."""
 
     OK = "ok"
     SLOWER = "will be slower"
@@ -16,7 +16,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Row:
-    """What was looked at, what was found there, what follows, and what to do about it."""
+    """What was checked, what was found, the consequence, and what to do about it."""
 
     check: str
     found: str

@@ -1,4 +1,4 @@
-"""What lets the package run without a download: a tiny backbone, and a grammar that writes sentences."""
+"""A tiny backbone and a grammar that writes sentences, so that the package runs without a download."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def backbone_path() -> Path:
-    """Folder of the embedded backbone: a BERT with masked-LM head, encoder and generator alike."""
+    """Folder of the embedded backbone, a BERT with masked-LM head that serves as encoder and generator."""
     return Path(str(resources.files(__name__))) / "backbone"

@@ -1,13 +1,13 @@
-"""A small grammar that writes caption-like English, and pairs of sentences graded by what they mean.
+"""A small grammar that writes caption-like English, and pairs of sentences graded by their meaning.
 
-A *scene* is a meaning: who (number, kind, perhaps a property) does what, to what or whom, where, when, and
-whether it is so at all. A *wording* is one of the many ways to say it: synonyms, active or passive, tense,
-"there is", the order of place and time, and what captions say besides ("in this picture"). The two sentences
-of a pair are independent wordings: with one meaning they may share few words, and with nearly all words in
-common they may differ in what counts ("a dog is chasing two boys", "two boys are chasing a dog").
+A *scene* is a meaning: who (number, kind, perhaps a property) does what, to what or whom, where, when, and whether it
+is negated. A *wording* is one of the many ways to say it: synonyms, active or passive, tense, "there is", the order of
+place and time, and phrases of captions ("in this picture"). The two sentences of a pair are worded independently. Two
+sentences with the same meaning may share few words. Others share nearly all words but differ in an essential point ("a
+dog is chasing two boys", "two boys are chasing a dog").
 
-Scenes are divided once and for all by a hash of their content: training text comes from one side, graded
-pairs from the other, so that no sentence of the test, nor a paraphrase of one, is ever in training text.
+A hash of a scene's content decides whether it is for training or for the test. Training text and graded pairs come
+from different scenes, so no test sentence, nor a paraphrase of one, is ever in training text.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from diffcse_scale.embedded.lexicon import (
     Verb,
 )
 
-TEST_SHARE = 1 / 8  # of all scenes
+TEST_SHARE = 1 / 8  # share of all scenes
 
 
 @dataclass(frozen=True)
 class Actor:
-    """Somebody: one of NUMBERS, NOUNS and PROPERTIES."""
+    """An actor: one of NUMBERS, NOUNS and PROPERTIES each."""
 
     number: str
     kind: str
@@ -48,7 +48,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Scene:
-    """A meaning, in concepts of the lexicon. An act has a `thing` or a `patient` as its object, or none."""
+    """A meaning in concepts of the lexicon. The object of the act is a `thing`, a `patient`, or neither."""
 
     agent: Actor
     act: str
@@ -67,7 +67,7 @@ class Scene:
 
 
 def training_sentences(count: int, seed: int) -> list[str]:
-    """`count` distinct sentences, none of a scene that graded pairs or triples may use."""
+    """`count` distinct sentences from scenes that graded pairs and triples never use."""
     rng = random.Random(f"training {seed}")
     sentences: dict[str, None] = {}  # an ordered set
     while len(sentences) < count:
@@ -78,9 +78,9 @@ def training_sentences(count: int, seed: int) -> list[str]:
 
 
 def graded_pairs(count: int, seed: int) -> list[tuple[float, str, str]]:
-    """`count` pairs (similarity, sentence, sentence) of held-out scenes, the grades equally frequent.
+    """`count` pairs (similarity, sentence, sentence) of held-out scenes, with equally frequent grades.
 
-    The two sentences of a pair are never the same string. What the grades 0 to 5 mean: see `similarity`.
+    The two sentences of a pair are never the same string. See `similarity` for the meaning of the grades 0 to 5.
     """
     rng = random.Random(f"pairs {seed}")
     grades = [index % 6 for index in range(count)]
@@ -89,12 +89,13 @@ def graded_pairs(count: int, seed: int) -> list[tuple[float, str, str]]:
 
 
 def edited_triples(kind: str, count: int, seed: int) -> list[tuple[str, str, str]]:
-    """`count` triples (sentence, another wording of it, an edit of it that means something else) of held-out scenes.
+    """`count` triples (sentence, another wording of it, an edit of it with another meaning) of held-out scenes.
 
-    The edit is worded with the sentence's own choices: mostly one word differs. The other wording may share few words.
+    The edit uses the same wording choices as the sentence, so mostly one word differs. The other wording may share few
+    words with the sentence.
 
     Args:
-        kind: of the edit, one of `EDITS`.
+        kind: kind of the edit, one of `EDITS`.
     """
     rng = random.Random(f"triples {kind} {seed}")
     found: list[tuple[str, str, str]] = []
@@ -109,14 +110,14 @@ def edited_triples(kind: str, count: int, seed: int) -> list[tuple[str, str, str
 
 
 def similarity(first: Scene, second: Scene) -> float:
-    """0 to 5, after the scale of the STS tasks (Agirre et al. 2012), from the two meanings alone.
+    """Similarity from 0 to 5 by the scale of the STS tasks (Agirre et al. 2012), from the two meanings alone.
 
     5: the same scene.
     4: one unimportant detail differs or is missing (a property of an actor or of the place, the time).
-    3: more such details, or an important one (number, kind within the kin, object of the act, place).
-    2: two important details; or the same actors and place, but another act, the negation, or exchanged roles.
-    1: more differs, yet the act, the object, an actor or the place is shared.
-    0: nothing of these is shared.
+    3: several unimportant details differ, or an important one (number, kind within the kin, object of the act, place).
+    2: two important details differ; or actors and place are the same, but act, negation or roles differ.
+    1: more differs, but the act, the object, an actor or the place is shared.
+    0: none of these is shared.
     """
     if first == second:
         return 5.0
@@ -139,7 +140,7 @@ def similarity(first: Scene, second: Scene) -> float:
 
 
 def _differences(first: Scene, second: Scene) -> tuple[int, int]:
-    """How many important and how many unimportant details differ between two scenes of one act."""
+    """Numbers of important and of unimportant details that differ between two scenes with the same act."""
     important = (first.thing != second.thing) + (first.place != second.place)
     details = (first.place_property != second.place_property) + (first.time != second.time)
     for one, other in ((first.agent, second.agent), (first.patient, second.patient)):
@@ -187,7 +188,7 @@ def _actor(rng: random.Random, kinds: list[str]) -> Actor:
     )
 
 
-# Pairs: the second scene is the first one with the edits that make the wanted grade
+# Pairs: the second scene is the first one with an edit that gives the wanted grade
 
 
 def _pair(grade: int, rng: random.Random) -> tuple[float, str, str]:
@@ -196,7 +197,7 @@ def _pair(grade: int, rng: random.Random) -> tuple[float, str, str]:
         if not first.held_out:
             continue
         edit = rng.choice(_EDITS[grade])
-        for _ in range(50):  # an edit may do nothing to some scenes: then another scene
+        for _ in range(50):  # some edits do not change some scenes; then take another scene
             second = edit(first, rng)
             if second.held_out and similarity(first, second) == grade:
                 one, other = word(first, rng), word(second, rng)
@@ -209,7 +210,7 @@ def _same(scene: Scene, _rng: random.Random) -> Scene:
 
 
 def _detail(scene: Scene, rng: random.Random) -> Scene:
-    """Another (or no, or a new) property or time."""
+    """Change, remove or add a property or the time."""
     other = random_scene(rng)
     choice = rng.randrange(4)
     if choice == 0:
@@ -222,7 +223,7 @@ def _detail(scene: Scene, rng: random.Random) -> Scene:
 
 
 def _important(scene: Scene, rng: random.Random) -> Scene:
-    """Another number, actor of the same kin, object, or place."""
+    """Change a number, an actor within its kin, the object, or the place."""
     other = random_scene(rng)
     choice = rng.randrange(5)
     if choice == 0:
@@ -298,14 +299,14 @@ EDITS: dict[str, Callable[[Scene, random.Random], Scene]] = {
     "negation": _negated,
     "other act": _other_act,
 }
-"""What an edit changes, for `edited_triples`."""
+"""Kinds of edits for `edited_triples`."""
 
 
 # Wordings
 
 
 def word(scene: Scene, rng: random.Random) -> str:
-    """One of the ways to say `scene`, lower-case, without a full stop."""
+    """A random wording of `scene`, in lower case, without a full stop."""
     verb = rng.choice(ACTS[scene.act].verbs)
     agent = _noun_phrase(scene.agent, rng)
     target, target_is_plural = "", False
@@ -328,7 +329,7 @@ def word(scene: Scene, rng: random.Random) -> str:
 
 
 def _with_circumstances(clause: str, scene: Scene, rng: random.Random) -> str:
-    """Place and time, in either order, one of them perhaps in front."""
+    """Add place and time in either order, one of them perhaps in front, and a frame."""
     phrases = []
     if scene.place is not None:
         preposition, noun = rng.choice(PLACES[scene.place])

@@ -1,4 +1,4 @@
-"""The words of the grammar: every concept with the ways to say it. No two concepts share an expression."""
+"""The words of the grammar: every concept with its expressions. No two concepts share an expression."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NUMBERS: dict[str, list[str]] = {
     "many": ["many", "numerous"],
 }
 
-# kind -> (kin, [(singular, plural)]); kinds of one kin resemble each other
+# kind -> (kin, [(singular, plural)]); kinds of the same kin are similar
 _KINDS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "child": ("young person", [("child", "children"), ("kid", "kids")]),
     "boy": ("young person", [("boy", "boys")]),
@@ -150,7 +150,7 @@ class Verb:
 
 @dataclass(frozen=True)
 class Act:
-    """Something that is done, to a thing, to an actor, or to nothing."""
+    """An action on a thing, on an actor, or without an object."""
 
     name: str
     verbs: tuple[Verb, ...]
@@ -258,7 +258,7 @@ ACTS: dict[str, Act] = {
     )
 }
 
-# place -> (preposition, noun) so that a property fits in between: "in a", "park"
+# place -> (preposition, noun), so that article and property fit in between: "in a large park"
 PLACES: dict[str, list[tuple[str, str]]] = {
     "park": [("in", "park")],
     "garden": [("in", "garden")],
@@ -311,7 +311,7 @@ TIMES: dict[str, list[str]] = {
     "sunshine": ["in the sun", "under a clear sky"],
 }
 
-# what a caption says without meaning anything; {} is the clause
+# phrases of captions that add no meaning; {} is the clause
 FRAMES: list[str] = [
     "{}",
     "{}",

@@ -13,7 +13,7 @@ __all__ = ["EncodeOptions", "encode", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is asked for: `--help` does not."""
+    """Import functions that need torch only when they are used, so that `--help` does not import it."""
     if name == "load":
         from diffcse_scale.encoding.folder import load
 

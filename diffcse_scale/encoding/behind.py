@@ -11,14 +11,14 @@ T = TypeVar("T")
 
 
 class Behind(Generic[T]):
-    """One thread that does what it is given, in that order; the giving thread gets to know the results.
+    """One thread that runs tasks in order and delivers their results to the submitting thread.
 
-    It is entered as a context. On leaving, all is done and delivered; after an exception, what was not begun is left
-    out, and what was finished is delivered all the same.
+    Use it as a context. On exit all tasks are finished and delivered. After an exception, tasks that have not started
+    are dropped, but results of finished ones are still delivered.
 
     Args:
-        deliver: called with each result, in order, by the thread that calls `submit`, `look` or leaves.
-        depth: so many tasks may be unfinished; with more, `submit` waits.
+        deliver: called with each result, in order, in the thread that calls `submit` or `look` or exits the context.
+        depth: the most unfinished tasks; `submit` waits if there are more.
     """
 
     def __init__(self, deliver: Callable[[T], object], depth: int = 1) -> None:
@@ -27,13 +27,13 @@ class Behind(Generic[T]):
         self._given: deque[Future[T]] = deque()
 
     def submit(self, task: Callable[..., T], *arguments: Any) -> None:
-        """Have it done; raises what an earlier task raised."""
+        """Submit a task. Raises the exception of an earlier task."""
         while len(self._given) >= self._depth:
             self._deliver(self._given.popleft().result())
         self._given.append(self._thread.submit(task, *arguments))
 
     def look(self) -> None:
-        """Deliver what is finished, without waiting; raises what a task raised."""
+        """Deliver finished results without waiting. Raises the exception of a task."""
         while self._given and self._given[0].done():
             self._deliver(self._given.popleft().result())
 

@@ -9,11 +9,11 @@ from pydantic import BeforeValidator, Field, model_validator
 from diffcse_scale.foundation.errors import either
 from diffcse_scale.recipe import FILE_FORMATS, HEADER, SEPARATOR, OneOrMore, Pooling, Section, Separator
 
-OWN_COLUMNS = ("row", "text", "embedding")  # of a Parquet shard
+OWN_COLUMNS = ("row", "text", "embedding")  # columns that a Parquet shard has itself
 
 
 def _split(value: Any) -> Any:
-    """Names with commas between, in one text or in several."""
+    """Split names at commas, in one text or in several."""
     entries = [value] if isinstance(value, str) else value
     if isinstance(entries, list) and all(isinstance(entry, str) for entry in entries):
         return [name.strip() for entry in entries for name in entry.split(",")]
@@ -21,7 +21,7 @@ def _split(value: Any) -> Any:
 
 
 class EncodeOptions(Section):
-    """What to encode with what, how to compute, how to store.
+    """Input, model, and how to compute and store embeddings.
 
     Example:
         >>> from diffcse_scale.encoding import EncodeOptions

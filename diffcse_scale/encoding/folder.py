@@ -1,4 +1,4 @@
-"""A finished folder of embeddings, read shard by shard."""
+"""Reads a finished folder of embeddings shard by shard."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from diffcse_scale.foundation.paths import given_path
 
 
 class Embeddings:
-    """The embeddings of `len()` rows; `numpy.asarray` gives all of them as they are stored, [rows, stored width].
+    """The embeddings of `len()` rows. `numpy.asarray` gives all of them as stored, [rows, stored width].
 
     Attributes:
         facts: the manifest: model, input, options.
-        dimension: of the embeddings, also where eight of their signs are stored in a byte.
+        dimension: dimension of the embeddings, even if eight signs are packed into a byte.
         dtype: float32, float16, int8 or binary.
     """
 
@@ -37,25 +37,25 @@ class Embeddings:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with the shards."""
+        """16 hexadecimal digits that change if the shards change."""
         return hashlib.sha256(self._manifest.journal.read_bytes()).hexdigest()[:16]
 
     def verify(self) -> None:
-        """Compare all shards with what was written; reads them once.
+        """Check the SHA-256 of all shards. Reads each of them once.
 
         Raises:
-            InputError: one is damaged.
+            InputError: a shard is damaged.
         """
         for number in self._manifest.damaged():
             raise damaged(self._manifest.file(number))
 
     def stored(self) -> Iterator[Matrix]:
-        """The shards in order, as they are stored; `.npy` ones are memory-mapped."""
+        """The shards in order, as stored. `.npy` shards are memory-mapped."""
         for number in range(self._manifest.count):
             yield read_shard(self._manifest.file(number))
 
     def floats(self) -> Iterator[tuple[int, Floats]]:
-        """The shards in order: number of the first row, and what is known of its embeddings as float32."""
+        """The shards in order: number of the first row, and its embeddings restored to float32."""
         for number, matrix in enumerate(self.stored()):
             first = self._manifest.rows_of(number).start
             yield first, restore(matrix, self.dtype, self.dimension, self._manifest.ranges)
@@ -65,17 +65,17 @@ class Embeddings:
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
     def texts(self, rows: list[int]) -> list[str] | None:
-        """The sentences of some rows, from the shards or from the input; None if that has changed or is gone."""
+        """The sentences of some rows, from the shards or from the input; None if the input has changed or is gone."""
         kept = self._columns(rows, ["text"])
         return self._texts_of_input(rows) if kept is None else [row["text"] for row in kept]
 
     def kept(self, rows: list[int]) -> list[dict[str, Any]]:
-        """Of some rows, the columns of the input that `encode --keep-columns` has carried along, by name."""
+        """The columns that `encode --keep-columns` has stored, by name, for some rows."""
         names = self.facts.get("keep_columns") or []
         return (self._columns(rows, names) if names else None) or [{} for _ in rows]
 
     def _columns(self, rows: list[int], names: list[str]) -> list[dict[str, Any]] | None:
-        """These columns of some rows, None if there are none such; one shard is in memory at a time."""
+        """These columns of some rows; None if the shards lack them. One shard is in memory at a time."""
         window = int(self.facts["window"])
         found: dict[int, dict[str, Any]] = {}
         for number in {row // window for row in rows}:
@@ -97,17 +97,17 @@ class Embeddings:
 
 
 def load(folder: str | Path) -> Embeddings:
-    r"""The embeddings that `encode` wrote.
+    r"""Open the embeddings that `encode` wrote.
 
     Args:
-        folder: the output of `encode`, a finished one.
+        folder: a finished output folder of `encode`.
 
     Returns:
-        An `Embeddings`. Its length is the number of rows; `numpy.asarray` reads all, `floats` a shard at a time as
-        float32.
+        An `Embeddings`. Its length is the number of rows. `numpy.asarray` reads all rows; `floats` reads one shard at
+        a time as float32.
 
     Raises:
-        InputError: no such folder, its work is not finished, or its manifest is damaged.
+        InputError: the folder does not exist or is not finished, or its manifest is damaged.
 
     Example:
         >>> from pathlib import Path

@@ -1,13 +1,13 @@
-"""The record of an encoded folder: its settings, and the shards that are finished.
+"""The record of an encoded folder: its settings and its finished shards.
 
-    _manifest.json      model, input, options and, for int8, the ranges: written before the first shard
-    _shards.jsonl       a line for each finished shard, appended when it is on the disk; sorted at the end
+    _manifest.json      model, input, options and, for int8, the ranges; written before the first shard
+    _shards.jsonl       a line for each finished shard, appended when the shard is on disk; sorted at the end
     embeddings-*        the shards
 
-Readers of folders of Parquet files leave out names that begin with "_". Earlier versions wrote the first two without
-it; a folder that they began is read and finished under those names.
+Readers of Parquet folders ignore names that begin with "_". Earlier versions wrote the first two files without it; a
+folder that they began is read and finished under those names.
 
-Nothing in it depends on when the work was interrupted, or on how often.
+The content does not depend on when or how often the work was interrupted.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ log = logging.getLogger(__name__)
 
 COMMAND = "diffcse-scale encode"
 MANIFEST, JOURNAL, LOCK = "_manifest.json", "_shards.jsonl", ".lock"
-EARLIER = MANIFEST[1:], JOURNAL[1:]  # how earlier versions called the first two
+EARLIER = MANIFEST[1:], JOURNAL[1:]  # earlier versions' names of the first two
 # shards, and the indexes of `search`
 OURS = ("embeddings-[0-9]*.parquet", "embeddings-[0-9]*.npy", "_hnsw-*", "_ivf-*", "hnsw-*", "ivf-*")
 FORMAT = 1
 WHERE = "model_folder"
-PLACES = (WHERE, "files")  # may change: the content of model and input counts
+PLACES = (WHERE, "files")  # paths may change, because only the content of model and input matters
 
 
 READERS = 8  # threads that hash shards
-# what is written, by its name and kind
+# the fields of the manifest and their types
 FACTS: dict[str, Any] = {
     **dict.fromkeys(("format_version", "rows", "window"), int),
     **dict.fromkeys(("model", "dtype", "format", WHERE), str),
@@ -76,22 +76,22 @@ class Manifest:
 
     @property
     def count(self) -> int:
-        """Shards of the whole."""
+        """Number of shards in the complete folder."""
         return -(-int(self.facts["rows"]) // int(self.facts["window"]))
 
     @property
     def pending(self) -> list[int]:
-        """Numbers of the shards that are yet to be made."""
+        """Numbers of the missing shards."""
         return [number for number in range(self.count) if number not in self.shards]
 
     @property
     def ranges(self) -> Floats | None:
-        """Of int8, [2, dimension]; None where there are none."""
+        """The ranges of int8, [2, dimension]; None for other dtypes, or if they are not known yet."""
         found = self.facts["ranges"]
         return None if found is None else np.array(found, np.float32)
 
     def file(self, number: int) -> Path:
-        """Where a shard lies."""
+        """Path of a shard."""
         return self.folder / shard_name(number, self.facts["format"])
 
     def rows_of(self, number: int) -> range:
@@ -100,21 +100,21 @@ class Manifest:
         return range(number * window, min((number + 1) * window, int(self.facts["rows"])))
 
     def set_ranges(self, ranges: Floats) -> None:
-        """Write down what int8 is scaled to."""
+        """Store the ranges that int8 is scaled to."""
         self.facts["ranges"] = ranges.tolist()
         self._write()
 
     def move(self, places: dict[str, Any]) -> None:
-        """Write down where model and input lie now, if that has changed."""
+        """Store the current paths of model and input if they have changed."""
         if {**self.facts, **places} != self.facts:
             self.facts.update(places)
             self._write()
 
     def record(self, shard: dict[str, Any]) -> None:
-        """A shard is on the disk.
+        """Add a shard that is on disk.
 
         Raises:
-            InputError: the folder is for other work by now: another host's, that shares no lock with this one.
+            InputError: a process on another host, which shares no locks with this one, has begun other work here.
         """
         if about := _difference(json.loads(self._file.read_text(encoding="utf-8")), self.facts):
             raise InputError(
@@ -127,16 +127,16 @@ class Manifest:
             os.fsync(journal.fileno())
 
     def damaged(self) -> list[int]:
-        """Numbers of the shards whose bytes are no longer those that were written; reads all of them."""
+        """Numbers of the shards whose bytes have changed since they were written. Reads all shards."""
         files = [self.file(number) for number in self.shards]
-        with ThreadPoolExecutor(READERS) as readers:  # hashing leaves the interpreter to others
+        with ThreadPoolExecutor(READERS) as readers:  # hashing releases the interpreter lock
             found = list(readers.map(_digest, files))
         return [
             number for (number, shard), now in zip(self.shards.items(), found, strict=True) if now != shard["sha256"]
         ]
 
     def tidy(self) -> None:
-        """Sort the journal, and remove what killed processes left behind."""
+        """Sort the journal, and remove temporary files of killed processes."""
         lines = [to_json(shard, sort_keys=True) + "\n" for _, shard in sorted(self.shards.items())]
         write_durably("".join(lines), self.journal)
         for path in self.folder.iterdir():
@@ -147,7 +147,7 @@ class Manifest:
         write_durably(to_json(self.facts, indent=1) + "\n", self._file)
 
     def _finished(self) -> Iterator[dict[str, Any]]:
-        """Shards that the journal names and that are there; a line cut short counts for nothing."""
+        """The shards that are in the journal and exist. Truncated lines are ignored."""
         there = self.journal.is_file()
         for line in self.journal.read_text(encoding="utf-8", errors="replace").splitlines() if there else ():
             try:
@@ -167,17 +167,17 @@ class Manifest:
 def begun(
     folder: Path, facts: dict[str, Any], overwrite: bool = False, sources: Collection[str | Path] = ()
 ) -> Iterator[Manifest]:
-    """The manifest of a folder for work that `facts` describe: a new one, or that of an earlier beginning of the same.
+    """Yield the manifest of a folder for the work that `facts` describe, new or from an earlier start of the same work.
 
-    Only one process has it.
+    A lock ensures that only one process has it.
 
     Args:
         facts: JSON-serialisable, without `ranges`.
-        overwrite: instead of refusing a folder that holds something else, replace the files in it that have our names.
-        sources: what is read.
+        overwrite: replace files with our names in a folder that holds something else, instead of refusing it.
+        sources: files and folders that are read.
 
     Raises:
-        InputError: the folder holds something else or cannot be written, or another process is at work in it.
+        InputError: the folder holds something else or cannot be written, or another process is working in it.
     """
     _check(folder, overwrite, sources)
     taken = f"Another process is writing to {folder}; wait for it or choose another --output."
@@ -188,7 +188,7 @@ def begun(
             if overwrite and (known is None or _difference(known.facts, facts)):
                 _clear(folder)
                 known = None
-            if known is None or not known.shards:  # nothing to lose: an attempt that came to nothing binds nobody
+            if known is None or not known.shards:  # without finished shards there is nothing to lose
                 known = Manifest(folder, {WRITTEN_BY: COMMAND, **facts, "ranges": None})
                 known._write()
             if about := _difference(known.facts, facts):
@@ -213,13 +213,13 @@ def begun(
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest in a folder, None if there is none of ours."""
+    """The manifest in a folder; None if there is none of ours."""
     file = manifest_file(folder)
     return Manifest(folder, json.loads(file.read_text(encoding="utf-8"))) if _is_ours(file) else None
 
 
 def manifest_file(folder: Path) -> Path:
-    """Where the manifest of a folder lies or will lie; one of an earlier version stays where it is."""
+    """Path of a folder's manifest, existing or not. A manifest of an earlier version keeps its name."""
     new, earlier = folder / MANIFEST, folder / EARLIER[0]
     return earlier if not new.exists() and _is_ours(earlier) else new
 
@@ -231,7 +231,7 @@ def _is_ours(manifest: Path) -> bool:
 
 
 def _is_sound(facts: dict[str, Any]) -> bool:
-    """Whether the facts are of the kinds that we write: a file may be cut, or edited by somebody."""
+    """Whether the facts have the types that we write. A file may be truncated or edited."""
     if not all(name in facts and isinstance(facts[name], kind) for name, kind in FACTS.items()):
         return False
     if facts["dtype"] not in get_args(EncodeOptions.model_fields["dtype"].annotation):
@@ -256,7 +256,7 @@ def _digest(file: Path) -> str:
 
 
 def _check(folder: Path, overwrite: bool, sources: Collection[str | Path]) -> None:
-    """Refuse a folder that holds something else than embeddings, or what is read."""
+    """Refuse a folder that holds anything but embeddings, or that contains the input."""
     refuse_run_folder(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is not a folder; choose another --output.")
@@ -285,12 +285,12 @@ def _is_our_file(path: Path) -> bool:
 
 
 def _is_half_written(name: str) -> bool:
-    """Whether a kill has left it, before it had its name."""
+    """Whether a file is a temporary one that a killed process left."""
     return unfinished(name) in (MANIFEST, JOURNAL, *EARLIER) or fnmatchcase(name, f".embeddings-*{PARTIAL}")
 
 
 def _clear(folder: Path) -> None:
-    """Remove the files that are ours, and say which others stay."""
+    """Remove our files, and log which others stay."""
     found = [path for path in folder.iterdir() if path.name != LOCK]
     ours = [path for path in found if _is_our_file(path)]
     for path in ours:
@@ -300,7 +300,7 @@ def _clear(folder: Path) -> None:
 
 
 def _difference(known: dict[str, Any], facts: dict[str, Any]) -> str:
-    """In what the work that was begun is other work; empty if in nothing."""
+    """The first difference between the work that was begun and `facts`; empty if they agree."""
     before = json.loads(to_json(known))
     for name, value in json.loads(to_json(facts)).items():
         if name not in PLACES and before.get(name) != value:

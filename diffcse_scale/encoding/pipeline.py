@@ -1,4 +1,4 @@
-"""`diffcse-scale encode`: from files of sentences to a folder of embeddings, with any number of interruptions."""
+"""`diffcse-scale encode`: from files of sentences to a folder of embeddings; may be interrupted at any time."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ COMPUTATION = ("max_length", "prompt_name")
 
 
 def encode(options: EncodeOptions, progress: bool = True) -> str:
-    r"""Write the embeddings of every row of the input to `options.output`, or what is missing of them.
+    r"""Write the embeddings of every row of the input to `options.output`, or those that are still missing.
 
-    Row i of the output is row i of the input. The bytes of the shards are a function of input, model, options and the
-    number of threads a process, however often the work was interrupted.
+    Row i of the output is row i of the input. The bytes of the shards depend only on input, model, options and the
+    number of threads per process, and not on interruptions.
 
     Args:
         options: model, input, output, and how to compute and store.
-        progress: show a bar.
+        progress: show a progress bar.
 
     Returns:
-        One line about what is there now.
+        One line that describes the finished folder.
 
     Raises:
-        InputError: unusable model, input or output; an output that was begun from something else.
+        InputError: model, input or output cannot be used, or the output was begun with other facts.
 
     Example:
         >>> from pathlib import Path
@@ -77,7 +77,7 @@ def encode(options: EncodeOptions, progress: bool = True) -> str:
     }
     output = given_path(options.output)
     known = read_manifest(output)
-    if known is not None and rows.are(known.facts["input"]):  # perhaps in the form of an earlier version
+    if known is not None and rows.are(known.facts["input"]):  # keeps the identity in an earlier version's form
         facts["input"] = known.facts["input"]
     job = Job(
         model=options.model,
@@ -88,7 +88,7 @@ def encode(options: EncodeOptions, progress: bool = True) -> str:
         dtype=options.dtype,
         keep_text=options.keep_text,
     )
-    if options.overwrite:  # nothing is removed for a model that cannot be used
+    if options.overwrite:  # check that the model is usable before anything is removed
         job.open_encoder("cpu", threads_of(devices))
     with begun(output, facts, options.overwrite, [folder, *rows.names]) as manifest:
         if not manifest.pending:
@@ -107,14 +107,14 @@ def _summary(manifest: Manifest) -> str:
         flaws.update(shard["flaws"])
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(flaws.items()))
     remark = f"; encoded as they are, although {kinds}" if flaws else ""
-    # shards of earlier versions do not know
+    # shards of earlier versions lack these counts
     tokens, unknown = (sum(shard.get(name, 0) for shard in manifest.shards.values()) for name in ("tokens", "unknown"))
     lost = f"; {percent(unknown / tokens)} of the tokens unknown to the model" if unknown else ""
     return f"{manifest.folder}: {manifest.facts['rows']:,} rows in {manifest.count:,} shards{remark}{lost}."
 
 
 def _computation(options: EncodeOptions, device: torch.device) -> dict[str, Any]:
-    """The arguments of `WindowEncoder` beside model and device."""
+    """The arguments of `WindowEncoder` except model and device."""
     return {
         "precision": choose_precision(options.precision, device),
         "batch_tokens": choose_batch_tokens(options.batch_tokens, device),
@@ -123,7 +123,7 @@ def _computation(options: EncodeOptions, device: torch.device) -> dict[str, Any]
 
 
 def _encode_pending(manifest: Manifest, job: Job, devices: list[str], progress: bool) -> None:
-    """Encode the windows that are missing, and write down each as it is finished."""
+    """Encode the missing windows, and record each when it is finished."""
     if job.dtype == "int8":
         job = replace(job, ranges=_calibrated(manifest, job, devices))
     done = sum(shard["rows"] for shard in manifest.shards.values())
@@ -143,7 +143,7 @@ def _encode_pending(manifest: Manifest, job: Job, devices: list[str], progress: 
 
 
 def _calibrated(manifest: Manifest, job: Job, devices: list[str]) -> Floats:
-    """The ranges of int8, from the rows of the first window; the same for all shards, whenever they are made."""
+    """The ranges of int8, from the rows of the first window. They are the same for all shards, also after a restart."""
     if manifest.ranges is None:
         encoder = job.open_encoder(devices[0], threads_of(devices))
         first = manifest.rows_of(0)

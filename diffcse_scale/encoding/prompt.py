@@ -1,4 +1,4 @@
-"""`diffcse-scale search`: queries from the command line, a pipe or a person, and the rows nearest to them."""
+"""`diffcse-scale search`: prints the nearest rows for queries from the command line, a pipe or a terminal."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def answer(
     top: int = 10,
     prompt_name: str | None = None,
 ) -> None:
-    """Print the rows nearest to each query: cosine, row number, kept columns and, where it is known, the sentence.
+    """Print the rows nearest to each query: cosine, row number, kept columns and, if available, the sentence.
 
     Args:
-        queries: read from the standard input, a line each, if there is none.
-        model: where the model that encoded the folder lies now; None for where it lay then.
+        queries: the queries; if empty, they are read from standard input, one per line.
+        model: current path of the model that encoded the folder; None uses the recorded path.
         index: exact, hnsw or ivf.
-        prompt_name: for the queries; None for the prompt "query" if the model has one, else its default one.
+        prompt_name: prompt for the queries; None uses the model's prompt "query" if it exists, else its default prompt.
 
     Raises:
-        InputError: unfinished or damaged folder, another model than it was encoded with, unknown index or prompt; a
-            query that is empty, not UTF-8, or has no finite embedding.
+        InputError: the folder is unfinished or damaged, the model is not the one that encoded it, the index or prompt
+            is unknown, or a query is empty, not UTF-8, or has no finite embedding.
     """
     embeddings = load(folder)
     network = _same_model(embeddings, model)
@@ -67,17 +67,17 @@ def answer(
 
 
 def _check_query(number: int, query: str) -> None:
-    """Raises InputError for a query that no tokenizer takes, or that asks for nothing."""
+    """Raise InputError for a query that no tokenizer accepts, or that is empty."""
     try:
         query.encode()
-    except UnicodeEncodeError:  # what stands for bytes that are no text
+    except UnicodeEncodeError:  # surrogate escapes stand for bytes that are not UTF-8
         raise InputError(f"Query {number} is not UTF-8: {quoted(query)}; give it as UTF-8.") from None
     if not query.strip():
         raise InputError(f"Query {number} is empty; give words to look for.")
 
 
 def _same_model(embeddings: Embeddings, model: str | None) -> SentenceTransformer:
-    """The model that the embeddings come from."""
+    """Load the model that made the embeddings, and check that it is the same."""
     quiet_transformers()
     facts = embeddings.facts
     path = model or facts[WHERE]
@@ -89,9 +89,9 @@ def _same_model(embeddings: Embeddings, model: str | None) -> SentenceTransforme
 
 
 def _lines() -> Iterator[str]:
-    """Queries from the standard input; a person is asked for them, and ends with an empty line."""
+    """Queries from standard input. On a terminal there is a prompt, and an empty line ends the input."""
     person = sys.stdin.isatty()
-    if isinstance(sys.stdin, TextIOWrapper):  # bytes that are no text become a query's flaw
+    if isinstance(sys.stdin, TextIOWrapper):  # lets `_check_query` report bytes that are not UTF-8
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     while True:
         if person:

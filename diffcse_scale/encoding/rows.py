@@ -1,4 +1,4 @@
-"""The input of `encode`: all files together as numbered rows, including empty ones."""
+"""The input of `encode`: the rows of all files, numbered consecutively, including empty rows."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Part:
     """The rows of files of one format.
 
     Attributes:
-        rows: memory-mapped.
-        column: the one that holds the sentences.
-        parse: where the rows are lines: what finds the column in one.
+        rows: the rows, memory-mapped.
+        column: name of the column of sentences.
+        parse: if rows are lines, the function that extracts the column from a line.
     """
 
     rows: datasets.Dataset
@@ -38,14 +38,14 @@ class Part:
 
 
 class Rows:
-    """Sentences by row number; picklable, because the files are memory-mapped and not read.
+    """Sentences by row number. Picklable, because the files are memory-mapped and not read.
 
-    Every row of the input is a row here: none is dropped, so that numbers stay what they are in the files.
+    No row of the input is dropped, so row numbers are the same as in the files.
 
     Attributes:
-        names: of the files, absolute paths or addresses: `open_rows` finds the same rows by them from anywhere.
-        identity: JSON-serialisable; changes when the content of a file does.
-        kept: the columns that are carried along, if any are.
+        names: absolute paths or addresses of the files, with which `open_rows` finds the same rows from any folder.
+        identity: JSON-serialisable; changes if the content of a file changes.
+        kept: the columns that are stored unchanged, if any.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class Rows:
         return self._ends[-1]
 
     def are(self, identity: list[Any]) -> bool:
-        """Whether these rows are those of which a manifest has written down this identity, or an earlier form of it."""
+        """Whether a manifest's `identity` is that of these rows, in the current form or an earlier version's."""
         return identity in (self.identity, self._earlier)
 
     def read(self, start: int, stop: int) -> tuple[list[str], Counter[str]]:
-        """Sentences of rows `start` to `stop` - 1, and how many of them are empty, undecodable or malformed.
+        """Sentences of rows `start` to `stop` - 1, and the numbers of empty, undecodable and malformed ones.
 
-        Bytes that are no UTF-8 are U+FFFD; a missing value or a malformed line is "".
+        Bytes that are not UTF-8 become U+FFFD. A missing value or a malformed line becomes "".
         """
         texts: list[str] = []
         flaws: Counter[str] = Counter()
@@ -88,15 +88,15 @@ def open_rows(
     header: bool | None = None,
     keep: list[str] | None = None,
 ) -> Rows:
-    """The rows of `entries` in the order given; the first time they are copied to the cache, as Arrow files.
+    """Open the rows of `entries` in the given order. The first time they are copied to the cache as Arrow files.
 
     Args:
-        entries: as `data.files` of a recipe, as `separator` and `header` are.
-        column: of the sentences; None for `text`, `sentence` or the only column of text.
-        keep: columns that are carried along as they are.
+        entries, separator, header: as in the `data` section of a recipe (`entries` is `data.files`).
+        column: column of the sentences; None takes `text`, `sentence` or the only column of text.
+        keep: columns to store unchanged.
 
     Raises:
-        InputError: missing, unknown or malformed file; no such column.
+        InputError: a file is missing, unknown or malformed, or a column does not exist.
     """
     data = DataRecipe(files=entries, columns=[column] if column else None, separator=separator, header=header)
     sources = find_sources(data)
@@ -105,7 +105,7 @@ def open_rows(
     parts = []
     for source in sources:
         source.check()
-    kept = open_kept(sources, keep, folder, cache) if keep else None  # a name that is wrong is told before the copying
+    kept = open_kept(sources, keep, folder, cache) if keep else None  # reports a wrong name before copying
     for index, source in enumerate(sources):
         rows, (name,) = source.read(data.columns, folder / f"rows-{index}", cache, workers(data), one=True)
         parts.append(Part(rows, name, source.parse))
@@ -126,5 +126,5 @@ def _parsed(line: str, column: str, parse: Parse) -> tuple[str, Flaw]:
         (value,) = parse(line, [column])
     except ValueError:
         return "", Flaw.MALFORMED
-    # JSON can escape half characters (lone surrogates), which no tokenizer takes
+    # JSON can contain escaped lone surrogates, which no tokenizer accepts
     return _plain((value or "").encode("utf-16", "surrogatepass").decode("utf-16", ERRORS))

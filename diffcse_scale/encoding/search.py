@@ -1,7 +1,7 @@
-"""The rows most similar to queries, by cosine: exactly, block by block, or by a faiss index.
+"""The rows most similar to queries, by cosine: exactly, block by block, or with a faiss index.
 
-What int8 and binary shards know of an embedding is compared with the query in full precision: for signs the cosine
-with the vector of +1 and -1, which orders rows more finely than the Hamming distance to the query's own signs.
+Embeddings restored from int8 and binary shards are compared with the query in full precision. For binary shards this
+is the cosine with a vector of +1 and -1. It orders rows more finely than the Hamming distance to the query's signs.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ from diffcse_scale.foundation.durable import publish
 from diffcse_scale.foundation.errors import InputError, disk_errors_at, quoted
 from diffcse_scale.foundation.finite import check_rows
 
-BLOCK = 16_384  # rows that are float32 at once
-ROUNDING = 1e-5  # more than cosines of one row differ by, in whatever order they are added up
+BLOCK = 16_384  # rows that are in memory as float32 at once
+ROUNDING = 1e-5  # larger than the differences in a row's cosine between orders of summation
 SMALLEST_NORM = np.float32(1e-30)
 HNSW_NEIGHBOURS = 32
-TRAINING_ROWS = 64  # of an IVF index, a cluster; faiss asks for 39 at least
+TRAINING_ROWS = 64  # training rows per cluster of an IVF index; faiss needs at least 39
 INDEXES = ("exact", "hnsw", "ivf")
 
 Search = Callable[[Floats, int], tuple[Floats, NDArray[np.int64]]]
-"""Queries [q, dimension] and k to cosines [q, k], greatest first, and the numbers of those rows."""
+"""From queries [q, dimension] and k to cosines [q, k], largest first, and the numbers of those rows."""
 
 
 def unit(vectors: Floats) -> Floats:
-    """Rows of length 1; a zero row stays zero."""
+    """Rows normalized to length 1. A zero row stays zero."""
     scaled: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), SMALLEST_NORM)
     return scaled
 
 
 def exact(embeddings: Embeddings) -> Search:
-    """Compares every row; holds a block of rows and q x (block + k) cosines at a time. Equal cosines by row number.
+    """Compare every row. Memory: a block of rows and q x (block + k) cosines. Equal cosines are in order of row number.
 
-    (sentence-transformers' `semantic_search` takes all rows in one tensor, and leaves the order of equal cosines open.)
+    (sentence-transformers' `semantic_search` needs all rows in one tensor and does not define the order of equal
+    cosines.)
 
     Raises:
-        InputError: a damaged shard.
+        InputError: a shard is damaged.
     """
     embeddings.verify()
 
@@ -57,7 +58,7 @@ def exact(embeddings: Embeddings) -> Search:
             best = np.concatenate([best, _cosines(queries, block, best, k)], axis=1)
             rows = np.concatenate([rows, numbers], axis=1)
             if best.shape[1] > k:
-                # of equal cosines at the edge those of the lowest rows stay: a stable sort of what is in row order
+                # among equal cosines the lowest rows are kept: the sort is stable and the rows are in order
                 chosen = np.sort(np.argsort(-best, axis=1, kind="stable")[:, :k], axis=1)
                 best, rows = np.take_along_axis(best, chosen, 1), np.take_along_axis(rows, chosen, 1)
         order = np.argsort(-best, axis=1, kind="stable")
@@ -67,12 +68,12 @@ def exact(embeddings: Embeddings) -> Search:
 
 
 def _cosines(queries: Floats, block: Floats, best: Floats, k: int) -> Floats:
-    """Cosines [q, rows] of unit vectors; of those that may be among the k best, equal rows have equal ones.
+    """Cosines [q, rows] of unit vectors. Equal rows get equal cosines if they may be among the k best.
 
-    A matrix product adds up a row's products in an order that depends on where the row stands.
+    In a matrix product the order of summation depends on a row's position, so near the limit cosines are recomputed.
 
     Args:
-        best: those of earlier blocks, [q, at most k].
+        best: the best cosines of earlier blocks, [q, at most k].
     """
     cosines = queries @ block.T
     known = np.concatenate([best, cosines], axis=1)
@@ -84,13 +85,13 @@ def _cosines(queries: Floats, block: Floats, best: Floats, k: int) -> Floats:
 
 
 def approximate(embeddings: Embeddings, kind: str, folder: Path) -> Search:
-    """A faiss index, read from `folder` or built and kept there.
+    """Search with a faiss index, which is read from `folder` or built and stored there.
 
     Args:
-        kind: hnsw (a graph, no training) or ivf (clusters, about 4 sqrt(rows), of which an eighth are looked into).
+        kind: hnsw (a graph, no training) or ivf (about 4 sqrt(rows) clusters, of which an eighth are searched).
 
     Raises:
-        InputError: faiss is not installed; the folder cannot be written.
+        InputError: faiss is not installed, or the folder cannot be written.
     """
     try:
         import faiss
@@ -99,7 +100,7 @@ def approximate(embeddings: Embeddings, kind: str, folder: Path) -> Search:
     file = index_file(embeddings, kind, folder)
     try:
         index = faiss.read_index(str(file)) if file.is_file() else _built(faiss, embeddings, kind, file)
-    except RuntimeError as error:  # faiss knows no other
+    except RuntimeError as error:  # faiss raises no other class
         reason = " ".join(str(error).split())[-200:]
         raise InputError(f"The index {file} cannot be written or read ({reason}); --index exact needs none.") from None
 
@@ -111,30 +112,30 @@ def approximate(embeddings: Embeddings, kind: str, folder: Path) -> Search:
 
 
 def index_file(embeddings: Embeddings, kind: str, folder: Path) -> Path:
-    """Where an index lies, or is to lie: an earlier version's name has no underscore."""
+    """Path of an index, existing or not. An earlier version's name has no underscore."""
     name = f"{kind}-{embeddings.fingerprint}.faiss"
     file, earlier = folder / f"_{name}", folder / name
     return earlier if earlier.is_file() and not file.is_file() else file
 
 
 def check_index(kind: str) -> None:
-    """Raises InputError unless `INDEXES` has it."""
+    """Raise InputError unless `kind` is in `INDEXES`."""
     if kind not in INDEXES:
         raise InputError(f"There is no index {quoted(kind)}; there are {', '.join(INDEXES)}.")
 
 
 def make_search(embeddings: Embeddings, kind: str, folder: Path) -> Search:
-    """The search that one of `INDEXES` names.
+    """The search for one of `INDEXES`.
 
     Raises:
-        InputError: no such index, or as `approximate`.
+        InputError: the index does not exist, or as for `approximate`.
     """
     check_index(kind)
     return exact(embeddings) if kind == "exact" else approximate(embeddings, kind, folder)
 
 
 def _built(faiss: Any, embeddings: Embeddings, kind: str, file: Path) -> Any:
-    """Built from the shards in order, and kept."""
+    """Build an index from the shards in order, and store it."""
     embeddings.verify()
     width, inner = embeddings.dimension, faiss.METRIC_INNER_PRODUCT
     if kind == "hnsw":
@@ -154,16 +155,16 @@ def _built(faiss: Any, embeddings: Embeddings, kind: str, file: Path) -> Any:
 
 
 def _sample(embeddings: Embeddings, count: int) -> Floats:
-    """About `count` rows, evenly from everywhere."""
+    """About `count` evenly spaced rows."""
     step = max(1, len(embeddings) // count)
     return np.concatenate([unit(block[-first % step :: step]) for first, block in _blocks(embeddings)])
 
 
 def _blocks(embeddings: Embeddings) -> Iterator[tuple[int, Floats]]:
-    """First row and float32 rows, at most BLOCK at a time.
+    """Number of the first row and float32 rows, at most BLOCK at a time.
 
     Raises:
-        NotFinite: rows that an earlier version wrote.
+        NotFinite: a row is not finite; earlier versions could write such rows.
     """
     for first, shard in embeddings.floats():
         for start in range(0, len(shard), BLOCK):

@@ -1,7 +1,7 @@
 """The files of an encoded folder: `embeddings-00000.parquet`, ..., one for each window of rows.
 
-A Parquet shard has the columns `row` (int64, in the whole input), `embedding` (a list of fixed size) and, if wanted,
-`text` and columns of the input. An `.npy` shard is the matrix of embeddings alone.
+A Parquet shard has the columns `row` (int64, number in the whole input), `embedding` (a fixed-size list) and optionally
+`text` and columns of the input. An `.npy` shard is only the matrix of embeddings.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from diffcse_scale.foundation.errors import InputError, first_line
 from diffcse_scale.foundation.file_digest import sha256_of
 
 PARTIAL = ".partial"
-ELEMENT = "embedding.list.element"  # where Parquet keeps the numbers
+ELEMENT = "embedding.list.element"  # Parquet's path of the numbers
 Matrix = NDArray[Any]
 Floats = NDArray[np.float32]
 
 
 def shard_name(number: int, form: str) -> str:
-    """`embeddings-00000.parquet` for the first."""
+    """File name of a shard; the first is `embeddings-00000.parquet`."""
     return f"embeddings-{number:05d}.{form}"
 
 
 def write_shard(
     file: Path, first: int, matrix: Matrix, texts: list[str] | None, kept: pyarrow.Table | None = None
 ) -> dict[str, Any]:
-    """Write a shard beside its place, flush it to the disk and rename it; its `bytes` and `sha256`.
+    """Write a shard under a temporary name, flush it to disk and rename it. Returns its `bytes` and `sha256`.
 
     Args:
-        file: its ending, .npy or .parquet, is the format.
+        file: path of the shard; the suffix, .npy or .parquet, is the format.
         first: number of its first row in the whole input.
         matrix: [rows, stored width].
-        texts, kept: to be stored too, Parquet only.
+        texts, kept: sentences and columns to store too, only for Parquet.
     """
-    # hosts may share the folder, and process numbers
+    # hosts may share the folder and have equal process ids, so the name is random
     partial = file.with_name(f".{file.name}.{uuid4().hex[:8]}{PARTIAL}")
     with partial.open("wb+") as sink:
         if file.suffix == ".npy":
@@ -58,13 +58,13 @@ def write_shard(
 
 
 def damaged(file: Path, how: str = "its bytes are not those that were written") -> InputError:
-    """What is said of a shard that cannot be trusted."""
+    """The error for a damaged shard."""
     return InputError(f"Shard {file} is damaged ({how}); repeat the `encode` command, which writes it again.")
 
 
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
-    """What libraries say of a shard that they cannot read, as one sentence."""
+    """Turn libraries' errors about an unreadable shard into one sentence."""
     try:
         yield
     except (OSError, ValueError, KeyError) as error:
@@ -72,10 +72,10 @@ def _readable(file: Path) -> Iterator[None]:
 
 
 def read_shard(file: Path) -> Matrix:
-    """The matrix of a shard, [rows, stored width]; an `.npy` one is memory-mapped.
+    """The matrix of a shard, [rows, stored width]. An `.npy` shard is memory-mapped.
 
     Raises:
-        InputError: it is damaged.
+        InputError: the shard is damaged.
     """
     with _readable(file):
         if file.suffix == ".npy":
@@ -86,7 +86,7 @@ def read_shard(file: Path) -> Matrix:
 
 
 def read_columns(file: Path, names: list[str]) -> pyarrow.Table | None:
-    """These columns of a Parquet shard, None if it does not have them; raises as `read_shard`."""
+    """Columns of a Parquet shard; None if it does not have them. Raises the errors of `read_shard`."""
     with _readable(file):
         if file.suffix == ".npy" or not set(names) <= set(pyarrow.parquet.read_schema(file).names):
             return None
@@ -103,6 +103,6 @@ def _write_parquet(sink: Any, first: int, matrix: Matrix, texts: list[str] | Non
     columns["embedding"] = pyarrow.FixedSizeListArray.from_arrays(values, matrix.shape[1])
     # embeddings do not compress; everything else does
     compression = {name: "zstd" for name in columns if name != "embedding"} | {ELEMENT: "none"}
-    # Parquet has no 8-bit numbers: they would take 32 bits, unless as 8-bit places in a dictionary of 256
+    # Parquet stores 8-bit numbers in 32 bits; as indices into a dictionary of 256 entries they take 8 bits
     dictionary = [ELEMENT] if matrix.itemsize == 1 else False
     pyarrow.parquet.write_table(pyarrow.table(columns), sink, compression=compression, use_dictionary=dictionary)

@@ -1,4 +1,4 @@
-"""How embeddings are stored: float32, float16, or quantised as `sentence_transformers` does it."""
+"""How embeddings are stored: float32, float16, or quantized like in `sentence_transformers`."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from numpy.typing import NDArray
 from diffcse_scale.encoding.shard_files import Floats
 
 PRECISIONS = {"int8": "int8", "binary": "ubinary"}
-"""Our names and those of sentence-transformers."""
+"""From our names to those of sentence-transformers."""
 
 
 def ranges_of(embeddings: Floats) -> Floats:
-    """Least and greatest value of each dimension, float32 [2, dimension]: what int8 is scaled to."""
+    """Minimum and maximum of each dimension, float32 [2, dimension]. int8 is scaled to them."""
     return np.stack([embeddings.min(axis=0), embeddings.max(axis=0)])
 
 
 def store(embeddings: Floats, dtype: str, ranges: Floats | None = None) -> NDArray[Any]:
-    """Embeddings [n, dimension] as they are stored: the dtype's numbers, or the signs packed into uint8 [n, ceil(d/8)].
+    """Convert embeddings [n, dimension] for storage: to `dtype`, or signs packed into uint8 [n, ceil(dimension / 8)].
 
     Args:
         dtype: float32, float16, int8 or binary.
-        ranges: for int8; values outside are stored as the nearest inside.
+        ranges: for int8; values outside are clipped to them.
     """
     if dtype in PRECISIONS:
         from sentence_transformers.util.quantization import quantize_embeddings  # takes seconds
 
         return quantize_embeddings(embeddings, PRECISIONS[dtype], ranges=ranges)
-    with np.errstate(over="ignore"):  # what float16 cannot hold is infinite, which the caller looks for
+    with np.errstate(over="ignore"):  # float16 overflows to infinity, which the caller checks
         return embeddings.astype(dtype)
 
 
 def restore(stored: NDArray[Any], dtype: str, dimension: int, ranges: Floats | None = None) -> Floats:
-    """What is known of the embeddings, float32 [n, dimension]: the middle of each int8 step, +1 and -1 for signs."""
+    """Embeddings restored from storage, float32 [n, dimension]: the middle of each int8 step, +1 and -1 for signs."""
     if dtype == "binary":
         return np.unpackbits(stored, axis=1, count=dimension).astype(np.float32) * 2 - 1
     if dtype == "int8":

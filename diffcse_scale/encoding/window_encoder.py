@@ -1,8 +1,8 @@
-"""Embeddings of a window of sentences on one device: sorted by length, batches of about as many tokens.
+"""Embeddings of a window of sentences on one device: sorted by length, in batches with similar numbers of tokens.
 
-`SentenceTransformer.encode` sorts by characters and pads to the longest of 32: on Wikipedia sentences a third more
-tokens than there are. Here the sentences are tokenized first and sorted by tokens, which leaves less than 1% padding;
-the rest of the way is the model's own modules.
+`SentenceTransformer.encode` sorts by characters and pads to the longest of 32 sentences. On Wikipedia sentences this
+adds a third more tokens. Here sentences are tokenized first and sorted by tokens, which leaves less than 1% padding.
+Everything after that is done by the model's own modules.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Batch:
     """Sentences of about the same length.
 
     Attributes:
-        places: int64 [n], which of the window's distinct sentences these are.
-        features: what the model's first module takes, padded to the longest.
-        rows: of the window that have one of these sentences.
-        tokens: without padding.
+        places: int64 [n], indices of these sentences among the window's distinct sentences.
+        features: input of the model's first module, padded to the longest sentence.
+        rows: number of rows in the window that have one of these sentences.
+        tokens: number of tokens without padding.
     """
 
     places: Tensor
@@ -54,11 +54,11 @@ class Window:
     """Tokenized sentences.
 
     Attributes:
-        distinct: number of different sentences; each is encoded once.
-        places: int64 [rows], which of the distinct sentences each row is.
-        batches: longest sentences first; a sentence without a token is in none.
-        tokens: of all rows, special ones included.
-        unknown: those among them that stand for what is not in the vocabulary.
+        distinct: number of distinct sentences; each is encoded once.
+        places: int64 [rows], index of each row's sentence among the distinct ones.
+        batches: longest sentences first; a sentence without tokens is in no batch.
+        tokens: number of tokens in all rows, including special tokens.
+        unknown: number of unknown tokens among them.
     """
 
     distinct: int
@@ -69,19 +69,19 @@ class Window:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """`wanted`, or what "auto" is on a device: bfloat16 where an accelerator computes in it, else float32."""
+    """`wanted`, or the meaning of "auto": bfloat16 on accelerators with native bfloat16, else float32."""
     if wanted != "auto":
         return wanted
     return "bfloat16" if native_bfloat16(device) else "float32"
 
 
 def choose_batch_tokens(wanted: int | None, device: torch.device) -> int:
-    """`wanted`, or what suits a device."""
+    """`wanted`, or the default for a device."""
     return wanted or BATCH_TOKENS.get(device.type, BATCH_TOKENS_ELSEWHERE)
 
 
 def check_prompt(model: SentenceTransformer, name: str | None) -> None:
-    """Raises InputError unless the model has a prompt of this name, or none is asked for."""
+    """Raise InputError unless the model has a prompt with this name, or `name` is None."""
     if name is not None and name not in model.prompts:
         known = ", ".join(model.prompts) or "none"
         raise InputError(f"The model has no prompt {quoted(name)}; its prompts: {known}.")
@@ -90,18 +90,18 @@ def check_prompt(model: SentenceTransformer, name: str | None) -> None:
 class WindowEncoder:
     """A model on a device.
 
-    What `encode(prepare(sentences))` gives is a function of the sentences, on one kind of device with one number of
-    threads: batches depend on nothing else.
+    On one kind of device and with one number of threads, `encode(prepare(sentences))` depends only on the sentences,
+    because nothing else determines the batches.
 
     Args:
         precision: float32, bfloat16 or float16.
-        batch_tokens: tokens of a batch, padding included; a longer sentence is a batch of its own.
-        max_length: tokens a sentence; None for the model's own limit.
-        prompt_name: one of the model's prompts; None for its default one, if any.
+        batch_tokens: tokens per batch, including padding; a longer sentence is its own batch.
+        max_length: tokens per sentence; None uses the model's own limit.
+        prompt_name: one of the model's prompts; None uses its default prompt, if any.
 
     Raises:
-        InputError: no such prompt; a model that does not begin with a transformer that reads text, or cannot read
-            `max_length` tokens of it.
+        InputError: the prompt does not exist, or the model does not begin with a transformer that reads text or
+            cannot read `max_length` tokens.
     """
 
     def __init__(
@@ -120,19 +120,19 @@ class WindowEncoder:
         check_prompt(model, prompt_name)
         self._prompt = model.prompts[prompt_name] if prompt_name else None
         truncate_at(model, max_length)
-        self._transformer.unpad_inputs = False  # there is next to no padding, and batches are padded here
+        self._transformer.unpad_inputs = False  # batches are padded here and have almost no padding
         dtype: torch.dtype = getattr(torch, precision)
-        # autocast is as fast on a CPU and four times as exact; elsewhere it would keep two copies of the weights
+        # on a CPU autocast is as fast and four times as exact; elsewhere it would keep two copies of the weights
         self._autocast = device.type == "cpu" and dtype != torch.float32
         cast_parameters(model, torch.float32 if self._autocast else dtype)
         self._model = model.to(device).eval()
         self._device, self._dtype, self._batch_tokens = device, dtype, batch_tokens
 
     def prepare(self, sentences: list[str]) -> Window:
-        """Tokenize, sort by length, cut into batches; for a thread beside that of `encode`."""
+        """Tokenize, sort by length, and cut into batches. May run in another thread than `encode`."""
         order = {sentence: place for place, sentence in enumerate(dict.fromkeys(sentences))}
         places = np.fromiter((order[sentence] for sentence in sentences), np.int64, len(sentences))
-        # a prompt comes before the text, which is then cut earlier than a piece ends
+        # a prompt takes tokens too, so the model then cuts the text earlier than `shortened` does
         texts = shortened(self._model.tokenizer, list(order), self._model.max_seq_length)
         features = self._model.preprocess(texts, prompt=self._prompt, processing_kwargs=UNPADDED)
         repeats = np.bincount(places, minlength=len(order))
@@ -157,10 +157,10 @@ class WindowEncoder:
 
     @torch.inference_mode()
     def encode(self, window: Window, progress: Callable[[int, int], object] = lambda rows, tokens: None) -> Floats:
-        """Embeddings [rows, dimension], float32, of all rows of the window; 0 for a sentence without a token.
+        """Embeddings of all rows of the window, float32 [rows, dimension]; 0 for a sentence without tokens.
 
         Args:
-            progress: called with the rows and tokens of every batch.
+            progress: called with the numbers of rows and tokens of every batch.
         """
         dimension = self._model.get_embedding_dimension()
         found = torch.zeros(window.distinct, dimension, device=self._device)
@@ -184,7 +184,7 @@ class WindowEncoder:
         return torch.autocast("cpu", self._dtype) if self._autocast else nullcontext()
 
     def cut(self, lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Sentences of each batch: longest first, as many as stay within `batch_tokens` at the longest's length."""
+        """Sentence indices of each batch: longest first, as many as fit `batch_tokens` when padded to the longest."""
         order = np.argsort(-lengths, kind="stable")
         order = order[lengths[order] > 0]
         batches, start = [], 0

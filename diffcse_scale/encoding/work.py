@@ -1,4 +1,4 @@
-"""Who encodes which windows: one process a device, each taking the next window that nobody has taken."""
+"""Distributes windows: one process per device, and each takes the next free window."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 MOST_CPU_PROCESSES = 8  # each has the interpreter, torch and the weights; the cores are divided among them
 
 ANEW = "; finished work is kept: --overwrite or another --output starts over"
-# what helps where numbers leave the range of a precision
+# advice if numbers overflow the range of a precision
 WIDER = {
     "float16": f"give --precision bfloat16 or float32{ANEW}",
     "bfloat16": f"give --precision float32{ANEW}",
@@ -42,18 +42,18 @@ WIDER = {
 }
 
 Report = Callable[[int, int, dict[str, Any] | None], object]
-"""Called with rows and tokens of a batch, or with the facts of a finished shard."""
+"""Called with the rows and tokens of a batch, or with the facts of a finished shard."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every process needs to know.
+    """The information that every process needs.
 
     Attributes:
         model, pooling: as for `load_model`.
-        encoder: the further arguments of `WindowEncoder`.
-        pending: number, first row and end of the windows to encode, and their files.
-        ranges: of int8.
+        encoder: the other arguments of `WindowEncoder`.
+        pending: number, rows and file of each window to encode.
+        ranges: the ranges of int8.
     """
 
     model: str
@@ -66,32 +66,32 @@ class Job:
     ranges: Floats | None = None
 
     def check(self, embeddings: Floats, rows: range) -> None:
-        """Refuse numbers that are not finite, once they are on the host.
+        """Refuse embeddings that are not finite, after they are on the host.
 
         Raises:
-            NotFinite: names the rows.
+            NotFinite: some rows are not finite; the message names them.
         """
         precision = self.encoder["precision"]
         check_rows(embeddings, f"of the input, computed in {precision},", WIDER[precision], rows.start)
 
     def open_encoder(self, device: str, threads: int) -> WindowEncoder:
-        """The model on a device; on a CPU, with so many threads."""
+        """Load the model on a device; on a CPU it uses `threads` threads."""
         if device == "cpu":
             torch.set_num_threads(threads)
         quiet_transformers()
-        # on the CPU first: by itself it would be loaded onto the first accelerator, by every process
+        # load on the CPU first: by default every process would load onto the first accelerator
         model, _ = load_model(self.model, self.pooling, device="cpu")
         return WindowEncoder(model, torch.device(device), **self.encoder)
 
 
 def choose_devices(wanted: str, windows: int) -> list[str]:
-    """The devices that `wanted` names, a process each; no more than there are windows.
+    """The devices that `wanted` names, with a process on each, but no more than there are windows.
 
-    "auto" is every accelerator or, without one, several processes on the CPU: small models gain more from a process
-    a core than from a thread a core.
+    "auto" is every accelerator or, without one, several processes on the CPU. Small models gain more from a process
+    per core than from a thread per core.
 
     Raises:
-        InputError: a device that is not there.
+        InputError: a device does not exist.
     """
     if wanted != "auto":
         devices = parse_devices(wanted)
@@ -107,16 +107,16 @@ def choose_devices(wanted: str, windows: int) -> list[str]:
 
 
 def threads_of(devices: list[str]) -> int:
-    """Threads of each process: OMP_NUM_THREADS, or the cores divided among the devices."""
+    """Threads per process: OMP_NUM_THREADS, or the cores divided among the devices."""
     return int(os.environ.get("OMP_NUM_THREADS", "0")) or max(1, _cores() // len(devices))
 
 
 def run(job: Job, devices: list[str], report: Report) -> None:
-    """Encode all pending windows, in this process for one device, else in one process each.
+    """Encode all pending windows: in this process with one device, otherwise in one process per device.
 
     Raises:
-        InputError: as `load_model`, `WindowEncoder`; a shard that cannot be written; too little memory.
-        Exception: what a process raises, as if it were this one.
+        InputError: as for `load_model` and `WindowEncoder`; or a shard cannot be written, or memory is too small.
+        Exception: any exception of a process is raised here again.
     """
     if len(devices) == 1:
         numbers = iter(range(len(job.pending)))
@@ -139,7 +139,7 @@ def run(job: Job, devices: list[str], report: Report) -> None:
 
 
 def _listen(processes: dict[Connection, Any], devices: list[str], shards: int, report: Report) -> None:
-    """Pass on what the processes report, until so many shards are finished."""
+    """Forward the processes' reports until `shards` shards are finished."""
     names = dict(zip(processes, devices, strict=True))
     open_ends = set(processes)
     while shards:
@@ -151,7 +151,7 @@ def _listen(processes: dict[Connection, Any], devices: list[str], shards: int, r
                 open_ends.remove(receiver)
                 processes[receiver].join()
                 if code := processes[receiver].exitcode:
-                    # what it raises it sends; a signal is mostly the system's, which has no memory left
+                    # exceptions are sent as messages; a signal usually means that the system ran out of memory
                     ended = f"signal {-code}, perhaps because memory ran out" if code < 0 else f"exit code {code}"
                     raise InputError(
                         f"The process on {names[receiver]} ended with {ended}; finished work is kept: repeat the "
@@ -165,8 +165,8 @@ def _listen(processes: dict[Connection, Any], devices: list[str], shards: int, r
 
 
 def _process(job: Job, device: str, threads: int, taken: Any, sender: Connection) -> None:
-    """The life of one of several processes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    """Main function of one of several processes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def take() -> int | None:
@@ -181,10 +181,10 @@ def _process(job: Job, device: str, threads: int, taken: Any, sender: Connection
 
 
 def _portable(error: Exception) -> Exception:
-    """What another process can raise of an error of this one: with its traceback, unless it is a user's mistake."""
+    """A form of an error that another process can raise. It has the traceback, unless it is a user's mistake."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever the class does when it is made anew
+    except Exception:  # unpickling a class may raise anything
         return RuntimeError("".join(traceback.format_exception(error)))
     if not isinstance(error, InputError | OSError):
         error.add_note("".join(traceback.format_exception(error)))
@@ -199,7 +199,7 @@ def _end_with_parent() -> None:
 
 
 def _work(job: Job, device: str, threads: int, take: Callable[[], int | None], report: Report) -> None:
-    """Encode windows until `take` gives None; meanwhile the next one is tokenized, and the one before is written."""
+    """Encode windows until `take` returns None. The next window is tokenized and the previous one written meanwhile."""
     encoder = job.open_encoder(device, threads)
 
     def prepare(_: int) -> tuple[int, list[str], dict[str, int], Window] | None:
@@ -232,7 +232,7 @@ def _work(job: Job, device: str, threads: int, take: Callable[[], int | None], r
 
 
 def _write(job: Job, index: int, embeddings: Floats, texts: list[str], about: dict[str, Any]) -> dict[str, Any]:
-    """Write a window's shard; the facts about it, with those `about` its text."""
+    """Write a window's shard. Returns facts about it, including those `about` its text."""
     number, rows, file = job.pending[index]
     job.check(embeddings, rows)
     stored = store(embeddings, job.dtype, job.ranges)

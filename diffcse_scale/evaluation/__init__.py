@@ -1,4 +1,4 @@
-"""Measuring sentence embeddings. Nothing here asks for more than a function that encodes sentences."""
+"""Measuring sentence embeddings. Everything here needs only a function that encodes sentences."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Bootstrap intervals of scores over the items, and the paired test between two models.
 
-Every score is computed again on `RESAMPLES` draws, with replacement, of a task's items. The draws are a function of the
-task's name and size alone, hence the same for every model: the difference of two models' values on one draw is a
-paired one, and tasks are drawn independently of each other, so that the mean over tasks has values of its own.
-(`scipy.stats.bootstrap` knows one score at a time, and draws anew for each.)
+Every score is recomputed on `RESAMPLES` draws of a task's items, with replacement. The draws depend only on the task's
+name and size, so they are the same for every model. The difference of two models on one draw is therefore paired.
+Tasks are drawn independently of each other, so the mean over tasks can be computed on each draw too.
+(`scipy.stats.bootstrap` handles one score at a time and makes new draws for each.)
 
 Percentile intervals and bootstrap hypothesis tests: Efron & Tibshirani, An Introduction to the Bootstrap (1993),
 chapters 13 and 16.
@@ -24,7 +24,7 @@ ALIVE = 2**22  # weights in memory at once
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[NDArray[np.int64]], Floats]
-"""From how often each item was drawn, [draws, items], to the score on each draw, [draws]; NaN where undefined."""
+"""Maps how often each item was drawn, [draws, items], to the score on each draw, [draws]; NaN where undefined."""
 
 
 def resample(name: str, items: int, statistic: Statistic) -> Floats:
@@ -40,7 +40,7 @@ def resample(name: str, items: int, statistic: Statistic) -> Floats:
 
 
 def interval(resampled: Floats) -> tuple[float, float] | None:
-    """95% percentile interval; draws on which the score is undefined are left out. None if it is on all of them."""
+    """95% percentile interval, without draws whose score is undefined. None if it is undefined on all draws."""
     defined = resampled[np.isfinite(resampled)]
     if not len(defined):
         return None
@@ -65,12 +65,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def share(right: NDArray[np.bool_]) -> Statistic:
-    """Of `right` [items]: the share drawn that is true, x 100."""
+    """The share of drawn items for which `right` [items] is true, x 100."""
     return lambda drawn: 100 * (drawn @ right.astype(np.float64)) / drawn.sum(axis=1)
 
 
 def f1(gold: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> Statistic:
-    """Of labels [items]: F1 of the true class, x 100."""
+    """F1 of the true class, x 100, from labels [items]."""
     hits, marked = (gold & predicted).astype(np.float64), gold.astype(np.float64) + predicted
 
     def statistic(drawn: NDArray[np.int64]) -> Floats:
@@ -80,7 +80,7 @@ def f1(gold: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> Statistic:
 
 
 def rank_correlation(first: NDArray[np.floating], second: NDArray[np.floating]) -> Statistic:
-    """Of two variables [items]: Spearman's correlation x 100, equal values sharing their mean rank in every draw."""
+    """Spearman's correlation x 100 of two variables [items]. In every draw equal values share their mean rank."""
     rank_first, rank_second = _ranks(first), _ranks(second)
 
     def statistic(drawn: NDArray[np.int64]) -> Floats:
@@ -95,7 +95,7 @@ def rank_correlation(first: NDArray[np.floating], second: NDArray[np.floating]) 
 
 
 def _ranks(values: NDArray[np.floating]) -> Callable[[NDArray[np.int64]], Floats]:
-    """Mean ranks [draws, items] from multiplicities, without sorting a draw: the values are sorted once."""
+    """Mean ranks [draws, items] from multiplicities. The values are sorted once, so no draw needs sorting."""
     order = np.argsort(values, kind="stable")
     _, starts, group = np.unique(values[order], return_index=True, return_inverse=True)
     back = np.empty(len(values), dtype=np.intp)

@@ -33,7 +33,7 @@ from diffcse_scale.text.unknown import percent, share_unknown
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-LOG_WIDTH = 200  # columns where the output is no terminal: a table is not broken to fit 80
+LOG_WIDTH = 200  # columns if the output is not a terminal, so that tables are not squeezed into 80
 
 
 def evaluate_models(
@@ -49,24 +49,24 @@ def evaluate_models(
 ) -> list[dict[str, Results]]:
     """Measure models on suites, print a table for each suite and write the JSON reports.
 
-    The results of a run's model, measured with its own pooling and length on a whole suite, are kept in the run as well
-    (`recorded`), in the place of those of an earlier evaluation on the same data.
+    If a run's model is measured with its own pooling and length on a whole suite, the results are also stored in the
+    run (`recorded`). They replace those of an earlier evaluation on the same data.
 
     Args:
-        models: runs, or folders written by sentence-transformers (`export` does) or by transformers; all others are
-            compared with the first.
+        models: runs, or model folders written by sentence-transformers (as `export` does) or transformers. The first
+            is the baseline of the comparison.
         data: see `load_suites`.
         suites: see `load_suites`.
-        pooling: as `load_model`. None for each folder's own, or cls where it has none.
-        max_length: tokens a sentence; None for each model's own limit.
-        devices: "cuda:0,cuda:1" or "cpu,cpu": a process on each. None for the model's own choice of one device.
-        overwrite: replace `json_file`, and files of these names in the run's `evaluation`, whatever they are.
+        pooling: see `load_model`. None uses each folder's own pooling, or cls if it has none.
+        max_length: tokens per sentence. None uses each model's own limit.
+        devices: "cuda:0,cuda:1" or "cpu,cpu" starts a process on each. None lets the model choose one device.
+        overwrite: replace `json_file`, and files with the same names in the run's `evaluation`, whatever they hold.
 
     Returns:
-        For each model its results by the name of the suite.
+        For each model a mapping of suite name to results.
 
     Raises:
-        InputError: unusable model folder, data, device or report file.
+        InputError: a model folder, the data, a device or a report file cannot be used.
     """
     console = Console()
     if not console.is_terminal:
@@ -83,11 +83,11 @@ def evaluate_models(
         for kept in filter(None, runs.values()):
             check_recordable(kept, suite.name, suite.data, overwrite)
 
-    for model in models[1:]:  # what cannot be loaded is told before the first is measured
+    for model in models[1:]:  # fail on an unusable model before the first one is measured
         with Working(f"loading {model}"):
             _load(model, pooling, max_length, "cpu")
     titles, reports, results = [], [], []
-    unwritten: InputError | None = None  # raised when the results have been shown
+    unwritten: InputError | None = None  # raised after the results have been shown
     for model in models:
         about, own_length, of_model = _measure(model, loaded, pooling, max_length, batch_size, used)
         unknown = f", {percent(share)} of them unknown" if (share := about["unknown_tokens"]) else ""
@@ -130,7 +130,7 @@ def _measure(
     batch_size: int,
     devices: Sequence[str],
 ) -> tuple[dict[str, Any], int | None, dict[str, Results]]:
-    """What was measured, for the reports; the model's own length; and its results by the name of the suite."""
+    """Facts about the model for the reports, the model's own length, and its results by suite name."""
     model, pooling, own_length = _load(folder, pooling, max_length, loading_device(devices))
     about = {"model": str(folder), "pooling": pooling, "max_length": model.max_seq_length}
     with on_devices(model, devices, batch_size) as arguments:
@@ -144,9 +144,9 @@ def _measure(
 
 @contextmanager
 def _shown(model: SentenceTransformer, doing: str, encode: Encode) -> Iterator[Encode]:
-    """`encode`, which tells how far it is: after every batch, and where other processes compute, at its end."""
+    """`encode` with progress after every batch, or only at the end if other processes compute."""
     with Working(doing, "sentences") as line:
-        left = 0  # of those that were announced: a suite may ask the model for others
+        left = 0  # announced sentences that are not done yet; a suite may encode others without announcing them
 
         def done(count: int) -> None:
             nonlocal left
@@ -174,7 +174,7 @@ def _shown(model: SentenceTransformer, doing: str, encode: Encode) -> Iterator[E
 def _load(
     folder: str | Path, pooling: str | None, max_length: int | None, device: str | None
 ) -> tuple[SentenceTransformer, str, int | None]:
-    """The model that is measured, how its pooling is named, and its own length."""
+    """The loaded model, the name of its pooling, and its own maximum length."""
     from diffcse_scale.model_folder.load import load_model, quiet_transformers, truncate_at  # takes seconds
 
     quiet_transformers()

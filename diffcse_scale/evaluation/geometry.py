@@ -1,11 +1,11 @@
 """Geometry of embeddings on the unit sphere: alignment, uniformity, anisotropy, similarities by gold score.
 
 Alignment and uniformity: Wang & Isola 2020 (arXiv 2005.10242, equations 2 and 3 with alpha = 2, t = 2), over graded
-pairs as SimCSE measures them (arXiv 2104.08821, section 2.3), with a score of 4 or more of 5 for a positive pair.
+pairs as SimCSE measures them (arXiv 2104.08821, section 2.3). A pair with a score of 4 or more of 5 is positive.
 Anisotropy: the mean cosine of two different sentences (Ethayarajh 2019, arXiv 1909.00512, section 4.1), and the share
-of variance along the first principal component (the same, section 4.1: maximum explainable variance).
+of variance along the first principal component (same section: maximum explainable variance).
 
-Everything is in float64 and exact over all pairs of distinct sentences.
+Everything is computed in float64 and exactly, over all pairs of distinct sentences.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.finite import rows_not_finite
 
 POSITIVE = 4.0
-BANDS = ("0-1", "1-2", "2-3", "3-4", "4-5")  # of gold scores; 5 belongs to the last
+BANDS = ("0-1", "1-2", "2-3", "3-4", "4-5")  # ranges of gold scores; 5 belongs to the last
 EDGES = np.linspace(-1, 1, 41)
-BLOCK = 1024  # rows and columns of the matrix of all pairs that are alive at once
-COLLAPSED = 1e-12  # variance of a component that float32 embeddings have from rounding alone
+BLOCK = 1024  # rows and columns of the matrix of all pairs that are in memory at once
+COLLAPSED = 1e-12  # variance per component that float32 embeddings have from rounding alone
 MEASURES = {
     "alignment": "mean squared distance of positive pairs",
     "uniformity": "log of the mean of exp(-2 squared distance)",
@@ -40,7 +40,7 @@ MEASURES = {
 
 
 def check_pairs(task: TaskPairs) -> None:
-    """Raises InputError unless sentences differ, scores lie between 0 and 5, and some pair has `POSITIVE` or more."""
+    """Raise InputError unless sentences differ, scores lie between 0 and 5, and a pair has at least `POSITIVE`."""
     gold = [pair[0] for pair in task.pairs]
     if len({sentence for pair in task.pairs for sentence in pair[1:]}) < 2:
         raise InputError(
@@ -57,11 +57,11 @@ def check_pairs(task: TaskPairs) -> None:
 
 
 def evaluate_geometry(encode: Encode, task: TaskPairs) -> Results:
-    """Measure where an encoder puts the sentences of graded pairs (0 to 5; see `check_pairs`).
+    """Measure the geometry of an encoder's embeddings on graded pairs (scores 0 to 5; see `check_pairs`).
 
-    `details` has the histogram of cosines for each band of gold scores: `edges` [41] and counts [40] a band.
+    `details` has a histogram of cosines for each band of gold scores: `edges` [41], and counts [40] per band.
 
-    Source: alignment and uniformity are those of Wang and Isola, 2020 (arXiv 2005.10242).
+    Source: alignment and uniformity are from Wang and Isola, 2020 (arXiv 2005.10242).
 
     Args:
         encode: a function from n sentences to embeddings [n, hidden].
@@ -106,16 +106,16 @@ def evaluate_geometry(encode: Encode, task: TaskPairs) -> Results:
 
 
 def on_sphere(embeddings: np.ndarray) -> Floats:
-    """Rows [n, hidden] at length 1, in float64; a row of zeros stays one."""
+    """Rows [n, hidden] normalized to length 1, in float64. A row of zeros stays zero."""
     points = embeddings.astype(np.float64)
     norms = np.linalg.norm(points, axis=1, keepdims=True)
     return np.divide(points, norms, out=np.zeros_like(points), where=norms != 0)
 
 
 def uniformity_kernel(points: Floats) -> Floats:
-    """exp(-2 |x - y|^2), for each x [n] its mean over all y that are other rows. Memory: `BLOCK` x `BLOCK` numbers."""
+    """For each row x the mean of exp(-2 |x - y|^2) over all other rows y, [n]. Memory: `BLOCK` x `BLOCK` numbers."""
     squares = np.einsum("nh,nh->n", points, points)
-    sums = np.full(len(points), -1.0)  # a row with itself
+    sums = np.full(len(points), -1.0)  # cancels the pair of a row with itself
     blocks = [slice(start, start + BLOCK) for start in range(0, len(points), BLOCK)]
     for rows, others in itertools.product(blocks, blocks):
         kernel = np.exp(4 * (points[rows] @ points[others].T) - 2 * (squares[rows, None] + squares[others]))
@@ -124,14 +124,14 @@ def uniformity_kernel(points: Floats) -> Floats:
 
 
 def first_component_share(points: Floats) -> float:
-    """The first principal component's share of the variance of points [n, hidden]; NaN if there is none."""
+    """The first principal component's share of the variance of points [n, hidden]; NaN if there is no variance."""
     variances = np.linalg.eigvalsh(np.cov(points, rowvar=False))
     total = variances.sum()
     return float(variances[-1] / total) if total > len(variances) * COLLAPSED else math.nan
 
 
 def histogram(gold: Floats, cosines: Floats) -> dict[str, Any]:
-    """How many pairs have a cosine between two `edges` [41], for each band of gold scores: "0-1" ... "4-5"."""
+    """Number of pairs whose cosine lies between two `edges` [41], for each band of gold scores: "0-1" ... "4-5"."""
     band = np.minimum(gold.astype(int), len(BANDS) - 1)
     counts = {
         name: np.histogram(np.clip(cosines[band == index], -1, 1), EDGES)[0].tolist()
@@ -145,17 +145,17 @@ def _mean(values: Floats) -> Statistic:
 
 
 def _log_of_mean(means: Floats) -> Statistic:
-    """The log of a mean over pairs [of n], from each item's mean over its pairs [n]; exact for every item once.
+    """The log of the mean over all pairs of n items, from each item's mean over its pairs [n].
 
-    On a draw it is the first-order expansion (Hajek's projection) of the mean over the pairs drawn: each item counts
-    in the first and in the second place.
+    It is exact if every item is drawn once. On other draws it is the first-order expansion (Hajek's projection) of
+    the mean over the drawn pairs, in which each item counts in the first and in the second place.
     """
     middle = means.mean()
     return lambda drawn: np.log(np.maximum(2 * (drawn @ means) / len(means) - middle, np.finfo(np.float64).tiny))
 
 
 def _mean_cosine(points: Floats) -> Statistic:
-    """The mean over all pairs of two different items, from the length of the sum of all."""
+    """The mean cosine over all pairs of different items, computed from the length of the sum of all points."""
     squares = np.einsum("nh,nh->n", points, points)
 
     def statistic(drawn: NDArray[np.int64]) -> Floats:

@@ -1,4 +1,4 @@
-"""Files of graded pairs as tables: three columns, or more with names, in the formats that a corpus may have."""
+"""Reads files of graded pairs as tables: three columns, or more with names, in any format of a corpus."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Table:
     """Rows of fields.
 
     Attributes:
-        names: of the columns; None where the first row may hold them.
-        unit: what a row is called.
+        names: names of the columns; None if the first row may hold them.
+        unit: what a row is called in messages.
     """
 
     rows: list[list[Any]]
@@ -41,12 +41,12 @@ class Table:
 
 
 def graded_rows(file: Path) -> list[tuple[Any, Any, Any, str]]:
-    """Score, first and second sentence of each row, as they are, and where it stands.
+    """The unconverted score, first and second sentence of each row, and the row's position for messages.
 
-    The score comes first or last; a header, or the keys of objects, may say which column is what.
+    The score is the first or the last column, unless a header or the keys of objects name the columns.
 
     Raises:
-        InputError: the file cannot be read, is empty, or leaves in doubt which column is what.
+        InputError: the file cannot be read, is empty, or does not tell which column is which.
     """
     table = _table(file)
     names, rows, first = table.names, table.rows, 1
@@ -72,11 +72,11 @@ def graded_rows(file: Path) -> list[tuple[Any, Any, Any, str]]:
 
 
 def read_lines(file: Path, form: Sequence[str]) -> list[list[str]]:
-    """Read lines of tab-separated fields, as many as `form` names; a byte order mark and CR before LF are dropped.
+    """Read lines of tab-separated fields, one for each name in `form`. Drops a byte order mark and CR before LF.
 
     Raises:
-        InputError: the file cannot be read, is empty or holds no text, or a line is not UTF-8 or has another number
-            of fields.
+        InputError: the file cannot be read, is empty or is not text, or a line is not UTF-8 or has another number of
+            fields.
     """
     expected = f"expected are lines of {', '.join(form)}, with tabs between"
     rows = []
@@ -118,7 +118,7 @@ def _table(file: Path) -> Table:
         return _objects(file) if name == "json" else _delimited(file, "," if name == "csv" else "\t")
     except InputError:
         raise
-    except Exception as error:  # of several libraries
+    except Exception as error:  # from several libraries
         raise InputError(f"{file} cannot be read as {name}: {one_line(error).rstrip('.')}.") from None
 
 
@@ -136,7 +136,7 @@ def _objects(file: Path) -> Table:
 
 
 def _delimited(file: Path, usual: str) -> Table:
-    """Fields between what gives every row as many of them, three or more; else between the ending's own separator."""
+    """Split at the first separator that gives all rows the same number of fields, at least three; else at `usual`."""
     for separator in (usual, *SEPARATORS.values()):
         rows = _separated(file, separator, usual)
         if rows and len(rows[0]) >= len(FORM) and len({len(row) for row in rows}) == 1:
@@ -152,7 +152,7 @@ def _delimited(file: Path, usual: str) -> Table:
 
 
 def _separated(file: Path, separator: str, usual: str) -> list[list[str]] | None:
-    """The rows that are not empty; None where this separator finds a quotation mark in the wrong place."""
+    """The rows that are not empty; None if a quotation mark is in the wrong place for this separator."""
     with open_text(str(file)) as lines:
         try:
             return [row for row in csv.reader(lines, **dialect(separator, usual)) if row]
@@ -166,7 +166,7 @@ def _is_header(row: Sequence[str]) -> bool:
 
 
 def _by_name(names: Sequence[str]) -> tuple[int, int, int] | None:
-    """The places of score, first and second sentence; None where the names do not say."""
+    """The column numbers of score, first and second sentence; None if the names do not tell."""
     lower = [name.strip().lower() for name in names]
     found = [[place for place, name in enumerate(lower) if name in usual] for usual in (SCORES, *SIDES)]
     if len(found[0]) == 1 and len(names) == len(FORM) and not all(found[1:]):
@@ -178,6 +178,6 @@ def _by_name(names: Sequence[str]) -> tuple[int, int, int] | None:
 
 
 def _numbers(rows: Sequence[Sequence[Any]], column: int) -> int:
-    """How many rows have a number there."""
+    """Number of rows that have a number in this column."""
     values = (row[column] for row in rows if len(row) > column)
     return sum(isinstance(number_or_text(value) if isinstance(value, str) else value, int | float) for value in values)

@@ -1,7 +1,7 @@
 """Any task of the Massive Text Embedding Benchmark, through the `mteb` package and its own scoring.
 
-A task is read from a local copy of its data set, in whatever form `datasets.load_dataset(folder)` reads; where there is
-none it is downloaded. A copy is made, on a machine with network, by
+A task is read from a local copy of its data set, in any form that `datasets.load_dataset(folder)` reads. Without a
+copy it is downloaded. To make a copy, run on a machine with network access
 
     hf download mteb/stsbenchmark-sts --repo-type dataset --local-dir data/mteb/STSBenchmark
 """
@@ -26,14 +26,14 @@ if TYPE_CHECKING:  # a training rank need not import it
 
 
 def load_mteb(names: Sequence[str], folder: Path | None = None) -> list[Any]:
-    """Tasks of `mteb` with their data.
+    """Load tasks of `mteb` with their data.
 
     Args:
-        names: as mteb names them, "STSBenchmark".
-        folder: holds local copies, a folder named as the task each.
+        names: mteb's names of the tasks, such as "STSBenchmark".
+        folder: holds a local copy of each task in a subfolder with the task's name.
 
     Raises:
-        InputError: mteb is missing, knows no such task, or the data cannot be had.
+        InputError: mteb is not installed, does not know a task, or the data cannot be loaded.
     """
     try:
         import mteb
@@ -55,7 +55,7 @@ def load_mteb(names: Sequence[str], folder: Path | None = None) -> list[Any]:
 
 
 def evaluate_mteb(model: SentenceTransformer, tasks: Sequence[Any], **encode: Any) -> Results:
-    """The main score of each task, as mteb computes it, x 100; nothing is written to mteb's cache.
+    """Compute each task's main score with mteb, x 100. Nothing is written to mteb's cache.
 
     Args:
         encode: arguments of `model.encode`: batch_size, device, pool.
@@ -76,8 +76,8 @@ def evaluate_mteb(model: SentenceTransformer, tasks: Sequence[Any], **encode: An
 
 @contextmanager
 def _looked_at(model: SentenceTransformer) -> Iterator[None]:
-    """Inside, embeddings that are not finite are an error: mteb would score them, or fail in one of many ways."""
-    import torch  # takes seconds: the names of tasks are looked at before
+    """Inside, non-finite embeddings raise an error, because mteb would score them or fail in one of many ways."""
+    import torch  # takes seconds, so it is imported after the task names have been checked
 
     plain = model.encode
 
@@ -96,7 +96,7 @@ def _looked_at(model: SentenceTransformer) -> Iterator[None]:
 def _load(task: Any, copy: Path | None) -> None:
     try:
         task.load_data()
-    except Exception as error:  # data sets fail in the ways of the Hub, of files and of scripts
+    except Exception as error:  # data sets fail in many ways: the Hub, files, scripts
         reason = one_line(error, 200).rstrip(".")
         place = copy if copy is not None else f"DATA/mteb/{task.metadata.name}"
         raise InputError(
@@ -105,7 +105,7 @@ def _load(task: Any, copy: Path | None) -> None:
 
 
 def _items(task: Any) -> int:
-    """Rows (of retrieval: queries) of the evaluated splits, all languages together."""
+    """Number of rows (for retrieval: queries) in the evaluated splits, over all languages."""
     subsets = [task.dataset] if isinstance(task.dataset, DatasetDict) else task.dataset.values()
     parts = [subset[split] for subset in subsets for split in task.eval_splits]
     return sum(len(part if isinstance(part, Dataset) else part["queries"]) for part in parts)

@@ -1,9 +1,9 @@
-"""The evaluations that a run keeps, one file for each suite and data.
+"""The evaluations that are stored in a run, one file for each suite and data.
 
     evaluation/SUITE.json               a whole suite, on its standard data
-    evaluation/SUITE-<digits>.json      on any other data, of which the digits are a fingerprint
+    evaluation/SUITE-<digits>.json      on other data; the digits are a fingerprint of the data
 
-so that an evaluation replaces an earlier one on the same data and no other.
+An evaluation therefore replaces only an earlier one on the same data.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ COMMAND = "diffcse-scale evaluate"
 
 
 def check_recordable(run: Path, suite: str, data: str, overwrite: bool = False) -> None:
-    """See to it, before the work starts, that an evaluation can be kept.
+    """Check that an evaluation can be stored. Call this before the work starts.
 
     Args:
         data: the fingerprint of the suite's data.
 
     Raises:
-        InputError: where it goes there is something else.
+        InputError: a file of the same name exists and is not a result of this suite.
     """
     for file in (_file(run, suite), _file(run, suite, data)):
         check_file(file, f"a result of {COMMAND}", _known(suite), overwrite)
 
 
 def record(run: Path, report: dict[str, Any], data: str) -> Path:
-    """Keep a report in the place of an earlier one on the same data; the file."""
+    """Write a report, replacing an earlier one on the same data. Returns the file."""
     suite = report["suite"]
     if not is_whole(report):
         file = _file(run, suite, data)
     else:
         file = _file(run, suite)
-        if _known(suite)(file) and not is_whole(earlier := _read(file)):  # of a version that had one file for all data
-            with suppress(FileNotFoundError):  # another evaluation has done it just now
+        if _known(suite)(file) and not is_whole(earlier := _read(file)):  # old versions had one file for all data
+            with suppress(FileNotFoundError):  # another evaluation has just renamed it
                 os.replace(file, _file(run, suite, fingerprint(earlier["data"], earlier["tasks"])))
     write_file(file, as_text({WRITTEN_BY: COMMAND, **report}))
     return file
 
 
 def evaluations(run: Path) -> dict[str, dict[str, Any]]:
-    """The reports that a run keeps, by the names of their files without the ending."""
+    """The reports stored in a run, by file name without the suffix."""
     reports = {file.stem: _read(file) for file in sorted((run / run_files.EVALUATIONS).glob("*.json"))}
     return {name: report for name, report in reports.items() if report.keys() >= {"suite", "tasks", "data", "date"}}
 
 
 def standard_results(run: Path, suite: str) -> Iterator[dict[str, Any]]:
-    """The reports on standard data, the largest first; a task stands in the first of them that has it."""
+    """Reports on standard data, those with most tasks first. A task is only kept in the first report that has it."""
     reports = [report for report in evaluations(run).values() if report.get("suite") == suite and is_standard(report)]
     shown: set[tuple[str, str]] = set()
     for report in sorted(reports, key=lambda report: (len(report["tasks"]), report["date"]), reverse=True):
@@ -72,23 +72,23 @@ def standard_results(run: Path, suite: str) -> Iterator[dict[str, Any]]:
 
 
 def is_standard(report: dict[str, Any]) -> bool:
-    """Whether all tasks of a report were measured on the data that everybody means by their names."""
-    suite = SUITES.get(report["suite"])  # another version may know more
+    """Whether all tasks of a report were measured on their published standard data."""
+    suite = SUITES.get(report["suite"])  # the report may come from a version with more suites
     return suite is not None and suite.is_standard(report)
 
 
 def is_whole(report: dict[str, Any]) -> bool:
-    """Whether a report is on all the standard data of its suite; of a collection nobody measures all."""
+    """Whether a report covers all standard data of its suite. Never true for a collection."""
     return is_standard(report) and not SUITES[report["suite"]].collection and not report.get("not_measured")
 
 
 def data_name(report: dict[str, Any]) -> str:
-    """What the data of a report are called where nothing is said of folders: "on pairs.tsv"; empty if standard."""
+    """A short name of a report's data without folders, such as "on pairs.tsv"; empty for standard data."""
     return "" if is_standard(report) or report["data"] == HUB else f"on {Path(report['data']).name}"
 
 
 def as_text(content: dict[str, Any]) -> str:
-    """Strict JSON."""
+    """Indented strict JSON."""
     return to_json(content, indent=2) + "\n"
 
 
@@ -101,11 +101,11 @@ def _known(suite: str) -> Known:
     return lambda file: known(file) and _read(file)["suite"] == suite
 
 
-_Number = Annotated[float, Field(ge=-1e100, le=1e100)]  # what a chart has room for
+_Number = Annotated[float, Field(ge=-1e100, le=1e100)]  # the range that a chart can show
 
 
 class _Score(BaseModel):
-    """What a report says of a task, or of a mean over tasks."""
+    """A report's entry for a task or for a mean over tasks."""
 
     name: str
     measure: str
@@ -128,7 +128,7 @@ class _Details(BaseModel):
 
 
 class _Report(BaseModel):
-    """What is read again of a report."""
+    """The parts of a report that are read again."""
 
     suite: str
     tasks: list[_Task]
@@ -139,6 +139,6 @@ class _Report(BaseModel):
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A report; another JSON object as it is."""
+    """Read a validated report, or any other JSON object as it is."""
     content = read_object(file)
     return read_object(file, _Report) if content.keys() >= {"suite", "tasks", "data", "date"} else content

@@ -14,13 +14,13 @@ from rich.table import Table
 from diffcse_scale.evaluation.scores import Difference, Results, Score, differences
 from diffcse_scale.foundation.environment import environment
 
-BROKEN = 20  # characters by which split and task may be narrower than their words on one line
-WIDE = 1000  # columns, of a terminal on which no table is cut
+BROKEN = 20  # characters that wrapping may save in the columns split and task
+WIDE = 1000  # columns of an imaginary terminal on which no table is cut
 HEADINGS = {"dev": "DEV (for choosing)", "test": "TEST", "own": "OWN FILE"}
 
 
 def print_table(results: Sequence[Results], console: Console) -> None:
-    """One table of a suite; where that is wider than the terminal, one for each model beside the first."""
+    """Print one table of a suite. If it is wider than the terminal, print one per model, each beside the first."""
     table = as_table(results)
     needed = console.measure(table, options=console.options.update(width=WIDE)).maximum - BROKEN
     if len(results) < 3 or needed <= console.width:
@@ -31,20 +31,20 @@ def print_table(results: Sequence[Results], console: Console) -> None:
 
 
 def as_table(results: Sequence[Results], beside: Sequence[int] | None = None) -> Table:
-    """A rich table of one suite, a column for each model: A, B ... in their order.
+    """A rich table of one suite with a column for each model: A, B ... in their order.
 
     Args:
-        results: of all models.
-        beside: the numbers of the models that are shown beside the first; None for all.
+        results: the results of all models.
+        beside: indices of the models to show beside the first; None for all.
 
-    Each group of tasks stands under its own heading, a mean only under the group that it is a mean of. Every model
-    after the first has a second column: its difference from the first, and how surprising that would be by chance.
-    Beside a second model, the interval of a value stands below it.
+    Each group of tasks has its own section, followed by the means over that group. Every model after the first has a
+    second column with its difference from the first and the p-value. With several models an interval stands below
+    its value.
     """
     shown = [0, *(range(1, len(results)) if beside is None else beside)]
     table = Table(title=results[0].suite, title_justify="left", caption_justify="left")
     for column in ("split", "task"):
-        table.add_column(column, overflow="fold")  # where a terminal is narrow, words break and numbers stay whole
+        table.add_column(column, overflow="fold")  # on a narrow terminal words break, but numbers stay whole
     for column in ("items", *_headings(results, shown)):
         table.add_column(column, justify="right", no_wrap=True)
     remarked = any(score.remark for of_model in results for score in of_model.scores)
@@ -72,9 +72,9 @@ def as_table(results: Sequence[Results], beside: Sequence[int] | None = None) ->
 
 
 def as_json(results: Results, **about: Any) -> dict[str, Any]:
-    """Everything measured, what it was measured with and when; `about` is added (model, data, pooling ...).
+    """All results with date and environment; `about` is added (model, data, pooling ...).
 
-    Undefined values are null, so that the result is strict JSON.
+    Undefined values become null, because strict JSON has no NaN.
     """
     return {
         "suite": results.suite,
@@ -89,7 +89,7 @@ def as_json(results: Results, **about: Any) -> dict[str, Any]:
 
 
 def comparison_as_json(results: Results, baseline: Results, **about: Any) -> dict[str, Any]:
-    """Differences of one model from another, with intervals and p-values; `about` is added (model, against)."""
+    """Differences `results` - `baseline`, with intervals and p-values; `about` is added (model, against)."""
     found = [vars(difference) for difference in differences(results, baseline)]
     return {"suite": results.suite, **about, "differences": found}
 
@@ -112,7 +112,7 @@ def _mean_as_json(score: Score) -> dict[str, Any]:
 
 
 def _sections(results: Results) -> list[list[Score]]:
-    """Scores group by group, the means of a group in a section of their own after it."""
+    """Scores group by group. The means of a group follow it in their own section."""
     groups = dict.fromkeys(score.group for score in results.scores)
     kinds = (results.scores, results.means)
     sections = [[score for score in kind if score.group == group] for group in groups for kind in kinds]
@@ -120,7 +120,7 @@ def _sections(results: Results) -> list[list[Score]]:
 
 
 def _headings(results: Sequence[Results], shown: Sequence[int]) -> list[str]:
-    """Of the columns with values: a measure that all tasks share is named in the heading, else in a column."""
+    """Headings of the value columns. A measure common to all tasks is in the heading, otherwise in its own column."""
     measures = _measures(results)
     common = measures[0] if len(measures) == 1 else "value"
     headings = [common if len(shown) == 1 else f"A: {common}"]
@@ -145,7 +145,7 @@ def _captions(results: Sequence[Results]) -> list[str]:
 
 
 def model_titles(models: Sequence[str]) -> list[str]:
-    """How the models of a table are called: by their column's letter where there are several."""
+    """Titles of a table's models: with several models, each starts with the letter of its column."""
     return list(models) if len(models) == 1 else [f"{_letter(index)}: {model}" for index, model in enumerate(models)]
 
 
@@ -154,7 +154,7 @@ def _letter(index: int) -> str:
 
 
 def _value(score: Score, apart: str) -> str:
-    """The value and, `apart` from it, its interval."""
+    """The value and its interval, separated by `apart`."""
     if math.isnan(score.value):
         return "undefined"
     digits = _digits(score)
@@ -165,7 +165,7 @@ def _value(score: Score, apart: str) -> str:
 
 
 def _difference(score: Score, difference: Difference | None, apart: str) -> str:
-    """The difference and, `apart` from it, its p-value."""
+    """The difference and its p-value, separated by `apart`."""
     if difference is None:
         return ""
     p = difference.p if difference.corrected is None else difference.corrected

@@ -1,4 +1,4 @@
-"""What every suite of tasks gives: scores with intervals, means over them, and differences between models."""
+"""The results of every suite: scores with intervals, means over them, and differences between models."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Score:
     """The result of one task.
 
     Attributes:
-        name: of the task.
-        group: which tasks it belongs to; those of one group stand together: dev, test, own ...
-        measure: what `value` is, with its unit: "Spearman x 100".
-        value: NaN where it is undefined, and then `remark` says why.
-        count: items that were scored (pairs, sentences).
-        remark: what to know about the value; empty if nothing.
-        resampled: the value on each bootstrap draw, [RESAMPLES]; None where there are no items to draw from.
+        name: name of the task.
+        group: tasks of one group are shown together: dev, test, own ...
+        measure: what `value` measures, with its unit: "Spearman x 100".
+        value: the score. NaN if it is undefined; then `remark` says why.
+        count: number of scored items (pairs, sentences).
+        remark: a note on the value; may be empty.
+        resampled: the value on each bootstrap draw, [RESAMPLES]. None if there are no items to draw from.
 
     Example:
         >>> import numpy as np
@@ -45,20 +45,20 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95% bootstrap interval; None where the value is undefined or cannot be resampled."""
+        """95% bootstrap interval; None if the value is undefined or cannot be resampled."""
         return None if self.resampled is None or math.isnan(self.value) else interval(self.resampled)
 
 
 @dataclass(frozen=True)
 class Results:
-    """The scores of a suite's tasks that were there.
+    """The scores of the tasks of a suite that were measured.
 
     Attributes:
-        suite: its name, as `evaluate --suite` takes it.
-        scores: a score of each task.
-        means: of scores that are comparable; dev and test sets are never averaged together.
+        suite: name of the suite, as given to `evaluate --suite`.
+        scores: one score per task.
+        means: means over comparable scores; dev and test sets are never averaged together.
         missing: standard tasks that were not measured.
-        details: what does not fit into a number, JSON-serialisable.
+        details: further JSON-serialisable results that are not single numbers.
 
     Example:
         >>> from diffcse_scale.evaluation import Results, Score
@@ -74,7 +74,7 @@ class Results:
     details: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Score:
-        """The score of the task `name`, or the mean of that name; KeyError if it was not measured."""
+        """The score or mean called `name`; KeyError if it was not measured."""
         for score in (*self.scores, *self.means):
             if score.name == name:
                 return score
@@ -83,10 +83,11 @@ class Results:
 
 @dataclass(frozen=True)
 class Difference:
-    """One model's score less another's, on the same items.
+    """One model's score minus another's, on the same items.
 
     Attributes:
-        p: two-sided bootstrap p of "no difference"; of a task also `corrected` for the number of tasks (Holm).
+        p: two-sided bootstrap p-value of "no difference".
+        corrected: for a task, `p` corrected for the number of tasks (Holm); None for a mean.
     """
 
     name: str
@@ -104,14 +105,14 @@ def score(
 
 
 def size_remark(count: int, standard: int | None, items: str) -> str:
-    """What is to be said of a task that does not have the standard size; empty if it has, or if there is none."""
+    """A remark if a task does not have its standard size; empty if it has, or if there is no standard size."""
     if standard in (None, count):
         return ""
     return f"{count:,} {items}, the standard set has {standard:,}: not comparable"
 
 
 def mean_score(name: str, scores: Sequence[Score]) -> Score:
-    """The mean of scores of one measure, undefined if one of them is; its draws are means of theirs."""
+    """The mean of scores of one measure, on the data and on each draw. Undefined if one of the scores is."""
     resampled = [score.resampled for score in scores if score.resampled is not None]
     return Score(
         name,
@@ -124,7 +125,7 @@ def mean_score(name: str, scores: Sequence[Score]) -> Score:
 
 
 def differences(results: Results, baseline: Results) -> list[Difference]:
-    """`results` less `baseline`, of every score and mean that both can resample."""
+    """`results` minus `baseline`, for every score and mean that can be resampled in both."""
     found = []
     for score in (*results.scores, *results.means):
         other = next((o for o in (*baseline.scores, *baseline.means) if o.name == score.name), None)

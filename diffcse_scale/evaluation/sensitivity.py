@@ -1,6 +1,6 @@
-"""Sensitivity to what changed: is a sentence nearer to another wording of it than to an edit that means something else?
+"""Sensitivity to edits: is a sentence nearer to its paraphrase than to an edit that changes its meaning?
 
-The triples come from the package's grammar: caption-like English, which any model can be measured on.
+The triples come from the package's grammar. It writes caption-like English, so any English model can be measured.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from diffcse_scale.foundation.errors import InputError, quoted
 
 MEASURE = "right order, %"
 MEAN = "mean of the kinds of edits"
-TRIPLES = 400  # of each kind
+TRIPLES = 400  # per kind
 Triple = tuple[str, str, str]
 
 
 def load_edits(kinds: list[str] | None) -> dict[str, list[Triple]]:
-    """Triples (sentence, other wording, edit) by kind of edit; always the same ones.
+    """Triples (sentence, other wording, edit) by kind of edit. They are the same in every call.
 
     Raises:
-        InputError: there is no such kind.
+        InputError: a kind does not exist.
     """
     for kind in kinds or ():
         if kind not in EDITS:
@@ -36,7 +36,7 @@ def load_edits(kinds: list[str] | None) -> dict[str, list[Triple]]:
 
 
 def evaluate_edits(encode: Encode, triples: dict[str, list[Triple]]) -> Results:
-    """How many of 100 sentences have a larger cosine with their other wording than with their edit."""
+    """Percentage of sentences whose cosine with the other wording is larger than with the edit, for each kind."""
     once = Once(encode)
     once.remember([sentence for rows in triples.values() for row in rows for sentence in row])
     found = tuple(_score(once, kind, rows) for kind, rows in triples.items())

@@ -1,4 +1,4 @@
-"""What is measured: a function from sentences to embeddings, on one device or several."""
+"""The function that evaluation measures: from sentences to embeddings, on one device or several."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class Once:
         return list(self._row)
 
     def __call__(self, sentences: list[str]) -> np.ndarray:
-        """Embeddings [n, hidden] of sentences, repeated ones included; raises as `remember` does."""
+        """Embeddings [n, hidden] of sentences, including repeated ones. Raises the errors of `remember`."""
         self.remember(sentences)
         assert self._embeddings is not None
         rows: np.ndarray = self._embeddings[[self._row[sentence] for sentence in sentences]]
         return rows
 
     def remember(self, sentences: list[str]) -> None:
-        """Encode those that are new, all at a time, so that the next calls find them.
+        """Encode the new sentences in one call and cache them.
 
         Raises:
-            ValueError: the encoder gave another number of rows than it was given sentences.
+            ValueError: the encoder did not return one row per sentence.
         """
         new = [sentence for sentence in dict.fromkeys(sentences) if sentence not in self._row]
         if new or self._embeddings is None:
@@ -54,7 +54,7 @@ class Once:
 
 
 def encode_with(model: SentenceTransformer, **arguments: Any) -> Encode:
-    """`model.encode` with these arguments, of texts that are cut first to what the model reads of them."""
+    """`model.encode` with these arguments. Texts are first cut to the part that the model reads."""
 
     def encode(sentences: list[str]) -> np.ndarray:
         found: np.ndarray = model.encode(shortened(model.tokenizer, sentences, model.max_seq_length), **arguments)
@@ -64,17 +64,17 @@ def encode_with(model: SentenceTransformer, **arguments: Any) -> Encode:
 
 
 def parse_devices(names: str | None) -> list[str]:
-    """The devices that `cuda:0,cuda:1` or `cpu,cpu` names; none for None, which means the model's own.
+    """Parse a list of devices such as `cuda:0,cuda:1` or `cpu,cpu`. None gives an empty list: the model chooses.
 
     Raises:
-        InputError: a name that torch does not know, or a GPU that is not there.
+        InputError: torch does not know a device, or a GPU does not exist.
     """
     if names is None:
         return []
     import torch
 
     devices = [name.strip() for name in names.split(",")]
-    # counted and not touched: this process would hold a part of every device that others compute on
+    # only count devices: initializing them would take memory on every device that other processes use
     accelerator = torch.accelerator.current_accelerator()
     there = {"cpu": 1, **({} if accelerator is None else {accelerator.type: torch.accelerator.device_count()})}
     for name in devices:
@@ -86,15 +86,15 @@ def parse_devices(names: str | None) -> list[str]:
 
 
 def loading_device(devices: Sequence[str]) -> str | None:
-    """Where a model is loaded that is to compute on `devices`: of several, none is to hold more than the others."""
+    """Device to load a model on that will compute on `devices`. With several it is the CPU, to load them equally."""
     return "cpu" if len(devices) > 1 else next(iter(devices), None)
 
 
 @contextmanager
 def on_devices(model: SentenceTransformer, devices: Sequence[str], batch_size: int) -> Iterator[dict[str, Any]]:
-    """The arguments with which `model.encode` uses all `devices`, a process each; one or none needs no process.
+    """Arguments for `model.encode` to use all `devices`, with a process on each if there are several.
 
-    With several devices the model is left on the CPU, from where every process reads it.
+    With several devices the model stays on the CPU, and every process reads it from there.
     """
     if len(devices) < 2:
         yield {"batch_size": batch_size, **({"device": devices[0]} if devices else {})}

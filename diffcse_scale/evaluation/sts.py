@@ -19,7 +19,7 @@ from diffcse_scale.foundation.finite import rows_not_finite
 MEASURE = "Spearman x 100"
 MEAN = "mean of the seven test sets"
 
-# Cosines of float32 vectors carry errors of about 1e-7: a spread below this ranks rounding noise.
+# Cosines of float32 vectors have errors of about 1e-7. With a smaller spread than this, only noise would be ranked.
 RESOLUTION = 1e-6
 
 BLOCK = 4096  # pairs
@@ -28,17 +28,17 @@ BLOCK = 4096  # pairs
 def evaluate_sts(encode: Encode, tasks: Sequence[TaskPairs]) -> Results:
     """Measure an encoder on tasks. Each distinct sentence is encoded once over all tasks.
 
-    The mean is over STS12-16, STS-B test and SICK-R test, and there only if all seven were measured.
+    The mean is over STS12-16, STS-B test and SICK-R test. It exists only if all seven were measured.
 
-    Source: the 'all' setting of SimCSE (arXiv 2104.08821, appendix B) and DiffCSE (arXiv 2204.10298), Spearman's
-    correlation of all pairs of a task together.
+    Source: the 'all' setting of SimCSE (arXiv 2104.08821, appendix B) and DiffCSE (arXiv 2204.10298): Spearman's
+    correlation over all pairs of a task together.
 
     Args:
         encode: a function from n sentences to embeddings [n, hidden].
-        tasks: what `load_sts` returns, or your own.
+        tasks: tasks from `load_sts`, or your own.
 
     Returns:
-        A score of each task, with an interval.
+        A score with an interval for each task.
 
     Example:
         >>> import numpy as np
@@ -66,14 +66,14 @@ def evaluate_sts(encode: Encode, tasks: Sequence[TaskPairs]) -> Results:
 
 
 def spearman(encode: Encode, pairs: Sequence[GradedPair]) -> float:
-    """Spearman x 100 on graded pairs; NaN where it is undefined (all similarities or all scores equal).
+    """Spearman x 100 on graded pairs. NaN if it is undefined (all similarities or all scores are equal).
 
     Args:
         encode: a function from n sentences to embeddings [n, hidden].
-        pairs: a human score, a sentence and a sentence each.
+        pairs: triples of a human score and two sentences.
 
     Returns:
-        From -100 to 100.
+        A value from -100 to 100.
 
     Example:
         >>> import numpy as np
@@ -89,7 +89,7 @@ def spearman(encode: Encode, pairs: Sequence[GradedPair]) -> float:
 
 
 def similarities(encode: Once, pairs: Sequence[GradedPair]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Human scores and cosines of graded pairs, both [pairs]; of a block of pairs the vectors are copied at a time."""
+    """Human scores and cosines of graded pairs, both [pairs]. Vectors are copied in blocks of `BLOCK` pairs."""
     encode.remember([sentence for pair in pairs for sentence in pair[1:]])
     cosines = []
     for start in range(0, len(pairs), BLOCK):

@@ -1,6 +1,6 @@
-"""The suites that `diffcse-scale evaluate` knows: one table, which runs, report and model card read.
+"""The suites of `diffcse-scale evaluate`: one table that runs, report and model card read.
 
-The help of `--suite` (`cli/`) and docs/evaluation.md list them for people; a test holds the three together.
+The help of `--suite` (`cli/`) and docs/evaluation.md list them for people. A test checks that the three agree.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:  # a training rank need not import it
     from sentence_transformers import SentenceTransformer
 
 Report = dict[str, Any]
-"""The results of a suite as `as_json` gives them."""
+"""The results of a suite in the form of `as_json`."""
 
-NEARLY = 0.9  # of a standard set: copies of some, the Hub's SICK-R among them, have lost a few rows
+NEARLY = 0.9  # share of a standard set that must be there: some copies, such as the Hub's SICK-R, lack a few rows
 GEOMETRY = "STS-B dev"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that is evaluated, the function that encodes with it, and the arguments of that function."""
+    """A model to evaluate, the function that encodes with it, and that function's arguments."""
 
     model: SentenceTransformer
     encode: Encode
@@ -46,7 +46,7 @@ class Subject:
 
 Measure = Callable[[Subject], Results]
 Load = Callable[[str | Path | None, list[str] | None], tuple[Measure, str]]
-"""Data, and the names of tasks or None for those that are there, to what measures, and a fingerprint of the data."""
+"""From data and task names (None: all available) to a function that measures and a fingerprint of the data."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,16 @@ class Suite:
     """A suite of tasks.
 
     Attributes:
-        name: on the command line, in results and in the names of their files.
-        title: in the report.
-        load: raises InputError for data that are missing or malformed, unknown tasks, a library that is missing.
-        is_standard: whether all tasks of a report were measured on the data that everybody means by their names.
-        hub_task: the type of task under which the Hub's index has its numbers.
-        scale_free: its numbers are of cosines, which unit length does not change.
-        descriptive: it says how embeddings lie and not how good they are; the report has it last.
+        name: its name on the command line, in results and in the names of their files.
+        title: its title in the report.
+        load: loads the data. Raises InputError if data are missing or malformed, a task is unknown, or a library is
+            missing.
+        is_standard: whether all tasks of a report were measured on their published standard data.
+        hub_task: the Hub's type of task for its numbers.
+        scale_free: its numbers are from cosines, which do not change when embeddings are normalized.
+        descriptive: it describes where embeddings lie and not how good they are. The report shows it last.
         has_data: its data come with the package.
-        collection: its tasks have to be named, nobody measures all of them, and it downloads what `data` lacks.
+        collection: its tasks must be named because nobody measures all of them. It downloads what `data` lacks.
     """
 
     name: str
@@ -77,7 +78,7 @@ class Suite:
 
     @property
     def usage(self) -> str:
-        """How it is asked for on the command line."""
+        """How to request the suite on the command line."""
         return f"{self.name}:TASK,TASK" if self.collection else self.name
 
 
@@ -109,7 +110,7 @@ def _load_edits(data: str | Path | None, kinds: list[str] | None) -> tuple[Measu
 
 
 def _load_mteb(data: str | Path | None, tasks: list[str] | None) -> tuple[Measure, str]:
-    """The fingerprint is of the tasks' names: mteb knows its own data."""
+    """The fingerprint covers only the tasks' names, because mteb manages its own data."""
     if tasks is None:
         raise InputError("Suite mteb needs the names of tasks: --suite mteb:STSBenchmark,Banking77Classification.")
     loaded = load_mteb(tasks, None if data is None else given_path(data) / "mteb")
@@ -183,7 +184,7 @@ SUITES = {
         ),
     )
 }
-"""In the order in which they are measured, printed, and shown on a card."""
+"""Suites in the order in which they are measured, printed, and shown on a card."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ class LoadedSuite:
 
     Attributes:
         data: a fingerprint of the data.
-        part: tasks were chosen from it.
+        part: whether only some of its tasks were chosen.
     """
 
     name: str
@@ -202,16 +203,17 @@ class LoadedSuite:
 
 
 def load_suites(wanted: Sequence[str], data: str | Path | None) -> list[LoadedSuite]:
-    """Suites with their data, in the order of `SUITES`.
+    """Load suites with their data, in the order of `SUITES`.
 
     Args:
-        wanted: names of `SUITES`; "sts:TASK,...", "transfer:TASK,...", "edits:KIND,..." are parts; mteb has only those.
-        data: a folder with a subfolder for each suite: `sts` (geometry reads it too), `transfer`, `mteb`. Those of sts
-            and transfer can be given themselves, for sts and geometry also a file of graded pairs or "hub". None
-            serves a collection alone, which downloads, and edits.
+        wanted: names of `SUITES`. "sts:TASK,...", "transfer:TASK,..." and "edits:KIND,..." choose some tasks; mteb
+            always needs task names.
+        data: a folder with a subfolder for each suite: `sts` (geometry reads it too), `transfer`, `mteb`. The
+            subfolder of sts or transfer can also be given directly; sts and geometry also accept a file of graded
+            pairs or "hub". None is enough for collections, which download their data, and for edits.
 
     Raises:
-        InputError: an unknown or repeated suite or task, data that are missing or malformed, a library that is missing.
+        InputError: a suite or task is unknown or repeated, data are missing or malformed, or a library is missing.
     """
     chosen: dict[str, list[str] | None] = {}
     for one in wanted:
@@ -239,7 +241,7 @@ def load_suites(wanted: Sequence[str], data: str | Path | None) -> list[LoadedSu
 
 
 def _graded_pairs(data: str | Path | None) -> str | Path:
-    """Where the data of sts are."""
+    """Location of the data of sts."""
     return HUB if str(data) == HUB else _subfolder(data, "sts")
 
 
@@ -248,7 +250,7 @@ def _identity(tasks: Sequence[TaskPairs]) -> str:
 
 
 def _subfolder(data: str | Path | None, name: str) -> Path:
-    """The suite's part of a folder that has parts for several; else the folder itself."""
+    """The suite's own subfolder if there is one, otherwise the folder itself."""
     assert data is not None
     folder = given_path(data)
     return folder / name if (folder / name).is_dir() else folder

@@ -1,4 +1,4 @@
-"""Several finished runs in a few numbers: means over the seeds of each setting among them, the best setting first."""
+"""Summary of several finished runs: means over the seeds of each setting, the best setting first."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from diffcse_scale.foundation.recorded_recipe import check_recipe
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import completed, flatten
 
-# fields in which the runs of one group may differ
+# fields in which runs of one group may differ
 FREE = ("name", "seed")
 COMMAND = "diffcse-scale summarize"
 SHOWN = ("best.dev_spearman", "dev_rtd_auroc", "dev_rtd_z_gain")
-KEPT_WHOLE = 36  # characters of a field of a setting beside which three results fit a terminal of 80 columns
+KEPT_WHOLE = 36  # longest line of a setting that leaves room for three results on a terminal of 80 columns
 CSV_COLUMNS = ("seeds", "result", "runs", "mean", "deviation", "low", "high")
 
 
@@ -37,7 +37,7 @@ class Group:
 
     Attributes:
         distinction: the fields in which the groups differ, with this group's values.
-        results: every number of `result.json` by its dotted name, one value a run, in the order of `runs`.
+        results: every number of `result.json` by its dotted name, one value per run, in the order of `runs`.
     """
 
     distinction: dict[str, Any]
@@ -47,13 +47,13 @@ class Group:
 
     @property
     def setting(self) -> str:
-        """Its values of the fields in which groups differ, a line each."""
+        """This group's values of the fields in which groups differ, one per line."""
         return ",\n".join(f"{name}={value}" for name, value in self.distinction.items()) or "all"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What `summarize` found: the groups in the order of their first runs, and the runs that have not finished."""
+    """Result of `summarize`: the groups in the order of their first runs, and the unfinished runs."""
 
     groups: list[Group]
     unfinished: list[Path]
@@ -66,7 +66,7 @@ def summarize(runs: Sequence[Path]) -> Summary:
         runs: folders of runs; those without a `result.json` are left out.
 
     Raises:
-        InputError: none has finished, or a file of one is damaged.
+        InputError: no run has finished, or a run's file is damaged.
     """
     finished = [run for run in runs if (run / run_files.RESULT).is_file() and (run / run_files.RECIPE).is_file()]
     if not finished:
@@ -97,8 +97,9 @@ class Statistic:
     """A result over the runs of a group.
 
     Attributes:
-        deviation: of the sample; None of a single run.
-        interval: the mean's of 95% by Student's t, which takes runs for draws of a normal distribution; None likewise.
+        deviation: the sample standard deviation; None for a single run.
+        interval: 95% interval of the mean by Student's t, which assumes normally distributed results; None for a
+            single run.
     """
 
     mean: float
@@ -107,7 +108,7 @@ class Statistic:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Statistic:
-        """At least one value."""
+        """Compute the statistic from at least one value."""
         mean, count = statistics.fmean(values), len(values)
         if count < 2:
             return cls(mean, None, None)
@@ -125,16 +126,16 @@ def print_summary_of(
     csv_file: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Print one table of all settings among `runs`, write it, and name the runs that have not finished.
+    """Print one table of all settings among `runs`, write it to files, and name the unfinished runs.
 
     Args:
-        results: those to show, by their dotted names; settings are sorted by the first. By default the best
-            development score and the balanced accuracy of replaced-token detection, or the first that there is.
-        json_file, csv_file: have every result; None for no such file.
-        overwrite: replace these files whatever they are.
+        results: dotted names of the results to show; settings are sorted by the first. Default: those of `SHOWN`
+            that exist, or the first result.
+        json_file, csv_file: files for all results; None writes none.
+        overwrite: replace these files, whatever they hold.
 
     Raises:
-        InputError: none has finished, none has one of the results, or a file cannot be written.
+        InputError: no run has finished, no run has one of the results, or a file cannot be written.
     """
     if json_file is not None:
         check_file(json_file, f"a summary of {COMMAND}", json_of(COMMAND), overwrite, runs)
@@ -153,7 +154,7 @@ def print_summary_of(
 
 
 def as_table(groups: Sequence[Group], shown: Sequence[str]) -> Table:
-    """A row a setting: its seeds, and the mean of each of the results with its interval."""
+    """A table with one row per setting: its seeds, and the mean of each result with its interval."""
     table = Table(title_justify="left", caption_justify="left")
     table.caption = "mean over seeds, [ ]: 95% interval of the mean (Student's t)"
     longest = max(len(line) for group in groups for line in group.setting.splitlines())
@@ -207,7 +208,7 @@ def _chosen(summary: Summary, asked: Sequence[str]) -> list[str]:
     """The results to show.
 
     Raises:
-        InputError: nobody has one that was asked for.
+        InputError: no run has a requested result.
     """
     there = list(dict.fromkeys(name for group in summary.groups for name in group.results))
     for name in asked:
@@ -217,7 +218,7 @@ def _chosen(summary: Summary, asked: Sequence[str]) -> list[str]:
 
 
 def _rank(group: Group, name: str) -> tuple[bool, float]:
-    """The largest mean first; those without it last."""
+    """Sort key: the largest mean first, groups without the result last."""
     values = group.results.get(name)
     return values is None, -statistics.fmean(values or [0.0])
 
@@ -235,7 +236,7 @@ def _recipe(run: Path) -> dict[str, Any]:
 
 
 def _results(runs: list[Path]) -> dict[str, list[float]]:
-    """The numbers of all runs, the best development score first; those that are undefined are left out."""
+    """The numbers of all runs by name, the best development score first. Undefined values are left out."""
     results: dict[str, list[float]] = {"best.dev_spearman": []}
     for run in runs:
         for name, value in flatten(read_object(run / run_files.RESULT)):
@@ -245,6 +246,6 @@ def _results(runs: list[Path]) -> dict[str, list[float]]:
 
 
 def _differing(recipes: list[dict[str, Any]]) -> list[str]:
-    """The fields that do not have the same value in all of them."""
+    """Names of the fields that do not have the same value in all recipes."""
     names = dict.fromkeys(name for recipe in recipes for name in recipe if name not in FREE)
     return [name for name in names if any(recipe.get(name) != recipes[0].get(name) for recipe in recipes)]

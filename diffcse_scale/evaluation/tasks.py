@@ -2,7 +2,7 @@
 
 A folder holds, for each task, files of `score TAB sentence TAB sentence` lines in UTF-8:
 
-    STS12/*.tsv ... STS16/*.tsv         one file a subset
+    STS12/*.tsv ... STS16/*.tsv         one file per subset
     STSB/dev.tsv  STSB/test.tsv
     SICK/trial.tsv  SICK/test.tsv
 """
@@ -33,7 +33,7 @@ HUB = "hub"
 
 @dataclass(frozen=True)
 class HubSource:
-    """Where a task lies on the Hub; `columns` are score, first and second sentence."""
+    """Location of a task on the Hub; `columns` are score, first and second sentence."""
 
     dataset: str
     split: str
@@ -45,8 +45,8 @@ class HubSource:
 class STSTask:
     """A standard task.
 
-    `files` is a pattern below the data folder. The pairs of all files are concatenated and ranked together:
-    the 'all' setting of SimCSE and of the DiffCSE paper, not the mean over subsets.
+    `files` is a pattern below the data folder. The pairs of all files are concatenated and ranked together. This is
+    the 'all' setting of the SimCSE and DiffCSE papers, not the mean over subsets.
     """
 
     name: str
@@ -61,10 +61,10 @@ class TaskPairs:
     """The pairs of one task.
 
     Attributes:
-        name: of the task.
+        name: name of the task.
         split: "dev", "test" or "own".
-        pairs: a human score, a sentence and a sentence each.
-        standard_pairs: how many the standard task has; None for a user's own file.
+        pairs: triples of a human score and two sentences.
+        standard_pairs: number of pairs in the standard task; None for a user's own file.
 
     Example:
         >>> from diffcse_scale.evaluation import TaskPairs
@@ -79,8 +79,8 @@ class TaskPairs:
 
 
 def _sick(split: str) -> HubSource:
-    # Not mteb/sickr-sts: its "test" split holds all 9,927 pairs of SICK, training and trial included. This
-    # one lost a few (4,906 of 4,927 test pairs and 495 of 500 trial pairs are left); results remark upon it.
+    # mteb/sickr-sts is unsuitable: its "test" split holds all 9,927 pairs of SICK, including training and trial.
+    # This copy lacks a few (it has 4,906 of 4,927 test pairs and 495 of 500 trial pairs); results have a remark.
     columns = ("relatedness_score", "sentence_A", "sentence_B")
     return HubSource("RobZamp/sick", split, columns, revision="refs/convert/parquet")
 
@@ -99,18 +99,19 @@ STS_TASKS: tuple[STSTask, ...] = (
 
 
 def load_sts(source: str | Path, names: Sequence[str] | None = None) -> list[TaskPairs]:
-    r"""Load tasks from a folder, from the Hub, or a user's own file.
+    r"""Load tasks from a folder, from the Hub, or from a user's own file.
 
     Args:
-        source: a folder in the form above, `"hub"`, or one file of graded pairs (which ignores `names`); both
-            may be remote.
-        names: tasks that must be there, as named in `STS_TASKS`; None for those that the folder holds.
+        source: a folder in the form above, `"hub"`, or one file of graded pairs (`names` is then ignored). Folder
+            and file may be remote.
+        names: tasks that must be there, as named in `STS_TASKS`. None takes those that the folder holds.
 
     Returns:
-        The tasks that are there, in the order of `STS_TASKS`.
+        The tasks that were found, in the order of `STS_TASKS`.
 
     Raises:
-        InputError: no such folder, a named task or every task missing, a malformed row, an unreachable Hub.
+        InputError: the folder does not exist, a named task or every task is missing, a row is malformed, or the Hub
+            cannot be reached.
 
     Example:
         >>> from pathlib import Path
@@ -142,16 +143,16 @@ def load_sts(source: str | Path, names: Sequence[str] | None = None) -> list[Tas
 
 
 def read_pairs(file: Path) -> list[GradedPair]:
-    r"""Read graded pairs: `score TAB sentence TAB sentence` lines, or a table as `graded_rows` has it.
+    r"""Read graded pairs: `score TAB sentence TAB sentence` lines, or a table that `graded_rows` accepts.
 
     Args:
-        file: where they lie.
+        file: the file of pairs.
 
     Returns:
-        A human score, a sentence and a sentence each.
+        Triples of a human score and two sentences.
 
     Raises:
-        InputError: as `graded_rows`, or a row is malformed (names file and line).
+        InputError: as for `graded_rows`, or a row is malformed (the message names file and line).
 
     Example:
         >>> from pathlib import Path
@@ -164,10 +165,10 @@ def read_pairs(file: Path) -> list[GradedPair]:
 
 
 def pairs_from_rows(rows: Iterable[dict[str, Any]], source: HubSource) -> list[GradedPair]:
-    """Graded pairs of a data set's rows.
+    """Convert a data set's rows to graded pairs.
 
     Raises:
-        InputError: a column is missing or a value is not a number or text (names data set and row).
+        InputError: a column is missing, or a value is not a number or text (the message names data set and row).
     """
     score, first, second = source.columns
     pairs = []
@@ -205,7 +206,7 @@ def _from_hub(task: STSTask) -> list[GradedPair]:
 
 def _pair(score: Any, first: Any, second: Any, where: str) -> GradedPair:
     try:
-        number = math.nan if isinstance(score, str) and "_" in score else float(score)  # Python takes 1_000 for 1000
+        number = math.nan if isinstance(score, str) and "_" in score else float(score)  # Python reads 1_000 as 1000
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):

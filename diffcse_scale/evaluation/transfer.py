@@ -1,7 +1,7 @@
 """Transfer to classification by SentEval's protocol: logistic regression on frozen embeddings, accuracy x 100.
 
-The protocol is that of SentEval (Conneau & Kiela 2018, arXiv 1803.05449) with scikit-learn (`usepytorch=False`) and ten
-folds, seed 1111, rows sorted by length and label:
+The protocol follows SentEval (Conneau & Kiela 2018, arXiv 1803.05449) with scikit-learn (`usepytorch=False`), ten
+folds, seed 1111, and rows sorted by length and label:
 
 - MR, CR, SUBJ, MPQA: ten folds for testing; C is chosen for each from 2^-2 ... 2^3 by ten folds of the other nine.
 - SST2: C is chosen from 2^-2 ... 2^3 on the development set.
@@ -9,11 +9,12 @@ folds, seed 1111, rows sorted by length and label:
   and u * v.
 
 The tables of SimCSE and DiffCSE come from SentEval's other classifier (`usepytorch=True`: the same linear model,
-trained by Adam on minibatches and stopped early): compare with them no closer than the intervals.
+trained by Adam on minibatches and stopped early). Differences from them within the intervals mean nothing.
 
-Two things are not SentEval's. Every fit is converged, and those of one fold go from a small C to a large one, each from
-where the last one ended: SentEval's stop where scikit-learn's default tolerance lets them. And the accuracy of
-cross-validated tasks is that of all rows together, not the mean of the folds' rounded ones: within 0.01 of it.
+Two things differ from SentEval. First, every fit converges, while SentEval's fits stop at scikit-learn's default
+tolerance; the fits of one fold go from small to large C, each starting from the previous solution. Second, the
+accuracy of cross-validated tasks is over all rows together and not the mean of the folds' rounded accuracies; the two
+agree within 0.01.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ FOLDS = 10
 SEED = 1111
 SPLIT_GRID = [2.0**t for t in range(-2, 4)]
 TRAIN_GRID = [2.0**t for t in range(-1, 6)]
-# Truncated Newton steps to a tenth of scikit-learn's tolerance bring coefficients within 0.2% of their limits; its
-# default solver and tolerance leave some of them a sixth away.
+# Truncated Newton with a tenth of scikit-learn's tolerance brings coefficients within 0.2% of their limits. With its
+# default solver and tolerance some of them are a sixth away.
 FIT = {"solver": "newton-cg", "tol": 1e-5, "max_iter": 1000}
 
 Features = NDArray[np.float32]
@@ -52,17 +53,17 @@ Labels = NDArray[np.str_]
 def evaluate_transfer(encode: Encode, tasks: Sequence[TransferData]) -> Results:
     r"""Measure an encoder on transfer tasks. Each distinct sentence of a task is encoded once.
 
-    The mean is over the accuracies of all seven tasks, and there only if all seven were measured. `details` has the C
+    The mean is over the accuracies of all seven tasks and exists only if all seven were measured. `details` has the C
     that was chosen for each task, or for each of its folds.
 
-    Source: SentEval (Conneau and Kiela, 2018, arXiv 1803.05449); the words at the head of this module say how close.
+    Source: SentEval (Conneau and Kiela, 2018, arXiv 1803.05449). The docstring of this module lists the differences.
 
     Args:
         encode: a function from n sentences to embeddings [n, hidden].
-        tasks: what `load_transfer` returns.
+        tasks: the tasks from `load_transfer`.
 
     Returns:
-        The accuracies x 100, and of MRPC also F1.
+        The accuracies x 100, and for MRPC also F1.
 
     Example:
         >>> from pathlib import Path
@@ -94,13 +95,13 @@ def evaluate_transfer(encode: Encode, tasks: Sequence[TransferData]) -> Results:
 
 
 def require_sklearn() -> None:
-    """Raises InputError where scikit-learn cannot be imported."""
+    """Raise InputError if scikit-learn is not installed."""
     if importlib.util.find_spec("sklearn") is None:
         raise InputError("The transfer tasks need scikit-learn: pip install 'diffcse-scale[eval]'.")
 
 
 def _evaluate(encode: Encode, data: TransferData) -> tuple[list[Score], list[float]]:
-    """The scores of a task (accuracy, for pairs also F1) and the C that was chosen, for each fold where there are."""
+    """The scores of a task (accuracy, and F1 for pairs) and the chosen C, for each fold if there are folds."""
     name, group = data.task.name, "cross-validated" if "all" in data.files else "test"
     files = {stem: _sorted(file) for stem, file in data.files.items()}
     encode([text for file in files.values() for texts in file.texts for text in texts])
@@ -123,7 +124,7 @@ def _evaluate(encode: Encode, data: TransferData) -> tuple[list[Score], list[flo
 
 
 def _predict(features: dict[str, Features], labels: dict[str, Labels]) -> tuple[Labels, list[float]]:
-    """Labels predicted for the rows to be tested, and the C that was chosen, for each fold where there are."""
+    """Labels predicted for the test rows, and the chosen C, for each fold if there are folds."""
     from sklearn.model_selection import StratifiedKFold
 
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=SEED)
@@ -145,7 +146,7 @@ def _predict(features: dict[str, Features], labels: dict[str, Labels]) -> tuple[
 
 
 def _choose(x: Features, y: Labels, grid: list[float], cv: Any) -> float:
-    """The C of `grid` that is most accurate on the held-out rows of `cv`, to 0.01 points; the first of equals."""
+    """The C of `grid` with the best accuracy on the held-out rows of `cv`, rounded to 0.01 points; ties: the first."""
     from sklearn.linear_model import LogisticRegressionCV
 
     search = LogisticRegressionCV(
@@ -162,14 +163,14 @@ def _fit(x: Features, y: Labels, c: float) -> Any:
 
 
 def _sorted(file: Labelled) -> Labelled:
-    """The rows in SentEval's order, on which the folds depend: by the number of words, then by label."""
+    """The rows in SentEval's order: by number of words, then by label. The folds depend on this order."""
     lengths = [[len(text.split()) for text in texts] for texts in file.texts]
     order = sorted(range(len(file.labels)), key=lambda row: (lengths[row], file.labels[row]))
     return Labelled([file.labels[row] for row in order], [file.texts[row] for row in order])
 
 
 def _features(encode: Encode, file: Labelled) -> Features:
-    """Embeddings [rows, hidden] of sentences, or of pairs [rows, 2 x hidden] what differs and what agrees in them."""
+    """Embeddings [rows, hidden] of sentences; for pairs (u, v) [rows, 2 x hidden]: |u - v| and u * v."""
     columns = [encode(list(texts)).astype(np.float32) for texts in zip(*file.texts, strict=True)]
     if len(columns) == 1:
         return columns[0]

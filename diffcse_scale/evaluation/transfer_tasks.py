@@ -1,7 +1,6 @@
 """The transfer tasks of SentEval: one table, read from a folder.
 
-A folder holds, for each task, files of `label TAB sentence` lines in UTF-8, for MRPC of `label TAB sentence TAB
-sentence`:
+A folder holds, for each task, UTF-8 files of `label TAB sentence` lines (MRPC: `label TAB sentence TAB sentence`):
 
     MR/all.tsv  CR/all.tsv  SUBJ/all.tsv  MPQA/all.tsv      cross-validated
     SST2/train.tsv  SST2/dev.tsv  SST2/test.tsv
@@ -20,15 +19,15 @@ from diffcse_scale.evaluation.graded_files import read_lines
 from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.foundation.paths import given_path
 
-HEADER = {"label", "sentence", "text", "class"}  # names that a first row has and no label
+HEADER = {"label", "sentence", "text", "class"}  # column names that never are labels
 
 POSITIVE = "1"  # MRPC: the pairs that are paraphrases
-SMALLEST_CLASS = 20  # so that every fold of a fold has rows of it
+SMALLEST_CLASS = 20  # rows per class, so that every nested fold has some
 
 
 @dataclass(frozen=True)
 class TransferTask:
-    """A standard task: `sizes` are the rows of each of its files in the standard form, `texts` the sentences a row."""
+    """A standard task: `sizes` are the standard numbers of rows of its files, `texts` the sentences per row."""
 
     name: str
     sizes: dict[str, int]
@@ -48,7 +47,7 @@ TRANSFER_TASKS: tuple[TransferTask, ...] = (
 
 @dataclass(frozen=True)
 class Labelled:
-    """One file: `texts[i]` are the sentences (one, or two of a pair) of row i, `labels[i]` its class."""
+    """One file: `texts[i]` are the sentences of row i (one, or a pair), `labels[i]` is its class."""
 
     labels: list[str]
     texts: list[tuple[str, ...]]
@@ -56,7 +55,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class TransferData:
-    """A task and its files by their names without `.tsv`."""
+    """A task and its files, by name without `.tsv`."""
 
     task: TransferTask
     files: dict[str, Labelled]
@@ -66,14 +65,15 @@ def load_transfer(folder: str | Path, names: Sequence[str] | None = None) -> lis
     r"""Load the transfer tasks of a folder in the form above.
 
     Args:
-        folder: with a folder for each task.
-        names: tasks that must be there; None for those that the folder holds.
+        folder: holds a subfolder for each task.
+        names: tasks that must be there. None takes those that the folder holds.
 
     Returns:
-        The tasks that are there, with their files.
+        The tasks that were found, with their files.
 
     Raises:
-        InputError: no such folder, an unknown task, a named task or every task missing, a malformed row.
+        InputError: the folder does not exist, a task is unknown, a named task or every task is missing, or a row is
+            malformed.
 
     Example:
         >>> from pathlib import Path
@@ -129,7 +129,7 @@ def read_labelled(file: Path, texts: int) -> Labelled:
     """Read lines of a label and `texts` sentences with tabs between.
 
     Raises:
-        InputError: the file cannot be read or is empty, or a row is malformed (names the line).
+        InputError: the file cannot be read or is empty, or a row is malformed (the message names the line).
     """
     form = ["label", *["sentence"] * texts]
     rows = read_lines(file, form)

@@ -1,4 +1,4 @@
-"""Export: a model folder that other libraries load, its card, other formats, the Hub."""
+"""Export: a model folder that other libraries load, its card, other formats, and upload to the Hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`diffcse-scale export`: a run's model, or another sentence-transformers folder, as a new self-contained folder."""
+"""`diffcse-scale export`: writes a run's model or a sentence-transformers folder as a new self-contained folder."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ from diffcse_scale.recipe import Recipe
 from diffcse_scale.recipe_file import load_recorded
 
 COMMAND = "diffcse-scale export"
-# what other tools have left in a folder, and what is made anew
+# files of other tools, and files that are generated again
 NOT_COPIED = (".*", ONNX_FOLDER, "openvino")
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What the new folder contains besides the model.
+    """The contents of the new folder besides the model.
 
     Attributes:
-        normalize: vectors of length 1.
-        projection: `encode` gives z, the output of the projection that training used.
-        whiten: files of text on which whitening is learnt (`whitening`); empty for none.
-        onnx, int8: the ONNX files; int8 implies onnx.
-        max_length: tokens of a sentence; None leaves the model's.
-        repo: name on the Hub, owner/name, to which the folder is uploaded.
-        private: the repository is created as a private one.
-        overwrite: replace the files of a model that is there, or on the Hub, and was not exported by this command.
+        normalize: scale vectors to length 1.
+        projection: `encode` returns z, the output of the projection that training used.
+        whiten: text files on which whitening is learnt (`whitening`); empty for no whitening.
+        onnx, int8: write the ONNX files; int8 implies onnx.
+        max_length: tokens per sentence; None keeps the model's limit.
+        repo: name on the Hub (owner/name) to upload the folder to.
+        private: create the repository as a private one.
+        overwrite: replace the files of another model, in the folder or on the Hub, that this command did not export.
     """
 
     normalize: bool = False
@@ -67,15 +67,15 @@ class ExportOptions:
 
 
 def export_model(source: str | Path, output: str | Path, options: ExportOptions) -> None:
-    """Write a new folder, whole or not at all, and say what is in it.
+    """Write a new folder atomically, and print what is in it.
 
     Args:
         source: a run, or a folder written by sentence-transformers.
-        output: absent, empty, or an earlier export, whose files are replaced; what else is in it stays.
+        output: absent, empty, or an earlier export, whose files are replaced. Other files in it stay.
 
     Raises:
-        InputError: unusable source or output, options that do not fit the model, a library that is missing, a backbone
-            that ONNX cannot take, an export whose vectors are not its source's, or the Hub.
+        InputError: source or output cannot be used, options do not fit the model, a library is missing, ONNX does not
+            support the backbone, the export does not reproduce its source's vectors, or the Hub refuses it.
     """
     place, comparison = _export(source, output, options)
     _report(place.folder, comparison)
@@ -86,23 +86,23 @@ def export_model(source: str | Path, output: str | Path, options: ExportOptions)
 
 
 def push_run(run: Path, repo: str) -> None:
-    """Upload the model of a finished run as `export --push-to-hub REPO --private` does, and leave no folder.
+    """Upload the model of a finished run like `export --push-to-hub REPO --private`, without leaving a folder.
 
-    Whatever goes wrong is told in one sentence, with the command that does it again.
+    Any failure is printed in one sentence with the command that retries the upload.
     """
     name = repo.rpartition("/")[2]
     try:
         with TemporaryDirectory(prefix="diffcse-export-") as folder:
             place, _ = _export(run, Path(folder) / name, ExportOptions(repo=repo, private=True))
             print(f"On the Hub: {hub.push(place.folder, repo, private=True)}", flush=True)
-    except Exception as error:  # of any library: the run has finished, and its model is there
+    except Exception as error:  # from any library; the run has finished and its model exists, so only report it
         command = f"{COMMAND} --model {run} --output {name} --push-to-hub {repo} --private"
         reason = masked(one_line(error)).rstrip(".")
         print(f"The model is not on the Hub ({reason}); to upload it: {command}", file=sys.stderr)
 
 
 def _export(source: str | Path, output: str | Path, options: ExportOptions) -> tuple[Place, OnnxComparison | None]:
-    """Write the new folder; raises as `export_model`."""
+    """Write the new folder. Raises the errors of `export_model`."""
     quiet_transformers()
     folder, output = model_folder(source), given_path(output).absolute()
     run = run_of(folder)
@@ -161,7 +161,7 @@ def _check(
     options: ExportOptions,
     copied: set[str],
 ) -> Place:
-    """All that can be known to be wrong before anything is written; where the new folder may be put."""
+    """Check everything that can be checked before writing. Returns the place of the new folder."""
     if not (folder / MODULES_FILE).is_file():
         raise InputError(
             f"{folder} is a plain transformers folder, which says nothing of pooling; give a run or a folder that "

@@ -1,4 +1,4 @@
-"""Time and energy of a run: time from its log, energy as an estimate that states its assumptions."""
+"""Time and energy of a run: the time comes from its log, the energy is an estimate that states its assumptions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from diffcse_scale.runs.metric_table import CHECKPOINTS, EVALUATION, TRAINING
 
-# rated power of a board in watts, by a part of its name; the first that fits
+# rated power of a board in watts, by a part of its name; the first match counts
 BOARD_WATTS = {
     "H100 PCIe": 350,
     "H100": 700,
@@ -26,7 +26,7 @@ CPU_THREAD_WATTS = 10
 
 
 class Energy(NamedTuple):
-    """devices x hours x watts: an estimate, since the watts are assumed."""
+    """devices x hours x watts. This is an estimate, because the watts are assumed."""
 
     devices: int
     kind: str
@@ -35,15 +35,15 @@ class Energy(NamedTuple):
 
 
 def run_seconds(rows: Iterable[dict[str, Any]]) -> float:
-    """Seconds of steps, checkpoints and evaluations in the rows of `metrics.jsonl`; 0 where none are recorded.
+    """Seconds of steps, checkpoints and evaluations in the rows of `metrics.jsonl`; 0 if none are recorded.
 
-    A step that was lost and done again counts once; start-up does not count.
+    A step that was lost and repeated counts once. Start-up does not count.
     """
     return float(sum(row.get(part, 0.0) for row in rows for part in (TRAINING, CHECKPOINTS, EVALUATION)))
 
 
 def shapes(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of `run.json`, one for each different set of devices that a run was on."""
+    """The records of `run.json`, one for each distinct set of devices that a run has used."""
     found: list[dict[str, Any]] = []
     for record in (run, *run.get("resumed", [])):
         if all(_devices(record) != _devices(other) for other in found):
@@ -52,7 +52,7 @@ def shapes(run: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _devices(record: dict[str, Any]) -> tuple[int, str, int]:
-    """How many, what, and the assumed watts of each."""
+    """Number of devices, their kind, and the assumed watts of each."""
     environment, ranks = record["environment"], record["plan"]["world_size"]
     if not environment["devices"]:
         return ranks * environment["torch_threads"], f"CPU thread ({environment['processor']})", CPU_THREAD_WATTS
@@ -61,7 +61,7 @@ def _devices(record: dict[str, Any]) -> tuple[int, str, int]:
 
 
 def hardware(run: dict[str, Any]) -> list[str]:
-    """A line for each different set of devices that a run was on."""
+    """A line for each distinct set of devices that a run has used."""
     lines = []
     for record in shapes(run):
         count, kind, _ = _devices(record)
@@ -70,7 +70,7 @@ def hardware(run: dict[str, Any]) -> list[str]:
 
 
 def energy(run: dict[str, Any], seconds: float) -> Energy | None:
-    """None where a run was moved between different devices: its log does not say how long it was on each."""
+    """Energy of a run. None if it moved between different devices, because its log does not tell the time on each."""
     if len(shapes(run)) > 1:
         return None
     count, kind, watts = _devices(run)

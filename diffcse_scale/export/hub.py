@@ -1,4 +1,4 @@
-"""To the Hugging Face Hub, with the token of the standard login (`hf auth login`, or HF_TOKEN)."""
+"""Uploads to the Hugging Face Hub, with the token of the standard login (`hf auth login`, or HF_TOKEN)."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ from diffcse_scale.foundation.model_files import CARD
 from diffcse_scale.foundation.ownership import MARK, files_of
 from diffcse_scale.model_folder.layout import is_model_file
 
-# HTTPError of httpx or of httpx2, whichever the library stands on
+# HTTPError of httpx or httpx2, whichever the library uses
 TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
-# of an earlier upload, what this one may not have: old weights there would give other vectors
+# files of an earlier upload that this one may lack; old weights would give other vectors
 OF_EARLIER_EXPORTS = [
     *("onnx/model*.onnx", "onnx/model*.onnx_data", "[0-9]*_*/config.json", "[0-9]*_*/model.safetensors"),
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "adapter_*"),
 ]
-TAG = "diffcse-scale"  # in the cards of our models
+TAG = "diffcse-scale"  # tag in the cards of our models
 
 
 def check_can_push(repo: str, overwrite: bool = False) -> None:
-    """Ask the Hub who we are and what is there, before anything expensive is done.
+    """Check with the Hub, before anything expensive is done, that the user may upload to `repo`.
 
     Raises:
-        InputError: `repo` is no name, nobody is logged in or the token may only read, the Hub cannot be reached, `repo`
-            is somebody else's, or holds a model that this program did not upload and `overwrite` is False.
+        InputError: `repo` is not a valid name, nobody is logged in, the token is read-only, the Hub cannot be reached,
+            `repo` belongs to somebody else, or it holds a model that this program did not upload and `overwrite` is
+            False.
     """
     with _mistakes_named(repo):
         validate_repo_id(repo)
@@ -71,15 +72,15 @@ def _holds_another_model(repo: str) -> bool:
 
 
 def push(folder: Path, repo: str, private: bool) -> str:
-    """Upload an exported folder as one commit to a model repository, which is created if it is not there.
+    """Upload an exported folder as one commit to a model repository, which is created if needed.
 
-    Files that somebody else has put into the folder are not uploaded.
+    Files in the folder that are not part of the export are not uploaded.
 
     Returns:
-        its address.
+        The repository's address.
 
     Raises:
-        InputError: the Hub refuses it, or cannot be reached.
+        InputError: the Hub refuses the upload or cannot be reached.
     """
     with _mistakes_named(repo):
         api = HfApi()
@@ -95,7 +96,7 @@ def push(folder: Path, repo: str, private: bool) -> str:
 
 
 def license_on_hub(model: str) -> str | None:
-    """The licence that the card of a model on the Hub names.
+    """The licence in the card of a model on the Hub.
 
     Raises:
         InputError: the Hub cannot be reached.
@@ -110,7 +111,7 @@ def license_on_hub(model: str) -> str | None:
 
 @contextmanager
 def _mistakes_named(repo: str) -> Iterator[None]:
-    """Inside, what goes wrong with the Hub becomes an InputError in a user's words."""
+    """Inside, errors of the Hub become an InputError in a user's words."""
     try:
         yield
     except HFValidationError as error:

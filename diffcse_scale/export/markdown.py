@@ -1,4 +1,4 @@
-"""Names that people give, as Markdown that shows them and does nothing else."""
+"""Escapes user-given names so that Markdown shows them literally."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SIGNS = re.compile(r"[\\`*<>\[\]|&~]|(?<!\w)_|_(?!\w)")
 
 
 def plain(value: Any) -> Any:
-    """A text on one line, its Markdown signs escaped; of lists and dicts all texts; other values as they are."""
+    """Put a text on one line and escape its Markdown characters, also inside lists and dicts. Keep other values."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -18,5 +18,5 @@ def plain(value: Any) -> Any:
 
 
 def fence(text: str) -> str:
-    """Backticks enough to enclose a block of code."""
+    """Enough backticks to enclose a block of code."""
     return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))

@@ -1,7 +1,7 @@
 """The model card: README.md of an exported folder, written from its run.
 
-It tells what the run's own files say and nothing else, and names no folder, host or person of the machine it was
-trained on. `model_card.md.jinja` has the words.
+It contains only facts from the run's own files, and no folder, host or person of the machine that trained the model.
+`model_card.md.jinja` is the template.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ def write_run_card(
 
     Args:
         folder: the exported model.
-        run: the run whose model it is.
-        result: what `result.json` is going to say; None to read it.
-        title: what the model is called, the name of the run's folder if not given.
-        model_id: the name on the Hub under which users will find it, which is then its title too.
-        license: the backbone's, where its own files do not tell it.
+        run: the run that trained the model.
+        result: the future content of `result.json`; None reads the file.
+        title: title of the model; the default is the name of the run's folder.
+        model_id: name on the Hub where users will find the model; it is then also the title.
+        license: the backbone's licence, if its own files do not name one.
         onnx: the `OnnxComparison` of the folder's ONNX files, if it has any.
         whitened: whether the folder's last `Dense` is whitening.
 
     Raises:
-        InputError: the run's own files do not say what a card says.
+        InputError: the run's own files lack facts that the card needs.
     """
     if (run / run_files.CURVES).is_file():
         shutil.copyfile(own_file(run / run_files.CURVES, run), folder / run_files.CURVES)
@@ -88,7 +88,7 @@ def run_card(
     onnx: Any,
     whitened: bool,
 ) -> str:
-    """The text of `write_run_card`."""
+    """The text of the card for `write_run_card`."""
     check_recipe(run)
     recipe = load_recorded(run / run_files.RECIPE)
     record = read_json(run / run_files.RECORD)
@@ -145,7 +145,7 @@ def run_card(
 
 
 def _evaluations(run: Path, modules: list[str]) -> Iterator[dict[str, Any]]:
-    """The evaluations of a run on standard data whose numbers hold for the exported modules too."""
+    """The evaluations of a run on standard data that are also valid for the exported modules."""
     if "Dense" in modules:
         return
     for suite in SUITES.values():
@@ -154,7 +154,7 @@ def _evaluations(run: Path, modules: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _model_index(suites: list[dict[str, Any]]) -> Iterator[EvalResult]:
-    """Every defined number of every task, as the Hub reads it."""
+    """Every defined number of every task in the Hub's format."""
     for suite in suites:
         for task in suite["tasks"]:
             if task["value"] is not None:
@@ -169,14 +169,14 @@ def _model_index(suites: list[dict[str, Any]]) -> Iterator[EvalResult]:
 
 
 def _width(folder: Path) -> int:
-    """Numbers of a vector: what the last module that has a width gives."""
+    """Width of an embedding: the output width of the last module that defines one."""
     modules = [module for module in read_modules(folder) if module["type"].endswith((".Pooling", ".Dense"))]
     settings = read_json(folder / modules[-1]["path"] / "config.json")
     return int(settings.get("out_features") or settings["word_embedding_dimension"])
 
 
 def _changes(shown: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Field, value and usual value: what differs from the shipped recipe of the same name; nothing if there is none."""
+    """Field, value and default of all differences from the shipped recipe of the same name; empty if there is none."""
     if shown["name"] not in shipped_recipes():
         return []
     usual = dict(flatten(_without_places(load_recipe(shown["name"]))))
@@ -184,7 +184,7 @@ def _changes(shown: dict[str, Any]) -> list[tuple[str, Any, Any]]:
 
 
 def _without_places(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's fields, folders and files by their last name only."""
+    """A recipe's fields, with only the last part of the paths of folders and files."""
     shown = recipe.model_dump(mode="json")
     del shown["data"]["cache_dir"]
     model = shown["model"]

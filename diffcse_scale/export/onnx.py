@@ -1,11 +1,11 @@
 """ONNX files of an exported folder, where `SentenceTransformer(folder, backend="onnx")` and optimum look for them.
 
-    onnx/model.onnx          float32: input_ids, attention_mask (token_type_ids, where the tokenizer makes them), all
-                             int64 [batch, length], to last_hidden_state [batch, length, H]
-    onnx/model_qint8.onnx    the same with weights in 8 bits and activations quantized as they come
+    onnx/model.onnx          float32: from input_ids and attention_mask (and token_type_ids, if the tokenizer makes
+                             them), all int64 [batch, length], to last_hidden_state [batch, length, H]
+    onnx/model_qint8.onnx    the same with 8-bit weights and dynamically quantized activations
 
-Pooling and what follows it stay outside, as both libraries expect. For pooling first_last_mean, `last_hidden_state` is
-the average of the embedding output and the last layer, of which the mean is to be taken.
+Pooling and later modules are not included, as both libraries expect. For pooling first_last_mean, `last_hidden_state`
+is the average of the embedding output and the last layer; mean pooling must be applied to it.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model_folder.validation import TOLERANCE, largest_difference
 
 FOLDER, FLOAT32, INT8 = "onnx", "model.onnx", "model_qint8.onnx"
-# a file of protobuf holds 2 GiB; the weights of larger models lie beside it, under the name that optimum fetches
+# a protobuf file holds at most 2 GiB; the weights of larger models are beside it, under the name that optimum fetches
 LARGEST_FILE = 2**31 - 2**24
 
 
 class OnnxComparison(NamedTuple):
-    """How the vectors of the ONNX files compare with PyTorch's.
+    """Comparison of the ONNX files' vectors with PyTorch's.
 
     Attributes:
-        difference: largest absolute difference of a vector's components in float32, relative to the largest
-            component where that is more than 1.
-        sentences: on so many.
-        int8_cosine: mean and smallest cosine of the int8 vectors to the float32 ones; None without int8.
+        difference: largest absolute difference of a component in float32, relative to the largest component if that
+            is more than 1.
+        sentences: number of sentences compared.
+        int8_cosine: mean and smallest cosine between int8 and float32 vectors; None without int8.
     """
 
     difference: float
@@ -49,19 +49,17 @@ class OnnxComparison(NamedTuple):
 
 
 def check_onnx_installed() -> None:
-    """Raises:
-    InputError: a library is missing.
-    """
+    """Raise InputError if a library for ONNX is missing."""
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if missing:
         raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'diffcse-scale[onnx]'.")
 
 
 class TokenVectors(nn.Module):
-    """A backbone as ONNX sees it: tensors in, token vectors [B, L, H] out.
+    """A backbone for ONNX: tensors in, token vectors [B, L, H] out.
 
     Args:
-        first_and_last: give the average of embedding output and last layer instead of the last layer.
+        first_and_last: return the average of embedding output and last layer instead of the last layer.
     """
 
     def __init__(self, backbone: nn.Module, first_and_last: bool) -> None:
@@ -69,7 +67,7 @@ class TokenVectors(nn.Module):
         self.backbone, self.first_and_last = backbone, first_and_last
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        """inputs: int64 [B, L] each."""
+        """Token vectors [B, L, H] of `inputs`, each int64 [B, L]."""
         outputs = self.backbone(**inputs, output_hidden_states=self.first_and_last)
         if self.first_and_last:
             return (outputs.hidden_states[0] + outputs.last_hidden_state) / 2
@@ -80,7 +78,7 @@ def export_onnx(model: SentenceTransformer, folder: Path, int8: bool) -> OnnxCom
     """Write the ONNX files of an exported folder and compare their vectors with the model's.
 
     Args:
-        model: what the folder holds; turned to float32 on the CPU.
+        model: the folder's model; it is converted to float32 on the CPU.
         int8: also write the quantized file.
 
     Raises:
@@ -110,7 +108,7 @@ def export_onnx(model: SentenceTransformer, folder: Path, int8: bool) -> OnnxCom
 
 
 def _batches(model: SentenceTransformer) -> Iterator[dict[str, Tensor]]:
-    """Sentences of many lengths, to the model's longest, in batches of 1, 7 and 32."""
+    """Sentences of many lengths, up to the model's maximum, in batches of 1, 3, 7 and 32."""
     texts = training_sentences(160, seed=0)
     for size, count in ((1, 1), (7, 2), (32, 4), (1, 16), (3, 100)):
         # a text of up to `count` sentences, so that most batches are ragged
@@ -127,7 +125,7 @@ def _write(model: SentenceTransformer, example: dict[str, Tensor], file: Path) -
     inputs = {name: tensor for name, tensor in example.items() if name in accepted and isinstance(tensor, Tensor)}
     axes = {name: {0: "batch", 1: "length"} for name in inputs}
     network = TokenVectors(backbone, first_and_last=bool(backbone.config.output_hidden_states)).eval()
-    # a cache would be one more output for every layer of a decoder
+    # a cache would add an output for every layer of a decoder
     cached, backbone.config.use_cache = getattr(backbone.config, "use_cache", None), False
     try:
         with torch.no_grad():
@@ -163,7 +161,7 @@ def _bytes(model: SentenceTransformer) -> int:
 
 
 def _embed(model: SentenceTransformer, session: Any, batches: list[dict[str, Tensor]]) -> list[np.ndarray]:
-    """Sentence embeddings [B, H] of each batch: tokens through ONNX, token vectors through the model's own modules."""
+    """Sentence embeddings [B, H] of each batch: ONNX gives token vectors, the model's own modules do the rest."""
     names = [entry.name for entry in session.get_inputs()]
     rows = []
     for batch in batches:
@@ -187,7 +185,7 @@ def _family(model: SentenceTransformer) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter and the quantizer say about their own workings."""
+    """Silence the exporter's and the quantizer's internal messages."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     root = logging.getLogger()

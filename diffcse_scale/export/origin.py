@@ -1,4 +1,4 @@
-"""Where a model comes from, as its card may tell it: the backbone, its licence and languages, the data sets."""
+"""The origin of a model for its card: the backbone, its licence and languages, and the data sets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diffcse_scale.text.formats import COMPRESSIONS, ENDINGS
 
 HUB_DATA = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@[^/]+)?/.+")  # owner and name of a data set's file
 
-# Licence and languages of the backbones that the shipped recipes name, as the Hub's cards tell them.
+# Licence and languages of the shipped recipes' backbones, from their cards on the Hub.
 KNOWN: dict[str, tuple[str | None, tuple[str, ...]]] = {
     EMBEDDED: (None, ("en",)),
     "bert-base-uncased": ("apache-2.0", ("en",)),
@@ -35,13 +35,13 @@ KNOWN: dict[str, tuple[str | None, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Backbone:
-    """What a model was trained from.
+    """The backbone that a model was trained from.
 
     Attributes:
-        name: as a card may show it.
-        hub: its name on the Hub, None if it is a folder.
-        license: as its own files tell it, or `KNOWN`; None if neither does.
-        languages: likewise, as the Hub abbreviates them; empty if nothing tells.
+        name: name for the card.
+        hub: its name on the Hub; None if it is a folder.
+        license: its licence from its own files or `KNOWN`; None if neither names one.
+        languages: from the same sources, in the Hub's abbreviations; empty if unknown.
     """
 
     name: str
@@ -51,10 +51,10 @@ class Backbone:
 
 
 def backbone_of(recipe: Recipe, run: Path) -> Backbone:
-    """What a run was trained from.
+    """The backbone that a run was trained from.
 
-    The card that was written at the run's end, where the backbone lay, is believed first: there a user may fill in a
-    licence and languages, and the backbone may be gone by now.
+    The card that was written at the run's end takes precedence. The backbone was available then and may be gone now,
+    and a user may have added a licence and languages to the card.
     """
     encoder = recipe.model.encoder
     card = run / run_files.MODEL / CARD
@@ -75,7 +75,8 @@ def backbone_of(recipe: Recipe, run: Path) -> Backbone:
 def data_sets(recipe: Recipe, run: Path) -> list[str]:
     """The names on the Hub of the data sets that a run was trained on, each once.
 
-    As of the backbone, the card of the run's end is believed: what is a file here now may not have been one there.
+    As for the backbone, the card from the run's end takes precedence: a name that is a file here now may not have been
+    a file on the training machine.
     """
     card = run / run_files.MODEL / CARD
     if card.is_file():
@@ -91,12 +92,12 @@ def data_sets(recipe: Recipe, run: Path) -> list[str]:
 
 
 def shown_name(name: str) -> str:
-    """A name on the Hub as it is, a file or folder by its last name."""
+    """A name on the Hub unchanged; for a file or folder only the last part of its path."""
     return masked(Path(name).name) if _is_place(name) else name
 
 
 def _told(folder: Path) -> dict[str, Any]:
-    """What a model folder's own files say of it: its card's front matter, and a licence in its configuration."""
+    """Facts from a model folder's own files: its card's front matter, and a licence in its configuration."""
     found = _front_matter(folder / CARD) if (folder / CARD).is_file() else {}
     if not found.get("license") and (folder / "config.json").is_file():
         found["license"] = read_json(folder / "config.json").get("license")

@@ -1,7 +1,7 @@
 """Notes on how embedding servers read an exported folder, because each has its own rules.
 
-docs/serving.md has the whole table, with the sources that it was read in. Here is what goes wrong without a word from
-the server; where a server refuses to start, it says so itself.
+docs/serving.md has the whole table with the source files that were read. The notes here are about silent errors. If a
+server refuses to start, it says so itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PAGE = "docs/serving.md"
 
 
 def serving_notes(folder: Path) -> Iterator[str]:
-    """A sentence for each server that would give other vectors than `folder` does, and would not say so."""
+    """A sentence for each server that would silently give other vectors than `folder` itself."""
     names = module_names(folder)
     if "WeightedLayerPooling" in names:
         yield (
@@ -42,7 +42,7 @@ def serving_notes(folder: Path) -> Iterator[str]:
 
 
 def _cased_wordpiece(folder: Path) -> bool:
-    """Whether the tokenizer is BERT's and keeps capitals."""
+    """Whether the tokenizer is a WordPiece one that keeps capitals."""
     file = network_folder(folder) / "tokenizer.json"
     if not file.is_file():
         return False

@@ -1,8 +1,8 @@
 """Whitening of an exported model's vectors, learnt on a sample of text.
 
-Whitened vectors of the sample have mean 0, and variance 1 in every direction that is kept: Su et al. 2021 (arXiv
-2103.15316). It is a `Dense` module of the folder, after which only `Normalize` may come, so that all that reads the
-folder uses it.
+Whitened vectors of the sample have mean 0 and variance 1 in every kept direction: Su et al. 2021 (arXiv 2103.15316).
+Whitening is a `Dense` module of the folder, so every library that reads the folder applies it. Only `Normalize` may
+follow it.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.corpus import load_corpus
 from diffcse_scale.text.shortening import shortened
 
-SAMPLE = 5000  # sentences, evenly from the whole text; more if vectors are so wide that they need more
-SENTENCES_A_NUMBER = 4  # at least so many for each number of a vector
-ROUNDING = 1e-9  # of the mean squared length: less variance than this may be what float32 has rounded
+SAMPLE = 5000  # sentences, evenly spaced in the whole text; wide vectors need more
+SENTENCES_A_NUMBER = 4  # minimum number of sentences per dimension
+ROUNDING = 1e-9  # share of the mean squared length; less variance than this may be float32 rounding
 IDENTITY = "torch.nn.modules.linear.Identity"
 
 
 def learn_whitening(
     folder: Path, max_length: int | None, projection: nn.Module | None, files: Sequence[str]
 ) -> nn.Linear:
-    """The map from a model's vectors [n, H] to whitened ones [n, H / 2], over their first principal components.
+    """Learn the map from a model's vectors [n, H] to whitened ones [n, H / 2], along the first principal components.
 
     Args:
-        projection: what the vectors go through before, if anything.
-        files: the text.
+        projection: applied to the vectors before whitening; None for no projection.
+        files: the text files.
 
     Raises:
-        InputError: missing or malformed files; too few sentences; vectors that are not finite, or that do not differ
-            in so many directions.
+        InputError: a file is missing or malformed, there are too few sentences, or the vectors are not finite or vary
+            in too few directions.
     """
     corpus = load_corpus(DataRecipe(files=list(files)))
     model, _ = load_model(folder, device="cpu")
@@ -68,16 +68,16 @@ def learn_whitening(
 
 
 def evenly(corpus: datasets.Dataset, count: int) -> list[str]:
-    """Up to `count` sentences, evenly from everywhere in the text."""
+    """Up to `count` sentences, evenly spaced in the text."""
     chosen = np.linspace(0, len(corpus) - 1, min(count, len(corpus))).round().astype(int)
     return list(corpus.select(chosen)["text_0"])
 
 
 def whitening(vectors: NDArray[np.float64], components: int) -> Dense:
-    """What gives `vectors` [n, H] mean 0, and variance 1 along each of their first principal `components`.
+    """The layer that gives `vectors` [n, H] mean 0 and variance 1 along each of their first `components` components.
 
     Raises:
-        InputError: they do not differ in so many directions.
+        InputError: the vectors vary in fewer directions.
     """
     mean = vectors.mean(0)
     variances, directions = np.linalg.eigh(np.cov(vectors, rowvar=False))
@@ -89,5 +89,5 @@ def whitening(vectors: NDArray[np.float64], components: int) -> Dense:
 
 
 def append_whitening(folder: Path, linear: nn.Linear) -> None:
-    """Let it follow the modules of an exported folder."""
+    """Append whitening to the modules of an exported folder."""
     append_dense(folder, Dense(linear.weight.detach(), linear.bias.detach(), IDENTITY))

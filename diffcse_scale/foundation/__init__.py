@@ -1,1 +1,1 @@
-"""What every other part stands on: errors, durable files, ownership, random numbers, the machine."""
+"""The base of all other packages: errors, durable files, ownership, random numbers, the machine."""

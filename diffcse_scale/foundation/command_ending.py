@@ -1,4 +1,4 @@
-"""How a command of `diffcse-scale` ends: with one sentence for a user's mistake, with a traceback for a bug."""
+"""How a command of `diffcse-scale` ends: with one sentence after a user's mistake, with a traceback after a bug."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from diffcse_scale.foundation.signals import (
     listening,
 )
 
-# what a command line that cannot be read raises; typer has it from click, by one name or another
+# raised for an invalid command line; the class comes from click, and its name depends on typer's version
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 INTERRUPTED, PIPE_CLOSED = map(exit_code_after, (signal.SIGINT, signal.SIGPIPE))
 
 
 def run_command(app: typer.Typer) -> int:
-    """Run the command that `sys.argv` asks for, and print how it ended if it did not end well.
+    """Run the command in `sys.argv`, and print an error message if it fails.
 
     Returns:
-        the exit code: that of `exit_code_of`; 130 after Ctrl-C and 128 + its number after another request to stop, 141
-        where the reader of what it prints has gone.
+        The exit code from `exit_code_of`; 130 after Ctrl-C, 128 + the signal's number after another request to stop,
+        141 if the reader of its output has gone.
     """
     heard: list[int] = []
-    # a pool whose workers have been ended by the same signal may wait for them for ever
+    # a pool whose workers were ended by the same signal may wait for them forever
     deaf = threading.Timer(GRACE, lambda: end_at_once(_stopped_by(heard[0])))
     deaf.daemon = True
 
@@ -57,7 +57,7 @@ def run_command(app: typer.Typer) -> int:
             if code != INTERRUPTED:
                 return code
         except BaseException as error:
-            # what a library raises over a request, or because the same signal has ended its workers, is no news
+            # after a request to stop, errors of libraries are only its consequences and are not reported
             if not heard and not isinstance(error, KeyboardInterrupt):
                 return _ended_by(error)
         finally:
@@ -67,7 +67,7 @@ def run_command(app: typer.Typer) -> int:
 
 
 def _stopped_by(number: int) -> int:
-    """Say so, and return the exit code."""
+    """Print which signal stopped the program, and return the exit code."""
     name = signal.Signals(number).name.removeprefix("SIG")
     print("Interrupted." if number == signal.SIGINT else f"Stopped by signal {name}.", file=sys.stderr, flush=True)
     return exit_code_after(number)
@@ -79,7 +79,7 @@ def _run(app: typer.Typer) -> int:
         code = app(standalone_mode=False)
     except UsageError as error:
         if not error.format_message():  # type: ignore[attr-defined]
-            return ExitCode.MISTAKE  # nothing was asked for, and the help is printed
+            return ExitCode.MISTAKE  # no command was given, and the help has been printed
         raise InputError(_usage(error)) from None
     finally:
         sys.stdout.flush()
@@ -87,13 +87,13 @@ def _run(app: typer.Typer) -> int:
 
 
 def _ended_by(error: BaseException) -> int:
-    """Print what an end by `error` is, and return its exit code.
+    """Print a message for `error`, and return the exit code.
 
     Raises:
-        SystemExit: it is that, and says the code itself.
+        SystemExit: `error` is one, and carries the exit code itself.
     """
     if isinstance(error.__context__ if isinstance(error, SystemExit) else error, BrokenPipeError):
-        # nobody reads on, as `head` does; Python would complain once more when it closes the pipe
+        # the reader (such as `head`) has gone; without this Python would complain again when it closes the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     if not isinstance(error, Exception):
@@ -112,10 +112,10 @@ def _ended_by(error: BaseException) -> int:
 
 
 def refuse_empty(arguments: Sequence[str]) -> None:
-    """See to it that no option is given nothing, as `--output "$UNSET"` does; it would be the working directory.
+    """Refuse empty option values such as `--output "$UNSET"`, which would mean the working directory.
 
     Raises:
-        InputError: one is.
+        InputError: an option has an empty value.
     """
     for option, value in itertools.pairwise([*arguments, "-"]):
         if option == "--":
@@ -125,7 +125,7 @@ def refuse_empty(arguments: Sequence[str]) -> None:
 
 
 def _usage(error: Exception) -> str:
-    """What is wrong with a command line, and where its help is."""
+    """What is wrong with a command line, and how to get its help."""
     context = getattr(error, "ctx", None)
     path = "diffcse-scale" if context is None else context.command_path
     message = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Writes files so that a crash leaves the old or the new one complete, with the permissions that the umask allows."""
+"""Writes files so that a crash leaves either the old or the new file complete, with permissions from the umask."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STAYS = "%s is no longer needed but cannot be removed (%s); it stays."
-TEMPORARY, ASIDE = ".tmp", ".aside"  # end the names of what is not yet in its place, and of what is no longer
+TEMPORARY, ASIDE = ".tmp", ".aside"  # suffixes of new files before they get their name, and of old ones moved away
 
 
 def write_durably(text: str, path: Path) -> None:
-    """Replace a small file; after a crash it is the old one or the new one."""
+    """Replace a small file. After a crash it has either the old or the new content."""
     with replacing(path) as file:
         file.write(text)
 
 
 @contextmanager
 def replacing(path: Path, *, durably: bool = True, fresh: Path | None = None) -> Iterator[TextIO]:
-    """What to write the new content of a file into, which takes the place of the old one as a whole.
+    """Yield a file for new content. It replaces the old file at once when the block ends without an error.
 
     Args:
-        durably: wait until the disk has it.
-        fresh: where it is written, beside the file. By default that is one name, so that only one process may replace
-            the file at a time.
+        durably: wait until the content is on disk.
+        fresh: temporary path beside the file. The default path is fixed, so only one process may replace the file at
+            a time.
     """
     fresh = fresh or path.with_name(path.name + TEMPORARY)
     try:
@@ -52,20 +52,20 @@ def replacing(path: Path, *, durably: bool = True, fresh: Path | None = None) ->
             os.replace(fresh, path)
     except BaseException:
         with suppress(OSError):
-            fresh.unlink()  # it may be what has filled the disk
+            fresh.unlink()  # it may have filled the disk
         raise
     if durably:
         sync_folder(path.parent)
 
 
 def unfinished(name: str) -> str | None:
-    """The file whose new content a kill has left under `name`, of one of several processes or of the only one."""
+    """The file to which the temporary file `name` belongs, which a killed process left; None for any other name."""
     found = re.fullmatch(rf"(.+?)(\.\d+)?{re.escape(TEMPORARY)}", name)
     return found and found[1]
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, whose names the disk has."""
+    """Make a folder and its parents, and flush their names to the disk."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for place in reversed(missing):
@@ -73,7 +73,7 @@ def make_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder that is of no more use, if it is there; if it cannot be, that is told and does no harm."""
+    """Remove a folder that is no longer needed, if it exists. A failure is only logged, because it does no harm."""
     try:
         shutil.rmtree(folder)
     except FileNotFoundError:
@@ -106,17 +106,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def publish(fresh: Path, place: Path) -> None:
-    """Give a file or folder its final name, once the disk has all of it: what has that name is never half there."""
+    """Give a file or folder its final name after all of it is on disk, so that it is never incomplete."""
     _sync_tree(fresh)
     os.replace(fresh, place)
     sync_folder(place.parent)
 
 
 def exchange(fresh: Path, folder: Path) -> None:
-    """Have two folders change their names, once the disk has all of `fresh`; an error leaves them as they were.
+    """Swap the names of two folders after all of `fresh` is on disk. An error leaves them unchanged.
 
-    At every moment one of the two is called `folder`. Where the file system cannot do that in one piece, a kill between
-    two renames leaves it to `put_back`.
+    At every moment one of the two has the name `folder`. If the file system cannot swap atomically, two renames are
+    needed, and `put_back` repairs the result of a kill between them.
     """
     _sync_tree(fresh)
     if not _exchanged(fresh, folder):
@@ -131,7 +131,7 @@ def exchange(fresh: Path, folder: Path) -> None:
 
 
 def put_back(folder: Path) -> None:
-    """Undo an `exchange` that a kill has left without either of the two under the name of `folder`."""
+    """Undo an `exchange` that was killed between two renames, when neither folder had the name `folder`."""
     name = glob.escape(folder.name)
     if not os.path.lexists(folder) and (found := sorted(folder.parent.glob(f".{name}.*{ASIDE}"))):
         os.replace(found[-1], folder)
@@ -142,14 +142,14 @@ def _aside(fresh: Path) -> Path:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Whether the two have changed names, as Linux can do it: in one piece, on most file systems."""
+    """Try to swap two names atomically, as Linux can on most file systems; whether it worked."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     here, flag = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), flag) == 0
 
 
 def _sync_tree(place: Path) -> None:
-    """Flush a file, or all of a folder, to the disk."""
+    """Flush a file, or a whole folder, to the disk."""
     if place.is_file():
         sync_file(place)
     for folder, _, names in os.walk(place, topdown=False):
@@ -176,13 +176,13 @@ def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
 
 
 def apply_umask(path: Path) -> None:
-    """Give a new file, or all files of a new folder, the permissions with which any program creates a file here.
+    """Give a new file, or all files of a new folder, the default permissions of new files in this folder.
 
-    safetensors, and with it transformers and peft, leave files that only their owner can read: they write through
-    private temporary files.
+    safetensors writes through private temporary files, so its files (also those of transformers and peft) can only be
+    read by their owner.
     """
     folder = path if path.is_dir() else path.parent
-    probe = folder / f".permissions.{uuid4().hex}"  # processes of several hosts may write into the folder
+    probe = folder / f".permissions.{uuid4().hex}"  # unique, because processes on several hosts may write here
     probe.touch()
     mode = probe.stat().st_mode
     probe.unlink()

@@ -1,4 +1,4 @@
-"""Versions and machine with which a number was measured. Every result file and checkpoint contains them."""
+"""The versions and the machine that a number was measured with. Every result file and checkpoint contains them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, JSON-serialisable; nothing that names a person, a host or a path."""
+    """Versions and machine, JSON-serialisable, without names of persons, hosts or paths."""
     import torch
 
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -47,7 +47,7 @@ def environment() -> dict[str, Any]:
 
 
 def code_version() -> str:
-    """12 hexadecimal digits that change with the sources of this project and the versions of what it stands on."""
+    """12 hexadecimal digits that change with the sources of this project or the versions of its dependencies."""
     digest = hashlib.sha256()
     for package in ("diffcse_scale", "diffcse_kernels"):
         (folder,) = importlib.import_module(package).__path__
@@ -58,7 +58,7 @@ def code_version() -> str:
 
 
 def version(package: str) -> str | None:
-    """Of an installed distribution; None where it is not installed."""
+    """Version of an installed distribution; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -66,7 +66,7 @@ def version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """The processor's marketing name; Linux is the only system whose standard library does not know it."""
+    """The processor's marketing name. Only on Linux it must be read from a file, because `platform` lacks it there."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -77,7 +77,7 @@ def _processor() -> str:
 
 
 def native_bfloat16(device: torch.device) -> bool:
-    """Whether an accelerator computes in bfloat16 itself; V100-class cards only emulate it, slowly. False for CPUs."""
+    """Whether an accelerator has native bfloat16. V100-class cards emulate it slowly. False for CPUs."""
     import torch
 
     if device.type == "cuda":
@@ -86,5 +86,5 @@ def native_bfloat16(device: torch.device) -> bool:
 
 
 def host_name() -> str:
-    """This machine's name, SLURM's where it has given one: several of its nodes may be one machine."""
+    """This machine's name, or SLURM's node name if set, because several SLURM nodes may be one machine."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

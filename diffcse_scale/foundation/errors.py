@@ -1,4 +1,4 @@
-"""The errors that end a program with one sentence and an exit code, and the words for their messages."""
+"""Errors that end a program with one sentence and an exit code, and helpers for their messages."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.foundation.secrets import masked
 
 LONGEST = 80  # characters of a value in a message
-_ENDLESS = re.compile(r"\S{300,}")  # longer than any name that a system takes
+_ENDLESS = re.compile(r"\S{300,}")  # longer than any name that a file system accepts
 
 
 class InputError(Exception):
-    """A run that cannot work: one sentence that says what is wrong, where, and what to do.
+    """A run that cannot work. The message is one sentence: what is wrong, where, and what to do.
 
-    Programs print the message without a traceback and leave with exit code 2. It has no secrets, and no endless word.
+    Programs print the message without a traceback and exit with code 2. Secrets are masked and endless words cut.
     """
 
     def __str__(self) -> str:
@@ -29,13 +29,13 @@ class InputError(Exception):
 
 
 class RunEnded(Exception):
-    """A run that was stopped, or stopped itself: one sentence, printed without a traceback, and the exit code.
+    """A run that was stopped or stopped itself: one sentence, printed without a traceback, and an exit code.
 
     Every rank raises it.
     """
 
     def __init__(self, message: str, exit_code: ExitCode) -> None:
-        super().__init__(message, exit_code)  # both, so that one rank's can be sent to the others
+        super().__init__(message, exit_code)  # both, so that the error can be pickled and sent to other ranks
         self.message, self.exit_code = message, exit_code
 
     def __str__(self) -> str:
@@ -43,10 +43,10 @@ class RunEnded(Exception):
 
 
 class PeerFailed(RunEnded):
-    """Another rank has failed, which this one noticed because they can no longer speak; its message and exit code.
+    """Another rank has failed and this one lost the connection to it; has that rank's message and exit code.
 
     Args:
-        told_here: whether this is the rank that says so to the user, for all that are left.
+        told_here: whether this rank reports it to the user on behalf of all remaining ranks.
     """
 
     def __init__(self, message: str, exit_code: ExitCode, told_here: bool) -> None:
@@ -55,21 +55,21 @@ class PeerFailed(RunEnded):
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an error of a library says, or its class where it says nothing."""
+    """First line of a library error's message, or its class name if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def one_line(error: BaseException, longest: int = 300) -> str:
-    """All that an error says, on one line and cut; its class where it says nothing."""
+    """An error's whole message on one line, cut to `longest`; its class name if the message is empty."""
     return " ".join(str(error).split())[:longest] or type(error).__name__
 
 
 def system_reason(error: OSError) -> str:
-    """Why the system refused, to go on a sentence with: "permission denied"."""
+    """The system's reason, in the form that continues a sentence: "permission denied"."""
     return (error.strerror or str(error)).lower()
 
 
-# what a user can do about an error of the system; the first of them are the disk's, whoever wraps them
+# advice for system errors; those of the disk are recognized even when a library wraps them
 _DISK = {
     errno.ENOSPC: "free disk space",
     errno.EDQUOT: "free disk space, or have the quota raised",
@@ -77,7 +77,7 @@ _DISK = {
     errno.EROFS: "give a place that can be written, or mount this one writable",
     errno.ESTALE: "check that the file server's folder is still mounted",
 }
-_TORCH = ("PytorchStreamWriter failed writing", "unexpected pos")  # all that its own writer tells of them
+_TORCH = ("PytorchStreamWriter failed writing", "unexpected pos")  # torch's writer reports disk errors only like this
 _ADVICE = {
     **_DISK,
     errno.EACCES: "check its permissions, or give another place",
@@ -89,13 +89,13 @@ _ADVICE = {
 
 
 def error_of_disk(error: BaseException) -> OSError | None:
-    """What the disk has said, whatever library has wrapped it in an error of its own; None where it is none of that."""
+    """The disk's error inside `error`, even if a library has wrapped it in its own; None for other errors."""
     if isinstance(error, InputError | RunEnded):
         return None
     if isinstance(error, OSError) and error.errno in _DISK:
-        plain = error.strerror == os.strerror(error.errno)  # and not a library's
+        plain = error.strerror == os.strerror(error.errno)  # not a library's own text
         return error if plain else OSError(error.errno, os.strerror(error.errno), error.filename)
-    # torch's writer raises its RuntimeError while it handles what the file said
+    # torch's writer raises a RuntimeError while it handles the file's error
     wrapped = error.__cause__ or (error.__context__ if isinstance(error, RuntimeError) else None)
     if wrapped is not None and (found := error_of_disk(wrapped)) is not None:
         return found
@@ -107,13 +107,13 @@ def error_of_disk(error: BaseException) -> OSError | None:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether that is what an error says, whatever its class: libraries wrap it in their own."""
+    """Whether an error means a full disk or quota, whatever its class, because libraries wrap it in their own."""
     return (found := error_of_disk(error)) is not None and found.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
 def disk_errors_at(path: str | Path) -> Iterator[None]:
-    """Have an error of the disk that arises inside name `path`, unless it names a place itself: most of them do not."""
+    """Add `path` to disk errors that are raised inside and name no path themselves, as most do not."""
     try:
         yield
     except Exception as error:
@@ -124,9 +124,9 @@ def disk_errors_at(path: str | Path) -> Iterator[None]:
 
 
 def told(error: BaseException) -> str | None:
-    """One sentence for what the user or the machine is to blame for; None for an error of the program.
+    """One sentence for an error caused by the user or the machine; None for a bug in the program.
 
-    A file that cannot be read or written, a full or failing disk and too little memory are the machine's.
+    Unreadable or unwritable files, a full or failing disk, and too little memory count as the machine's errors.
     """
     if isinstance(error, InputError | RunEnded):
         return str(error)
@@ -144,12 +144,12 @@ def told(error: BaseException) -> str | None:
 
 
 def remedy(error: OSError) -> str:
-    """What a user can do about it, to go on a sentence with."""
+    """What a user can do about a system error, in the form that continues a sentence."""
     return _ADVICE.get(error.errno or 0, "fix that")
 
 
 def exit_code_of(error: BaseException) -> ExitCode:
-    """What a process leaves with that ends by `error`."""
+    """Exit code of a process that ends with `error`."""
     if isinstance(error, RunEnded):
         return error.exit_code
     return ExitCode.FAILED if told(error) is None else ExitCode.MISTAKE
@@ -162,10 +162,10 @@ _repr.maxstring = _repr.maxlong = _repr.maxother = LONGEST
 
 
 def quoted(value: object) -> str:
-    """`repr(value)` for a message: one line, cut to 80 characters. What is nested is not written out whole."""
+    """`repr(value)` for a message: one line, cut to 80 characters, with nested values abbreviated."""
     try:
         return brief(repr(value[:LONGEST]) if isinstance(value, str | bytes) else _repr.repr(value))
-    except Exception:  # an integer of too many digits; a class whose repr fails
+    except Exception:  # an integer with too many digits, or a class whose repr fails
         return f"a value of type {type(value).__name__}"
 
 
@@ -176,11 +176,11 @@ def brief(text: str, length: int = LONGEST) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean X?)` for the word of `known` that is most like `word`, or nothing."""
+    """` (did you mean X?)` with the word of `known` that is most similar to `word`, or an empty string."""
     match = difflib.get_close_matches(word[:LONGEST], list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]}?)" if match else ""
 
 
 def either(names: Sequence[str]) -> str:
-    """`a, b or c`."""
+    """Join names as `a, b or c`."""
     return " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

@@ -1,7 +1,7 @@
 """The ways in which a run ends, in two tables: the exit codes, and the requests to stop with the code of each.
 
-`docs/clusters.md` says what to do about a code. A finished run is told by `result.json` alone: a launcher that is
-killed may itself leave with 0.
+`docs/clusters.md` says what to do about each code. Only `result.json` proves that a run has finished, because a killed
+launcher may exit with 0.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """How a run ended. The codes from 74 on are above those of Python, DeepSpeed and srun, and below 128 + signal.
+    """How a run ended. Codes from 74 on are above those of Python, DeepSpeed and srun, and below 128 + signal.
 
     Attributes:
-        state: what `status.json` calls a run that ended so; None where it is another's by now and nothing is written.
+        state: the state in `status.json`; None if another process owns the run by now, so nothing is written.
     """
 
     state: str | None
@@ -24,23 +24,23 @@ class ExitCode(IntEnum):
         return member
 
     FINISHED = 0, "finished"
-    FAILED = 1, "failed"  # an error of the program, with its traceback
-    MISTAKE = 2, "failed"  # the user's or the machine's, in one sentence (`errors.told`)
-    STOPPED = 74, "stopped"  # on request, after a whole checkpoint; it stays stopped
-    PREEMPTED = 75, "stopped"  # the same: whoever started it is to start it again; EX_TEMPFAIL says just that
-    SUPERSEDED = 76, None  # a later incarnation of the job has the run; nothing more was written
+    FAILED = 1, "failed"  # a bug in the program, with its traceback
+    MISTAKE = 2, "failed"  # an error of the user or the machine, in one sentence (`errors.told`)
+    STOPPED = 74, "stopped"  # stopped on request after a complete checkpoint; must not be restarted
+    PREEMPTED = 75, "stopped"  # the same, but must be restarted by whoever started it; EX_TEMPFAIL has this meaning
+    SUPERSEDED = 76, None  # a later incarnation of the job owns the run; nothing more was written
     HUNG = 77, "failed"  # a rank fell silent
-    NO_PROGRESS = 78, "failed"  # queued again and again from the same step, as `slurm/common.sh` counts
-    NOT_FINITE = 79, "failed"  # too many steps in a row without a finite loss and gradient
-    LOST = 80, "failed"  # a rank has gone without a word
+    NO_PROGRESS = 78, "failed"  # requeued repeatedly from the same step, as `slurm/common.sh` counts
+    NOT_FINITE = 79, "failed"  # too many consecutive steps without a finite loss and gradient
+    LOST = 80, "failed"  # a rank disappeared without a message
 
 
 class Reason(IntEnum):
-    """Why a run is asked to stop; of several the largest counts.
+    """Why a run is asked to stop. If there are several reasons, the largest counts.
 
     Attributes:
-        words: "Stopped by ...".
-        exit_code: what it leaves with.
+        words: completes the message "Stopped by ...".
+        exit_code: the run's exit code.
     """
 
     words: str

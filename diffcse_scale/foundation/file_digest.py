@@ -1,4 +1,4 @@
-"""The digest of a file, which changes with any of its bytes."""
+"""The digest of a file. It changes if any byte changes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def sha256_of(file: Path) -> str:
-    """In hexadecimal digits; reads the whole file."""
+    """SHA-256 of a file in hexadecimal digits. Reads the whole file."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

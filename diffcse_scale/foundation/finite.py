@@ -1,4 +1,4 @@
-"""Numbers that are not finite (NaN or infinity): one look at all that is written, ranked or scored."""
+"""Checks for numbers that are not finite (NaN or infinity) before they are written, ranked or scored."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 
 from diffcse_scale.foundation.errors import InputError
 
-NAMED = 3  # rows that a sentence names
+NAMED = 3  # most rows that a message names
 
 
 class NotFinite(InputError):
-    """A sentence that says which numbers are not finite, and what to do."""
+    """Some numbers are not finite. The message says which, and what to do."""
 
 
 def rows_not_finite(matrix: NDArray[Any]) -> NDArray[np.int64]:
-    """Which rows of [n, d] have NaN or infinity; numbers that are all finite are read once, and nothing is copied."""
+    """Indices of the rows of [n, d] with NaN or infinity. An all-finite matrix is read once and not copied."""
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(matrix.sum(dtype=np.float32 if matrix.dtype == np.float16 else None)):
             return np.empty(0, np.int64)
@@ -29,12 +29,12 @@ def check_rows(matrix: NDArray[Any], what: str, advice: str, first: int = 0) -> 
 
     Args:
         matrix: [n, d].
-        what: of which these are the rows, with a preposition: "of the corpus".
+        what: what the rows belong to, with a preposition: "of the corpus".
         advice: what to do.
         first: the number of the first row.
 
     Raises:
-        NotFinite: names the first of them.
+        NotFinite: a row is not finite; the message names the first such rows.
     """
     bad = rows_not_finite(matrix)
     if len(bad):

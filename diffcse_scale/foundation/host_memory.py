@@ -1,4 +1,4 @@
-"""Memory that was freed goes back to the system while large tensors come and go (glibc; nothing elsewhere)."""
+"""Returns freed memory to the system while large tensors come and go (with glibc; elsewhere it does nothing)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# parameters of glibc's mallopt, and the values that its own adjustment ends at
+# parameters of glibc's mallopt, and the values that glibc's dynamic adjustment ends at
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 ADJUSTED = {MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 20}
 
@@ -22,11 +22,11 @@ def _set(values: dict[int, int]) -> bool:
 
 @contextmanager
 def freed_blocks_returned() -> Iterator[None]:
-    """Inside, blocks of 1 MB and more go back to the system as soon as they are freed.
+    """Inside, blocks of at least 1 MB return to the system as soon as they are freed.
 
-    By itself glibc raises that limit to 32 MB once such a block was freed. Where whole tensors and parts of them are
-    allocated in turn, the parts then settle in the holes that the whole ones left, and the process stays twice as large
-    as what it holds.
+    By default glibc raises this threshold, up to 32 MB, when such a block is freed. If whole tensors and parts of them
+    are allocated in turn, the parts then fill the holes that the whole tensors left. The process stays twice as large
+    as its data.
     """
     known = _set({MMAP_THRESHOLD: 1 << 20})
     try:

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face Hub can be reached: its clients try for a minute, and say so line by line."""
+"""Checks whether the Hugging Face Hub can be reached, because its clients retry for a minute, printing each attempt."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 from diffcse_scale.foundation.errors import InputError, nearest, one_line
 from diffcse_scale.foundation.model_files import check_hub_name, existing_folder
 
-PATIENCE = 5.0  # seconds for an answer
-REMEMBERED = 60.0  # seconds for which it counts
+PATIENCE = 5.0  # seconds to wait for an answer
+REMEMBERED = 60.0  # seconds for which an answer is cached
 
-_answers: dict[str, tuple[float, str | None]] = {}  # of an address: when, and as `why_unreachable` has it
+_answers: dict[str, tuple[float, str | None]] = {}  # by address: the time, and the result of `why_unreachable`
 
 
 def why_unreachable() -> str | None:
-    """Why the Hub, or the mirror that HF_ENDPOINT names, cannot be reached; None where it answers, whatever it says."""
-    from huggingface_hub import constants  # takes a moment
+    """Why the Hub (or the mirror in HF_ENDPOINT) cannot be reached; None if it gives any answer."""
+    from huggingface_hub import constants  # a slow import
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
@@ -36,16 +36,16 @@ def _ask(address: str) -> str | None:
 
     try:
         get_session().head(address, timeout=PATIENCE)
-    except Exception as error:  # of several libraries
+    except Exception as error:  # from several libraries
         return f"{address}: {one_line(error)}"
     return None
 
 
 def only_cached(model: str) -> bool:
-    """Whether a model of this name can come from the Hub's cache alone: it is no folder, and the Hub cannot be reached.
+    """Whether a model can only come from the Hub's cache: it is not a folder, and the Hub cannot be reached.
 
     Raises:
-        InputError: and the cache has no copy; or the name is a path.
+        InputError: the cache has no copy either, or the name is a path.
     """
     if existing_folder(model):
         return False
@@ -67,12 +67,12 @@ def _is_cached(model: str) -> bool:
 
     try:
         return isinstance(try_to_load_from_cache(model, "config.json"), str)
-    except HFValidationError:  # no name of the Hub
+    except HFValidationError:  # not a valid name on the Hub
         return False
 
 
 def fetching(model: str) -> str:
-    """What to do without the Hub, to go on a sentence with."""
+    """What to do without the Hub, in the form that continues a sentence."""
     return (
         f"give the folder of a model, fetch it where there is a network (`hf download {model}`) into the folder that "
         "HF_HOME names, or name a mirror in HF_ENDPOINT"
@@ -81,10 +81,10 @@ def fetching(model: str) -> str:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Inside, the Hub's clients look for nothing but what was downloaded before."""
+    """Inside, the Hub's clients use only their cache."""
     from huggingface_hub import constants
 
-    modules: list[Any] = [constants, *filter(None, [sys.modules.get("datasets.config")])]  # which has a copy
+    modules: list[Any] = [constants, *filter(None, [sys.modules.get("datasets.config")])]  # datasets copies the flag
     before = [module.HF_HUB_OFFLINE for module in modules]
     for module in modules:
         module.HF_HUB_OFFLINE = True

@@ -1,4 +1,4 @@
-"""The variables by which a launcher tells a process which of how many it is."""
+"""The variables with which a launcher tells a process its rank and the number of ranks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ SET_TOGETHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def check_launched(environ: Mapping[str, str] = os.environ) -> None:
-    """See to it that what a launcher has set can be read. A process that none has started has none of it.
+    """Check the variables that a launcher sets. Without a launcher none of them is set.
 
     Raises:
-        InputError: a number that is none, one that is out of range, or one without the others.
+        InputError: a value is not a number or is out of range, or some variables are missing.
     """
     for name in NUMBERS:
         if name in environ and not (environ[name].isascii() and environ[name].isdigit()):
@@ -35,11 +35,11 @@ def check_launched(environ: Mapping[str, str] = os.environ) -> None:
 
 
 def launched_rank() -> int:
-    """This process's number as the launcher gave it, whether or not there is a process group; 0 without a launcher."""
+    """This process's rank as set by the launcher, with or without a process group; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
 
 
 def speaks(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this is the process of its machine that tells what all of them see."""
+    """Whether this is the process that prints messages for all processes of its machine."""
     number = environ.get("LOCAL_RANK", "0")
     return not number.isdigit() or int(number) == 0

@@ -1,4 +1,4 @@
-"""A lock on a file, where the file system has locks; between hosts it need not hold. Who has to wait says for whom."""
+"""Locks on files, if the file system has locks. They may not hold between hosts. A waiting process logs the holder."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from diffcse_scale.foundation.errors import InputError, brief
 log = logging.getLogger(__name__)
 
 SUFFIX = ".lock"
-# what a file system without locks says; EBADF, one that wants to write to what it locks
+# errors of file systems without locks; EBADF: of one that must be able to write to a file to lock it
 UNKNOWN = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
 PAUSE, TOLD_AFTER, TOLD_AGAIN = 0.1, 2.0, 60.0  # seconds
 
 
 @contextmanager
 def locked(path: Path, taken: str) -> Iterator[None]:
-    """Inside, nobody else has the lock on a file, where the file system has locks.
+    """Hold the lock on a file inside the block, if the file system has locks.
 
     Raises:
-        InputError: somebody else has it; `taken` says what that means.
+        InputError: another process holds the lock; the message is `taken`.
     """
     try:
         lock = Lock.take(path)
@@ -43,13 +43,13 @@ def locked(path: Path, taken: str) -> Iterator[None]:
 
 @contextmanager
 def shared_lock(place: Path) -> Iterator[bool]:
-    """Holds `place`.lock as long as it is entered; whether somebody else had it before.
+    """Wait for the lock `place`.lock and hold it inside the block; yields whether it had to wait.
 
-    Where the file system has no locks nobody is waited for, and where machines do not share them nobody of another
-    one: what is done inside must bear company.
+    On a file system without locks it does not wait. If machines do not share locks, it does not wait for other
+    machines. The code inside must therefore be safe to run in several processes at once.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the lock file cannot be opened.
     """
     lock, waited = _wait(place.with_name(place.name + SUFFIX), place)
     try:
@@ -60,7 +60,7 @@ def shared_lock(place: Path) -> Iterator[bool]:
 
 
 class Lock:
-    """A file that this process has locked, until `release`, or until nobody holds this object."""
+    """A file lock of this process. It ends with `release`, or when this object is garbage collected."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path, self._descriptor = path, descriptor
@@ -68,10 +68,10 @@ class Lock:
 
     @classmethod
     def take(cls, path: Path) -> Lock | None:
-        """Lock a file, which is made if need be; None where the file system has no locks.
+        """Lock a file, which is created if needed; None if the file system has no locks.
 
         Raises:
-            BlockingIOError: somebody else has it.
+            BlockingIOError: another process holds the lock.
         """
         while True:
             lock = cls(path, _open(path))
@@ -87,7 +87,7 @@ class Lock:
             lock.release()
 
     def holds(self) -> bool:
-        """Whether others meet it: its file may have been taken away, and a new one locked by another."""
+        """Whether the lock still excludes others. Its file may have been deleted and a new one locked by another."""
         if self._descriptor < 0:
             return False
         try:
@@ -96,21 +96,21 @@ class Lock:
             return False
 
     def sign(self) -> None:
-        """Write down whose it is, for those who wait; a file of another user, and a full disk, stay without."""
+        """Write the holder into the file for those who wait. Fails silently on another user's file or a full disk."""
         since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
         with suppress(OSError):
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"{host_name()} (process {os.getpid()}, since {since})".encode(), 0)
 
     def release(self) -> None:
-        """Let others have it, also where a worker has not yet closed what it was forked with."""
+        """Release the lock, even if a forked worker has not yet closed its copy of the descriptor."""
         if self._descriptor >= 0:
             with suppress(OSError):
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             self.close()
 
     def close(self) -> None:
-        """Know no more of the file; whoever has it open besides holds the lock on."""
+        """Close the descriptor only. Other processes with a copy of it keep the lock."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -123,7 +123,7 @@ _held: WeakSet[Lock] = WeakSet()
 
 
 def _leave_to_the_parent() -> None:
-    """In a forked worker: one that outlives its parent would hold the lock on."""
+    """Close locks in a forked worker, because a worker that outlives its parent would keep them."""
     for lock in list(_held):
         lock.close()
 
@@ -137,11 +137,11 @@ def _open(file: Path) -> int:
     except PermissionError:
         if not file.exists():
             raise
-        return os.open(file, os.O_RDONLY)  # another user's
+        return os.open(file, os.O_RDONLY)  # another user's file
 
 
 def _wait(file: Path, place: Path) -> tuple[Lock | None, bool]:
-    """The lock on a file, None where there are none; and whether it had to be waited for."""
+    """Wait for the lock on a file. Returns it (None without locks), and whether it had to wait."""
     waited, tell = False, time.monotonic() + TOLD_AFTER
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The names in the folder of a model, and its JSON files. They stand down here because networks know them too."""
+"""File names in a model folder, and its JSON files. They are in `foundation` because `model/` needs them too."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ ADAPTER_FILE = "adapter_config.json"
 
 
 def existing_folder(name: str | Path) -> Path | None:
-    """The folder of this name, None if there is none.
+    """The folder with this name; None if it does not exist.
 
     Raises:
-        InputError: a name that no folder can have.
+        InputError: no folder can have this name.
     """
     path = given_path(name)
     return path if path.is_dir() else None
 
 
 def check_hub_name(name: str) -> None:
-    """Raises InputError where a model that is not a folder here cannot be one of the Hub either: its name is a path."""
+    """Raise InputError if a model that is not a folder cannot be on the Hub either, because its name is a path."""
     if os.path.lexists(name):
         raise InputError(f"Model {name} cannot be read: it is not a folder; give the folder of a model.")
     if name.startswith((".", "~", "/")) or name.endswith("/") or name.count("/") > 1:
@@ -37,7 +37,7 @@ def read_json(file: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        InputError: it cannot be read, or holds something else.
+        InputError: the file cannot be read or is not JSON.
     """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -46,10 +46,10 @@ def read_json(file: Path) -> Any:
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """The object in a JSON file, an empty one if there is no such file.
+    """The object in a JSON file; an empty one if the file does not exist.
 
     Raises:
-        InputError: as `read_json`, or something else is there than an object.
+        InputError: as for `read_json`, or the file does not hold an object.
     """
     content = read_json(file) if os.path.lexists(file) else {}
     if not isinstance(content, dict):
@@ -58,10 +58,10 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 
 def read_modules(folder: Path) -> list[dict[str, str]]:
-    """The modules of a sentence-transformers folder in order, each with its `type` and `path`; none without the file.
+    """The modules of a sentence-transformers folder in order, with `type` and `path`; empty without the file.
 
     Raises:
-        InputError: as `read_json`, or the file is no list of modules.
+        InputError: as for `read_json`, or the file is not a list of modules.
     """
     file = folder / MODULES_FILE
     modules = read_json(file) if os.path.lexists(file) else []
@@ -74,14 +74,14 @@ def read_modules(folder: Path) -> list[dict[str, str]]:
 
 
 def network_folder(folder: Path) -> Path:
-    """Where the network of a model folder lies: old sentence-transformers folders have it in `0_Transformer`."""
+    """Folder of the network in a model folder. Old sentence-transformers folders have it in `0_Transformer`."""
     modules = read_modules(folder)
     within = folder / modules[0]["path"] if modules else folder
     return within if (within / "config.json").is_file() else folder
 
 
 def damaged_json(folder: Path) -> str | None:
-    """What is wrong with the first JSON file of a folder that cannot be read, None if all can."""
+    """The problem with the first unreadable JSON file in a folder; None if all can be read."""
     for file in sorted(folder.rglob("*.json")):
         try:
             read_json(file)

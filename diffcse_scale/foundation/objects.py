@@ -1,4 +1,4 @@
-"""Reads the program's own JSON and YAML files, which may have been cut, edited or replaced since."""
+"""Reads the program's own JSON and YAML files, which may have been truncated, edited or replaced."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pydantic import BaseModel, ValidationError
 from diffcse_scale.foundation.errors import InputError, disk_errors_at, first_line, system_reason
 from diffcse_scale.foundation.unique_keys import load_yaml
 
-LONGEST_NUMBER = 18  # digits of a whole number that every reader can hold
+LONGEST_NUMBER = 18  # digits of an integer that every reader can hold
 
 
 def parse_json(text: str) -> Any:
-    """What `text` says; numbers that are not finite, which JSON does not have, are None.
+    """Parse JSON. Numbers that are not finite, which standard JSON does not have, become None.
 
     Raises:
-        ValueError: malformed, or nested too deeply.
+        ValueError: the text is malformed or nested too deeply.
     """
     try:
         return json.loads(
@@ -38,17 +38,17 @@ def read_object(file: Path, schema: type[BaseModel] | None = None) -> dict[str, 
     """The JSON object in a file.
 
     Args:
-        schema: what its values have to be.
+        schema: validates its values.
 
     Raises:
-        InputError: there is none, or its values are of other kinds.
-        OSError: the disk or its permissions are to blame, and not the file.
+        InputError: the file holds no object, or its values do not fit `schema`.
+        OSError: the disk or the permissions are at fault, not the file.
     """
     return _read(file, schema, parse_json)
 
 
 def read_yaml_object(file: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises as `read_object`."""
+    """The mapping in a YAML file. Raises the errors of `read_object`."""
     return _read(file, None, load_yaml)
 
 

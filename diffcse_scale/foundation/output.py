@@ -1,4 +1,4 @@
-"""What a program prints, also after its reader has gone."""
+"""Printing that continues to work after the reader has gone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import sys
 import textwrap
 from typing import Any
 
-# what a pipe says that nobody reads from, and a terminal that was closed
+# errors of a pipe without a reader and of a closed terminal
 NOBODY_READS = (errno.EPIPE, errno.EIO)
 
 
 class _Outliving(io.FileIO):
-    """A descriptor of this process; when its reader has gone, what is written there is dropped."""
+    """A descriptor of this process. After its reader has gone, output is dropped."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -25,13 +25,13 @@ class _Outliving(io.FileIO):
             if error.errno not in NOBODY_READS:
                 raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.fileno())  # also for what libraries and workers write
+        os.dup2(nowhere, self.fileno())  # also drops the output of libraries and workers
         os.close(nowhere)
         return len(memoryview(data).cast("B"))
 
 
 def fitting(line: str) -> str:
-    """A line of words, broken where a terminal would break it within one; whole in a file or a pipe."""
+    """On a terminal, wrap a line between words; in a file or pipe, leave it whole."""
     if not sys.stdout.isatty():
         return line
     columns = shutil.get_terminal_size().columns
@@ -39,16 +39,16 @@ def fitting(line: str) -> str:
 
 
 def quiet_deepspeed() -> None:
-    """From now on its import does not say that it found no accelerator: start table, `doctor` and errors do."""
+    """Silence DeepSpeed's message about the accelerator: the start table, `doctor` and errors report it."""
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to" not in record.getMessage())
 
 
 def outlive_readers() -> None:
-    """From now on this process does not end because nobody reads what it prints, as after `| head`."""
+    """From now on, a reader that goes away (such as `| head`) does not end this process."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, io.TextIOWrapper):
-            continue  # closed, or a program's own
+            continue  # closed, or replaced by a program
         try:
             descriptor = stream.fileno()
         except io.UnsupportedOperation:

@@ -1,9 +1,10 @@
-"""What a command may overwrite: what the same command wrote for the same purpose, and nothing else.
+"""What a command may overwrite: only what the same command wrote for the same purpose.
 
-A JSON file says under `written_by` who wrote it, a folder in `MARK`, which also lists its files. What versions before
-these marks wrote is known by its content. All else needs the user's `--overwrite`, which replaces a file, and in a
-folder the files that the command writes: others stay. What a command reads, and a folder that a run keeps for itself,
-is never overwritten, nor is a folder by a file or a file by a folder. Devices and pipes are written into.
+A JSON file names its writer under `written_by`. A folder has the file `MARK`, which also lists the folder's files.
+Output of versions before these marks is recognized by its content. Anything else needs the user's `--overwrite`. It
+replaces a file; in a folder it replaces only files that the command writes, and others stay. Inputs of a command and
+folders that belong to a run are never overwritten. A file never replaces a folder, nor a folder a file. Devices and
+pipes are written into.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ from diffcse_scale.foundation.strict_json import to_json
 WRITTEN_BY = "written_by"
 MARK = ".diffcse-scale.json"
 RUN_FILES = (run_files.RECIPE, run_files.RECORD)  # every run has both
-RUN_FOLDERS = (  # which training and `evaluate` fill
+RUN_FOLDERS = (  # written by training and `evaluate`
     run_files.MODEL,
     run_files.BEST,
     run_files.CHECKPOINTS,
     run_files.EVALUATIONS,
     run_files.HANG,
 )
-STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")  # whatever they lead to, it is not replaced
-LARGEST = 2**24  # bytes: of a larger file only the size is remembered, and larger JSON is none of ours
+STREAMS = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")  # their targets are never replaced
+LARGEST = 2**24  # bytes: for a larger file only the size is recorded, and larger JSON files are never ours
 
 Known = Callable[[Path], bool]
 
@@ -52,19 +53,19 @@ Known = Callable[[Path], bool]
 def check_file(
     path: Path, what: str, known: Known, overwrite: bool | None = False, sources: Collection[str | Path] = ()
 ) -> None:
-    """See to it, before the work starts, that `write_file` may write at `path`.
+    """Check, before the work starts, that `write_file` may write at `path`.
 
-    A link is followed: what it names is judged, and replaced.
+    A link is followed: its target is checked and replaced.
 
     Args:
-        what: the command writes there, with its article.
-        known: whether an existing file is one of these.
-        overwrite: replace it even if it is not; None where the command has no such option.
+        what: what the command writes there, with its article.
+        known: whether an existing file is such output.
+        overwrite: replace an existing file even if it is not; None if the command has no such option.
         sources: files and folders that the command reads.
 
     Raises:
-        InputError: there is something else and `overwrite` is False; a source, folder, block device or socket; or no
-            file can be made there.
+        InputError: another file exists and `overwrite` is False; `path` is a source, folder, block device or socket;
+            or no file can be made there.
     """
     place = _real(path)
     try:
@@ -90,9 +91,9 @@ def check_file(
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a file in one piece, and the folder it goes into if need be; after `check_file`.
+    """Write a file atomically, and make its folder if needed. Call `check_file` first.
 
-    Its temporary name is this process's own: two commands may write at one place.
+    The temporary name contains the process id, so two commands may write at the same path.
 
     Raises:
         InputError: the disk or the system refuses it.
@@ -111,7 +112,7 @@ def write_file(path: Path, text: str) -> None:
 
 
 def json_of(command: str, *keys: str) -> Known:
-    """Recognises the JSON objects that `command` wrote: by their mark, or where they have none by their keys."""
+    """Recognizes JSON objects that `command` wrote: by their mark, or without a mark by their keys."""
 
     def known(file: Path) -> bool:
         content = _json(file)
@@ -127,9 +128,9 @@ class Place:
     """A folder that a command may write.
 
     Attributes:
-        folder: where it lies, links followed.
-        own: files in it that are replaced or removed, by their relative names.
-        stays: what else is in it, the topmost names.
+        folder: its path with links resolved.
+        own: relative names of the files in it that are replaced or removed.
+        stays: topmost names of everything else in it.
     """
 
     folder: Path
@@ -146,17 +147,17 @@ def check_folder(
     overwrite: bool = False,
     sources: Collection[str | Path] = (),
 ) -> Place:
-    """See to it, before the work starts, that `replaced` may write a folder.
+    """Check, before the work starts, that `replaced` may write a folder.
 
     Args:
-        command: as it stands in the mark.
-        writes: whether `command` may write a file of this relative name.
+        command: the command's name in the mark.
+        writes: whether `command` may write a file with this relative name.
         known: whether a folder without a mark was written by an earlier version of the command.
-        sources: what the command reads.
+        sources: files and folders that the command reads.
 
     Raises:
-        InputError: the folder holds something else, or files of the command that somebody has changed, and `overwrite`
-            is False; it is a file, or overlaps a source; or it cannot be made.
+        InputError: the folder holds something else, or changed files of the command, and `overwrite` is False; it is a
+            file or overlaps a source; or it cannot be made.
     """
     folder = _real(path)
     for source in map(_real, sources):
@@ -193,12 +194,12 @@ def check_folder(
 
 @contextmanager
 def replaced(place: Place) -> Iterator[Path]:
-    """A folder to write to, not there yet, which takes the place of an earlier one if the block ends without an error.
+    """Yield a new folder to create and fill. It replaces the earlier one if the block ends without an error.
 
-    What is not the command's own in the earlier one is moved over.
+    Files in the earlier folder that are not the command's own are moved over.
 
     Raises:
-        InputError: meanwhile somebody has put a file where one was written.
+        InputError: in the meantime another file appeared under the name of a written one.
     """
     folder = place.folder
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -221,12 +222,12 @@ def replaced(place: Place) -> Iterator[Path]:
 
 
 def files_of(folder: Path) -> list[str]:
-    """The mark of a folder and the files that it lists, by their relative names."""
+    """Relative names of a folder's mark and of the files that it lists."""
     return [MARK, *(_json(folder / MARK) or {})["files"]]
 
 
 def refuse_run_folder(path: Path) -> None:
-    """Raises InputError where `path` is a run, or in a part of a run that training fills."""
+    """Raise InputError if `path` is a run, or inside a part of a run that training or `evaluate` writes."""
     folder = _real(path)
     for run in (folder, *folder.parents):
         if all((run / name).is_file() for name in RUN_FILES):
@@ -236,7 +237,7 @@ def refuse_run_folder(path: Path) -> None:
 
 
 def _taken_along(place: Place, fresh: Path) -> list[str]:
-    """What is not the command's own in the earlier folder, which `fresh` now has too, where that is possible."""
+    """Link the earlier folder's foreign files into `fresh` where links are possible; returns their names."""
     folder = place.folder
     stays = list(_foreign(folder, place.own, fresh)) if folder.exists() else []
     for name in stays:
@@ -248,13 +249,13 @@ def _taken_along(place: Place, fresh: Path) -> list[str]:
         (fresh / name).parent.mkdir(parents=True, exist_ok=True)
         try:
             _link(folder / name, fresh / name)
-        except OSError:  # not every file system has links, nor every file
+        except OSError:  # some file systems and some files cannot be linked
             _unlink(fresh / name, folder / name)
     return stays
 
 
 def _clear_away(place: Place, old: Path, stays: Collection[str]) -> None:
-    """Remove the earlier folder, but for what has come into it meanwhile; what could not be taken along is moved."""
+    """Remove the earlier folder except files that appeared in the meantime; move what could not be linked."""
     sync_folder(place.folder.parent)
     for name in stays:
         _unlink(old / name, place.folder / name)
@@ -281,7 +282,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _unlink(name: Path, other: Path) -> None:
-    """Take away what `_link` has made: each name of a file that has the other one, and the folders of such names."""
+    """Undo `_link`: remove each name whose file also has the other name, and the emptied folders."""
     if name.is_symlink() or not name.is_dir():
         if os.path.lexists(name) and os.path.lexists(other) and os.path.samestat(name.lstat(), other.lstat()):
             name.unlink()
@@ -293,7 +294,7 @@ def _unlink(name: Path, other: Path) -> None:
 
 
 def _foreign(folder: Path, own: Collection[str], fresh: Path | None = None, within: str = "") -> Iterator[str]:
-    """The topmost entries without a file of `own` in them; a folder that `fresh` has too is looked into."""
+    """The topmost entries that contain no file of `own`. Folders that `fresh` has too are searched."""
     for entry in os.scandir(folder / within):
         name = within + entry.name
         if name in own or name == MARK:
@@ -306,7 +307,7 @@ def _foreign(folder: Path, own: Collection[str], fresh: Path | None = None, with
 
 
 def _content(folder: Path) -> tuple[set[str], set[str]]:
-    """Relative names of what is in a folder, the mark left out: everything but folders, and folders."""
+    """Relative names of all non-folders and of all folders inside a folder, without the mark."""
     files: set[str] = set()
     folders: set[str] = set()
     for place, names, others in os.walk(folder):
@@ -318,7 +319,7 @@ def _content(folder: Path) -> tuple[set[str], set[str]]:
 
 
 def _digest(file: Path) -> str:
-    """Changes with a file's content; of a large one with its size."""
+    """A digest that changes with a file's content; for a large file only with its size."""
     if not file.is_file():
         return "no file"
     size = file.stat().st_size
@@ -330,7 +331,7 @@ def _real(path: str | Path) -> Path:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether `path` is a pipe or a device for characters: something to write into, and not to replace."""
+    """Whether `path` is a pipe or character device, which is written into and not replaced."""
     place = os.path.abspath(given_path(path))
     if place.startswith(STREAMS):
         return os.path.exists(place) and not os.path.isdir(place)
@@ -341,7 +342,7 @@ def _is_stream(path: Path) -> bool:
 
 
 def _check_parent(place: Path, path: Path) -> None:
-    """Raises InputError where `place` cannot be made."""
+    """Raise InputError if `place` cannot be created."""
     parent = next(parent for parent in place.parents if os.path.lexists(parent))
     if not parent.is_dir():
         raise InputError(f"{path} cannot be written: {parent} is not a folder; give another name.")
@@ -350,7 +351,7 @@ def _check_parent(place: Path, path: Path) -> None:
 
 
 def _json(file: Path) -> dict[str, Any] | None:
-    """The JSON object in a file, None if there is none."""
+    """The JSON object in a file; None if there is none."""
     if not file.is_file() or file.stat().st_size > LARGEST:
         return None
     try:

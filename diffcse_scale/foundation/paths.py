@@ -7,19 +7,19 @@ from pathlib import Path
 
 from diffcse_scale.foundation.errors import InputError, brief
 
-LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes: of Linux and its file systems
+LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes: limits of Linux and its file systems
 
 
 def seen_from_here(path: str | Path) -> str:
-    """How a path is shown: seen from the working directory where that is shorter."""
+    """A path for display: relative to the working directory if that is shorter."""
     return min(str(path), os.path.relpath(path), key=len)
 
 
 def given_path(path: str | Path) -> Path:
-    """A path that was given, its `~` or `~user` replaced: a shell does that only where a word begins.
+    """Expand `~` or `~user` in a user's path. A shell does this only at the beginning of a word.
 
     Raises:
-        InputError: no such user, or a path that no file can have.
+        InputError: the user does not exist, or no file can have this path.
     """
     text = str(path)
     shown = brief(text)

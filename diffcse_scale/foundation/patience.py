@@ -1,4 +1,4 @@
-"""Retries what may succeed a moment later: a file server that does not answer, a disk that is full."""
+"""Retries operations that may succeed later: a file server does not answer, or a disk is full."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PATIENCE = 5.0  # seconds, with a file server
-FOR_ROOM, PERIOD = 3600.0, 10.0  # seconds, for room for what took long to make, and between two attempts
+PATIENCE = 5.0  # seconds to retry with a file server
+FOR_ROOM, PERIOD = 3600.0, 10.0  # seconds to wait for free disk space, and between two attempts
 PASSING = {
     *(errno.ESTALE, errno.EIO, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EINTR, errno.EBUSY, errno.ENOMEM),
     *(errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH),
@@ -23,10 +23,10 @@ PASSING = {
 
 
 def patiently(do: Callable[[], T]) -> T:
-    """What `do` gives, which is called again for a short while if such an error ends it.
+    """Call `do` and return its result. If it fails with a `PASSING` error, retry for a short while.
 
     Raises:
-        OSError: it has not gone, or is another.
+        OSError: the error persists or is not in `PASSING`.
     """
     deadline, pause = time.monotonic() + PATIENCE, 0.02
     while True:
@@ -40,15 +40,15 @@ def patiently(do: Callable[[], T]) -> T:
 
 
 def until_written(write: Callable[[], None], what: str, patience: float = FOR_ROOM, period: float = PERIOD) -> None:
-    """Call `write`, and call it again while the disk refuses.
+    """Call `write`, and retry while the disk refuses.
 
     Args:
-        what: is written, as the subject of a sentence.
-        patience: seconds after which it is given up.
+        what: what is written, as the subject of a sentence.
+        patience: seconds after which to give up.
         period: seconds between two attempts.
 
     Raises:
-        OSError: it is given up.
+        OSError: `patience` has run out.
     """
     began, waiting = time.monotonic(), False
     while True:

@@ -1,4 +1,4 @@
-"""Checks that the recipe of a run is unchanged, because a field that is cut off would silently get its default."""
+"""Checks that the recipe of a run is unchanged, because a truncated recipe would silently get default values."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ KEY = "recipe_sha256"  # in the record
 
 
 def digest_of(text: str) -> dict[str, str]:
-    """What the record of a run says of its recipe."""
+    """The entry for a recipe in a run's record."""
     return {KEY: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def added_digest(record: dict[str, Any], text: str) -> dict[str, Any]:
-    """The same of a recipe that takes the place of the one in `record`: either may be there when a process is killed.
+    """The entry for a recipe that replaces the one in `record`; both count, because a kill may leave either.
 
-    Nothing where the run was begun by an earlier version.
+    Empty if an earlier version began the run.
     """
     return {KEY: [*_recorded(record), *digest_of(text).values()]} if KEY in record else {}
 
@@ -33,7 +33,7 @@ def _recorded(record: dict[str, Any]) -> list[str]:
 
 
 def check_recipe(run: Path) -> None:
-    """Raises InputError if the recipe is not as it was written. Runs of earlier versions do not know."""
+    """Raise InputError if the recipe has changed. Runs of earlier versions have no digest and are not checked."""
     record = read_object(run / RECORD) if (run / RECORD).is_file() else {}
     if record.get(KEY) is not None and sha256_of(run / RECIPE) not in _recorded(record):
         raise InputError(f"{run / RECIPE} has changed since the run began; restore it.")

@@ -1,4 +1,4 @@
-"""Command lines and settings as they may be written down: what looks like a secret is masked."""
+"""Masks everything that looks like a secret in command lines and settings before they are written to files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 MASK = "***"
-# names, by their last part, whose values are nobody's business; "tokens" and "tokenizer" are something else
+# names (by their last part) with secret values; "tokens" and "tokenizer" must not match
 NAMES = (
     r"(?:[\w.-]*[-_.])?(?:token|password|passwd|passphrase|secret|credentials?|(?:api|access|secret|private)[-_]?key)"
 )
@@ -30,13 +30,13 @@ _MASKED = (
 
 
 def masked(text: str) -> str:
-    """The text without what looks like a secret: values of names like `token`, passwords in addresses, known keys."""
+    """Mask likely secrets in a text: values of names like `token`, passwords in addresses, known formats of keys."""
     for pattern, replacement in _MASKED:
         text = pattern.sub(replacement, text)
     return text
 
 
 def masked_command(words: Sequence[str]) -> str:
-    """A command line as one text, without secrets; also without the word after `--token` and its like."""
+    """A command line as one text with secrets masked, including the word after `--token` and similar options."""
     before = ["", *words[:-1]]
     return " ".join(MASK if _OPTION.fullmatch(name) else masked(word) for name, word in zip(before, words, strict=True))

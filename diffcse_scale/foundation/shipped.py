@@ -1,4 +1,4 @@
-"""Files at the root of the repository, where people look for them, that are inside the package once it is installed."""
+"""Finds files that are at the root of the repository, but inside the package once it is installed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def shipped(name: str) -> Path:
-    """Where `recipes`, `ds_configs` or `train.py` is."""
+    """Path of `recipes`, `ds_configs` or `train.py`."""
     package = Path(__file__).parents[1]
     installed = package / name
     return installed if installed.exists() else package.parent / name

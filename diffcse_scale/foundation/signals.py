@@ -1,7 +1,7 @@
 """The signals that ask a process to stop, and their handlers.
 
-Python calls a handler in the main thread, between two of its instructions: not while that waits in C, as for another
-rank. Whoever presses Ctrl-C wants an end all the same, so a thread hears it too.
+Python calls a handler in the main thread between two of its instructions, so not while the thread waits in C code, for
+example for another rank. Ctrl-C must work even then, so a separate thread hears it too.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from typing import Any, NoReturn
 import psutil
 
 REQUESTS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-# `nohup`, and a shell that starts something in the background, has these ignored; they stay so
+# `nohup`, and a shell that starts a background process, make it ignore these; they stay ignored
 OF_TERMINALS = (signal.SIGHUP, signal.SIGINT)
-# seconds within which Ctrl-C counts as one: a terminal tells all processes at once, and launchers pass it on to theirs
+# seconds within which several Ctrl-C count as one: a terminal signals all processes, and launchers pass it on as well
 TOGETHER = 2.0
-# seconds after which a main thread that is to leave, but waits for workers or another rank, is not waited for
+# seconds that a main thread has to exit; it may be waiting for workers or another rank
 GRACE = 10.0
-PR_SET_PDEATHSIG = 1  # of Linux
+PR_SET_PDEATHSIG = 1  # Linux only
 
 Handler = Callable[[int, FrameType | None], Any]
 _handlers: dict[signal.Signals, Handler] = {}
 
 
 def listen(handler: Handler) -> None:
-    """Have `handler` called for every request, in the main thread."""
+    """Install `handler` for every request. It is called in the main thread."""
     for number in REQUESTS:
         if number not in OF_TERMINALS or signal.getsignal(number) is not signal.SIG_IGN:
             _handlers[number] = handler
@@ -43,7 +43,7 @@ def listen(handler: Handler) -> None:
 
 @contextmanager
 def listening(handler: Handler) -> Iterator[None]:
-    """Inside, `handler` is called for every request; then whatever was called before."""
+    """Install `handler` for every request inside the block, then restore the earlier handlers."""
     before = {number: signal.getsignal(number) for number in REQUESTS}
     listen(handler)
     try:
@@ -54,16 +54,16 @@ def listening(handler: Handler) -> Iterator[None]:
 
 
 def _note_thread() -> None:
-    """Before a fork: the system ends a worker with the thread that has forked it, and a main thread lives longest."""
+    """Note before a fork whether the main thread forks. The parent-death signal follows the forking thread."""
     global _forked_by_main
     _forked_by_main = threading.current_thread() is threading.main_thread()
 
 
 def _leave_workers_alone() -> None:
-    """In a forked worker: a request, which may reach all processes at once, is for the one that has forked it.
+    """Reset handlers in a forked worker. A request may reach all processes, but only the parent must handle it.
 
-    Only TERM ends it, with which pools end their workers; a Python handler would wait for as long as its C code. And
-    where the one that has forked it is killed it goes, too: nobody would end it.
+    Only TERM ends a worker, because pools end their workers with it. A Python handler would wait until C code
+    returns. If the parent is killed the worker is killed too, because nobody else would end it.
     """
     if _handlers and _forked_by_main and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -78,10 +78,10 @@ os.register_at_fork(before=_note_thread, after_in_child=_leave_workers_alone)
 
 
 class Interrupts:
-    """Hears Ctrl-C in a thread while it is entered, where it has a handler, whatever that is.
+    """Inside, a thread hears Ctrl-C, if SIGINT has any Python handler.
 
     Args:
-        heard: called in that thread for each, with the seconds since the first; may be set anew.
+        heard: called in that thread for each Ctrl-C with the seconds since the first; may be replaced.
     """
 
     def __init__(self, heard: Callable[[float], object]) -> None:
@@ -109,18 +109,18 @@ class Interrupts:
 
 
 def exit_code_after(number: int) -> int:
-    """What a process leaves with that a signal has ended, as shells say it."""
+    """Exit code of a process that was ended by a signal, by the convention of shells."""
     return 128 + number
 
 
 def end_at_once(code: int) -> NoReturn:
-    """End this process and its workers, whatever they are doing. From any thread."""
+    """End this process and its workers, whatever they are doing. May be called from any thread."""
     end_workers()
     os._exit(code)
 
 
 def end_workers() -> None:
-    """End all processes that this one has started, and theirs."""
+    """Kill all descendants of this process."""
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             child.kill()

@@ -1,4 +1,4 @@
-"""JSON that any program can read: it has no NaN and no infinity."""
+"""Writes JSON that any program can read, without NaN and infinity."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def to_json(value: Any, indent: int | None = None, *, sort_keys: bool = False) -> str:
-    """The text of `value`; numbers that are not finite are null, which says that they are undefined."""
+    """JSON text of `value`. Numbers that are not finite become null, which means undefined."""
     return json.dumps(_defined(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
 
 

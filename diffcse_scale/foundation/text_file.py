@@ -1,4 +1,4 @@
-"""A small text file that a user has named: a recipe, a configuration."""
+"""Reads a small text file given by the user: a recipe or a configuration."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from pathlib import Path
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.paths import given_path
 
-LARGEST = 16 * 2**20  # bytes; nobody writes more by hand
+LARGEST = 16 * 2**20  # bytes; files written by hand are smaller
 
 
 def read_text(path: str | Path, called: str, otherwise: str) -> str:
-    """What is in a file of UTF-8, with or without a byte order mark.
+    """Read a UTF-8 file, with or without a byte order mark.
 
     Args:
-        path: of the file.
-        called: begins the message, as in "Recipe mine.yaml".
-        otherwise: what to do where there is no such file.
+        path: path of the file.
+        called: start of the error message, such as "Recipe mine.yaml".
+        otherwise: advice if the file does not exist.
 
     Raises:
-        InputError: it cannot be read, is too large, or is not UTF-8.
+        InputError: the file cannot be read, is too large, or is not UTF-8.
     """
     try:
         file = given_path(path)
-        if not file.is_file():  # a folder, or a pipe that nobody writes to
+        if not file.is_file():  # also refuses a folder, and a pipe without a writer
             raise InputError(f"{called} cannot be read: no such file; {otherwise}.")
         if file.stat().st_size > LARGEST:
             raise InputError(f"{called} is larger than {LARGEST >> 20} MiB, which is too large here.")

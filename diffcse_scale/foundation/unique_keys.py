@@ -1,4 +1,4 @@
-"""YAML and JSON in which a key that is given twice is an error: the plain readers let the last one win."""
+"""Reads YAML and JSON and refuses duplicate keys. The standard readers silently take the last one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from diffcse_scale.foundation.errors import first_line, quoted
 
 
 class DuplicateKey(ValueError):
-    """Says which key is given twice."""
+    """A key is given twice; the message says which."""
 
 
-MOST_VALUES = 1_000_000  # that a YAML text may stand for; aliases of aliases would make any number of them
+MOST_VALUES = 1_000_000  # values that a YAML text may expand to; nested aliases could expand without limit
 
 
 class _Loader(yaml.SafeLoader):
@@ -34,8 +34,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 takes 2024-02-28 for a date, 12:30 for 750, 010 for 8 and 1e-4 for a word: here they are text, text, 10 and a
-# number
+# YAML 1.1 reads 2024-02-28 as a date, 12:30 as 750, 010 as 8 and 1e-4 as text. Here they are text, text, 10 and a
+# number.
 _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:timestamp", _INT, _FLOAT)]
@@ -54,11 +54,11 @@ _Loader.add_constructor(_INT, lambda _, node: int(node.value))
 
 
 def load_yaml(text: str) -> Any:
-    """What `text` says, read with the safe loader; dates are text.
+    """Parse YAML with the safe loader. Dates stay text.
 
     Raises:
-        yaml.YAMLError: malformed, nested too deeply, or aliases that stand for too much or for themselves.
-        DuplicateKey: a key twice in one mapping.
+        yaml.YAMLError: the text is malformed or nested too deeply, or its aliases expand too far or to themselves.
+        DuplicateKey: a mapping has a key twice.
     """
     loader = _Loader(text)
     try:
@@ -71,22 +71,22 @@ def load_yaml(text: str) -> Any:
         raise
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
-    except Exception as error:  # constructors fail in many ways: a number of too many digits, !!int of no number
+    except Exception as error:  # constructors fail in many ways: too many digits, !!int of something else
         raise yaml.YAMLError(f"a value cannot be read ({first_line(error)})") from None
     finally:
         loader.dispose()
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values `node` stands for, each alias written out.
+    """Number of values that `node` expands to, with every alias written out.
 
     Raises:
-        yaml.YAMLError: too many, or it is a part of itself.
+        yaml.YAMLError: there are too many values, or the node contains itself.
     """
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = MOST_VALUES  # until it is known: whoever meets it again meets it in itself
+        known[id(node)] = MOST_VALUES  # placeholder: meeting it during the count means that the node contains itself
         parts = itertools.chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
         known[id(node)] = 1 + sum(_count(part, known) for part in parts)
     if known[id(node)] >= MOST_VALUES:
@@ -95,11 +95,11 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def load_json(text: str) -> Any:
-    """What `text` says.
+    """Parse JSON.
 
     Raises:
-        json.JSONDecodeError: malformed.
-        DuplicateKey: a key twice in one object.
+        json.JSONDecodeError: the text is malformed.
+        DuplicateKey: an object has a key twice.
     """
     return json.loads(text, object_pairs_hook=_object)
 

@@ -1,4 +1,4 @@
-"""Shows on stderr what a long command is doing and how far it is."""
+"""Shows the progress of a long command on stderr."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import time
 from types import TracebackType
 from typing import TextIO
 
-LOOK = 0.5  # seconds between two looks at a line that moves
-FIRST, RAREST = 5.0, 60.0  # seconds to the first line of a log file, and at most between two
+LOOK = 0.5  # seconds between updates of the line on a terminal
+FIRST, RAREST = 5.0, 60.0  # seconds to the first line in a log file, and the longest time between two lines
 WIDTH = 80  # columns of a log file
 STARTING = "starting"  # while libraries are imported
 
@@ -28,18 +28,18 @@ def clock(seconds: float) -> str:
 
 
 class Working:
-    """A context that says on stderr what is done within it, how far it is, and for how long.
+    """A context that shows on stderr what is being done inside, its progress, and the elapsed time.
 
-    On a terminal that is one line that moves and is gone at the end; nothing else may be printed meanwhile. Elsewhere
-    it is a line after 5 seconds, then after twice as long each time, and once a minute at last.
+    On a terminal it is one line that is updated and removed at the end; nothing else may be printed meanwhile.
+    Elsewhere it prints a line after 5 seconds, doubles the interval each time, and ends at once a minute.
 
     Args:
-        doing: what is done, as "evaluating".
-        unit: of what `advance` counts, in the plural.
-        total: how many there are, where that is known.
-        shown: False says nothing, as on all ranks but the main one.
-        stream: instead of stderr.
-        first: seconds to the first line where no terminal is.
+        doing: what is done, such as "evaluating".
+        unit: the unit that `advance` counts, in the plural.
+        total: the total number, if known.
+        shown: False prints nothing, as on all ranks except the main one.
+        stream: the stream to use instead of stderr.
+        first: seconds to the first line if the stream is not a terminal.
 
     Example:
         with Working("evaluating", "sentences", total=2) as line:
@@ -73,15 +73,15 @@ class Working:
             self._thread.join()
 
     def advance(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Add `count` to the number done."""
         self._done += count
 
     def expect(self, count: int) -> None:
-        """So many more there are."""
+        """Add `count` to the total."""
         self._total = count + (self._total or 0)
 
     def line(self, width: int) -> str:
-        """What is said now, in at most so many characters."""
+        """The current line, in at most `width` characters."""
         of_all = f" of {self._total:,}" if self._total is not None else ""
         done = f"{self._done:,}{of_all} {self._unit}, " if self._unit and (self._done or of_all) else ""
         numbers = f": {done}{clock(time.monotonic() - self._begun)}"
@@ -102,6 +102,6 @@ class Working:
             pause = min(2 * pause, RAREST)
 
     def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
+        with contextlib.suppress(OSError, ValueError):  # the reader has gone, or the stream is closed
             self._stream.write(text)
             self._stream.flush()

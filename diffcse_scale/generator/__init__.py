@@ -1,1 +1,1 @@
-"""Making a generator, and using one ahead of training."""
+"""Trains a generator, and edits a corpus with one before training."""

@@ -1,4 +1,4 @@
-"""Edits ahead of time: the generator's work on a whole corpus, done once and kept in the cache."""
+"""Edits a whole corpus with the generator before training, once, and keeps the result in the cache."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ from diffcse_scale.text.tokens import TokenizedCorpus, new_array, tokenize
 
 log = logging.getLogger(__name__)
 
-SENTENCES = 256  # the generator edits at once
+SENTENCES = 256  # sentences that the generator edits at once
 SORTED = 256 * SENTENCES  # sentences that are sorted by length together
 
 
 def make_edits(recipe: Recipe, tokenizers: Tokenizers) -> TokenizedCorpus:
-    """Tokenize the corpus, and make the versions that `objective.edits` asks for and are not there yet.
+    """Tokenize the corpus, and make the missing ones of the versions that `objective.edits` requests.
 
-    A process a GPU, or `data.workers` on the CPU. Every token is drawn with numbers that belong to its sentence, column
-    and version alone, so that the files do not depend on how the work is shared.
+    There is one process per GPU, or `data.workers` processes on the CPU. The random numbers of a token depend only on
+    its sentence, column and version, so the files do not depend on how the work is divided.
 
     Raises:
-        InputError: as `tokenize` and `load_generator`; or the recipe has no RTD.
+        InputError: as for `tokenize` and `load_generator`, or the recipe has no RTD.
     """
     if recipe.objective.rtd_weight == 0 or recipe.model.generator is None:
         raise InputError("There is nothing to edit: objective.rtd_weight is 0; leave --edits out.")
-    with without_weights():  # what it refuses is told before anything is done
+    with without_weights():  # reports mistakes before any work is done
         load_generator(_editing(recipe), tokenizers, torch.device("meta"))
     tokens = tokenize(recipe.data, tokenizers.streams, seed=recipe.seed)
     folder, cache, wanted = edits_folder(tokens, recipe), cache_folder(recipe.data), recipe.objective.edits or 0
@@ -67,7 +67,7 @@ def make_edits(recipe: Recipe, tokenizers: Tokenizers) -> TokenizedCorpus:
 
 
 def _make(recipe: Recipe, tokens: TokenizedCorpus, folder: Path, versions: list[int]) -> None:
-    """Fill a new folder with some versions."""
+    """Write the given versions into a new folder."""
     folder.mkdir()
     for version in versions:
         for column in range(tokens.columns):
@@ -78,9 +78,9 @@ def _make(recipe: Recipe, tokens: TokenizedCorpus, folder: Path, versions: list[
 
 
 def _place(fresh: Path, folder: Path, wanted: int) -> None:
-    """Move the new versions beside the others, and say that they are there.
+    """Move the new versions beside the others, and record them.
 
-    Whoever makes the same at the same time makes the same bytes.
+    Another process that makes the same versions at the same time writes the same bytes.
     """
     folder.mkdir(exist_ok=True)
     for file in sorted(fresh.iterdir()):
@@ -92,7 +92,7 @@ def _place(fresh: Path, folder: Path, wanted: int) -> None:
 
 
 def _work(worker: int, count: int, recipe: Recipe, folder: Path, versions: list[int]) -> None:
-    """Every `count`-th run of sentences of about one length, in all versions."""
+    """Edit every `count`-th run of sentences of similar length, in all versions."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     device = torch.device("cuda", worker) if torch.cuda.is_available() else torch.device("cpu")
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // count))
@@ -118,7 +118,7 @@ def _work(worker: int, count: int, recipe: Recipe, folder: Path, versions: list[
 
 
 def _runs(tokens: TokenizedCorpus, column: int) -> Iterator[NDArray[np.int64]]:
-    """All sentences, in runs of about one length; sorted a part of the corpus at a time, which alone is in memory."""
+    """All sentences in runs of similar length. One part of the corpus at a time is in memory and sorted."""
     for start in range(0, len(tokens), SORTED):
         part = np.arange(start, min(start + SORTED, len(tokens)))
         order = part[np.argsort(tokens.lengths(column, part, _stream(tokens)), kind="stable")]
@@ -126,11 +126,11 @@ def _runs(tokens: TokenizedCorpus, column: int) -> Iterator[NDArray[np.int64]]:
 
 
 def _stream(tokens: TokenizedCorpus) -> int:
-    """The tokens that generator and discriminator share: the last."""
+    """The stream of tokens that generator and discriminator share: the last one."""
     return tokens.streams - 1
 
 
 def _editing(recipe: Recipe) -> Recipe:
-    """The recipe of a run that edits while it trains."""
+    """The recipe of a run that edits during training."""
     objective = recipe.objective.model_copy(update={"edits": None})
     return recipe.model_copy(update={"objective": objective})

@@ -1,7 +1,7 @@
 """transformers' Trainer for a masked language model, with a head that reads masked tokens only.
 
-Order, masking and dropout of a step are functions of the seed and its number, or are kept in the state that is written,
-so that a training which goes on from there ends with the weights of one that was never interrupted.
+Order, masking and dropout of a step depend only on the seed and the step, or are part of the saved state. A resumed
+training therefore ends with the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from diffcse_scale.text.sentences import GroupedByLength, Sentences
 
 log = logging.getLogger(__name__)
 
-IGNORED = -100  # label of a token that is not predicted, as everywhere in transformers
+IGNORED = -100  # transformers' label of a token that is not predicted
 
 
 class MaskedLMTrainer(Trainer):
-    """A Trainer whose vocabulary head reads masked tokens only: the same loss, 2.4 times faster if tiny.
+    """A Trainer whose vocabulary head reads masked tokens only: the same loss, 2.4 times faster for a tiny model.
 
     Args:
-        unfinished: keeps its states.
-        facts: what the result is a function of.
-        options: transformers' own.
+        unfinished: stores its states.
+        facts: everything that the result depends on.
+        options: options of transformers' Trainer.
     """
 
     def __init__(self, unfinished: Unfinished, facts: dict[str, Any], **options: Any) -> None:
@@ -55,18 +55,18 @@ class MaskedLMTrainer(Trainer):
         labels = inputs.pop("labels")
         logits = masked_logits(model, self.accelerator.unwrap_model(model), inputs, labels != IGNORED)
         labels = labels[labels != IGNORED]
-        # a sum: of one short sentence perhaps nothing is masked, and a mean over nothing is not a number
+        # a sum, because a short sentence may have no masked token, and the mean of nothing is NaN
         return F.cross_entropy(logits.float(), labels, reduction="sum") / max(len(labels), 1)
 
     def _get_train_sampler(self, dataset: Any = None) -> GroupedByLength:
-        # the argument "group_by_length" means the same, but reads the sentences for their lengths
+        # the argument "group_by_length" does the same, but must read all sentences to get their lengths
         return self.order
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """None: what a state lacks is tied to what it has."""
+        """Issue none: weights that a state lacks are tied to weights that it has."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Keep the state, whole or not at all; what the disk refuses is told, and training goes on."""
+        """Save the state atomically. If the disk refuses, log a warning and continue training."""
         step, partial = self.state.global_step, self._unfinished.partial
         fresh = partial / f"{PREFIX_CHECKPOINT_DIR}-{step}"
         save = super()._save_checkpoint
@@ -82,10 +82,10 @@ class MaskedLMTrainer(Trainer):
 
 
 class Masking(DataCollatorForLanguageModeling):
-    """Which tokens of a batch are masked is a function of the seed, the rank and the number of the batch.
+    """A collator whose masked tokens depend only on the seed, the rank and the number of the batch.
 
     Attributes:
-        number: of the next batch; to be set before an epoch begins.
+        number: number of the next batch; must be set before an epoch begins.
     """
 
     number = 0
@@ -98,7 +98,7 @@ class Masking(DataCollatorForLanguageModeling):
 
 
 class Place(TrainerCallback):
-    """Before an epoch, tells the order and the masking of a trainer where in the training it is."""
+    """Before an epoch, sets a trainer's order and masking to the current position in the training."""
 
     def __init__(self, trainer: MaskedLMTrainer) -> None:
         self._trainer = trainer
@@ -109,14 +109,14 @@ class Place(TrainerCallback):
 
 
 class StopRequest(TrainerCallback):
-    """Saves the state from time to time, and when a signal or the clock ends the training of all ranks after a step.
+    """Saves the state periodically, and ends the training of all ranks after a signal or a time limit.
 
     Args:
         every: seconds between two states.
         limit: seconds after which the training ends.
 
     Attributes:
-        by: the signal in words, once training has stopped for it.
+        by: the signal in words, after it has stopped the training.
     """
 
     def __init__(self, pace: Pace, every: float, limit: float | None) -> None:
@@ -125,7 +125,7 @@ class StopRequest(TrainerCallback):
         self._kept = pace.seconds()
 
     def hear(self, number: int, _: object) -> None:
-        """A handler of signals."""
+        """A signal handler that notes the signal's number."""
         self._number = number
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -143,7 +143,7 @@ class StopRequest(TrainerCallback):
 
 
 def _refused(write: Callable[[], object]) -> str | None:
-    """What the disk said against it, None where it is written; other errors are raised."""
+    """Call `write` and return the disk's error message; None after success. Other errors are raised."""
     try:
         write()
     except Exception as error:
@@ -158,7 +158,7 @@ def masked_logits(
 ) -> torch.Tensor:
     """Logits [masked tokens, vocabulary] of `model` (`bare`, or a wrapper of it); `masked`: bool [rows, length].
 
-    A hook takes the other tokens away between trunk and head: right wherever the head is position-wise.
+    A hook removes the other tokens between trunk and head. This is correct for any position-wise head.
     """
 
     def keep_masked(_module: nn.Module, _arguments: Any, output: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How long a pretraining takes: a line after its first steps, the time left in the bar and in the log lines."""
+"""How long a pretraining takes: an estimate after the first steps, and the remaining time in bar and log lines."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from transformers import TrainerCallback
 
 from diffcse_scale.foundation.working import clock
 
-WARM, ENOUGH = 2, 10  # steps that are not counted, and after which there is an estimate
+WARM, ENOUGH = 2, 10  # warm-up steps that do not count, and steps before the first estimate
 
 
 class Pace:
-    """The seconds of a training, and those that are left.
+    """The seconds that a training has taken, and those that are left.
 
-    A step's sentences are of about one length, and the longest come first: time is counted by token, not by step.
+    Time is counted per token and not per step, because a step's sentences have similar lengths and the longest come
+    first.
 
     Args:
-        tokens: of a usual step.
+        tokens: tokens of an average step.
         spent: seconds before an interruption.
     """
 
@@ -31,24 +32,24 @@ class Pace:
         self._warm = self._begun
 
     def add(self, tokens: int) -> None:
-        """A step with so many tokens begins."""
+        """Count a step with `tokens` tokens. Call it when the step begins."""
         if self._steps == WARM:
             self._warm, self._tokens = time.monotonic(), 0
         self._steps += 1
         self._tokens += tokens
 
     def seconds(self) -> float:
-        """Since the training began, without interruptions."""
+        """Seconds since the training began, without interruptions."""
         return self._before + time.monotonic() - self._begun
 
     def left(self, steps: int) -> float | None:
-        """Seconds that so many more steps take; None until that can be known. To be asked at the end of a step."""
+        """Estimated seconds of `steps` more steps; None in the first steps. Call it at the end of a step."""
         if self._steps < ENOUGH:
             return None
         return steps * self._usual * (time.monotonic() - self._warm) / self._tokens
 
     def estimate(self, steps: int) -> str | None:
-        """Once, as soon as it can be known: how long so many more steps take, and when they end."""
+        """A sentence, once, after the first steps: how long `steps` more steps take, and when they end."""
         left = self.left(steps)
         if left is None or self._steps != ENOUGH:
             return None
@@ -58,7 +59,7 @@ class Pace:
 
 
 def in_words(seconds: float) -> str:
-    """A duration that is roughly known.
+    """An approximate duration in words.
 
     >>> in_words(7810), in_words(1499), in_words(42)
     ('2 h 10 min', '25 min', '42 s')
@@ -70,13 +71,13 @@ def in_words(seconds: float) -> str:
 
 
 class Progress(TrainerCallback):
-    """A bar on a terminal, the estimate, and a line with the loss at each point of its curve; on the main rank."""
+    """On the main rank: a bar on a terminal, the estimate, and a line for each point of the loss curve."""
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        hidden = None if state.is_world_process_zero else True  # None: wherever no terminal is
+        hidden = None if state.is_world_process_zero else True  # None: hidden unless on a terminal
         style = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix}"
         self._bar = tqdm(total=state.max_steps, initial=state.global_step, disable=hidden, bar_format=style)
 

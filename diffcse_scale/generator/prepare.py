@@ -1,4 +1,4 @@
-"""`diffcse-scale prepare`: a recipe's corpus in the cache, as training will read it."""
+"""`diffcse-scale prepare`: puts a recipe's corpus into the cache in the form that training reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from diffcse_scale.text.tokens import tokenize
 
 
 def prepare_corpus(recipe: Recipe) -> None:
-    """Clean and tokenize it, edit it ahead of time where the recipe says so, and print what is there."""
+    """Clean and tokenize the corpus, edit it if the recipe requests edits, and print a summary."""
     tokenizers = load_tokenizers(recipe.model)
     if recipe.objective.edits is None:
         tokens = tokenize(recipe.data, tokenizers.streams, seed=recipe.seed)

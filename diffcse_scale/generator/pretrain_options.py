@@ -14,7 +14,7 @@ from diffcse_scale.recipe import HEADER, SEPARATOR, Columns, DataRecipe, OneOrMo
 
 
 def _as_codes(value: Any) -> Any:
-    """ISO 639 codes, with commas between them or one by one."""
+    """Parse ISO 639 codes, separated by commas or as a list."""
     if value is None:
         return None
     codes = [code.strip() for text in ([value] if isinstance(value, str) else value) for code in text.split(",")]
@@ -28,7 +28,7 @@ Languages = Annotated[list[str] | None, BeforeValidator(_as_codes)]
 
 
 class PretrainOptions(Section):
-    """What to train, on what, for how long."""
+    """The model to train, its corpus, and the length of the training."""
 
     files: OneOrMore = Field(
         description="The corpus, as data.files of a recipe. $VARIABLES are expanded; the record keeps their names."
@@ -100,13 +100,13 @@ class PretrainOptions(Section):
         return self
 
     def data(self) -> DataRecipe:
-        """The corpus, as a recipe has it."""
+        """The corpus in the form of a recipe's section."""
         same = ("columns", "separator", "header", "limit", "max_length", "workers")
         files = [os.path.expandvars(name) for name in self.files]
         return DataRecipe(files=files, **{name: getattr(self, name) for name in same})
 
     def command(self) -> str:
-        """The command line that has these options, for a shell."""
+        """The shell command line with these options."""
         words = ["diffcse-scale", "pretrain-generator"]
         for name, value in self.model_dump(exclude_defaults=True).items():
             flag = name.replace("_", "-")

@@ -1,9 +1,9 @@
 """Masked-LM training of a generator (BERT, Devlin et al. 2019) from raw text.
 
-DiffCSE needs a masked language model that knows the language of the corpus. Where there is none (a new domain,
-a new language) this makes one: from scratch with a WordPiece vocabulary learnt on the text, or from another.
-The loop is transformers' Trainer, so that `torchrun` and bf16 work as elsewhere; ours are the options, the
-vocabulary, and a head that reads masked tokens only.
+DiffCSE needs a masked language model that knows the language of the corpus. If there is none (for a new domain or
+language), this module trains one: from scratch with a WordPiece vocabulary learnt on the text, or from another model.
+The loop is transformers' Trainer, so `torchrun` and bf16 work as usual. The options, the vocabulary, and a head that
+reads masked tokens only are our own.
 """
 
 from __future__ import annotations
@@ -58,26 +58,26 @@ from diffcse_scale.text.tokens import tokenize
 def pretrain_generator(options: PretrainOptions) -> dict[str, Any]:
     """Train a masked language model; write it, its tokenizer and `training_record.json` to `options.output`.
 
-    The result is a function of the options on a CPU with a fixed number of threads, unless `seconds` or a signal ends
-    it.
+    On a CPU with a fixed number of threads the result depends only on the options, unless `seconds` or a signal ends
+    the training.
 
     Returns:
         The record: options, loss curve, loss and accuracy on held-out text before and after, machine, command.
 
     Raises:
-        InputError: the output holds something, the base is not a masked LM, the corpus cannot be used, another process
-            trains for this output, or what it was interrupted at is another training.
-        RunEnded: a signal asked for an end while it trained; the same call goes on from there.
+        InputError: the output is not empty, the base is not a masked LM, the corpus cannot be used, another process
+            trains for this output, or the interrupted training there has other settings.
+        RunEnded: a signal ended the training; the same call continues it.
     """
     if options.seconds is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # each process has its own clock: one would stop a step before the others, which would wait for it
+        # each process has its own clock, so one could stop a step before the others, which would wait for it
         raise InputError("seconds limits a single process only; give steps to train with several.")
     _refuse_existing(options)
     unfinished = Unfinished(_output(options))
     if launched_rank() > 0:
         return _pretrain(options, unfinished)
     with unfinished.held(options.output):
-        _refuse_existing(options)  # by another process, until now
+        _refuse_existing(options)  # another process may have written it in the meantime
         record = _pretrain(options, unfinished)
         unfinished.remove()
     return record
@@ -102,7 +102,7 @@ def _pretrain(options: PretrainOptions, unfinished: Unfinished) -> dict[str, Any
     train, held_out = corpus.split(options.held_out, options.seed)
 
     arguments = _arguments(options, unfinished)
-    # only then the Trainer, which begins with a random state of its own: the evaluation draws from what it finds
+    # must precede the Trainer, which resets the random state: this evaluation draws from the current one
     before = held_out_accuracy(model.to(arguments.device), tokenizer, held_out, options)
     state = broadcast_object(unfinished.newest())
     _drop_out(model, options.dropout)
@@ -128,7 +128,7 @@ def _pretrain(options: PretrainOptions, unfinished: Unfinished) -> dict[str, Any
             after = held_out_accuracy(model, tokenizer, held_out, options)
         except NotFinite:
             if is_main():
-                unfinished.remove()  # nobody goes on from there
+                unfinished.remove()  # the state is useless
             raise
 
         record = {
@@ -155,22 +155,22 @@ def _loss_curve(trainer: MaskedLMTrainer) -> list[dict[str, float]]:
 
 
 def _stopped(by: str, trainer: MaskedLMTrainer, unfinished: Unfinished) -> str:
-    """How it ended, and what is kept."""
+    """A message on how the training ended and what is kept."""
     state, step = unfinished.newest(), trainer.state.global_step
     kept = f"the same command continues from {state}" if state is not None else "nothing is kept"
     return f"Stopped by {by} after step {step} of {trainer.state.max_steps}; {kept}."
 
 
 def _settings(options: PretrainOptions) -> dict[str, Any]:
-    """What the result is a function of beside the text, which counts, and not where it lies."""
-    elsewhere = {"files", "columns", "separator", "header", "limit", "workers"}  # the tokens say it
+    """Everything except the text that the result depends on. Of the text only the tokens matter, not its path."""
+    elsewhere = {"files", "columns", "separator", "header", "limit", "workers"}  # covered by the tokens' fingerprint
     without = {"output", "seconds", "log_every", "save_minutes", *elsewhere}
     settings = options.model_dump(mode="json", exclude=without)
     return {**settings, PROCESSES: int(os.environ.get("WORLD_SIZE", "1"))}
 
 
 def _drop_out(model: PreTrainedModel, probability: float | None) -> None:
-    """Of the modules, not of the configuration, which is saved."""
+    """Set the dropout of the modules, but not of the configuration, which is saved."""
     for module in model.modules():
         if isinstance(module, nn.Dropout) and probability is not None:
             module.p = probability
@@ -182,10 +182,10 @@ def held_out_accuracy(
     sentences: Sentences,
     options: PretrainOptions,
 ) -> dict[str, float]:
-    """Mean cross-entropy, and share guessed right, of the masked tokens; the seed decides which they are.
+    """Mean cross-entropy and accuracy on masked tokens, which the seed chooses.
 
     Raises:
-        NotFinite: the cross-entropy is no number, or infinite.
+        NotFinite: the cross-entropy is NaN or infinite.
     """
     loader = DataLoader(sentences, batch_size=options.batch_size, collate_fn=_collator(tokenizer, options))
     loss, right, count = 0.0, 0, 0
@@ -228,7 +228,7 @@ def _tokenizer(options: PretrainOptions, spelling: Spelling | None) -> PreTraine
 
 
 def _sentences(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) -> Sentences:
-    """The corpus as training reads it: one process makes it, and all map it."""
+    """The tokenized corpus. One process makes it, and all memory-map it."""
     sentences = Sentences(tokenize(options.data(), [tokenizer], main=launched_rank() == 0), tokenizer)
     needed = options.held_out + options.batch_size
     if len(sentences) < needed:
@@ -254,7 +254,7 @@ def _model(options: PretrainOptions, tokenizer: PreTrainedTokenizerBase) -> PreT
             num_attention_heads=options.heads,
             intermediate_size=options.intermediate or 4 * options.hidden,
             max_position_embeddings=options.max_positions,
-            # BERT's 0.02 at width 768, in proportion; with 0.02 a narrow model learns nothing for a while
+            # scaled from BERT's 0.02 at width 768; with 0.02 a narrow model learns nothing for a while
             initializer_range=round(0.02 * (768 / options.hidden) ** 0.5, 4),
             pad_token_id=tokenizer.pad_token_id,
         )
@@ -280,17 +280,17 @@ def _arguments(options: PretrainOptions, unfinished: Unfinished) -> TrainingArgu
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         logging_steps=options.log_every,
-        logging_nan_inf_filter=False,  # which would show a mean in place of a NaN
-        save_strategy="no",  # but when it is asked for
+        logging_nan_inf_filter=False,  # the filter would show a mean instead of a NaN
+        save_strategy="no",  # only `StopRequest` triggers saving
         disable_tqdm=True,
         report_to="none",
     )
-    arguments._n_gpu = 1  # several devices: torchrun. DataParallel would split the batch beneath the hook
+    arguments._n_gpu = 1  # use torchrun for several devices: DataParallel would split the batch below the hook
     return arguments
 
 
 def _output(options: PretrainOptions) -> Path:
-    """Of a link, what it names."""
+    """The output path with links resolved."""
     return Path(os.path.realpath(given_path(options.output)))
 
 
@@ -305,12 +305,12 @@ def _save(
     tokenizer: PreTrainedTokenizerBase,
     record: dict[str, Any],
 ) -> None:
-    """Everything under a temporary name first, so that a folder with the final name is whole."""
+    """Write everything under a temporary name first, so that a folder with the final name is complete."""
     partial = _partial(options)
-    shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # may be left from a killed command
     with disk_errors_at(partial):
         model.save_pretrained(partial)
-        if options.store_bf16:  # config.json keeps float32, the dtype to load as
+        if options.store_bf16:  # config.json keeps float32, the dtype for loading
             for file in partial.glob("*.safetensors"):
                 weights = {name: weight.bfloat16() for name, weight in load_file(file).items()}
                 save_weights(weights, file)

@@ -1,7 +1,7 @@
 """Whether a learnt vocabulary keeps capitals and accents: as the user says, or else as suits the text.
 
-Without its accents a word of most languages is another one (German `drücken`, to press; `drucken`, to print), or none:
-many a Hindi vowel is a mark that counts as an accent. Of English little is lost.
+In most languages a word without its accents is another word (German `drücken`, to press; `drucken`, to print) or not a
+word: many Hindi vowels are marks that count as accents. In English little is lost.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from diffcse_scale.text.corpus import corpus_fingerprint, read_corpus
 from diffcse_scale.text.prepared import prepared
 
 FORMAT = 1  # part of the cached name: raise it when counting changes
-ROWS, LONGEST = 10_000, 1_000  # that are looked at, evenly over the corpus, and characters of each
+ROWS, LONGEST = 10_000, 1_000  # sampled rows, evenly spaced in the corpus, and characters per row
 FEW = 0.01
 ENGLISH = {"en", "eng"}  # ISO 639-1 and 639-3
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """How the tokenizer normalises text: lower case, accents.
+    """How the tokenizer normalizes text: lower case, accents.
 
     Attributes:
-        accents: they are kept; so are the marks of other scripts.
-        why: the reason, to go on a sentence with.
+        lowercase: whether text is lower-cased.
+        accents: whether accents, and the marks of other scripts, are kept.
+        why: the reason, in the form that continues a sentence.
     """
 
     lowercase: bool = True
@@ -49,9 +50,9 @@ class Spelling:
 
 
 def spelling_of(data: DataRecipe, languages: list[str] | None, lowercase: bool | None) -> Spelling:
-    """What suits a corpus, of which the languages may be known; `lowercase` decides about capitals.
+    """The spelling that suits a corpus, from `languages` or else from its text; `lowercase` decides about capitals.
 
-    Every rank calls it: one looks at the text, and all read from the cache what it has found.
+    Every rank calls it. One rank reads the text, and all read its result from the cache.
     """
     if languages is not None:
         accents, why = not set(languages) <= ENGLISH, f"--languages is {','.join(languages)}"
@@ -66,7 +67,7 @@ def spelling_of(data: DataRecipe, languages: list[str] | None, lowercase: bool |
 
 @dataclass(frozen=True)
 class Letters:
-    """Shares of the words that have a letter with an accent, and of the letters that are not Latin."""
+    """The share of words that have an accented letter, and the share of letters that are not Latin."""
 
     accented: float
     other_scripts: float
@@ -78,7 +79,7 @@ class Letters:
 
 
 def letters_of(texts: list[str]) -> Letters:
-    """Count them.
+    """Count accented words and letters of other scripts.
 
     >>> letters_of(["Wir drücken den Knopf"]), letters_of(["三つの文"]).other_scripts
     (Letters(accented=0.25, other_scripts=0.0), 1.0)
@@ -94,7 +95,7 @@ def letters_of(texts: list[str]) -> Letters:
 
 
 def _has_marks(word: str) -> bool:
-    """Whether it would be another word without its accents."""
+    """Whether a word has accents or other combining marks."""
     return any(unicodedata.category(letter) == "Mn" for letter in unicodedata.normalize("NFD", word))
 
 

@@ -2,9 +2,9 @@
 
 OUTPUT.unfinished/
     lock             held by the process that trains
-    facts.json       what the result is a function of; only the same training goes on
-    step-00000120/   the state after a step: transformers' checkpoint, and the seconds that it took to get there. It got
-                     this name when the disk had all of it, and the one before went
+    facts.json       everything that the result depends on; only a training with the same facts continues
+    step-00000120/   the state after a step: transformers' checkpoint, and the seconds that the training took so far.
+                     It gets this name after all of it is on disk; then the previous state is removed
     partial/         a state that is being written
 """
 
@@ -23,14 +23,14 @@ from diffcse_scale.foundation.locks import locked
 from diffcse_scale.foundation.strict_json import to_json
 
 LOCK, FACTS, PARTIAL, SECONDS = "lock", "facts.json", "partial", "seconds.json"
-TEXT, PROCESSES = "text", "processes"  # the facts that are no options
+TEXT, PROCESSES = "text", "processes"  # the facts that are not options
 
 
 class Unfinished:
     """The states of one pretraining.
 
     Args:
-        output: where its generator will be.
+        output: the folder for its generator.
     """
 
     def __init__(self, output: Path) -> None:
@@ -39,18 +39,18 @@ class Unfinished:
 
     @contextmanager
     def held(self, given: str) -> Iterator[None]:
-        """Inside, no other process trains for this output; what is left without a state goes in the end.
+        """Inside, no other process trains for this output. On exit a folder without a state is removed.
 
         Args:
-            given: the output, as the user calls it.
+            given: the output path as given by the user.
 
         Raises:
-            InputError: another one does.
+            InputError: another process trains for this output.
         """
         make_folder(self.folder)
         taken = f"Another process trains the generator of {given}; wait for it, or choose another output."
         with locked(self.folder / LOCK, taken):
-            remove_folder(self.partial)  # of a process that was killed
+            remove_folder(self.partial)  # may be left from a killed process
             try:
                 yield
             finally:
@@ -58,13 +58,13 @@ class Unfinished:
                     self.remove()
 
     def check(self, facts: dict[str, Any]) -> None:
-        """See to it that what is there is of the same training.
+        """Check that an existing state belongs to the same training.
 
         Args:
-            facts: those of it, or as many as are known by now.
+            facts: the facts of the training, or those that are known so far.
 
         Raises:
-            InputError: it is of another one.
+            InputError: the state belongs to another training.
         """
         if self.newest() is None:
             return
@@ -83,7 +83,7 @@ class Unfinished:
         return max(states, default=None, key=lambda state: int(state.name.removeprefix("step-")))
 
     def keep(self, fresh: Path, step: int, seconds: float, facts: dict[str, Any]) -> None:
-        """Make the state after `step`, which lies in `fresh`, the newest and only one."""
+        """Store the state after `step`, which is in `fresh`, as the newest and only one."""
         write_durably(to_json(facts, indent=1), self.folder / FACTS)
         (fresh / SECONDS).write_text(to_json(seconds), encoding="utf-8")
         apply_umask(fresh)
@@ -93,17 +93,17 @@ class Unfinished:
             remove_folder(before)
 
     def seconds(self) -> float:
-        """That the training has taken until the newest state."""
+        """Seconds that the training took until the newest state."""
         state = self.newest()
         return 0.0 if state is None else float(json.loads((state / SECONDS).read_text(encoding="utf-8")))
 
     def remove(self) -> None:
-        """The generator is written, or there is nothing to go on from."""
+        """Remove everything: the generator is written, or there is no state to continue from."""
         remove_folder(self.folder)
 
 
 def _difference(name: str, there: Any, here: Any) -> str:
-    """What a fact was in the training that was interrupted, for a message."""
+    """A fact's value in the interrupted training and its new value, for a message."""
     if name == TEXT:
         return "another text or tokenizer"
     label = name if name == PROCESSES else f"--{name.replace('_', '-')}"

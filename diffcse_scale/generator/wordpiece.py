@@ -21,9 +21,9 @@ from diffcse_scale.text.cache import cache_folder, fingerprint
 from diffcse_scale.text.corpus import corpus_fingerprint, read_corpus
 from diffcse_scale.text.prepared import prepared
 
-# part of every cached name: raise it when the way of learning changes
+# part of every cached name: raise it when the algorithm changes
 FORMAT = 2
-TOGETHER = 1_000_000  # characters that are looked at at a time
+TOGETHER = 1_000_000  # characters that are processed at a time
 UNCASED = Spelling()
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
 
@@ -31,14 +31,14 @@ SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
 def wordpiece_of(
     data: DataRecipe, vocab_size: int, spelling: Spelling = UNCASED, character_coverage: float = 0.9995
 ) -> BertTokenizer:
-    """A tokenizer of BERT's form with at most `vocab_size` entries, learnt on a corpus, or learnt before.
+    """A BERT tokenizer with at most `vocab_size` entries, learnt on a corpus or read from the cache.
 
-    Every rank calls it: one learns, and all read from the cache.
+    Every rank calls it. One rank learns, and all read from the cache.
 
     Args:
-        spelling: what becomes of capitals and accents; by default both go, as in bert-base-uncased.
-        character_coverage: share of the text that the characters of the vocabulary spell. The rest becomes
-            [UNK]: each rare character would cost two entries, and a web corpus has thousands.
+        spelling: whether capitals and accents are kept; by default both are removed, as in bert-base-uncased.
+        character_coverage: share of the text's characters that the vocabulary contains. The rest becomes [UNK],
+            because each rare character would cost two entries, and a web corpus has thousands of them.
     """
     settings = (spelling.lowercase, spelling.accents, character_coverage)
     name = fingerprint(FORMAT, corpus_fingerprint(data), data.limit, vocab_size, *settings)
@@ -59,7 +59,7 @@ def _tokenizer(spelling: Spelling, vocabulary: dict[str, int] | None = None) -> 
 
 
 def _read(file: Path) -> dict[str, int]:
-    """Raises ValueError for a damaged file."""
+    """Read a vocabulary. Raises ValueError for a damaged file."""
     vocabulary: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))
     if list(vocabulary.values()) != list(range(len(vocabulary))) or list(vocabulary)[:5] != SPECIAL_TOKENS:
         raise ValueError("it is no vocabulary")
@@ -67,15 +67,15 @@ def _read(file: Path) -> dict[str, int]:
 
 
 def _learn(text: datasets.Dataset, vocab_size: int, spelling: Spelling, character_coverage: float) -> dict[str, int]:
-    """Tokens and their numbers, in the order of these, from the column `text`."""
+    """Learn from the column `text`. Returns tokens and their numbers, in order of number."""
     backend = _tokenizer(spelling).backend_tokenizer
     characters, continuing = _characters(text, backend)
     counts = sorted(characters.values(), reverse=True)
     wanted = character_coverage * sum(counts)
     rarest = next(count for count, covered in zip(counts, accumulate(counts), strict=True) if covered >= wanted)
     alphabet = {character for character, count in characters.items() if count >= rarest}
-    # The trainer numbers the characters inside words in the order of a hash table and breaks ties by number, so that
-    # each run learns another vocabulary (tokenizers issue 1794). Named beforehand, they have the same numbers always.
+    # The trainer numbers characters inside words in the order of a hash table and breaks ties by number, so each run
+    # would learn another vocabulary (tokenizers issue 1794). As special tokens they always get the same numbers.
     inside = [f"##{character}" for character in sorted(continuing & alphabet)]
     trainer = WordPieceTrainer(
         vocab_size=vocab_size,
@@ -88,7 +88,7 @@ def _learn(text: datasets.Dataset, vocab_size: int, spelling: Spelling, characte
 
 
 def _characters(text: datasets.Dataset, backend: Tokenizer) -> tuple[collections.Counter[str], set[str]]:
-    """How often each character occurs, and those that occur after the first of a word."""
+    """Counts of all characters, and the set of characters that occur after the first position of a word."""
     words: collections.Counter[str] = collections.Counter()
     for sentences in _batches(text):
         words.update(backend.normalizer.normalize_str(" ".join(sentences)).split())
@@ -103,7 +103,7 @@ def _characters(text: datasets.Dataset, backend: Tokenizer) -> tuple[collections
 
 
 def _batches(text: datasets.Dataset) -> Iterator[list[str]]:
-    """Texts of about a million characters together; longer ones are cut between words, which are counted one by one."""
+    """Batches of texts with about a million characters each. Longer texts are cut between words, which is harmless."""
     batch: list[str] = []
     size = 0
     for rows in text.iter(batch_size=100):
@@ -118,7 +118,7 @@ def _batches(text: datasets.Dataset) -> Iterator[list[str]]:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """A text in pieces of at most TOGETHER characters, cut at white space wherever there is some."""
+    """Cut a text into pieces of at most TOGETHER characters, at white space if there is any."""
     start = 0
     while len(text) - start > TOGETHER:
         end = max(text.rfind(blank, start, start + TOGETHER) for blank in " \n\t")

@@ -1,1 +1,1 @@
-"""The folder of a finished model: written, read, checked."""
+"""Writes, reads and checks the folder of a finished model."""

@@ -1,6 +1,7 @@
-"""The projection z = p(h) as modules of sentence-transformers, for those who want z from `encode`.
+"""The projection z = p(h) as modules of sentence-transformers, for users who want z from `encode`.
 
-Training alone uses it (`model/projection.py`); the trainer keeps its weights beside the run's model, not in it.
+Normally only training uses it (`model/projection.py`). The trainer stores its weights beside the run's model, not in
+it.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ class Dense(NamedTuple):
 
 
 def append_projection(folder: Path, run: Path, kind: str) -> None:
-    """Let the run's projection follow the modules of an exported folder.
+    """Append the run's projection to the modules of an exported folder.
 
     Args:
         kind: `model.projection` of the run's recipe.
 
     Raises:
-        InputError: the run has none, or has not kept its weights.
+        InputError: the run has no projection, or did not store its weights.
     """
     for layer in dense_layers(open_projection(run, kind).state_dict()):
         append_dense(folder, layer)
 
 
 def append_dense(folder: Path, layer: Dense) -> None:
-    """Let a dense layer follow the modules of an exported folder."""
+    """Append a dense layer to the modules of an exported folder."""
     width_out, width_in = layer.weight.shape
     config: dict[str, Any] = {
         "in_features": width_in,
@@ -56,10 +57,10 @@ def append_dense(folder: Path, layer: Dense) -> None:
 
 
 def open_projection(run: Path, kind: str) -> nn.Module:
-    """The projection that belongs to a run's model, in eval mode.
+    """The projection of a run's model, in eval mode.
 
     Raises:
-        InputError: the run was trained without one, or its file is not there, is another's or is damaged.
+        InputError: the run was trained without one, or its file is missing, damaged or of another kind.
     """
     file = run / PROJECTION
     if kind == "none":
@@ -79,9 +80,9 @@ def open_projection(run: Path, kind: str) -> nn.Module:
 
 
 def dense_layers(state: dict[str, Tensor]) -> list[Dense]:
-    """A projection in eval mode as dense layers in float32, every BatchNorm folded into the layer before it.
+    """A projection in eval mode as dense float32 layers, with every BatchNorm folded into the layer before it.
 
-    With g = weight / sqrt(variance + eps), BatchNorm of W x is (g W) x + (bias - g mean); computed in float64.
+    With g = weight / sqrt(variance + eps), BatchNorm of W x is (g W) x + (bias - g mean). Computed in float64.
     """
     tensors = {name: tensor.double() for name, tensor in state.items()}
     if "dense.weight" in tensors:

@@ -1,8 +1,8 @@
-"""What a model folder holds, as files of their own: an export carries nothing from outside the model.
+"""Copies the files of a model folder. An export contains nothing from outside the model.
 
-A symbolic link is followed only where it leads to a file of the same model: into the folder itself or, where the folder
-is a snapshot in the Hub's cache (models--owner--name/snapshots/COMMIT/FILE -> ../../blobs/HASH), into the blobs of that
-repository. A link is followed to its very end before this is asked: a blob that is itself a link leads out, too.
+A symbolic link is followed only if it leads to a file of the same model: inside the folder itself or, if the folder is
+a snapshot in the Hub's cache (models--owner--name/snapshots/COMMIT/FILE -> ../../blobs/HASH), inside the blobs of that
+repository. Links are fully resolved before this check, so a blob that is itself a link may lead outside too.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from diffcse_scale.foundation.errors import InputError
 
 
 def own_file(file: Path, folder: Path) -> Path:
-    """Where the content of a file of a model folder lies.
+    """The resolved path of a file of a model folder.
 
     Raises:
-        InputError: it is a link that leads out of the model, or no file at all.
+        InputError: it is a link that leads out of the model, or not a file.
     """
     root, content = folder.resolve(), file.resolve()
     blobs = root.parent.parent / "blobs"
@@ -32,26 +32,26 @@ def own_file(file: Path, folder: Path) -> Path:
 
 
 def own_files(folder: Path, left_out: Sequence[str] = ()) -> dict[Path, Path]:
-    """The files of a model folder: their places relative to it, and where their content lies.
+    """The files of a model folder: relative paths to resolved paths.
 
     Args:
-        left_out: patterns of the names of files and folders.
+        left_out: patterns for names of files and folders to skip.
 
     Raises:
-        InputError: as `own_file`.
+        InputError: as for `own_file`.
     """
     return {file.relative_to(folder): own_file(file, folder) for file in _entries(folder, left_out)}
 
 
 def copy_files(files: dict[Path, Path], target: Path) -> None:
-    """Write the content of `own_files` under a folder that is not there yet."""
+    """Copy `own_files` into a new folder."""
     for place, content in files.items():
         (target / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(content, target / place)
 
 
 def _entries(folder: Path, left_out: Sequence[str]) -> Iterator[Path]:
-    """All but real folders, which are looked into."""
+    """All entries except real folders, which are searched."""
     for entry in os.scandir(folder):
         if any(fnmatch(entry.name, pattern) for pattern in left_out):
             continue

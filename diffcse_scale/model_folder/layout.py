@@ -1,4 +1,4 @@
-"""What lies in the folder of a model, and where the model of a run lies. Nothing here needs torch."""
+"""The files of a model folder, and the location of a run's model. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.run_files import CURVES
 from diffcse_scale.recipe import EMBEDDED, Pooling, Recipe
 
-NUMBERED = "model-*-of-*.safetensors"  # the files of weights, where there are several
+NUMBERED = "model-*-of-*.safetensors"  # the weight files, if there are several
 FILES = (
     *("config.json", "generation_config.json", MODULES_FILE, TRANSFORMER_FILE, ABOUT_FILE, CARD, CURVES),
     *("model.safetensors", NUMBERED, "model.safetensors.index.json"),
@@ -31,14 +31,14 @@ FILES = (
     *("vocab.txt", "vocab.json", "merges.txt", "*.model"),
     *("[0-9]*_*/config.json", "[0-9]*_*/model.safetensors", "onnx/model*.onnx", "onnx/model*.onnx_data"),
 )
-"""Names of the files of a model, as `fnmatch` reads them: what an export may write, and replaces."""
+"""Names of the files of a model, as `fnmatch` patterns. An export may write and replace them."""
 
 
 def model_folder(path: str | Path) -> Path:
-    """The folder of a model: `path` itself, or the `model` of the run that `path` is.
+    """The folder of a model: `path` itself or, if `path` is a run, its `model` folder.
 
     Raises:
-        InputError: there is no such folder, no model in it, or the run has not finished.
+        InputError: the folder does not exist or holds no model, or the run has no model yet.
     """
     folder = existing_folder(path)
     if folder is None:
@@ -53,7 +53,7 @@ def model_folder(path: str | Path) -> Path:
 
 
 def check_models(recipe: Recipe) -> None:
-    """Raises InputError where a network of a recipe is on the Hub, which cannot be reached, and is in no cache."""
+    """Raise InputError if a network of a recipe must come from the Hub, which cannot be reached, and is not cached."""
     needs_generator = recipe.objective.rtd_weight > 0 and recipe.objective.edits is None
     names = (recipe.model.encoder, recipe.model.discriminator, recipe.model.generator if needs_generator else None)
     for name in names:
@@ -62,14 +62,14 @@ def check_models(recipe: Recipe) -> None:
 
 
 def run_of(model: str | Path) -> Path | None:
-    """The run whose result the model folder is, or None."""
+    """The run that a model folder belongs to, or None."""
     folder = given_path(model).absolute()
     candidates = [folder, *([folder.parent] if folder.name == run_files.MODEL else [])]
     return next((run for run in candidates if (run / run_files.RECIPE).is_file()), None)
 
 
 def is_model_file(name: str) -> bool:
-    """Whether a file of this relative name is one of `FILES`."""
+    """Whether a relative name matches one of `FILES`."""
     return any(name.count("/") == pattern.count("/") and fnmatchcase(name, pattern) for pattern in FILES)
 
 
@@ -79,6 +79,6 @@ def module_names(folder: Path) -> list[str]:
 
 
 def check_pooling(name: str | None) -> None:
-    """Raises InputError unless there is a pooling of this name, or none is asked for."""
+    """Raise InputError unless there is a pooling with this name, or `name` is None."""
     if name is not None and name not in (known := get_args(Pooling)):
         raise InputError(f"There is no pooling {quoted(name)}; there are {', '.join(known)}.")

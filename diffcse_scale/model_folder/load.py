@@ -1,7 +1,7 @@
-"""A model folder, of this project or another, as a `SentenceTransformer`.
+"""Loads a model folder, of this project or another, as a `SentenceTransformer`.
 
-Every command and the Python interface load models here or, for training, in `model/backbone.py`; the same is refused in
-both. Nothing is downloaded, and nothing that the folder brings is run.
+Every command and the Python interface load models here or, for training, in `model/backbone.py`. Both refuse the same
+models. Nothing is downloaded, and no code from the folder is run.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from diffcse_scale.model_folder.save import first_and_last
 
 log = logging.getLogger(__name__)
 
-# the classes that `modules.json` may name
 __all__ = ["load_model", "quiet_transformers", "truncate_at"]
 
+# the classes that `modules.json` may name
 MODULE_TYPES = sorted(set(library.__all__) - {"Module", "InputModule"})
-UNLIMITED = 10**9  # tokens; transformers writes 10**30 where a tokenizer names no limit
-# what a folder may say of how its network is to be loaded; sentence-transformers ignores the last
+UNLIMITED = 10**9  # tokens; transformers writes 10**30 if a tokenizer has no limit
+# loading options that a folder may set; sentence-transformers ignores the last
 LOADING_OPTIONS = {"dtype", "torch_dtype", "attn_implementation", "add_pooling_layer", "trust_remote_code"}
 
 
 def quiet_transformers() -> None:
-    """No progress bars, and no report about the weights that a network has beyond those of its file.
+    """Turn off transformers' progress bars and its report about weights that are missing in a file.
 
     Example:
         >>> from transformers.utils import logging
@@ -62,18 +62,18 @@ def quiet_transformers() -> None:
 def load_model(
     path: str | Path, pooling: str | None = None, device: str | None = None
 ) -> tuple[SentenceTransformer, str]:
-    """A model, and how its pooling is to be named.
+    """Load a model.
 
     Args:
-        path: a run, or a folder written by sentence-transformers (`export` does) or by transformers.
-        pooling: a name of `POOLINGS`. None for the folder's own, or cls where it has none.
-        device: where it is loaded; None for the first accelerator or, without one, the CPU.
+        path: a run, or a folder written by sentence-transformers (as `export` does) or transformers.
+        pooling: a name of `POOLINGS`. None uses the folder's own pooling, or cls if it has none.
+        device: device to load it on. None uses the first accelerator or, without one, the CPU.
 
     Returns:
-        The model, and a name of `POOLINGS` or "its own pooling".
+        The model, and the name of its pooling: one of `POOLINGS`, followed by "pooling", or "its own pooling".
 
     Raises:
-        InputError: no such folder, no model in it, one that cannot be read, or an unknown pooling.
+        InputError: the folder does not exist or holds no model, the model cannot be read, or the pooling is unknown.
 
     Example:
         >>> from diffcse_scale.embedded import backbone_path
@@ -100,14 +100,14 @@ def load_model(
 
 
 def truncate_at(model: SentenceTransformer, max_length: int | None) -> None:
-    """Let a loaded model read so many tokens of a sentence; None leaves its own limit.
+    """Set the number of tokens that a loaded model reads of a sentence.
 
     Args:
-        model: what `load_model` returns first.
-        max_length: tokens, special ones included; None changes nothing.
+        model: the model from `load_model`.
+        max_length: number of tokens, including special tokens; None keeps the model's own limit.
 
     Raises:
-        InputError: it cannot read so many, or they are filled by special tokens alone.
+        InputError: the model cannot read so many tokens, or special tokens alone fill them.
 
     Example:
         >>> from diffcse_scale.embedded import backbone_path
@@ -132,7 +132,7 @@ def _text_transformers(model: SentenceTransformer) -> Iterator[Transformer]:
 
 
 def _check_modules(model: SentenceTransformer) -> None:
-    """See that they go together: a word goes through all of them, and comes out as wide as the folder says."""
+    """Check that the modules fit together: encode a word and compare its width with the folder's files."""
     if isinstance(model[0], Transformer) and model.tokenizer is not None:
         found, said = len(model.encode("a", show_progress_bar=False)), model.get_embedding_dimension()
         if found != said:
@@ -140,7 +140,7 @@ def _check_modules(model: SentenceTransformer) -> None:
 
 
 def _limit_to_positions(transformer: Transformer, name: str) -> None:
-    """Without a word of its folder, sentence-transformers takes all rows of a table of positions, RoBERTa's 514 too."""
+    """Limit the length to usable positions: by default sentence-transformers counts the whole table, RoBERTa's 514."""
     own, limit = transformer.max_seq_length or UNLIMITED, positions(transformer.auto_model)
     if not isinstance(own, int | float) or not own >= 1:
         raise InputError(f"Model {name} says that it reads {own!r:.80} tokens; write the right number into its files.")
@@ -151,18 +151,18 @@ def _limit_to_positions(transformer: Transformer, name: str) -> None:
 
 
 def _check_files(folder: Path, name: str) -> None:
-    """Refuse what would run code that is not this environment's own, before anything is loaded."""
+    """Refuse a folder that would run code from outside this environment, before anything is loaded."""
     for file in folder.rglob("*.json"):
         if file.name == MODULES_FILE:
             _check_types([module["type"] for module in read_modules(file.parent)], file, name)
         elif file.match("*_config.json") or file.name == "config.json":
             settings = read_json(file)
-            if not isinstance(settings, dict):  # a file of another tool: of training data, say
+            if not isinstance(settings, dict):  # a file of another tool, for example of training data
                 continue
             refuse_own_code(settings, file.name, name)
-            if "structure" in settings:  # of a router, which holds further modules
+            if "structure" in settings:  # a router, which holds further modules
                 _check_types(settings["types"].values(), file, name)
-            if base := settings.get("base_model_name_or_path"):  # of adapters
+            if base := settings.get("base_model_name_or_path"):  # adapters
                 base_settings, _ = PreTrainedConfig.get_config_dict(base, local_files_only=True)
                 refuse_own_code(base_settings, "config.json", base)
             options = settings.get("model_args", {}) | settings.get("model_kwargs", {})
@@ -193,7 +193,7 @@ def _open(folder: Path, name: str, pooling: str | None, device: str | None) -> t
 
 
 def _with_pooling(folder: Path, name: str, pooling: str, device: str | None) -> SentenceTransformer:
-    """The network of a folder under another pooling, with its prompts; whatever follows its own pooling is left out."""
+    """The network of a folder with another pooling and its prompts. Modules after its own pooling are left out."""
     transformer = Transformer.load(str(network_folder(folder)), local_files_only=True)
     config = transformer.auto_model.config
     modules = [transformer, Pooling(config.hidden_size, POOLINGS[pooling].mode)]

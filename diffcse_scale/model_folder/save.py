@@ -1,10 +1,10 @@
-"""A directory that sentence-transformers, transformers and mteb load as it is.
+"""Writes a directory that sentence-transformers, transformers and mteb load without conversion.
 
-    model.safetensors, config.json, tokenizer files     at the root: what AutoModel and AutoTokenizer read
-    modules.json, sentence_bert_config.json, 1_*/, 2_*/  what SentenceTransformer reads besides
+    model.safetensors, config.json, tokenizer files     at the root: read by AutoModel and AutoTokenizer
+    modules.json, sentence_bert_config.json, 1_*/, 2_*/  read by SentenceTransformer in addition
 
-The sentence-transformers files are written here and not by the library, in the form that new and old versions
-read: the library would write names that versions before 5.4 do not know, and load the weights once more.
+The sentence-transformers files are written here and not by the library, in a form that old and new versions read. The
+library would write names that versions before 5.4 do not know, and would load the weights once more.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ def export_sentence_transformer(
 ) -> None:
     """Write the encoder as a directory that `SentenceTransformer` and `AutoModel` load.
 
-    The directory appears whole or not at all. What this function wrote there before is replaced, nothing else is.
+    The directory is written atomically. Only files that this function wrote there before are replaced.
 
     Args:
-        encoder: the backbone that is kept; no projection, no discriminator.
-        tokenizer: that of the encoder.
+        encoder: the trained backbone, without projection and discriminator.
+        tokenizer: the encoder's tokenizer.
         pooling: a name of `POOLINGS`.
-        max_length: tokens a sentence that users get unless they say otherwise.
-        directory: where to write; it may be absent.
+        max_length: default number of tokens per sentence for users of the model.
+        directory: where to write; it need not exist.
         card: text of README.md, the model card.
-        state: the weights, where `encoder` holds only a part of them (ZeRO-3).
-        adapter: of an encoder with adapters save these alone, beside the name of their base; else they are merged.
-        overwrite: replace the files of another model in `directory` too.
-        beside: weights of what is not the encoder, by the names of their files.
-        write: writes what `save_pretrained` would write of the encoder, in its place.
+        state: the weights, if `encoder` holds only a part of them (ZeRO-3).
+        adapter: save only the adapters of an encoder and the name of their base; otherwise adapters are merged.
+        overwrite: also replace the files of another model in `directory`.
+        beside: weights besides the encoder's, by file name.
+        write: writes the encoder's files instead of `save_pretrained`.
 
     Raises:
         InputError: `directory` holds what this function did not write, and `overwrite` is False.
@@ -107,10 +107,10 @@ def check_output(
     sources: Collection[str | Path] = (),
     copied: Collection[str] = (),
 ) -> Place:
-    """See to it that a model may be written to `directory`: see `check_folder`.
+    """Check that a model may be written to `directory`; see `check_folder`.
 
     Args:
-        copied: files that are written beside those of `FILES`.
+        copied: files that are written besides those of `FILES`.
     """
 
     def writes(name: str) -> bool:
@@ -120,7 +120,7 @@ def check_output(
 
 
 def _without_mark(folder: Path) -> bool:
-    """Whether an earlier version exported a model to `folder`: sentence-transformers writes no version of "torch"."""
+    """Whether an earlier version exported a model to `folder`. sentence-transformers itself writes no key "torch"."""
     about = folder / ABOUT_FILE
     try:
         return "torch" in json.loads(about.read_text(encoding="utf-8"))["__version__"]
@@ -129,13 +129,13 @@ def _without_mark(folder: Path) -> bool:
 
 
 def write_modules(folder: Path, pooling: str, max_length: int | None, width: int, layers: int) -> None:
-    """Make a transformers folder a sentence-transformers folder: the files beside weights and tokenizer.
+    """Turn a transformers folder into a sentence-transformers folder by writing the files that it lacks.
 
-    A pooling of first and last layer is a layer average with weight 1 on the embedding output and on the last layer
-    and 0 between, followed by that over tokens.
+    Pooling of first and last layer is a layer average with weight 1 for the embedding output and the last layer and 0
+    for the others, followed by the average over tokens.
 
     Raises:
-        ValueError: unknown pooling.
+        ValueError: the pooling is unknown.
     """
     chosen = pooling_named(pooling)
     transformer: dict[str, Any] = {"max_seq_length": max_length, "do_lower_case": False}
@@ -164,11 +164,11 @@ def _module(index: int, name: str) -> dict[str, Any]:
 
 
 def append_module(folder: Path, name: str, config: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
-    """Let another module of sentence-transformers follow those of an exported folder.
+    """Append a module of sentence-transformers to those of an exported folder.
 
     Args:
-        name: of its class.
-        config: the class's own.
+        name: name of the class.
+        config: configuration of the class.
     """
     modules = read_modules(folder)
     module = _module(len(modules), name)
@@ -179,13 +179,13 @@ def append_module(folder: Path, name: str, config: dict[str, Any], weights: dict
 
 
 def set_max_length(folder: Path, max_length: int) -> None:
-    """Change how many tokens of a sentence users of an exported folder get."""
+    """Change the default number of tokens per sentence of an exported folder."""
     file = network_folder(folder) / TRANSFORMER_FILE
     _write(file, {**read_settings(file), "max_seq_length": max_length})
 
 
 def first_and_last(layers: int) -> Tensor:
-    """Weights [layers + 1] of an average over embedding output (0) and all layers: first and last only."""
+    """Weights [layers + 1] of an average over embedding output (index 0) and all layers: 1 for the first and last."""
     weights = torch.zeros(layers + 1)
     weights[0] = weights[-1] = 1.0
     return weights

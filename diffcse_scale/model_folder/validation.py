@@ -1,4 +1,4 @@
-"""An export is read again before it gets its name: its weights are whole, and its vectors are those of its source."""
+"""Reads an export again before it gets its name, to check its weights and compare its vectors with its source's."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ TOLERANCE = 1e-5
 
 @torch.inference_mode()
 def expected_vectors(source: Path, max_length: int | None, projection: nn.Module | None, normalize: bool) -> Vectors:
-    """What an export is to give for the probe sentences, computed with the source itself and plain PyTorch.
+    """The vectors that an export must give for the probe sentences, computed with the source and plain PyTorch.
 
     Raises:
-        InputError: the source cannot be loaded, has no finite vectors, or cannot read so many tokens; or the projection
-            is of another width.
+        InputError: the source cannot be loaded, has vectors that are not finite, or cannot read so many tokens; or the
+            projection has another width.
     """
     model, _ = load_model(source)
     truncate_at(model, max_length)
@@ -35,10 +35,10 @@ def expected_vectors(source: Path, max_length: int | None, projection: nn.Module
 
 @torch.inference_mode()
 def projected(vectors: Vectors, projection: nn.Module | None, source: Path) -> Vectors:
-    """Vectors [n, dimension] of the model in `source` after what follows it, if anything does.
+    """Vectors [n, dimension] of the model in `source` after the projection, if there is one.
 
     Raises:
-        InputError: that is of another width.
+        InputError: the projection has another width.
     """
     try:
         return vectors if projection is None else projection(torch.from_numpy(vectors)).numpy()
@@ -47,10 +47,10 @@ def projected(vectors: Vectors, projection: nn.Module | None, source: Path) -> V
 
 
 def check_export(fresh: Path, source: Path, expected: Vectors) -> SentenceTransformer:
-    """Load what was written, and compare the vectors of the probe sentences.
+    """Load a written export, and compare the vectors of the probe sentences.
 
     Raises:
-        InputError: a component differs by more than `TOLERANCE`, relative to the largest where that is more than 1.
+        InputError: a component differs by more than `TOLERANCE`, relative to the largest if that is more than 1.
     """
     model, _ = load_model(fresh)
     found = _probe(model)
@@ -65,12 +65,12 @@ def check_export(fresh: Path, source: Path, expected: Vectors) -> SentenceTransf
 
 
 def largest_difference(found: Vectors, expected: Vectors) -> float:
-    """Of any component; relative to the largest component where that is more than 1."""
+    """Largest absolute difference of a component, relative to the largest component if that is more than 1."""
     return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
 
 
 def _probe(model: SentenceTransformer) -> Vectors:
-    """[n, dimension] in float32 on the CPU, of texts of one and of many sentences."""
+    """Vectors [n, dimension] of texts with one and with many sentences, in float32 on the CPU."""
     texts = training_sentences(40, seed=0)
     vectors: Vectors = model.to("cpu").float().encode([*texts[:7], " ".join(texts)], show_progress_bar=False)
     check_rows(vectors, "of the texts that the model is tried with", "choose another model; nothing was written")

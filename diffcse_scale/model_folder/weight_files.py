@@ -1,7 +1,7 @@
-"""The files that hold a model's weights, planned before a weight is there, so that each can be written by itself.
+"""Plans the weight files of a model before the weights are gathered, so that each file can be written separately.
 
-What `save_pretrained` does besides writing numbers (names, order, sizes, index, configuration) needs shapes and dtypes
-alone. Here it does that with tensors on the device "meta", and its plan of the files is kept.
+Apart from writing numbers, `save_pretrained` (names, order, sizes, index, configuration) needs only shapes and dtypes.
+Here it runs on tensors on the device "meta", and its plan of the files is kept.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from transformers import PreTrainedModel, modeling_utils
 
 from diffcse_scale.model.lora import has_adapters
 
-# bytes of weights in one file; a larger model has several, as transformers and the Hub cut them for years. It is what a
-# rank holds in host memory beside its own part while a model that ZeRO-3 has partitioned is written
+# bytes of weights per file; larger models have several files, as transformers and the Hub have done for years. While a
+# model that ZeRO-3 partitions is written, a rank holds so many bytes in host memory besides its own part
 FILE_BYTES = 5 * 10**9
 
 Plan = dict[str, dict[str, str]]
-"""Of each file: the names of its tensors, each with the name that the network has for it."""
+"""For each file the names of its tensors, each with the network's own name for it."""
 
 
 def in_several_files(encoder: PreTrainedModel) -> bool:
-    """Whether the weights of a partitioned network may be written file by file; the same answer on every rank.
+    """Whether the weights of a partitioned network may be written file by file. Every rank gets the same answer.
 
-    That needs weights that reach the files as the network holds them. Adapters, which are merged or saved alone, and
-    quantized weights do not. A weight that has two names is left to `save_pretrained`, which compares numbers.
+    The files must contain the weights as the network holds them. This is not so for adapters, which are merged or saved
+    alone, and for quantized weights. Weights with two names are left to `save_pretrained`, which compares numbers.
     """
     state = encoder.state_dict(keep_vars=True)
     partitioned = any(hasattr(value, "ds_shape") for value in state.values())
@@ -40,11 +40,11 @@ def in_several_files(encoder: PreTrainedModel) -> bool:
 
 
 def save_without_weights(encoder: PreTrainedModel, folder: Path) -> Plan | None:
-    """Write all that `save_pretrained` writes, configuration and index among it, but no file of weights; plan those.
+    """Write everything that `save_pretrained` writes, including configuration and index, except the weight files.
 
     Returns:
-        The plan of the files; None where one of them has other tensors than the network: transformers converts the
-        weights of some families back to their published form, for which it must have them all.
+        The plan of the weight files. None if a file has other tensors than the network: transformers converts the
+        weights of some families back to their published form and needs all of them for that.
     """
     shapes, files = _shapes(encoder), dict[str, dict[str, Tensor]]()
     names = {id(value): name for name, value in shapes.items()}
@@ -64,10 +64,10 @@ def save_without_weights(encoder: PreTrainedModel, folder: Path) -> Plan | None:
 
 
 def save_encoder(encoder: PreTrainedModel, folder: Path, state: dict[str, Tensor] | None) -> None:
-    """`save_pretrained`, in files of `FILE_BYTES`.
+    """Call `save_pretrained` with files of `FILE_BYTES`.
 
     Args:
-        state: the weights, where `encoder` holds only a part of them (ZeRO-3).
+        state: the weights, if `encoder` holds only a part of them (ZeRO-3).
     """
     with _parameters_counted(encoder):
         encoder.save_pretrained(folder, state_dict=state, max_shard_size=FILE_BYTES)
@@ -75,7 +75,7 @@ def save_encoder(encoder: PreTrainedModel, folder: Path, state: dict[str, Tensor
 
 @contextmanager
 def _parameters_counted(encoder: PreTrainedModel) -> Iterator[None]:
-    """Have the index state the parameters of the whole network: of partitioned ones it would count no element."""
+    """Make the index state the whole network's number of parameters. It would count 0 for partitioned ones."""
     numbers = [getattr(parameter, "ds_numel", -1) for parameter in encoder.parameters()]
     if min(numbers) < 0:
         yield
@@ -88,7 +88,7 @@ def _parameters_counted(encoder: PreTrainedModel) -> Iterator[None]:
 
 
 def _shapes(encoder: PreTrainedModel) -> dict[str, Tensor]:
-    """The network's state dict without numbers, whole also where ZeRO-3 has partitioned it."""
+    """The network's state dict on the meta device, with full shapes even if ZeRO-3 partitions it."""
     return {
         name: torch.empty(getattr(value, "ds_shape", value.shape), dtype=value.dtype, device="meta")
         for name, value in encoder.state_dict(keep_vars=True).items()

@@ -1,6 +1,6 @@
-"""What a run will need, before any weight is loaded: memory of every device, communication, what fits.
+"""Plans a run before any weight is loaded: memory per device, communication, and which sizes fit.
 
-The networks are built from their configuration on tensors that have shapes but no numbers, and one training step is
-rehearsed on them, so that any family, pooling and activation checkpointing is covered by its own code
-(`rehearsal`). The engine's part, which cannot be rehearsed, is replayed on what the rehearsal saw (`memory`).
+The networks are built from their configuration on tensors without data, and one training step is rehearsed on them
+(`rehearsal`). The model's own code runs, so every family, pooling and activation checkpointing is covered. The engine
+cannot be rehearsed; its memory is simulated on top of the rehearsal (`memory`).
 """

@@ -1,4 +1,4 @@
-"""`diffcse-scale plan`: will it fit, and what will it send?"""
+"""`diffcse-scale plan`: will a run fit, and how much will it communicate?"""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def plan(
     """Plan a run, print the tables and write the JSON report.
 
     Args:
-        recipe_name, overrides: as `train.py` takes them.
-        deepspeed_config: a DeepSpeed JSON; None for the shipped zero2.json.
-        device_memory: GiB of a device, or of a rank on a CPU.
-        on_cpu: the devices are processes on CPUs.
-        overwrite: replace `json_file` whatever it is.
-        device: of `hours.DEVICES`, for hours; None for none.
-        tflops, network_gbs: what such a device reaches, if it is known (`hours.reached_speeds`).
+        recipe_name, overrides: as for `train.py`.
+        deepspeed_config: a DeepSpeed JSON file; None uses the shipped zero2.json.
+        device_memory: GiB per device, or per rank on a CPU.
+        on_cpu: whether the devices are processes on CPUs.
+        overwrite: replace `json_file`, whatever it holds.
+        device: a name in `hours.DEVICES`, to estimate hours; None gives no estimate.
+        tflops, network_gbs: measured speeds of the device, if known (`hours.reached_speeds`).
 
     Raises:
-        InputError: speeds without a device; whatever training would refuse before it loads weights; or an unusable
-            report file.
+        InputError: speeds are given without a device, training would refuse the run before it loads weights, or the
+            report file cannot be used.
     """
     if device is None and (tflops is not None or network_gbs is not None):
         raise InputError(
@@ -80,7 +80,7 @@ def plan(
 
 
 def asked(name: str, overrides: Sequence[str]) -> Recipe:
-    """The recipe with the columns of its corpus, where that is on this machine: a hard negative is a third row."""
+    """The recipe with its corpus's columns, if the corpus is on this machine: a hard negative adds a third row."""
     recipe = load_recipe(name, overrides)
     if recipe.data.columns is not None or not all(given_path(file).is_file() for file in recipe.data.files):
         return recipe

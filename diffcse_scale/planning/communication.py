@@ -1,7 +1,7 @@
-"""Bytes that one device sends a step, with the ring algorithms that NCCL and gloo use for large messages.
+"""Bytes that one device sends per step, with the ring algorithms that NCCL and gloo use for large messages.
 
-What travels, how often and in which dtype follows DeepSpeed 0.19.8, and is counted on CPUs by
-`tests/planning/test_counted_bytes.py`.
+What is sent, how often and in which dtype follows DeepSpeed 0.19.8. `tests/planning/test_counted_bytes.py` checks it
+by counting on CPUs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WITHIN, BETWEEN_NODES = "within a node", "between nodes"
 
 @dataclass(frozen=True)
 class _Sent:
-    """Bytes that a device sends a step: in the ring of all devices, and in that of those that share weights (hpZ)."""
+    """Bytes that a device sends per step: in the ring of all devices, and in its ring of secondary shards (hpZ)."""
 
     of_all: float
     of_group: float = 0.0
@@ -30,17 +30,17 @@ class _Sent:
 def bytes_sent(
     networks: Networks, sharding: Sharding, recipe: Recipe, share: int, chunk: int | None
 ) -> dict[str, float]:
-    """By what is sent: gradients, weights, embeddings. BatchNorm's statistics and counts are too small to matter."""
+    """Bytes by kind: gradients, weights, embeddings. BatchNorm's statistics and counts are too small to matter."""
     return {kind: sent.of_all + sent.of_group for kind, sent in _sent(networks, sharding, recipe, share, chunk).items()}
 
 
 def bytes_by_link(
     networks: Networks, sharding: Sharding, recipe: Recipe, share: int, chunk: int | None
 ) -> dict[str, float]:
-    """The same bytes by the way they take, for a device on the average.
+    """The same bytes split into within and between nodes, averaged over devices.
 
-    Rings go through all devices of a node before they leave it, so that of what the devices of a node send, one
-    device's part leaves it. NCCL lets each device be the last of a node in some of its rings.
+    A ring passes through all devices of a node before it leaves the node, so only one device per node sends to
+    another node. NCCL builds several rings, and each device is the last of its node in some of them.
     """
     found = _sent(networks, sharding, recipe, share, chunk).values()
     of_all, of_group = (sum(getattr(sent, ring) for sent in found) for ring in ("of_all", "of_group"))
@@ -60,13 +60,13 @@ def _sent(networks: Networks, sharding: Sharding, recipe: Recipe, share: int, ch
 
 
 def _ring(ranks: int) -> float:
-    """The part of a tensor that a device sends in a reduce-scatter or an all-gather; an all-reduce is both."""
+    """Share of a tensor that a device sends in a reduce-scatter or an all-gather. An all-reduce is both."""
     return (ranks - 1) / ranks
 
 
 def _gradients(networks: Networks, sharding: Sharding, share: int, chunk: int | None) -> _Sent:
     trained = [parameter for parameter in networks.parameters if parameter.trained]
-    # the pass that reaches every parameter goes with the first pass, which reaches these anyway
+    # the extra pass that reaches every parameter is part of the first pass, which reaches these parts anyway
     first = {"discriminator", "rtd_head"} if any(p.part == "discriminator" for p in trained) else {"projection"}
     sent = 0.0
     for parameter in trained:
@@ -82,14 +82,14 @@ def _weights(networks: Networks, sharding: Sharding, recipe: Recipe, share: int,
     if sharding.stage == 0:
         return _Sent(0.0)
     if sharding.stage < 3:
-        # the updated weights, as they are held
+        # the updated weights, in the dtype in which they are held
         updated = sum(p.elements * sharding.held(p) for p in networks.parameters if p.trained)
         return _Sent(updated * _ring(sharding.world_size))
     of_all = of_group = 0.0
     found = gathers(networks, sharding, recipe, share, chunk)
     for parameter, (times, is_persistent) in zip(networks.parameters, found, strict=True):
         size = parameter.elements * (sharding.held(parameter) if is_persistent else sharding.travels(parameter))
-        # what is trained is gathered from all once after each update; what is frozen never is again
+        # after each update trained weights are gathered once from all devices; frozen weights need it never again
         across = times if sharding.hpz == 1 else min(times, 1.0) if parameter.trained else 0.0
         of_all += across * size
         of_group += (times - across) * size
@@ -97,9 +97,9 @@ def _weights(networks: Networks, sharding: Sharding, recipe: Recipe, share: int,
 
 
 def _embeddings(networks: Networks, sharding: Sharding, recipe: Recipe, share: int) -> _Sent:
-    """Keys to everybody and their gradients back, in the dtype that they are compared in.
+    """Keys to all devices and their gradients back, in the dtype of the comparison.
 
-    A ring sends the keys again in backward, and sums of their gradients in float32 all the way round.
+    A ring sends the keys again in backward, and also sends float32 sums of their gradients once around the ring.
     """
     negatives = 2 if recipe.data.columns is not None and len(recipe.data.columns) == 3 else 1
     dtype = sharding.autocast_dtype if sharding.autocast else sharding.weight_dtype

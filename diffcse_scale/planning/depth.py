@@ -1,4 +1,4 @@
-"""A deep network from two shallow ones: its layers are equal, so that its numbers lie on lines through two depths."""
+"""Extrapolates a deep network from two shallow ones. Layers are equal, so memory is linear in the depth."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 
 from diffcse_scale.planning.moments import Moment, along
 
-SHALLOW = 4  # layers: the first, one between, the one below the last, the last
-_NUMBER = re.compile(r"(layer|module)_(idx|id|index)")  # the one setting in which equal layers differ
+SHALLOW = 4  # layers: the first, one in between, the one below the last, the last
+_NUMBER = re.compile(r"(layer|module)_(idx|id|index)")  # the only setting in which equal layers differ
 
 
 class Stacks(NamedTuple):
@@ -22,7 +22,7 @@ class Stacks(NamedTuple):
 
 
 def equal_layers(model: nn.Module) -> Stacks | None:
-    """The deepest stacks in which all layers but the first are equal; None where shallow ones are not worth it."""
+    """The deepest stacks whose layers are equal except the first; None if the model is too shallow to gain."""
     depths = {
         name: len(module)
         for name, module in model.named_modules()
@@ -35,7 +35,7 @@ def equal_layers(model: nn.Module) -> Stacks | None:
 
 
 def cut(model: nn.Module, stacks: Stacks, depth: int) -> None:
-    """Leave so many layers of each stack."""
+    """Keep only the first `depth` layers of each stack."""
     for name in stacks.names:
         parent, _, child = name.rpartition(".")
         layers = model.get_submodule(name)
@@ -44,10 +44,10 @@ def cut(model: nn.Module, stacks: Stacks, depth: int) -> None:
 
 
 def deepened(shallow: list[Moment], deeper: list[Moment], stacks: Stacks) -> list[Moment]:
-    """The step of the whole model, from those with `SHALLOW` layers and with one more.
+    """The step of the whole model, extrapolated from steps with `SHALLOW` and with `SHALLOW` + 1 layers.
 
-    A backward pass goes from the last layer of a stack to the first. What is alive meanwhile grows with the layers that
-    there are, and with those that are still to come.
+    A backward pass goes from the last layer of a stack to the first. The memory in use grows with the number of
+    layers, and with the number of layers that the pass has not reached yet.
     """
     more = stacks.depth - SHALLOW
     moments: list[Moment] = []
@@ -71,14 +71,14 @@ def _line(steps: list[float], base: list[Moment], others: list[list[Moment]]) ->
 
 
 def _blocks(moments: list[Moment], stacks: Stacks) -> list[tuple[str | None, list[list[Moment]]]]:
-    """Runs of moments in a stack, layer by layer, and between stacks."""
+    """Group moments into blocks: layer by layer within a stack, and those between stacks."""
     places = [(_place(moment, stacks), moment) for moment in moments]
     runs = [(place, [moment for _, moment in run]) for place, run in groupby(places, key=lambda pair: pair[0])]
     return [(name, [run for _, run in block]) for name, block in groupby(runs, key=lambda run: run[0][0])]
 
 
 def _place(moment: Moment, stacks: Stacks) -> tuple[str | None, int]:
-    """The stack and the layer of the gradient that arrives."""
+    """The stack and layer that the moment's gradient belongs to."""
     for name in stacks.names:
         if moment.gradient is not None and moment.gradient.startswith(f"{name}."):
             return name, int(moment.gradient.removeprefix(f"{name}.").partition(".")[0])
@@ -92,7 +92,7 @@ def _in_layer(moment: Moment, stack: str, number: int) -> Moment:
 
 
 def _form(layer: nn.Module) -> str:
-    """All that makes a layer what it is but its number: modules, settings, shapes, what is trained."""
+    """A description of a layer without its number: modules, settings, shapes, and which tensors are trained."""
     parts = []
     for name, module in layer.named_modules():
         settings = {

@@ -1,4 +1,4 @@
-"""A plan: what a step needs on every device, and the largest sizes and the cheapest stage with which it fits."""
+"""A plan: what a step needs on every device, and the largest sizes and the cheapest stage that fit."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from diffcse_scale.planning.sharding import Sharding
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import chunk_of, share_of
 
-# of an accelerator's memory, for its context, its libraries' workspaces and what its allocator cannot use: an
-# assumption, not measured
+# share of an accelerator's memory for its context, libraries' workspaces and fragmentation: an assumption, not measured
 RESERVE = 0.08
-LARGEST = 1 << 20  # sentences a device: no search goes further
+LARGEST = 1 << 20  # sentences per device at which searches stop
 
 
 @dataclass(frozen=True)
@@ -26,16 +25,16 @@ class StagePlan:
 
     stage: int
     need: Need
-    sent: dict[str, float]  # bytes a device and step, by what is sent
-    links: dict[str, float]  # the same by the way: within a node, between nodes
+    sent: dict[str, float]  # bytes per device and step, by kind
+    links: dict[str, float]  # the same bytes by link: within a node, between nodes
     fits: bool
 
 
 class Planner:
-    """Plans for one recipe on given machines; every answer after the first is cheap.
+    """Plans for one recipe on given machines. Every answer after the first is cheap.
 
     Args:
-        budget: bytes a device may use.
+        budget: bytes that a device may use.
     """
 
     def __init__(self, recipe: Recipe, sharding: Sharding, budget: float) -> None:
@@ -47,14 +46,14 @@ class Planner:
         self._rehearsals: dict[tuple[bool, bool], Rehearsal] = {}
 
     def need(self, stage: int, share: int, chunk: int | None) -> Need:
-        """The memory of a device at its peak."""
+        """Peak memory of a device."""
         chunk = chunk_of(share, chunk)
         sharding = self.sharding.at_stage(stage)
         moments = self._rehearsal(chunk is not None, sharding).moments(share, chunk)
         return device_memory(moments, self.networks, sharding)
 
     def stage(self, stage: int) -> StagePlan:
-        """The recipe's own sizes."""
+        """The plan of a stage with the recipe's own sizes."""
         if stage not in self._stages:
             need = self.need(stage, self.share, self.chunk)
             sizes = self.networks, self.sharding.at_stage(stage), self.recipe, self.share, self.chunk
@@ -63,16 +62,16 @@ class Planner:
         return self._stages[stage]
 
     def cheapest(self) -> StagePlan | None:
-        """The stage that sends least among those that fit; of equals the lowest."""
+        """The stage that sends least among those that fit; ties go to the lowest."""
         fitting = [plan for plan in map(self.stage, range(4)) if plan.fits]
         return min(fitting, key=lambda plan: sum(plan.sent.values()), default=None)
 
     def largest_chunk(self) -> int | None:
-        """Sentences, with the recipe's batch; None if not even one fits."""
+        """The largest chunk in sentences, with the recipe's batch; None if not even one sentence fits."""
         return _largest(lambda chunk: self._fits(self.share, chunk), self.share)
 
     def largest_batch(self) -> int | None:
-        """Sentences of the global batch, with the recipe's chunk; None if not even one a device fits."""
+        """The largest global batch, with the recipe's chunk; None if not even one sentence per device fits."""
         share = _largest(lambda share: self._fits(share, self.recipe.batch.chunk), LARGEST)
         return None if share is None else share * self.sharding.world_size
 
@@ -80,20 +79,20 @@ class Planner:
         return self.need(self.sharding.stage, share, chunk).total <= self.budget
 
     def _rehearsal(self, chunked: bool, sharding: Sharding) -> Rehearsal:
-        """Of the recipe's own sizes; of half a share where chunks are asked for and the recipe has none."""
+        """The rehearsal of the recipe's own sizes. If the recipe has no chunks, chunked ones use half a share."""
         kind = chunked, sharding.lean_linear
         if kind not in self._rehearsals:
             share, chunk = self.share, None
             if chunked:
                 share = max(2, self.share)
                 chunk = self.chunk if self.chunk is not None and self.chunk < share else share // 2
-            # a rehearsal uses its networks up
+            # networks can be rehearsed only once
             self._rehearsals[kind] = Rehearsal(load_networks(self.recipe), self.recipe, sharding, share, chunk)
         return self._rehearsals[kind]
 
 
 def _largest(fits: Callable[[int], bool], limit: int) -> int | None:
-    """The largest number up to `limit` that fits, where every smaller one does too."""
+    """The largest number up to `limit` that fits, by bisection; every smaller number must fit too."""
     if not fits(1):
         return None
     low, high = 1, limit
@@ -104,10 +103,10 @@ def _largest(fits: Callable[[int], bool], limit: int) -> int | None:
 
 
 def as_json(planner: Planner, budget: float) -> dict[str, Any]:
-    """Everything that the table shows, in bytes.
+    """Everything that the tables show, in bytes.
 
     Args:
-        budget: of a device, what is set aside included.
+        budget: bytes of a device, including the reserve.
     """
     networks, own = planner.networks, planner.stage(planner.sharding.stage)
     beside = 0.0 if planner.sharding.on_cpu else budget * RESERVE

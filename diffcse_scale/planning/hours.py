@@ -1,7 +1,7 @@
-"""How long a step would take, and what limits it: arithmetic over speeds. An estimate; nothing here is measured.
+"""Estimates how long a step takes and what limits it: work divided by speeds. Nothing here is measured.
 
-Peaks are those of the vendors' data sheets: dense bfloat16 products, memory, NVLink in one direction, and one network
-card of 400 Gbit/s (A100: 200) for each device. `REACHED` says which part of them is taken to be reached.
+Peaks are from the vendors' data sheets: dense bfloat16 products, memory, NVLink in one direction, and one network card
+of 400 Gbit/s (A100: 200) per device. `REACHED` is the assumed share of each peak that training reaches.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from diffcse_scale.planning.fit import Planner, StagePlan
 from diffcse_scale.text.batches import Batch, Chunk
 
 COMPUTE, MEMORY = "compute", "memory bandwidth"
-# assumptions: parts of the peaks that training reaches
+# assumptions: shares of the peaks that training reaches
 REACHED = {COMPUTE: 0.4, MEMORY: 0.7, WITHIN: 0.7, BETWEEN_NODES: 0.7}
 
 
 @dataclass(frozen=True)
 class Device:
-    """Peaks of one device, in a second."""
+    """Peaks of one device, per second."""
 
     flop: float
     memory: float  # bytes
@@ -40,7 +40,7 @@ DEVICES = {
 
 
 def reached_speeds(name: str, tflops: float | None = None, network_gbs: float | None = None) -> Device:
-    """What a device is taken to reach; `tflops` (1e12 a second) and `network_gbs` (1e9 bytes) are taken as given."""
+    """Assumed speeds of a device. `tflops` (1e12 per second) and `network_gbs` (1e9 bytes per second) override them."""
     peak = DEVICES[name]
     speeds = Device(
         peak.flop * REACHED[COMPUTE],
@@ -54,9 +54,9 @@ def reached_speeds(name: str, tflops: float | None = None, network_gbs: float | 
 
 
 def estimate(planner: Planner, plan: StagePlan, speeds: Device) -> dict[str, Any]:
-    """Seconds of a step by what they are spent on, which of them is most, and hours of the whole run if that is known.
+    """Seconds of a step by cause, the largest cause, and hours of the whole run if its number of steps is known.
 
-    A step takes as long as the longest of them where all overlap, and their sum where nothing does.
+    A step takes as long as its longest cause if all overlap, and the sum of all causes if nothing overlaps.
     """
     seconds = {
         COMPUTE: _flop(planner) / speeds.flop,
@@ -73,7 +73,7 @@ def estimate(planner: Planner, plan: StagePlan, speeds: Device) -> dict[str, Any
 
 
 def _flop(planner: Planner) -> float:
-    """Of a device's share of a step, what is computed twice included."""
+    """Operations of a device per step, including everything that is computed twice."""
     recipe, networks = planner.recipe, planner.networks
     columns = recipe.data.columns
     shape = (planner.share, 3 if columns is not None and len(columns) == 3 else 2, recipe.data.max_length)
@@ -81,18 +81,18 @@ def _flop(planner: Planner) -> float:
     corrupted = torch.zeros(int(ids.numel() * recipe.objective.masking_ratio), dtype=torch.int64)
     batch = Batch(0, 0, [Chunk(ids, ids, ids, corrupted, ids[..., 0])], recipe.batch.sentences)
     parts = part_flop(networks.model, networks.generator, batch)
-    # layers computed again, and the encoder's pass without a graph
+    # recomputed layers, and the encoder's pass without a graph
     twice = [part for part in ("encoder", "discriminator") if recipe.model.gradient_checkpointing and part in parts]
     twice += ["encoder"] if planner.chunk is not None else []
     return sum(sum(flop) for flop in parts.values()) + sum(parts[part].forward for part in twice)
 
 
 def _memory_traffic(planner: Planner, plan: StagePlan) -> float:
-    """Bytes: weights read in every pass, what backward needs written and read, and the optimizer's update."""
+    """Bytes of memory traffic: weights read in every pass, activations written and read, the optimizer's update."""
     networks, sharding = planner.networks, planner.sharding.at_stage(plan.stage)
     chunks = -(-planner.share // planner.chunk) if planner.chunk else 1
     weights = 3 * chunks * sharding.weights(networks.parameters)
     activations = 2 * chunks * plan.need.largest.get("activations", 0.0)
-    # gradient read, weight and moments read and written
+    # the gradient is read; weight and moments are read and written
     updated = networks.elements(trained=True) / (sharding.world_size if sharding.stage else 1)
     return weights + activations + updated * (4 + 2 * (4 + sharding.moment_bytes))

@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive, at every moment of a piece of code."""
+"""Measures how many bytes of tensors are alive while a piece of code runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class LiveMemory(TorchDispatchMode):
-    """Inside, counts the storages of all tensors made by operations, each once, from its making to its end.
+    """Inside, counts each storage that operations allocate, once, from allocation to release.
 
-    Views share their base's storage and cost nothing; tensors from outside are not counted.
+    Views share their base's storage and cost nothing. Tensors from outside are not counted.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class LiveMemory(TorchDispatchMode):
         self._known = WeakIdKeyDictionary()
 
     def peak(self) -> int:
-        """The most bytes alive since this was last asked."""
+        """The peak of bytes alive since the last call."""
         peak, self._peak = self._peak, self.live
         return peak
 

@@ -1,7 +1,7 @@
-"""What is alive on one device, moment by moment: the rehearsal, and the engine replayed on it.
+"""Memory in use on one device, moment by moment: the rehearsal plus a simulation of the engine.
 
 The engine's part follows `runtime/zero/stage_1_and_2.py`, `stage3.py` and `engine.py` of DeepSpeed 0.19.8. On an
-accelerator a buffer costs what it was allocated for. On a CPU it costs what has been written to.
+accelerator a buffer costs its allocated size. On a CPU it costs only the part that has been written.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from diffcse_scale.planning.moments import Moment
 from diffcse_scale.planning.shape_networks import Networks, Parameter
 from diffcse_scale.planning.sharding import Sharding
 
-# What a rank on a CPU holds that is not a tensor of its own: modules imported late, tokenizer, threads, collectives.
-# Measured with a model of a few thousand parameters (docs/results/plan.md); no part of any other measurement.
+# Memory of a rank on a CPU besides its tensors: modules imported late, tokenizer, threads, collectives. Measured
+# separately, with a model of a few thousand parameters (docs/results/plan.md).
 PROCESS_BYTES = 74_000_000
-# DeepSpeed 0.19.8, MEMORY_OPT_ALLREDUCE_SIZE: elements that stage 0 copies into one buffer to reduce them
+# DeepSpeed 0.19.8, MEMORY_OPT_ALLREDUCE_SIZE: elements that stage 0 copies into one buffer before it reduces them
 STAGE_0_BUCKET = 500_000_000
 
 
 @dataclass
 class Need:
-    """The bytes that one device needs, at the moment it needs most."""
+    """The bytes that one device needs at its peak."""
 
     total: float = 0.0
-    when: str = ""  # the part of the step
-    lines: dict[str, float] = field(default_factory=dict)  # what is alive then, in bytes
-    largest: dict[str, float] = field(default_factory=dict)  # the most that each kind ever takes
-    host: float = 0.0  # offloaded to the host's memory, a device
+    when: str = ""  # the part of the step with the peak
+    lines: dict[str, float] = field(default_factory=dict)  # bytes by kind at the peak
+    largest: dict[str, float] = field(default_factory=dict)  # the peak of each kind by itself, in bytes
+    host: float = 0.0  # bytes per device that are offloaded to host memory
 
     def see(self, when: str, *parts: dict[str, float]) -> None:
-        """Take note of a moment at which all `parts` are alive."""
+        """Record a moment at which all `parts` are in memory."""
         lines: dict[str, float] = {}
         for part in parts:
             for name, size in part.items():
@@ -44,21 +44,21 @@ class Need:
 
 
 def device_memory(moments: list[Moment], networks: Networks, sharding: Sharding) -> Need:
-    """The peak of a step, and of the start before it, on the device that needs most."""
+    """The peak over the start and one step, on the device that needs most."""
     chunked = any(moment.part == "encode again" for moment in moments)
     need, replay = Need(host=_host(networks, sharding)), _Engine(networks, sharding)
     _see_start(need, networks, sharding)
     standing = replay.standing()
     elements = {parameter.name: parameter.elements for parameter in networks.parameters}
     if chunked and sharding.stage == 3:
-        # the first backward pass of a step has to reach every parameter
+        # the first backward pass of a step must reach every parameter
         for transient in chain(*map(replay.arrive, replay.trained), replay.reduce()):
             need.see("touch", standing, replay.lines(), transient)
     arrived = False
     for moment in _as_of_two_chunks(moments):
         weights = replay.gathered(moment.part)
         need.see(moment.part, standing, weights, replay.lines(), _rehearsed(moment, moment.peak))
-        # what happens while these are produced is in `replay.lines()`
+        # `replay` changes while these are iterated; `replay.lines()` reports its current state
         transients: Iterable[dict[str, float]] = ()
         if moment.gradient is not None:
             arrived = True
@@ -76,7 +76,7 @@ def device_memory(moments: list[Moment], networks: Networks, sharding: Sharding)
 
 
 def _as_of_two_chunks(moments: list[Moment]) -> Iterator[Moment]:
-    """What is done once a chunk is done twice: the second time, gradients of the first are there."""
+    """Repeat the moments of each chunk once: in the second chunk the gradients of the first are in memory."""
     for part, group in groupby(moments, key=lambda moment: moment.part):
         yield from list(group) * (2 if part in ("chunk_terms", "encode again") else 1)
 
@@ -88,7 +88,10 @@ def _rehearsed(moment: Moment, alive: float) -> dict[str, float]:
 
 
 def _see_start(need: Need, networks: Networks, sharding: Sharding) -> None:
-    """A rank loads the whole model in float32, at ZeRO-3 its part, before the engine; a GPU's into host memory."""
+    """Record the start, before the engine: a rank loads the model in float32, at ZeRO-3 only its part.
+
+    With GPUs it loads into host memory, so only ranks on CPUs count.
+    """
     if sharding.on_cpu:
         loaded = sharding.weights(networks.parameters) / (sharding.world_size if sharding.stage == 3 else 1)
         flat = sharding.weight_bytes * networks.elements(trained=True)
@@ -97,11 +100,11 @@ def _see_start(need: Need, networks: Networks, sharding: Sharding) -> None:
 
 
 def _host(networks: Networks, sharding: Sharding) -> float:
-    """Offloaded bytes a device; on CPUs device and host are one, and nothing is counted twice."""
+    """Offloaded bytes per device. On CPUs device and host are the same, so nothing is counted twice."""
     if sharding.on_cpu or sharding.stage == 0:
         return 0.0
     share = networks.elements(trained=True) / sharding.world_size
-    # weights and gradients in float32, the optimizer's moments, and the gradients that arrive
+    # float32 weights and gradients, the optimizer's moments, and a buffer for arriving gradients
     host = share * (8 + sharding.moment_bytes + sharding.weight_bytes) if sharding.offload_optimizer else 0.0
     if sharding.offload_weights:
         host += sharding.weights(networks.parameters) / sharding.world_size
@@ -114,22 +117,22 @@ class _Engine:
     def __init__(self, networks: Networks, sharding: Sharding) -> None:
         self.networks, self.sharding = networks, sharding
         trained = [parameter for parameter in networks.parameters if parameter.trained]
-        # the optimizer's groups: what is decayed, and what is not
+        # the optimizer's groups: with and without weight decay
         self.groups = [[p for p in trained if p.dimensions > 1], [p for p in trained if p.dimensions <= 1]]
         self.trained = [parameter.elements for parameter in trained]
         self.share = sum(self.trained) / sharding.world_size
         self.whole_partition = sum(_largest_partition(group, sharding.world_size) for group in self.groups)
-        # bytes allocated for reduction: one bucket a dtype that is sent, two with overlap
+        # bytes allocated for reduction: one bucket per dtype that is sent, two with overlap
         sets = 2 if sharding.overlap and sharding.stage < 3 else 1
         self.buckets = sharding.reduce_bucket * sum({sharding.travels(parameter) for parameter in trained}) * sets
         self._gathered: dict[tuple[str, bool], float] = {}
-        self.kept = 0  # elements of gradients that stay where backward left them, or in the bucket
-        self.touched = 0  # the most that the bucket has held since it was allocated
+        self.kept = 0  # elements of unreduced gradients, where backward left them or in the bucket
+        self.touched = 0  # the most elements that the bucket has held since it was allocated
         self.partition = 0.0  # elements of reduced gradients
-        self.is_reducing = False  # the bucket has been emptied, and is still there
+        self.is_reducing = False  # the bucket has been emptied but is still allocated
 
     def standing(self) -> dict[str, float]:
-        """What lives from the first step to the last."""
+        """Memory that is in use from the first step to the last."""
         sharding, trained, width = self.sharding, sum(self.trained), self.sharding.weight_bytes
         on_device = sharding.on_cpu or not sharding.offload_optimizer
         whole = sharding.weights(self.networks.parameters)
@@ -137,7 +140,7 @@ class _Engine:
         if sharding.stage == 0:
             lines["optimizer"] = float(trained * (sharding.moment_bytes + (0 if width == 4 else 4)))
         elif on_device:
-            # float32 weights of its own partition too, also where the model's weights are float32 already
+            # includes float32 weights of the rank's partition, even if the model's weights are float32 already
             lines["optimizer"] = (4.0 + sharding.moment_bytes) * self.share
         if sharding.stage == 3:
             is_away = sharding.offload_weights and not sharding.on_cpu
@@ -155,9 +158,10 @@ class _Engine:
         return {**lines, "generator": float(generator * self.networks.generator_elements), **process}
 
     def gathered(self, part: str, only_lookup: bool = False) -> dict[str, float]:
-        """Whole weights at ZeRO-3: kept from forward to backward as long as fewer than `max_live` are alive.
+        """Gathered weights at ZeRO-3. They are kept from forward to backward while at most `max_live` are gathered.
 
-        Backward lets go of them module by module, but not of embeddings (`only_lookup`): no gradient goes through them.
+        Backward releases them module by module, except embeddings (`only_lookup`), because no gradient passes
+        through their input.
         """
         if self.sharding.stage < 3 or part == "edit":
             return {}
@@ -175,12 +179,12 @@ class _Engine:
         weights = [p for p in self.networks.parameters if p.part in networks and p.lookup >= only_lookup]
         if not weights:
             return 0.0
-        # as many as may stay; one that is larger is gathered all the same
+        # as many as may stay; a single larger weight is gathered anyway
         elements, most = _elements(weights), max(self.sharding.max_live, *(p.elements for p in weights))
         return self.sharding.weights(weights) * min(1.0, most / elements)
 
     def lines(self) -> dict[str, float]:
-        """Gradients and buckets now."""
+        """Current bytes of gradients and buckets."""
         width = self.sharding.weight_bytes
         lines = {"gradients": width * self.partition}
         if self.sharding.stage < 2:
@@ -190,21 +194,21 @@ class _Engine:
         return lines
 
     def arrive(self, elements: int) -> Iterator[dict[str, float]]:
-        """A gradient is there. Yields what else is alive, at every moment on the way."""
+        """Process a gradient that has arrived. Yields the other memory in use at every moment on the way."""
         if self.sharding.stage >= 2 and self.kept + elements > self.sharding.reduce_bucket:
             yield from self._flush()
         self.kept += elements
         self.touched = max(self.touched, min(self.kept, self.sharding.reduce_bucket))
         if self.sharding.stage >= 2:
-            yield {}  # the gradient is in the bucket, and still where backward made it
+            yield {}  # the gradient is in the bucket and also still where backward made it
 
     def reduce(self) -> Iterator[dict[str, float]]:
-        """The end of a backward pass after which gradients are reduced."""
+        """Reduce gradients at the end of a backward pass."""
         yield from self._flush()
         self.is_reducing, self.touched = False, 0
 
     def update(self) -> list[dict[str, float]]:
-        """The optimizer's step."""
+        """The moments of the optimizer's step."""
         sharding, trained, width = self.sharding, sum(self.trained), self.sharding.weight_bytes
         if sharding.stage == 0:
             return [{"gradients": float(trained * (4 if width == 4 else 6))}]
@@ -219,12 +223,12 @@ class _Engine:
         return moments
 
     def _flush(self) -> Iterator[dict[str, float]]:
-        """Reduce what the bucket holds, through a copy of it."""
+        """Reduce the bucket's content through a copy."""
         width, elements, copies = self.sharding.weight_bytes, self.kept, 1
         if self.sharding.stage == 0:
             elements = min(elements, STAGE_0_BUCKET)
         elif self.sharding.stage == 3:
-            # the parts of several tensors are brought in order; gloo reduce-scatters a copy of its own
+            # parts of several tensors are rearranged in a copy; gloo reduce-scatters another copy
             is_alone = elements > self.sharding.reduce_bucket and elements % self.sharding.world_size == 0
             copies = (0 if is_alone else 1) + (1 if self.sharding.on_cpu else 0)
         yield {"communication buffers": float(copies * width * elements)} if self.sharding.world_size > 1 else {}
@@ -232,11 +236,11 @@ class _Engine:
             return
         self.is_reducing, self.kept = True, 0
         if self.sharding.stage < 3:
-            # the rank's own part of it: of whole parameters, so that one on a border is held by both neighbours
+            # the rank's own partition in whole parameters: both neighbours hold a parameter on their border
             whole = self.whole_partition
             part = whole * elements / sum(self.trained) if self.sharding.on_cpu else whole
             if self.partition:
-                # the gradients of a later chunk are copied before they are added to those of the first
+                # the gradients of a later chunk are copied before they are added to the existing ones
                 yield {"gradients": float(width * part)}
             self.partition = min(float(whole), self.partition + part)
             yield {}
@@ -258,9 +262,9 @@ def _elements(parameters: list[Parameter]) -> int:
 
 
 def _largest_partition(group: list[Parameter], world_size: int) -> int:
-    """The most elements that the parameters of one of `world_size` equal parts have, counted whole."""
+    """Elements of the largest of `world_size` equal partitions if every parameter in it is counted whole."""
     size = -(-_elements(group) // world_size)
-    # a parameter adds its elements from the first part that it reaches into to the last
+    # a parameter counts in every partition from the first to the last that it overlaps
     changes, start = [0] * (world_size + 1), 0
     for parameter in group:
         changes[start // size] += parameter.elements

@@ -1,4 +1,4 @@
-"""Stretches of a rehearsed step, and stretches of other sizes and depths along lines through rehearsed ones."""
+"""Moments (stretches) of a rehearsed step, and their linear extrapolation to other sizes and depths."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import NamedTuple
 
 
 class Moment(NamedTuple):
-    """A stretch of the step that ends with the arrival of a gradient, or with a pass.
+    """A stretch of the step that ends when a gradient arrives or a pass ends.
 
-    Bytes are those that the step itself makes: not parameters, and a gradient only until it has arrived.
+    Only bytes that the step itself allocates are counted: no parameters, and a gradient only until it has arrived.
     """
 
-    part: str  # edit, encode again, or the function that a pass computes: step where nothing is chunked; or `BETWEEN`
-    held: float  # alive when the pass began: embeddings, and what the projection keeps
-    peak: float  # most bytes alive during the stretch, the held ones included
-    left: float  # alive at its end, the gradient that arrived included
-    workspace: float  # what InfoNCE or sampling needs inside, at the peak
-    gradient: str | None  # the parameter's name
+    part: str  # edit, encode again, `BETWEEN`, or the function that a pass computes (step if nothing is chunked)
+    held: float  # bytes alive when the pass began: embeddings, and tensors saved by the projection
+    peak: float  # most bytes alive during the stretch, including the held ones
+    left: float  # bytes alive at its end, including the gradient that arrived
+    workspace: float  # bytes that InfoNCE or sampling needs inside, at the peak
+    gradient: str | None  # name of the parameter whose gradient arrived
 
 
 def along(steps: Sequence[float], base: Moment, others: Sequence[Moment]) -> Moment:
-    """The moment at base + the sum of step * (other - base), number by number."""
+    """The moment base + the sum of step * (other - base), for each of its numbers."""
 
     def at(name: str) -> float:
         start: float = getattr(base, name)

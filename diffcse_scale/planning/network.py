@@ -1,9 +1,9 @@
-"""How long collectives take on nodes of several devices: hops times their latency, and bytes over bandwidth.
+"""How long collectives take on nodes of several devices: hops times latency, plus bytes over bandwidth.
 
-The formulas are those by which NCCL estimates its own algorithms (src/graph/tuning.cc). A ring passes through all
-devices of a node before it goes on to the next; there are as many rings as a node has network ports, each with its
-part of the bytes, so that a node sends through all its ports at once. A tree has the devices of a node in a chain and
-the nodes in a tree.
+The formulas are the ones with which NCCL estimates its own algorithms (src/graph/tuning.cc). A ring passes through all
+devices of a node before it goes on to the next node. There is one ring per network port of a node, and each carries
+its part of the bytes, so a node sends through all its ports at once. The tree algorithm connects the devices of a node
+in a chain and the nodes in a tree.
 """
 
 from __future__ import annotations
@@ -14,31 +14,32 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Link:
-    """What connects a device with another."""
+    """A connection between two devices."""
 
-    latency: float  # seconds a hop
-    bandwidth: float  # bytes a second that a device sends
+    latency: float  # seconds per hop
+    bandwidth: float  # bytes per second that a device sends
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What one device does in a collective."""
+    """Time and traffic of one device in a collective."""
 
     seconds: float
     sent: float  # bytes
 
     def __add__(self, other: Exchange) -> Exchange:
-        """One after the other."""
+        """Both exchanges, one after the other."""
         return Exchange(self.seconds + other.seconds, self.sent + other.sent)
 
 
 @dataclass(frozen=True)
 class Network:
-    """Devices that meet in collectives.
+    """Devices that take part in collectives.
 
     Attributes:
-        per_node: devices of a node; fewer than `devices` where there are several nodes.
-        between: of a device's own port out of its node.
+        per_node: devices per node; fewer than `devices` if there are several nodes.
+        within: the link between devices of a node.
+        between: the link of a device's own port out of its node.
     """
 
     devices: int
@@ -48,32 +49,32 @@ class Network:
 
     @property
     def nodes(self) -> int:
-        """How many."""
+        """Number of nodes."""
         return math.ceil(self.devices / self.per_node)
 
     def group(self, devices: int) -> Network:
-        """So many that follow each other, by themselves: of one node as far as they fit into it."""
+        """The network of `devices` consecutive devices. They are on one node if they fit."""
         return replace(self, devices=min(self.devices, devices))
 
     def node(self) -> Network:
-        """The devices of one node by themselves."""
+        """The network of one node's devices."""
         return self.group(self.per_node)
 
     def one_of_each_node(self) -> Network:
-        """A device of each node: those that share a port's number."""
+        """The network of one device per node, those with the same port number."""
         return replace(self, devices=self.nodes, per_node=1)
 
     def all_gather(self, size: float) -> Exchange:
-        """`size` bytes, of which each device has its part, to all."""
+        """Gather `size` bytes on all devices. Each device has its part before."""
         share = size * (self.devices - 1) / self.devices
         return Exchange(self._ring_latency(1) + share / self._ring_bandwidth, share)
 
     def reduce_scatter(self, size: float) -> Exchange:
-        """The sum of all devices' `size` bytes, a part to each."""
-        return self.all_gather(size)  # the same hops, the other way round
+        """Sum `size` bytes over all devices. Each device gets its part."""
+        return self.all_gather(size)  # the same hops in the other direction
 
     def all_reduce(self, size: float) -> Exchange:
-        """The sum of all devices' `size` bytes to all, by a ring or a tree, whichever is faster."""
+        """Sum `size` bytes over all devices, for all of them, by a ring or a tree, whichever is faster."""
         if self.devices == 1:
             return Exchange(0.0, 0.0)
         sent = 2 * size * (self.devices - 1) / self.devices
@@ -83,7 +84,7 @@ class Network:
         return Exchange(min(ring, tree), sent)
 
     def two_level(self, size: float) -> Exchange:
-        """An all-gather or reduce-scatter in two: between devices of the same number, and within each node."""
+        """An all-gather or reduce-scatter in two levels: between devices of the same number, and within each node."""
         if self.nodes == 1:
             return self.all_gather(size)
         return self.one_of_each_node().all_gather(size / self.per_node) + self.node().all_gather(size)
@@ -96,5 +97,5 @@ class Network:
     def _ring_bandwidth(self) -> float:
         if self.nodes == 1:
             return self.within.bandwidth
-        out = self.per_node * self.between.bandwidth  # of all ports of a node
+        out = self.per_node * self.between.bandwidth  # of all ports of a node together
         return out if self.per_node == 1 else min(self.within.bandwidth, out)

@@ -1,9 +1,9 @@
-"""One training step on tensors without numbers: which bytes are alive when, and when each gradient arrives.
+"""Rehearses one training step on tensors without data: how many bytes are alive when, and when gradients arrive.
 
 The trainer's own step (`ChunkedStep`, `Objective.step`, `Generator.edit`) runs forward and backward under
-`FakeTensorMode`, with an engine that shards nothing. Every tensor has a fixed part, a part that grows with the chunk's
-rows, and one with the share's, so that what is seen is piecewise linear in both, and one or two more rehearsals tell
-about other sizes.
+`FakeTensorMode`, with an engine that shards nothing. A tensor's size has a fixed part, a part that grows with the
+chunk's rows, and a part that grows with the share's rows. Memory is therefore piecewise linear in both, and one or two
+more rehearsals are enough for other sizes.
 """
 
 from __future__ import annotations
@@ -35,17 +35,19 @@ from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import Chunk
 from diffcse_scale.training.chunking import ChunkedStep
 
-BETWEEN = "embeddings"  # the part of the step outside of the engine's passes
+BETWEEN = "embeddings"  # the part of the step outside the engine's passes
 
 
 class Rehearsal:
-    """Moments of a step for any number of sentences: exact for those given, and along lines to twice as many.
+    """Moments of a step for any number of sentences: exact for the given sizes, otherwise on a line.
+
+    The lines go through the given sizes and twice as many sentences.
 
     Args:
-        networks: are moved off the meta device, and cannot be rehearsed a second time.
-        recipe: objective, length and masking are used; not its batch.
-        share: sentences of a device.
-        chunk: fewer, where a share is cut in chunks; None where it is not.
+        networks: are moved off the meta device and cannot be rehearsed again.
+        recipe: only objective, length and masking are used, not its batch.
+        share: sentences per device.
+        chunk: sentences per chunk, fewer than `share`; None if the share is not cut in chunks.
     """
 
     def __init__(
@@ -53,9 +55,9 @@ class Rehearsal:
     ) -> None:
         self._watched = chunk or share
         self._rest = share - self._watched
-        if sharding.weight_dtype is not torch.float32:  # else a frozen base keeps its own
+        if sharding.weight_dtype is not torch.float32:  # with float32 a frozen base keeps its own dtype
             cast_parameters(networks.model, sharding.weight_dtype)
-        asked = recipe.model.generator_precision  # `load_generator` does as it is told, and here knows no device
+        asked = recipe.model.generator_precision  # `load_generator` cannot choose a default: it sees no device here
         if networks.generator is not None and asked is None and not sharding.on_cpu:
             cast_parameters(networks.generator.model, torch.bfloat16)
             cast_parameters(networks.generator.head, torch.bfloat16)
@@ -63,12 +65,12 @@ class Rehearsal:
         if self._rest:
             sizes.append((self._watched, 2 * self._rest))
         linear = linear_of_zero_3() if sharding.lean_linear else nullcontext()
-        # tensors that behave as a CPU's and hold nothing
+        # fake tensors behave like CPU tensors but hold no data
         with imagined_ranks(sharding.world_size), FakeTensorMode(allow_non_fake_inputs=True), linear:
             self._base, *self._others = _rehearse(_Stage(networks, recipe, sharding), sizes)
 
     def moments(self, share: int, chunk: int | None) -> list[Moment]:
-        """The step of `share` sentences a device, `chunk` of them at once (None: all)."""
+        """The step with `share` sentences per device, `chunk` of them at once (None: all)."""
         watched = min(chunk or share, share)
         steps = [watched / self._watched - 1]
         if self._rest:
@@ -77,7 +79,7 @@ class Rehearsal:
 
 
 def _rehearse(stage: _Stage, sizes: list[tuple[int, int]]) -> list[list[Moment]]:
-    """Steps of these sizes; of a deep model from two shallow ones."""
+    """Rehearse steps of these sizes. A deep model is extrapolated from two shallow ones."""
     stacks = equal_layers(stage.module)
     if stacks is None:
         return [stage.rehearse(watched, rest) for watched, rest in sizes]
@@ -90,9 +92,9 @@ def _rehearse(stage: _Stage, sizes: list[tuple[int, int]]) -> list[list[Moment]]
 
 @contextmanager
 def linear_of_zero_3() -> Iterator[None]:
-    """Inside, linear layers are DeepSpeed's for ZeRO-3, of which backward keeps the weight itself and no copy of it.
+    """Inside, linear layers are DeepSpeed's for ZeRO-3, whose backward keeps the weight itself and not a copy.
 
-    They ask which device's autocast they are in: here a CPU's, whatever the machine has.
+    They ask DeepSpeed for the accelerator to find its autocast state. Here it is the CPU, whatever the machine has.
     """
     before = functional.linear, zero_linear.get_accelerator
     functional.linear, zero_linear.get_accelerator = zero_linear.zero3_linear_wrap, CPU_Accelerator
@@ -103,7 +105,7 @@ def linear_of_zero_3() -> Iterator[None]:
 
 
 class _Stage:
-    """The engine of a rehearsal: it calls the model as DeepSpeed's does, and writes down what is alive."""
+    """The engine of a rehearsal. It calls the model like DeepSpeed's engine and records the memory in use."""
 
     def __init__(self, networks: Networks, recipe: Recipe, sharding: Sharding) -> None:
         self.recipe, self.sharding = recipe, sharding
@@ -120,7 +122,7 @@ class _Stage:
             self.generator.forbidden = torch.zeros_like(self.generator.forbidden, device="cpu")
 
     def rehearse(self, watched: int, rest: int) -> list[Moment]:
-        """A step of one chunk that is watched and, if there is a rest, of another that is not."""
+        """Rehearse a step with one watched chunk and, if `rest` is not 0, a second chunk that is not watched."""
         self.memory = LiveMemory()
         self.moments: list[Moment] = []
         self._part, self._held, self._workspace = BETWEEN, 0, 0
@@ -132,17 +134,17 @@ class _Stage:
                 edited = [self._edit(chunk) if self.generator else chunk.original_ids for chunk in chunks]
             if rest:
                 step = ChunkedStep(self, self.objective)
-                step._replay_is_checked = True  # there are no numbers to check
+                step._replay_is_checked = True  # there is no data to check
                 step(chunks, edited)
             else:
                 self.backward(self(self.objective.step, chunks, edited).loss)
         return self.moments
 
-    # what `ChunkedStep` asks of an engine
+    # the engine's interface for `ChunkedStep`
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
         part = function.__name__
-        if part == "touch":  # belongs to the pass that is about to go back
+        if part == "touch":  # belongs to the pass that is about to run backward
             return self.module(function, *arguments)
         again = part == "encode" and torch.is_grad_enabled()
         goes_back = again or part in ("step", "chunk_terms", "batch_terms")
@@ -155,25 +157,25 @@ class _Stage:
         return result
 
     def backward(self, loss: Tensor) -> None:
-        """The pass back from what was computed last."""
+        """Run the backward pass of the last computation."""
         loss.backward()
         self._end()
 
     def zero_optimization_stage(self) -> int:
-        """0: what a stage adds is not rehearsed."""
+        """Always 0, because a stage's own memory is not rehearsed."""
         return 0
 
     def zero_overlap_comm(self) -> bool:
-        """No."""
+        """Always False."""
         return False
 
     def zero_offload_optimizer(self) -> None:
-        """None."""
+        """Always None: no offload."""
 
     def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
-        """Nothing is reduced."""
+        """Do nothing, because nothing is reduced."""
 
-    # what is written down
+    # recording
 
     def _begin(self, part: str | None) -> None:
         self._record()
@@ -204,14 +206,14 @@ class _Stage:
 
     @contextmanager
     def inside(self, size: int) -> Iterator[None]:
-        """Memory of an operator that one without numbers does not take."""
+        """Account for memory that an operator would allocate internally; under fake tensors it does not."""
         workspace = torch.empty(size, dtype=torch.uint8)
         self._workspace = size
         yield
         del workspace
 
     def _chunk(self, sentences: int) -> Chunk:
-        """Sentences as long as the recipe allows."""
+        """A chunk of sentences of the recipe's maximum length."""
         columns = self.recipe.data.columns
         shape = (sentences, 3 if columns is not None and len(columns) == 3 else 2, self.recipe.data.max_length)
         ids = torch.zeros(shape, dtype=torch.int64)
@@ -220,7 +222,7 @@ class _Stage:
 
 
 class _Objective(Objective):
-    """The recipe's, with the memory that InfoNCE's operator takes: normalised rows, and a block of similarities."""
+    """The recipe's objective plus the memory of InfoNCE's operator: normalized rows and a block of similarities."""
 
     def __init__(self, stage: _Stage) -> None:
         super().__init__(stage.recipe.objective, stage.recipe.batch.exchange)

@@ -1,4 +1,4 @@
-"""How long a step would take on many devices: a simulation, with assumptions that can be changed."""
+"""Simulates how long a step takes on many devices, with assumptions that can be changed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from diffcse_scale.recipe_file import explained
 from diffcse_scale.text.batches import Batch, Chunk, chunk_of
 
 NODES = (1, 8, 32, 128, 512)
-LINEAR_LAYER = 5e7  # weights of the largest linear layers of a model of 8B, and DeepSpeed's bucket for gathers
+LINEAR_LAYER = 5e7  # weights in the largest linear layers of an 8B model; also DeepSpeed's bucket for gathers
 
 
 class Assumptions(BaseModel):
-    """Assumed, not measured, values. docs/scaling.md says where each comes from."""
+    """Assumed values, not measured ones. docs/scaling.md gives the source of each."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -44,10 +44,10 @@ class Assumptions(BaseModel):
 
     @classmethod
     def changed(cls, changes: Iterable[str]) -> Assumptions:
-        """With `name=value` for each that is another.
+        """The default assumptions with changes of the form `name=value`.
 
         Raises:
-            InputError: an unknown name, or a value that it cannot have.
+            InputError: a name is unknown or a value is not allowed.
         """
         try:
             return cls.model_validate(dict(change.partition("=")[::2] for change in changes))
@@ -55,24 +55,24 @@ class Assumptions(BaseModel):
             raise InputError(f"--assume: {explained(error, cls)}.") from None
 
     def network(self, devices: int, per_node: int) -> Network:
-        """Of so many devices."""
+        """The network of `devices` devices."""
         within = Link(self.within_us * 1e-6, self.within_gb * 1e9)
         return Network(devices, per_node, within, Link(self.between_us * 1e-6, self.between_gb * 1e9))
 
     @property
     def device(self) -> Device:
-        """A device and its host."""
+        """The speeds of a device and its host."""
         rate, memory = self.tflops * 1e12 * self.efficiency, self.memory_gb * 1e9
         return Device(rate, memory, self.update_bytes, self.batch_us * 1e-6, self.flags_ms * 1e-3)
 
 
 def read_ways(config: dict[str, Any]) -> Ways:
-    """How a DeepSpeed configuration has weights and gradients travel."""
+    """Read from a DeepSpeed configuration how weights and gradients are communicated."""
     section = config.get("zero_optimization", {})
     zero = DeepSpeedZeroConfig(**section)
     bucket = float(zero.reduce_bucket_size)
     if zero.stage == 3:
-        # without leaf modules weights are gathered for each linear layer by itself
+        # without leaf modules weights are gathered separately for each linear layer
         most = float(zero.prefetch_bucket_size)
         bucket = most if section.get("leaf_module") else min(most, LINEAR_LAYER)
     return Ways(
@@ -87,7 +87,7 @@ def read_ways(config: dict[str, Any]) -> Ways:
 
 @dataclass(frozen=True)
 class Point:
-    """A step on so many devices."""
+    """A simulated step on `devices` devices."""
 
     devices: int
     share: int
@@ -95,13 +95,13 @@ class Point:
     step: StepTime
 
     def as_json(self) -> dict[str, Any]:
-        """Seconds and bytes."""
+        """The point as JSON, in seconds and bytes."""
         found = {"devices": self.devices, "share": self.share, "chunk": self.chunk, **asdict(self.step)}
         return {**found, "efficiency": self.step.efficiency, "limit": self.step.limit}
 
 
 class Scaling:
-    """Answers for one recipe and sharding, on nodes of `per_node` devices."""
+    """Simulations for one recipe and sharding, on nodes of `per_node` devices."""
 
     def __init__(
         self,
@@ -116,26 +116,26 @@ class Scaling:
         self.per_node, self.assumptions, self.ways = per_node, assumptions, ways
 
     def point(self, devices: int, share: int) -> Point:
-        """So many devices, with a share each."""
+        """Simulate a step on `devices` devices with `share` sentences each."""
         chunk = chunk_of(share, self.recipe.batch.chunk)
         work = self.work(devices, share, chunk)
         network = self.assumptions.network(devices, self.per_node)
         return Point(devices, share, chunk, simulate(work, network, self.assumptions.device, self.ways))
 
     def weak(self, share: int) -> list[Point]:
-        """As many sentences a device, however many devices there are."""
+        """Weak scaling: the same number of sentences per device on every number of devices."""
         return [self.point(nodes * self.per_node, share) for nodes in NODES]
 
     def strong(self, sentences: int) -> list[Point]:
-        """As many sentences in all, as long as each device has one."""
+        """Strong scaling: the same number of sentences in total, while each device has at least one."""
         devices = [nodes * self.per_node for nodes in NODES]
         return [self.point(number, -(-sentences // number)) for number in devices if sentences >= number]
 
     def work(self, devices: int, share: int, chunk: int | None) -> Work:
-        """What a device has to do, and what `communication` says that it sends."""
+        """The work of a device, and the bytes that it sends according to `communication`."""
         networks, recipe = self.networks, self.recipe
         flop = part_flop(networks.model, networks.generator, _batch(recipe, share, devices))
-        # what stays within a group is decided where it is simulated
+        # the simulation itself decides which gathers stay within an hpZ group
         sharding = replace(self.sharding, world_size=devices, hpz=1)
         sent = bytes_sent(networks, sharding, recipe, share, chunk)
         visits = gathers(networks, sharding, recipe, share, chunk)
@@ -170,7 +170,7 @@ def _views(recipe: Recipe) -> int:
 
 
 def _batch(recipe: Recipe, share: int, devices: int) -> Batch:
-    """Of sentences as long as the recipe allows; only what arithmetic depends on."""
+    """A batch of sentences of the recipe's maximum length, with only the fields that operation counts need."""
     mask = torch.ones(share, _views(recipe), recipe.data.max_length, dtype=torch.int64)
     corrupted = torch.zeros(int(mask.numel() * recipe.objective.masking_ratio), dtype=torch.int64)
     return Batch(0, 0, [Chunk(mask, mask, mask, corrupted, mask)], share * devices)

@@ -35,15 +35,16 @@ def plan_scaling(
     """Simulate steps on 1 to 512 nodes, print the tables and write the JSON report.
 
     Args:
-        recipe_name, overrides: as `train.py` takes them.
-        deepspeed_config: a DeepSpeed JSON; None for the shipped zero2.json.
-        nodes, devices_per_node: on which the recipe's batch gives each device the share that it keeps on more nodes.
+        recipe_name, overrides: as for `train.py`.
+        deepspeed_config: a DeepSpeed JSON file; None uses the shipped zero2.json.
+        nodes, devices_per_node: the recipe's batch is divided over these devices. Weak scaling keeps this share on
+            every number of nodes.
         assume: `name=value` for fields of `Assumptions`.
-        overwrite: replace `json_file` whatever it is.
+        overwrite: replace `json_file`, whatever it holds.
 
     Raises:
-        InputError: whatever training would refuse before it loads weights; unknown assumptions; or an unusable report
-            file.
+        InputError: training would refuse the run before it loads weights, an assumption is unknown, or the report
+            file cannot be used.
     """
     if json_file is not None:
         known = json_of(COMMAND, "recipe", "assumptions", "devices_per_node", *TITLES)

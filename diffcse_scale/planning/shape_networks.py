@@ -1,4 +1,4 @@
-"""The recipe's networks on tensors without numbers, and the sizes of their parameters."""
+"""The recipe's networks on tensors without data, and the sizes of their parameters."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from diffcse_scale.recipe import Recipe
 class Parameter:
     """One parameter of the trained model."""
 
-    name: str  # the first word is its part: encoder, projection, discriminator, rtd_head
+    name: str  # starts with its part: encoder, projection, discriminator, rtd_head
     elements: int
     dimensions: int
     trained: bool
-    autocast: bool  # of a module whose products autocast makes in reduced precision, by DeepSpeed's list
-    lookup: bool = False  # of an embedding: no gradient goes through it
-    itemsize: int = 4  # bytes of a number as it is loaded
+    autocast: bool  # in a module that autocast runs in reduced precision, according to DeepSpeed's list
+    lookup: bool = False  # in an embedding: no gradient passes through its input
+    itemsize: int = 4  # bytes per element as loaded
 
     @property
     def part(self) -> str:
@@ -35,16 +35,16 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Networks:
-    """What a run holds, on the meta device."""
+    """The networks of a run, on the meta device."""
 
     model: DiffCSENetworks
     generator: Generator | None
-    parameters: list[Parameter]  # in the order in which the engine has them
+    parameters: list[Parameter]  # in the engine's order
     generator_elements: int
-    width: int  # of a sentence embedding
+    width: int  # width of a sentence embedding
 
     def elements(self, part: str | None = None, trained: bool | None = None) -> int:
-        """Numbers in all parameters, or those of one part, or only in the trained (or the frozen) ones."""
+        """Number of elements in all parameters, or only in one part, or only in trained (or frozen) parameters."""
         return sum(
             parameter.elements
             for parameter in self.parameters
@@ -53,13 +53,13 @@ class Networks:
 
 
 def load_networks(recipe: Recipe) -> Networks:
-    """Build the recipe's networks from their configurations; no weight is read.
+    """Build the recipe's networks from their configurations, without reading weights.
 
     Raises:
-        InputError: what training itself would refuse: unknown models, other vocabularies, too long sentences.
+        InputError: training would refuse the recipe too: unknown models, other vocabularies, too long sentences.
     """
     tokenizers = load_tokenizers(recipe.model)
-    # weights that replace the initial ones change no size
+    # a checkpoint replaces initial weights but changes no size
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"checkpoint": None})})
     with without_weights():
         model = build_model(recipe, tokenizers)
@@ -70,16 +70,16 @@ def load_networks(recipe: Recipe) -> Networks:
 
 
 def _generator_parameters(generator: Generator) -> list[nn.Parameter]:
-    """Those of the body and of the vocabulary head, which the generator took out; tied ones once."""
+    """Parameters of the body and of the vocabulary head, which the generator holds separately; tied ones once."""
     return list(dict.fromkeys([*generator.model.parameters(), *generator.head.parameters()]))
 
 
 def parameters_of(model: nn.Module) -> list[Parameter]:
-    """Those of a model that is built, on the meta device or another."""
+    """Parameters of a model on any device, including meta."""
     in_autocast, in_lookup = set(), set()
     for module in model.modules():
         own = {id(p) for p in module.parameters(recurse=False)}
-        if type(module) in LOWER_PRECISION_SAFE_MODULES:  # a class derived from one of them is none
+        if type(module) in LOWER_PRECISION_SAFE_MODULES:  # DeepSpeed's list does not apply to subclasses
             in_autocast |= own
         if isinstance(module, nn.Embedding):
             in_lookup |= own

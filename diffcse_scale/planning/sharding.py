@@ -1,4 +1,4 @@
-"""What a DeepSpeed configuration says about memory and communication, with DeepSpeed's own defaults."""
+"""The settings of a DeepSpeed configuration that affect memory and communication, with DeepSpeed's defaults."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Sharding:
 
     stage: int
     world_size: int
-    on_cpu: bool  # the devices are processes on CPUs: gloo, and memory counts when it is touched
+    on_cpu: bool  # the devices are processes on CPUs: they use gloo, and memory counts only after it is written
     weight_dtype: torch.dtype
     autocast: bool
     autocast_dtype: torch.dtype
@@ -32,42 +32,42 @@ class Sharding:
     max_live: int  # ZeRO-3: elements of weights that may stay gathered
     offload_optimizer: bool
     offload_weights: bool  # ZeRO-3 only
-    moment_bytes: int  # of the optimizer's state, for each number of a weight
+    moment_bytes: int  # optimizer state per element of a weight
     devices_per_node: int
-    hpz: int  # ZeRO-3: devices that hold the weights whole between them beside the partition; 1 where none do
-    reuse: int  # ZeRO-3: elements that may run before gathered weights are used again, for them to stay
-    persistent: int  # ZeRO-3: elements up to which a tensor stays gathered
+    hpz: int  # ZeRO-3: devices that share a second copy of all weights (hpZ); 1 without it
+    reuse: int  # ZeRO-3: gathered weights are kept if fewer elements than this run before their next use
+    persistent: int  # ZeRO-3: a tensor with at most this many elements stays gathered
     memory_efficient_linear: bool
 
     @property
     def weight_bytes(self) -> int:
-        """Of one number of a weight, and of its gradient."""
+        """Bytes per element of a weight and of its gradient."""
         return self.weight_dtype.itemsize
 
     @property
     def lean_linear(self) -> bool:
-        """Whether linear layers are those of ZeRO-3, of which backward keeps no copy of a weight."""
+        """Whether DeepSpeed's linear layers for ZeRO-3 are used, whose backward keeps no copy of the weight."""
         return self.stage == 3 and self.memory_efficient_linear
 
     def held(self, parameter: Parameter) -> int:
-        """Bytes of one number of a weight as the model has it: a frozen base may be in fewer than what is trained."""
+        """Bytes per element of a weight in the model. A frozen base may use fewer than trained weights."""
         return parameter.itemsize if self.weight_dtype is torch.float32 else self.weight_bytes
 
     def weights(self, parameters: Iterable[Parameter]) -> float:
-        """Bytes of all these, whole."""
+        """Bytes of all these parameters, unsharded."""
         return float(sum(self.held(parameter) * parameter.elements for parameter in parameters))
 
     def travels(self, parameter: Parameter) -> int:
-        """Bytes of one number of it, or of its gradient, between devices.
+        """Bytes per element when a weight or its gradient is sent between devices.
 
-        Under `torch_autocast` that of linear layers is the reduced one, but for stage 0's gradients and the updated
-        weights of stages 1 and 2.
+        With `torch_autocast` linear layers are sent in the reduced dtype, except the gradients of stage 0 and the
+        updated weights of stages 1 and 2.
         """
         reduced = self.autocast and parameter.autocast and self.stage > 0
         return self.autocast_dtype.itemsize if reduced else self.held(parameter)
 
     def at_stage(self, stage: int) -> Sharding:
-        """The same with another ZeRO stage."""
+        """The same sharding with another ZeRO stage."""
         return replace(self, stage=stage, offload_weights=self.offload_weights and stage == 3)
 
 
@@ -79,10 +79,10 @@ def read_sharding(
     called: str = CALLED,
     devices_per_node: int | None = None,
 ) -> Sharding:
-    """Read a configuration as `load_deepspeed_config` returns it, for devices that need not be here.
+    """Read a configuration from `load_deepspeed_config`. The devices need not exist on this machine.
 
     Args:
-        devices_per_node: None where all are on one.
+        devices_per_node: None if all devices are on one node.
 
     Raises:
         InputError: it contradicts the recipe, or DeepSpeed refuses it.

@@ -1,10 +1,10 @@
-"""A training step as events: arithmetic on the device, collectives beside it, batches on the host.
+"""Simulates a training step as events: computation on the device, collectives beside it, batches on the host.
 
-A part's weights and gradients travel in buckets, and its arithmetic is cut in as many pieces. ZeRO-3 gathers the
-buckets of the pieces to come while a piece is computed, as far ahead as live weights allow; gradients of a piece are
-reduced while the next is computed, where the configuration overlaps them. All collectives share one network, one after
-another. How many bytes travel is `communication.bytes_sent`'s answer; when they travel is decided here. Steps follow
-each other, so that batches are made beside the step before, and the last of a few is looked at.
+A part's weights and gradients are sent in buckets, and its computation is cut into as many pieces. While a piece is
+computed, ZeRO-3 gathers the buckets of the next pieces, as far ahead as the limit on live weights allows. If the
+configuration overlaps communication, a piece's gradients are reduced while the next piece is computed. All collectives
+share one network and run one after another. `communication.bytes_sent` gives the number of bytes; this module decides
+when they are sent. Batches are made during the previous step, so a few steps are simulated and the last one counts.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from diffcse_scale.model.arithmetic import Flop
 from diffcse_scale.planning.network import Exchange, Network
 from diffcse_scale.planning.timeline import Event, Timeline, critical
 
-STEPS = 2  # of which the last is looked at
-COMPUTING, UPDATING = "computing", "updating"  # what a device does by itself
+STEPS = 2  # simulated steps, of which the last counts
+COMPUTING, UPDATING = "computing", "updating"  # kinds of events in which the device is busy
 
 
 @dataclass(frozen=True)
 class Part:
     """Parameters that are trained and communicated together."""
 
-    elements: float  # of all its weights
-    trained: float  # of those with gradients
+    elements: float  # in all weights
+    trained: float  # elements in weights with gradients
     flop: Flop  # of a device's share
-    visits: int = 3  # of ZeRO-3's gathers in one graph; 1: weights stay from the pass forward to the one back
+    visits: int = 3  # ZeRO-3's gathers per weight in one graph; 1: weights stay from forward to backward
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ class Work:
     loss: Flop
     stage: int
     chunks: int  # passes of the encoder; 1: one graph
-    recomputes: bool  # activations are computed again in backward
-    sentences: int  # of the global batch
-    keys: float  # numbers in the embeddings that a device sends to all others
+    recomputes: bool  # activations are recomputed in backward
+    sentences: int  # in the global batch
+    keys: float  # elements of the embeddings that a device sends to all others
     width: int  # of an embedding
-    sent: dict[str, float]  # bytes by `communication.bytes_sent`
+    sent: dict[str, float]  # bytes from `communication.bytes_sent`
 
     @property
     def parts(self) -> list[Part]:
-        """Those that are trained."""
+        """The trained parts in the order of the backward pass."""
         return [part for part in (self.discriminator, self.projection, self.encoder) if part is not None]
 
 
@@ -61,16 +61,16 @@ class Ways:
     """How gradients, weights and embeddings are communicated.
 
     Attributes:
-        overlap: gradients are reduced while the pass back goes on.
-        bucket: gradients that travel in one collective, and ZeRO-3's weights.
-        gathered: weights that travel in one collective after the update of ZeRO-1 and 2.
-        ahead: weights that are gathered before they are needed, at most.
-        group: devices in a row among which weights are gathered after a step's first gather (hpZ); 1: there are none.
-        quantized: weights travel in 8 bits and gradients in 4, in two levels (ZeRO++).
-        key_bytes: of a number of an embedding that travels; None: as many as the plan says.
-        scatters: each rank gets the sum of its own embeddings' gradients, and no others.
-        two_levels: embeddings travel between nodes first, and then within them.
-        flag_hop: seconds of a hop where each step waits for a ring of hosts; 0: flags are read once a second.
+        overlap: gradients are reduced while the backward pass continues.
+        bucket: elements per collective for gradients and for ZeRO-3's weights.
+        gathered: elements per collective for updated weights of ZeRO-1 and 2.
+        ahead: the most elements of weights that may be gathered before they are needed.
+        group: consecutive devices among which weights are gathered after a step's first gather (hpZ); 1: no groups.
+        quantized: weights are sent in 8 bits and gradients in 4, in two levels (ZeRO++).
+        key_bytes: bytes per element of embeddings that are sent; None: as in the plan.
+        scatters: each rank gets only the sum of its own embeddings' gradients.
+        two_levels: embeddings are sent between nodes first and then within them.
+        flag_hop: seconds per hop if each step waits for a ring of hosts; 0: flags are read once a second.
     """
 
     overlap: bool = False
@@ -87,22 +87,22 @@ class Ways:
 
 @dataclass(frozen=True)
 class Device:
-    """What a device and its host can do."""
+    """Speeds of a device and its host."""
 
-    rate: float  # operations a second
-    memory: float  # bytes a second
-    update_bytes: float  # that the optimizer reads and writes for a weight
-    sentence: float  # seconds in which a host makes the order and lengths of one more sentence
-    flags: float  # seconds a step for flags that are read once a second
+    rate: float  # operations per second
+    memory: float  # bytes per second
+    update_bytes: float  # bytes that the optimizer reads and writes per weight
+    sentence: float  # seconds that a host needs per sentence to make order and lengths
+    flags: float  # seconds per step for flags that are read once a second
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """What a step takes.
+    """The time of a step and the bytes that it sends.
 
     Attributes:
-        seconds: from the end of the step before to its own.
-        waits: seconds of it by what it then waits for, along the longest chain of events; computing is one of these.
+        seconds: from the end of the previous step to the end of this one.
+        waits: seconds along the critical path, by kind of event; computing is one of the kinds.
         busy: seconds in which the device computes or updates weights.
         sent: bytes that a device sends, by kind.
     """
@@ -114,19 +114,19 @@ class StepTime:
 
     @property
     def efficiency(self) -> float:
-        """The part of the time in which the device is busy: 1 if nothing ever has to be waited for."""
+        """Share of the time in which the device is busy: 1 if it never waits."""
         return self.busy / self.seconds
 
     @property
     def limit(self) -> str | None:
-        """What the device waits for longest; None where it waits for nothing."""
+        """The kind of event that the device waits for longest; None if it never waits."""
         others = {kind: seconds for kind, seconds in self.waits.items() if kind not in (COMPUTING, UPDATING)}
         return max((kind for kind in others if others[kind] > 0), key=lambda kind: others[kind], default=None)
 
 
 def simulate(work: Work, network: Network, device: Device, ways: Ways) -> StepTime:
-    """The time of a step."""
-    # one step with a byte for each number tells how many numbers travel
+    """Simulate a step."""
+    # a step with one byte per element tells how many elements are sent, and so the bytes per element
     once = _Steps(work, network, device, replace(ways, group=1, quantized=False, key_bytes=None), {})
     once.step()
     widths = {kind: work.sent[kind] / sent for kind, sent in once.sent.items() if sent and kind in work.sent}
@@ -141,21 +141,21 @@ def simulate(work: Work, network: Network, device: Device, ways: Ways) -> StepTi
 
 @dataclass(frozen=True)
 class _Piece:
-    """Arithmetic, and the weights that are gathered for it."""
+    """A piece of computation, and the weights that are gathered for it."""
 
     flop: float
-    gathered: float = 0.0  # numbers
-    network: Network | None = None  # among which they are
+    gathered: float = 0.0  # elements
+    network: Network | None = None  # the devices among which they are gathered
 
 
 class _Steps:
-    """Adds steps to a timeline, and to what they send.
+    """Adds steps to a timeline and counts the bytes that they send.
 
-    A step is first written down, in the order in which a host asks for it: pieces of arithmetic, and calls that
-    exchange something. So it is known what can be gathered ahead.
+    A step is first written as a program in the order in which the host launches it: pieces of computation, and calls
+    that exchange data. The program shows which weights can be gathered ahead.
 
     Args:
-        widths: bytes of a number, of weights and of gradients; 1 where it is not there.
+        widths: bytes per element by kind (weights, gradients, ...); 1 for a kind that is missing.
     """
 
     def __init__(self, work: Work, network: Network, device: Device, ways: Ways, widths: dict[str, float]) -> None:
@@ -165,8 +165,8 @@ class _Steps:
         self.busy = 0.0
         self.last: Event | None = None  # on the device
         self._batch: Event | None = None
-        self._exchanged: Event | None = None  # the network's last
-        self._before: list[Event] = []  # what the next arithmetic waits for
+        self._exchanged: Event | None = None  # the last one on the network
+        self._before: list[Event] = []  # the events that the next computation waits for
 
     @property
     def now(self) -> float:
@@ -174,7 +174,7 @@ class _Steps:
         return 0.0 if self.last is None else self.last.end
 
     def step(self) -> None:
-        """One more."""
+        """Simulate one more step."""
         work, device = self.work, self.device
         self._program: list[_Piece | Callable[[], None]] = []
         self._whole_in_group: set[tuple[int, int]] = set()
@@ -200,7 +200,7 @@ class _Steps:
         self._compute("flags", ring or device.flags)
 
     def _play(self) -> None:
-        """Do what was written down; weights are gathered before their piece, as many as may be there at once."""
+        """Run the program. Weights are gathered before their piece, up to the limit on live weights."""
         pieces = [entry for entry in self._program if isinstance(entry, _Piece)]
         arriving: deque[tuple[Event | None, float]] = deque()
         there, issued = 0.0, 0
@@ -254,14 +254,14 @@ class _Steps:
             self._back(work.encoder, share)
 
     def _forward(self, part: Part, share: float = 1.0) -> None:
-        """Of a share of the device's sentences."""
+        """Add the forward pass for a share of the device's sentences."""
         count = self._pieces_of(part)
         self._program += [self._piece(part, number, count, part.flop.forward * share) for number in range(count)]
 
     def _back(self, part: Part, share: float = 1.0) -> None:
         count = self._pieces_of(part)
         reduces = self.work.stage >= 2 or (self.work.stage == 1 and self.work.chunks == 1 and self.ways.overlap)
-        visits = part.visits if self.work.chunks == 1 else 3  # chunks keep nothing
+        visits = part.visits if self.work.chunks == 1 else 3  # with chunks no gathered weights are kept
         for number in reversed(range(count)):
             again = visits > 1
             if self.work.recomputes:
@@ -275,7 +275,7 @@ class _Steps:
         return max(1, math.ceil((part.elements if self.work.stage == 3 else part.trained) / self.ways.bucket))
 
     def _piece(self, part: Part, number: int, count: int, flop: float, gathers: bool = True) -> _Piece:
-        """One of `count` equal pieces of a part; `flop` are those of all."""
+        """One of `count` equal pieces of a part. `flop` is the total of all pieces."""
         if self.work.stage != 3 or not gathers:
             return _Piece(flop / count)
         here = (id(part), number)
@@ -286,7 +286,7 @@ class _Steps:
 
     def _project(self) -> None:
         self._forward(self.work.projection)
-        # sums and squares of BatchNorm's 2 H numbers, and of its H
+        # BatchNorm's sums and squares of 2 H numbers, then of H numbers
         self._program += [partial(self._sum, times * self.work.width) for times in (4, 2)]
 
     def _project_back(self) -> None:
@@ -294,7 +294,7 @@ class _Steps:
         self._back(self.work.projection)
 
     def _contrast(self) -> None:
-        """Keys to all, and the sums of their gradients back."""
+        """Add the exchange of keys, the loss, and the exchange of the keys' gradients."""
         numbers, network = self.work.keys * self.network.devices, self.network
         keys = numbers * (self.ways.key_bytes or self._width("embeddings"))
         gather = network.two_level if self.ways.two_levels else network.all_gather
@@ -303,7 +303,7 @@ class _Steps:
         self._program.append(_Piece(sum(self.work.loss)))
         self._program.append(lambda: self._wait(self._exchange("embeddings", back)))
 
-    # what they are made of
+    # the operations that passes consist of
 
     def _compute(self, kind: str, seconds: float) -> None:
         self.busy += seconds if kind in (COMPUTING, UPDATING) else 0.0
@@ -311,12 +311,12 @@ class _Steps:
         self._before = []
 
     def _wait(self, event: Event | None) -> None:
-        """Have the device's next work wait for it."""
+        """Make the device's next work wait for `event`."""
         if event is not None:
             self._before.append(event)
 
     def _exchange(self, kind: str, exchange: Exchange) -> Event:
-        """A collective, once the device has done what it was asked for so far."""
+        """Add a collective that starts after the device's work so far."""
         self.sent[kind] += exchange.sent
         self._exchanged = self.timeline.add(kind, exchange.seconds, "network", [self.last])
         return self._exchanged
@@ -331,7 +331,7 @@ class _Steps:
         return self._exchange("weights", piece.network.all_gather(size))
 
     def _reduce(self, elements: float) -> None:
-        """The gradients of what was computed last."""
+        """Reduce the gradients of the last computation."""
         if self.work.stage < 3:
             exchange = self.network.all_reduce(elements * self._width("gradients"))
         elif self.ways.quantized:
@@ -343,11 +343,11 @@ class _Steps:
             self._wait(event)
 
     def _sum(self, numbers: int) -> None:
-        """A few numbers to all, which are waited for: BatchNorm's, in float64."""
+        """All-reduce a few float64 numbers, such as BatchNorm's, and wait for them."""
         self._wait(self._exchange("small sums", self.network.all_reduce(8.0 * numbers)))
 
 
 def _buckets(elements: float, most: float) -> Iterator[float]:
-    """Elements in as few equal buckets as hold them."""
+    """Split elements into the fewest equal buckets of at most `most`."""
     count = math.ceil(elements / most)
     yield from (elements / count for _ in range(count))

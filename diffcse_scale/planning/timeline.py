@@ -1,4 +1,4 @@
-"""Events that wait for each other and for what they run on, and the chain of them that makes a step so long."""
+"""Events that wait for each other and for their resource, and the critical path through them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ class Event:
     kind: str
     begin: float
     end: float
-    because: Event | None  # whose end it waited for; None if for none
+    because: Event | None  # the event that it waited for; None if it waited for none
 
 
 class Timeline:
-    """Events on resources that do one thing after another, in the order in which they are asked."""
+    """Events on resources. Each resource runs its events one after another, in the order in which they were added."""
 
     def __init__(self) -> None:
         self._last: dict[str, Event] = {}
 
     def add(self, kind: str, seconds: float, on: str, after: Sequence[Event | None]) -> Event:
-        """An event as early as all of `after` and the resource allow."""
+        """Add an event. It starts as soon as all of `after` have ended and the resource is free."""
         waited = [event for event in (self._last.get(on), *after) if event is not None]
         last = max(waited, key=lambda event: event.end, default=None)
         begin = 0.0 if last is None else last.end
@@ -33,9 +33,9 @@ class Timeline:
 
 
 def critical(event: Event, since: float) -> dict[str, float]:
-    """Seconds by kind, along the chain of events that waited for each other until `event`, from the time `since` on.
+    """Seconds by kind along the critical path that ends with `event`, counted from the time `since`.
 
-    What ran beside it is not in it: shortening that alone would not shorten the step.
+    Events beside the path are not counted, because shortening them alone would not shorten the step.
     """
     seconds: dict[str, float] = defaultdict(float)
     at: Event | None = event

@@ -1,4 +1,4 @@
-"""One self-contained page about one run or several: what was run, how it went, what came out."""
+"""One self-contained page about one or several runs: their settings, their course and their results."""
 
 from __future__ import annotations
 

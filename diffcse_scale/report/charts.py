@@ -1,4 +1,4 @@
-"""Where the marks of a chart go: numbers in, positions in the picture out. The templates draw them."""
+"""Positions of the marks of a chart: from numbers to positions in the picture. The templates draw them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Point = tuple[float, float | None]
 
 MINUS = "\N{MINUS SIGN}"
 
-# most points of a line: two to a pixel of a wide chart
+# most points of a line: two per pixel of a wide chart
 MOST_POINTS = 600
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: the values at its ends, its round values, and pixels.
+    """One axis: the values at its ends, its ticks, and pixels.
 
     Attributes:
         start, stop: pixels of `low` and `high`.
-        log: whether equal distances are equal ratios.
+        log: whether the axis is logarithmic.
     """
 
     low: float
@@ -44,7 +44,7 @@ class Axis:
 
 
 def axis(values: Sequence[float], start: float, stop: float, ticks: int = 4, log: bool = False) -> Axis:
-    """An axis for `values` that begins and ends at round numbers; logarithmic ones want positive values."""
+    """An axis for `values` that begins and ends at round numbers. A logarithmic axis needs positive values."""
     low, high = min(values), max(values)
     if log:
         low, high = 10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high))
@@ -61,19 +61,19 @@ def axis(values: Sequence[float], start: float, stop: float, ticks: int = 4, log
 
 
 def steps_axis(last: int, start: float, stop: float) -> Axis:
-    """From step 0 to exactly the last step: room for steps that are not there would say that they are missing."""
+    """An axis from step 0 to exactly the last step, because room beyond it would suggest missing steps."""
     step = max(1, round(_round_step(max(last, 4) / 4)))
     return Axis(0, max(last, 1), tuple(float(mark) for mark in range(0, last + 1, step)), start, stop)
 
 
 def _round_step(step: float) -> float:
-    """The smallest of 1, 2, 2.5, 5 times a power of ten that is not below `step`."""
+    """The smallest number not below `step` that is 1, 2, 2.5 or 5 times a power of ten."""
     power = 10 ** math.floor(math.log10(step))
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * (1 - 1e-9))
 
 
 def tick_label(value: float, ticks: Sequence[float], percent: bool = False) -> str:
-    """A tick's number, with as many decimals as tell the ticks apart."""
+    """A tick's label, with enough decimals to tell the ticks apart."""
     if percent:
         return f"{100 * value:.{_decimals([100 * tick for tick in ticks])}f}%"
     largest = max(abs(tick) for tick in ticks)
@@ -93,10 +93,10 @@ def _decimals(ticks: Sequence[float]) -> int:
 
 
 def thinned(steps: NDArray[np.int64], values: NDArray[np.float64], most: int = MOST_POINTS) -> list[Point]:
-    """At most about `most` points: of each of equal parts the lowest and the highest, so that spikes stay; NaN is None.
+    """At most about `most` points: the lowest and the highest of each equal part, so spikes stay. NaN becomes None.
 
     Args:
-        steps, values: [n], where the points are.
+        steps, values: [n], coordinates of the points.
     """
     count, parts = len(steps), most // 2
     kept = np.arange(count)
@@ -109,14 +109,14 @@ def thinned(steps: NDArray[np.int64], values: NDArray[np.float64], most: int = M
 
 
 def _ends(values: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Where the lowest and the highest value are, in the order in which they come; the first place if all are NaN."""
+    """Indices of the lowest and the highest value in order of position; 0 if all values are NaN."""
     if np.isnan(values).all():
         return np.zeros(1, np.intp)
     return np.unique([np.nanargmin(values), np.nanargmax(values)])
 
 
 def path(points: Sequence[Point], x: Axis, y: Axis) -> str:
-    """An SVG path through the points; it is broken where a value is None."""
+    """An SVG path through the points, interrupted where a value is None."""
     parts, pen = [], "M"
     for step, value in points:
         if value is None:
@@ -128,7 +128,7 @@ def path(points: Sequence[Point], x: Axis, y: Axis) -> str:
 
 
 def area(heights: Sequence[float], edges: Sequence[float], x: Axis, base: float, scale: float) -> str:
-    """The outline of a histogram that stands on `base`, `scale` pixels for a height of 1; closed."""
+    """The closed outline of a histogram on the line `base`, with `scale` pixels for a height of 1."""
     steps = [f"M{x.place(edges[0]):g},{base:g}"]
     for height, left, right in zip(heights, edges[:-1], edges[1:], strict=True):
         top = round(base - scale * height, 2)
@@ -137,5 +137,5 @@ def area(heights: Sequence[float], edges: Sequence[float], x: Axis, base: float,
 
 
 def readout(points: Sequence[Point], x: Axis, y: Axis, text: Callable[[float], str]) -> list[list[Any]]:
-    """For the pointer: step, pixels, and the value as it is printed, of each point that has one."""
+    """Data for the mouse pointer: step, pixels and printed value of each point that has a value."""
     return [[step, x.place(step), y.place(value), text(value)] for step, value in points if value is not None]

@@ -1,4 +1,4 @@
-"""`diffcse-scale report`: reads the runs, asks their models, writes the page."""
+"""`diffcse-scale report`: reads the runs, evaluates their models, writes the page."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from diffcse_scale.report.page import MARK, RUNS, Looks, mark_of, render
 from diffcse_scale.report.similarities import histograms, neighbours
 from diffcse_scale.runs.read import Run, read_runs
 
-SAMPLES = 4  # sentences whose neighbours are shown
+SAMPLES = 4  # number of sentences whose neighbours are shown
 NEIGHBOURS = 4
-EDITED = 6  # sentences on which the discriminator is shown
+EDITED = 6  # number of sentences on which the discriminator's output is shown
 
 
 def report(
@@ -27,19 +27,19 @@ def report(
     models: bool = True,
     overwrite: bool = False,
 ) -> Path:
-    """Write the page about some runs; an earlier page about them, or some of them, is replaced, nothing else is.
+    """Write a page about some runs. It may only replace an earlier page about these runs or some of them.
 
     Args:
-        data: the development set, instead of the one that the recipes name; as `evaluation.data` of a recipe.
-        sentences: a text file; its sentences instead of some of the development set are looked at.
-        models: False for a page without what the models have to be asked for.
-        overwrite: replace `output` whatever file it is.
+        data: a development set to use instead of the recipes' own, in the form of `evaluation.data` of a recipe.
+        sentences: a text file with sentences to use instead of samples of the development set.
+        models: False leaves out everything for which models must be loaded.
+        overwrite: replace `output`, whatever file it is.
 
     Returns:
-        Where the page lies.
+        Path of the page.
 
     Raises:
-        InputError: a folder holds no run, `output` is another file or page, unusable data or sentences.
+        InputError: a folder holds no run, `output` is another file or page, or data or sentences cannot be used.
     """
     page = given_path(output)
     runs = read_runs(folders)
@@ -65,7 +65,7 @@ def _looks(runs: Sequence[Run], data: str | None, samples: Sequence[str]) -> Loo
 
 
 def _is_page(file: Path, runs: Sequence[Run]) -> bool:
-    """Whether it is a page about these runs, or some of them."""
+    """Whether a file is a page about these runs or some of them."""
     with file.open(encoding="utf-8", errors="replace") as page:
         beginning = page.read(2**16)
     about = beginning.partition(RUNS)[2].partition('"')[0].split()

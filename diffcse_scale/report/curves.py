@@ -1,4 +1,4 @@
-"""A chart for every number in metrics.jsonl, all runs in each."""
+"""A chart for every number in metrics.jsonl, with all runs in each chart."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from diffcse_scale.runs.metric_table import METRICS, OF_EVALUATIONS, is_measured
 from diffcse_scale.runs.metrics_file import NOTHING, Series
 from diffcse_scale.runs.read import Run
 
-# pixels of a chart, and of the part that the lines are in
+# pixels of a chart, and of its plotting area
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 42, 352, 10, 166
 
-# a few large values at the start would hide what follows
+# ratio above which an axis may be logarithmic, because a few large values at the start would hide the others
 LARGE_RATIO = 30
 
 
@@ -27,10 +27,10 @@ class Line:
     """One run's line of a chart.
 
     Attributes:
-        run: its number on the page.
+        run: number of the run on the page.
         points: step and value, as drawn.
-        last: the last value as it is printed.
-        readout: as `charts.readout` gives it.
+        last: the last value, as printed.
+        readout: the result of `charts.readout`.
     """
 
     run: int
@@ -45,9 +45,9 @@ class Chart:
     """One metric of all runs.
 
     Attributes:
-        name: in metrics.jsonl.
-        evaluations: whether its values are of evaluations, not means over the steps of a log line.
-        ticks: pixel and text of each mark of the axes.
+        name: name in metrics.jsonl.
+        evaluations: whether its values come from evaluations, and are not means over the steps of a log line.
+        x_ticks, y_ticks: pixel and text of each tick of the axes.
         thinned: whether a line has more values than are drawn.
     """
 
@@ -63,7 +63,7 @@ class Chart:
 
 
 def charts(runs: Sequence[Run]) -> list[Chart]:
-    """A chart for each number that a row of any run has, in the order of `METRICS`, then those it does not know."""
+    """A chart for each number in any run's rows: those of `METRICS` in its order, then unknown ones."""
     found = dict.fromkeys(name for run in runs for name in run.metrics)
     unknown = {name: Metric(name, name) for name in found if name not in METRICS and name != "step"}
     last = max((run.step for run in runs), default=0)
@@ -73,7 +73,7 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
 
 
 def printed(name: str) -> Callable[[float], str]:
-    """How values of a metric are written: as in the console's log line, but for the unit."""
+    """The format of a metric's values: as in the console's log line, without the unit."""
     default = "{:.2f}" if name.startswith(OF_EVALUATIONS) else "{:.4g}"
     pattern = METRICS.get(name, Metric(name)).pattern or default
     return lambda value: pattern.format(value).replace("-", MINUS)
@@ -109,7 +109,7 @@ def _chart(metric: Metric, runs: Sequence[Run], last: int) -> Chart | None:
 
 def _series(name: str, run: Run) -> Series:
     if not is_measured(name, run.recipe.objective):
-        return NOTHING  # zeros that mean nothing
+        return NOTHING  # its values are meaningless zeros
     return run.series(name)
 
 

@@ -1,4 +1,4 @@
-"""What a run's trained discriminator thinks of a few edited sentences, token by token."""
+"""The output of a run's trained discriminator on a few edited sentences, token by token."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Token:
     """A token of an edited sentence.
 
     Attributes:
-        original: what stood there; None if the token was kept.
-        probability: of having been replaced, by the discriminator.
+        original: the original token; None if the token was kept.
+        probability: the discriminator's probability that the token was replaced.
     """
 
     text: str
@@ -38,23 +38,23 @@ class Token:
 
     @property
     def replaced(self) -> bool:
-        """Whether the generator wrote something else than what stood there."""
+        """Whether the generator wrote another token than the original."""
         return self.original is not None
 
     @property
     def right(self) -> bool:
-        """Whether the discriminator takes it for what it is."""
+        """Whether the discriminator classifies the token correctly."""
         return (self.probability > 0.5) == self.replaced
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A run's discriminator on some sentences.
+    """The output of a run's discriminator on some sentences.
 
     Attributes:
-        step: of the checkpoint that it was read from.
-        sentences: the tokens of each, special ones left out.
-        problem: why there is none; empty if there is.
+        step: step of the checkpoint with the discriminator.
+        sentences: the tokens of each sentence, without special tokens.
+        problem: why there is no output; empty if there is.
     """
 
     run: int
@@ -63,13 +63,13 @@ class Judgement:
     problem: str = ""
 
     def count(self, replaced: bool, right: bool) -> int:
-        """Tokens of all sentences."""
+        """Number of tokens in all sentences with these two properties."""
         tokens = [token for sentence in self.sentences for token in sentence]
         return sum(token.replaced == replaced and token.right == right for token in tokens)
 
 
 def judgements(runs: Sequence[Run], sentences: Sequence[Sequence[str]]) -> list[Judgement]:
-    """Of every run on the sentences that are given for it; runs with one generator judge the same edits."""
+    """Judgements of every run on its own sentences. Runs with the same generator judge the same edits."""
     return [_judgement(number, run, own) for number, (run, own) in enumerate(zip(runs, sentences, strict=True))]
 
 
@@ -90,7 +90,7 @@ def _judgement(number: int, run: Run, sentences: Sequence[str]) -> Judgement:
     folder = run.path / run_files.CHECKPOINTS / checkpoint_name(steps[-1])
     try:
         tokenizers = load_tokenizers(run.recipe.model)
-        # a seed of its own, so that runs of several seeds judge the same edits
+        # a fixed seed, so that runs with different seeds judge the same edits
         generator = load_generator(run.recipe.model_copy(update={"seed": 0}), tokenizers, torch.device("cpu"))
         model = build_model(run.recipe, tokenizers).eval()
         load_weights(model, folder)
@@ -104,7 +104,7 @@ def _judgement(number: int, run: Run, sentences: Sequence[str]) -> Judgement:
 def judge(
     sentences: Sequence[str], model: DiffCSENetworks, generator: Generator, tokenizers: Tokenizers, recipe: Recipe
 ) -> list[list[Token]]:
-    """Edit sentences as in training, and ask the discriminator; `model` is in eval mode."""
+    """Edit sentences as in training, and run the discriminator on them. `model` must be in eval mode."""
     streams = [[truncated_ids(tokenizer, sentences, recipe.data.max_length)] for tokenizer in tokenizers.streams]
     chunk = replace(collate(streams, tokenizers, recipe.objective.masking_ratio, seed=0), seed=0)
     edited = generator.edit(chunk)
@@ -126,5 +126,5 @@ def _tokens(
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """A token for people: bytes and marks of word beginnings decoded."""
+    """Readable text of a token, with bytes and word-start markers decoded."""
     return tokenizer.decode([token]).strip() or tokenizer.convert_ids_to_tokens(token)

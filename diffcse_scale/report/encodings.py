@@ -1,4 +1,4 @@
-"""The development set as the untrained and the trained encoder of a run see it."""
+"""Embeddings of the development set by the untrained and the trained encoder of a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from diffcse_scale.training.development import development_pairs
 log = logging.getLogger(__name__)
 
 BATCH = 128  # sentences
-# what an untrained encoder's embeddings are a function of
+# the recipe fields that determine an untrained encoder's embeddings
 OF_ENCODER = {"encoder", "pooling", "attention", "checkpoint", "lora"}
 
 
@@ -36,12 +36,12 @@ class Encodings:
     """Sentence embeddings of one run.
 
     Attributes:
-        pairs: the development set; empty where the run has none that can be read.
-        sentences: the different sentences of the pairs, and the samples.
-        samples: those whose neighbours are looked at.
-        before, after: [n, H] of `sentences` by the untrained and the trained encoder; None where there is none.
-        same_before: the number of an earlier run with the same untrained encoder and development set.
-        problems: what is missing, and why, in sentences.
+        pairs: the development set; empty if the run has none that can be read.
+        sentences: the distinct sentences of the pairs, and the samples.
+        samples: the sentences whose neighbours are shown.
+        before, after: embeddings [n, H] of `sentences` by the untrained and the trained encoder; None if missing.
+        same_before: number of an earlier run with the same untrained encoder and development set.
+        problems: sentences that say what is missing and why.
     """
 
     pairs: list[GradedPair] = field(default_factory=list)
@@ -54,11 +54,11 @@ class Encodings:
 
 
 def encode_runs(runs: Sequence[Run], data: str | None, samples: Sequence[str], count: int) -> list[Encodings]:
-    """Encode every run's development set twice; what cannot be read is a sentence in `problems`.
+    """Encode every run's development set with both encoders. Anything unreadable becomes a sentence in `problems`.
 
     Args:
-        data: instead of what the recipes name; as `evaluation.data` of a recipe.
-        samples: sentences whose neighbours are looked at; if empty, `count` of the development set.
+        data: a development set to use instead of the recipes' own, in the form of `evaluation.data`.
+        samples: sentences whose neighbours are shown; if empty, `count` sentences of the development set.
 
     Raises:
         InputError: `data` cannot be read.
@@ -85,7 +85,7 @@ def encode_runs(runs: Sequence[Run], data: str | None, samples: Sequence[str], c
 
 
 def spread(sentences: Sequence[str], count: int) -> list[str]:
-    """`count` sentences at equal distances."""
+    """`count` evenly spaced sentences."""
     count = min(count, len(sentences))
     return [sentences[number * len(sentences) // count] for number in range(count)]
 
@@ -139,7 +139,7 @@ def _trained(run: Run, own: Encodings) -> None:
 
 
 def _finite(own: Encodings, vectors: NDArray[np.float32], which: str) -> NDArray[np.float32] | None:
-    """The vectors; None, which is told, where some are not finite."""
+    """The vectors; if some are not finite, None, and a sentence in `problems`."""
     if not len(rows_not_finite(vectors)):
         return vectors
     own.problems.append(f"The {which} encoder's embeddings are not finite.")
@@ -147,7 +147,7 @@ def _finite(own: Encodings, vectors: NDArray[np.float32], which: str) -> NDArray
 
 
 def _encode(encode: Encode, sentences: list[str], title: str) -> NDArray[np.float32]:
-    """Batch by batch, the longest first, with progress."""
+    """Encode in batches, the longest sentences first, with a progress bar."""
     order = sorted(range(len(sentences)), key=lambda row: -len(sentences[row]))
     batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
     bar = tqdm(batches, desc=title, unit="batch", disable=None)
@@ -157,16 +157,16 @@ def _encode(encode: Encode, sentences: list[str], title: str) -> NDArray[np.floa
 
 
 def without_detection(recipe: Recipe) -> Recipe:
-    """The recipe with an encoder and nothing else to build."""
+    """The recipe without replaced-token detection, so that only the encoder is built."""
     objective = recipe.objective.model_copy(update={"rtd_weight": 0.0})
     return recipe.model_copy(update={"objective": objective})
 
 
 def read_samples(file: Path | None) -> list[str]:
-    """The sentences of a text file, one a line; empty lines are left out.
+    """The sentences of a text file, one per line, without empty lines.
 
     Raises:
-        InputError: it cannot be read, or has no sentence.
+        InputError: the file cannot be read or has no sentence.
     """
     if file is None:
         return []

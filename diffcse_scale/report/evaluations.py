@@ -1,4 +1,4 @@
-"""What `diffcse-scale evaluate` has written beside the runs: tables, and dots with intervals."""
+"""The results of `diffcse-scale evaluate` that are stored in the runs: tables, and dots with intervals."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Interval:
     """One measured value of one run.
 
     Attributes:
-        low, value, high: pixels; low and high are `value` where no interval was measured.
-        text: the value, and its interval.
+        low, value, high: pixels; low and high equal `value` if no interval was measured.
+        text, interval: the value and its interval, as printed.
     """
 
     run: int
@@ -31,7 +31,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Measured:
-    """A line of an evaluation: a task or a mean over tasks, with what each run has on it."""
+    """A line of an evaluation: a task or a mean over tasks, with the values of all runs."""
 
     name: str
     measure: str
@@ -47,9 +47,9 @@ class Suite:
     """An evaluation of all runs.
 
     Attributes:
-        about: run number and how it was measured.
-        measure: that of all rows; empty where they have several.
-        ticks: pixel and text of the marks of the axis that values of one measure are drawn on; none for several.
+        about: run number, and how the run was measured.
+        measure: the measure of all rows; empty if there are several.
+        ticks: pixel and text of the ticks of the common axis; empty if there are several measures.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Suite:
 
     @property
     def intervals(self) -> bool:
-        """Whether any value has one."""
+        """Whether any value has an interval."""
         return any(value.interval for row in self.rows for value in row.values)
 
 

@@ -1,4 +1,4 @@
-"""The page: everything in one file, with nothing to fetch."""
+"""The page: one file that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from diffcse_scale.report.edited_sentences import Judgement
 from diffcse_scale.report.similarities import Histograms, Sample
 from diffcse_scale.runs.read import Run
 
-# by which a page of ours is known, and which runs it is about, so that it may be replaced
+# identify our pages and the runs that they are about, so that a page may be replaced
 MARK = '<meta name="generator" content="diffcse-scale report">'
 RUNS = '<meta name="diffcse-runs" content="'
 
 
 def mark_of(run: Run) -> str:
-    """By which a page names a run: its place, which nobody can read out of it."""
+    """How a page names a run: a hash of its path, which does not reveal the path."""
     return hashlib.sha256(os.fsencode(run.path.resolve())).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Looks:
-    """What the models of the runs were asked for.
+    """The parts of the page that need the models of the runs.
 
     Attributes:
-        problems: run number and a sentence for what could not be had.
+        problems: run number, and a sentence about something that is missing.
     """
 
     histograms: list[Histograms] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Looks:
 
 
 def render(runs: Sequence[Run], looks: Looks) -> str:
-    """The HTML page. All text of users is escaped."""
+    """The HTML page. All text from users is escaped."""
     environment = Environment(
         loader=PackageLoader("diffcse_scale.report"),
         autoescape=True,
@@ -74,5 +74,5 @@ def render(runs: Sequence[Run], looks: Looks) -> str:
 
 
 def _inline(name: str) -> Markup:
-    """The text of one of our own files, as it is."""
+    """The unescaped text of one of our own template files."""
     return Markup((Path(__file__).parent / "templates" / name).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What training did to similarities: histograms for each band of human scores, and who is near whom."""
+"""The effect of training on similarities: histograms for each band of human scores, and nearest neighbours."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Floats = NDArray[np.float64]
 BINS = 40
 BANDS = 5
 
-# pixels of a histogram: one row a band
+# pixels of a histogram: one row per band
 WIDTH, ROW, LEFT, RIGHT, TOP = 380, 46, 44, 268, 8
 
 
 @dataclass(frozen=True)
 class Outline:
-    """A histogram as an SVG path, the mean as it is printed, and the pixel of the mean."""
+    """A histogram as an SVG path, the mean as printed, and the pixel of the mean."""
 
     path: str
     mean: str
@@ -32,7 +32,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class Band:
-    """The pairs whose human score is in one band; `base` is the pixel of the line that their histograms stand on."""
+    """The pairs with human scores in one band; `base` is the pixel of their histograms' baseline."""
 
     name: str
     pairs: int
@@ -56,7 +56,7 @@ class Histograms:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A sentence near a sample; `fresh` if it was not among the nearest before training."""
+    """A sentence near a sample; `fresh` means that it was not among the nearest before training."""
 
     sentence: str
     cosine: float
@@ -65,7 +65,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Who is near a sample by one encoder: before training where `run` is None."""
+    """The neighbours of a sample by one encoder; if `run` is None, by the untrained encoder."""
 
     run: int | None
     nearest: list[Neighbour]
@@ -80,7 +80,7 @@ class Sample:
 
 
 def histograms(encodings: Sequence[Encodings]) -> list[Histograms]:
-    """Of each run that has a development set and an encoder; all on one axis, so that they can be compared."""
+    """Histograms of each run that has a development set and an encoder, on a common axis for comparison."""
     cosines = {number: _cosines(own) for number, own in enumerate(encodings) if own.pairs}
     values = [array for pair in cosines.values() for array in pair if array is not None]
     if not values:
@@ -99,9 +99,9 @@ def histograms(encodings: Sequence[Encodings]) -> list[Histograms]:
 
 
 def bands(scores: Floats) -> list[tuple[str, NDArray[np.bool_]]]:
-    """Five bands of human scores, as name and which pairs are in it; the last has the highest score too.
+    """Five bands of human scores: name, and a mask of the pairs in it. The last includes the highest score.
 
-    0 to 1, ..., 4 to 5 for scores from 0 to 5, as those of the STS tasks are; else equal parts of what there is.
+    The bands are 0 to 1, ..., 4 to 5 for scores from 0 to 5, as in STS tasks, and equal parts of the range otherwise.
     """
     low, high = (0.0, 5.0) if scores.min() >= 0 and 1 < scores.max() <= 5 else (scores.min(), scores.max())
     edges = np.linspace(low, high, BANDS + 1)
@@ -121,7 +121,7 @@ def _cosines(own: Encodings) -> tuple[Floats | None, Floats | None]:
 def _histograms(run: int, own: Encodings, before: Floats | None, after: Floats | None, x: Axis) -> Histograms:
     scores = np.array([pair[0] for pair in own.pairs])
     parts = [(name, inside) for name, inside in bands(scores) if inside.any()]
-    parts.reverse()  # the most alike on top
+    parts.reverse()  # the most similar pairs on top
     bases = [TOP + ROW * (number + 1) for number in range(len(parts))]
     insides = [inside for _, inside in parts]
     outlines = zip(_outlines(before, insides, bases, x), _outlines(after, insides, bases, x), strict=True)
@@ -150,10 +150,10 @@ def _spearman(own: Encodings, vectors: NDArray[np.float32] | None) -> float | No
 def _outlines(
     cosines: Floats | None, insides: Sequence[NDArray[np.bool_]], bases: Sequence[float], x: Axis
 ) -> list[Outline | None]:
-    """One for each band, all on one scale.
+    """One outline for each band, all on one scale.
 
-    Before and after have scales of their own: untrained encoders often have all cosines near 1, beside which the
-    trained one's would be flat.
+    Before and after training have separate scales. Untrained encoders often have all cosines near 1, and on their
+    scale the trained encoder's histogram would look flat.
     """
     if cosines is None:
         return [None] * len(bases)
@@ -193,7 +193,7 @@ def _neighbourhoods(sample: str, encodings: Sequence[Encodings], count: int) -> 
 
 
 def nearest(sample: str, own: Encodings, vectors: NDArray[np.float32] | None, count: int) -> list[Neighbour]:
-    """The sentences of the largest cosine with `sample`, itself left out; none without an encoder."""
+    """The sentences with the largest cosine to `sample`, except itself; empty without an encoder."""
     if vectors is None:
         return []
     place = own.sentences.index(sample)

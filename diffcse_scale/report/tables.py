@@ -1,4 +1,4 @@
-"""Tables of what the run folders say: recipes and where they differ, how they were run, scores, environment."""
+"""Tables from the run folders: recipes and their differences, how they were run, scores, environment."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from diffcse_scale.report.charts import MINUS
 from diffcse_scale.runs.read import Run
 from diffcse_scale.training.schedule import Plan
 
-# a run's own, of no interest when runs are compared
+# fields that always differ between runs and are not compared
 NAMES = ("name",)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: what it is of, and a cell for each run; an empty one where a run has none."""
+    """A line of a table: its name, and a cell for each run, which is empty if the run lacks it."""
 
     name: str
     cells: list[str]
@@ -29,20 +29,20 @@ class Row:
 
     @property
     def differs(self) -> bool:
-        """Whether the runs do not all say the same."""
+        """Whether the cells are not all equal."""
         return len(set(self.cells)) > 1
 
 
 @dataclass(frozen=True)
 class RecipeText:
-    """A run's recipe as YAML, line by line with whether the line is of a field in which the runs differ."""
+    """A run's recipe as YAML: each line, and whether it belongs to a field in which the runs differ."""
 
     run: int
     lines: list[tuple[str, bool]]
 
 
 def differences(runs: Sequence[Run]) -> list[Row]:
-    """The recipe's fields that are not the same in all runs."""
+    """The recipe fields that differ between runs."""
     dumped = [dict(flatten(run.recipe.model_dump(mode="json"))) for run in runs]
     fields = dict.fromkeys(field for recipe in dumped for field in recipe if field not in NAMES)
     rows = [Row(field, [_plain(recipe.get(field)) for recipe in dumped]) for field in fields]
@@ -81,7 +81,7 @@ def set_up(runs: Sequence[Run]) -> list[Row]:
 def _plan(run: Run) -> dict[str, str]:
     try:
         return dict(Plan(**run.facts["plan"]).table())
-    except (KeyError, TypeError):  # that of another version
+    except (KeyError, TypeError):  # the plan of another version
         return {}
 
 
@@ -108,13 +108,13 @@ def _sharding(run: Run) -> dict[str, str]:
 
 
 def rows_of(columns: Sequence[dict[str, str]]) -> list[Row]:
-    """One row for each name that any of the columns (one a run) has."""
+    """One row for each name in any of the columns (one per run)."""
     names = dict.fromkeys(name for column in columns for name in column)
     return [Row(name, [column.get(name, "") for column in columns]) for name in names]
 
 
 def deepspeed_configs(runs: Sequence[Run]) -> list[tuple[int, str]]:
-    """Run number and the DeepSpeed configuration that it began with."""
+    """Run number, and the DeepSpeed configuration at its start."""
     configs = [(number, run.facts.get("deepspeed_config")) for number, run in enumerate(runs)]
     return [(number, masked(to_json(config, indent=1))) for number, config in configs if config]
 
@@ -136,7 +136,7 @@ def _result(run: Run) -> dict[str, str]:
         "dev_rtd_z_gain": ("z gain, nats per word", "{:.4f}"),
         "dev_rtd_replaced": ("RTD, replaced words judged", "{:,.0f}"),
     }
-    shares = {  # of runs of earlier versions
+    shares = {  # only in runs of earlier versions
         "rtd_balanced_accuracy": "RTD balanced accuracy",
         "rtd_recall_replaced": "RTD recall, replaced tokens",
         "rtd_recall_kept": "RTD recall, kept tokens",
@@ -154,7 +154,7 @@ def _score(value: float | None) -> str:
 
 
 def environments(runs: Sequence[Run]) -> list[Row]:
-    """Machine and versions."""
+    """Machine and versions of each run."""
     return rows_of([_environment(run.facts.get("environment") or {}) for run in runs])
 
 

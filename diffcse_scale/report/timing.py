@@ -1,4 +1,4 @@
-"""Where the time of a run went."""
+"""How the time of a run was spent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffcse_scale.runs.read import Run
 
 @dataclass(frozen=True)
 class Time:
-    """Where a run's time went, in seconds; `parts` are name, seconds, and share of their sum."""
+    """How a run's time was spent; `parts` are name, duration as text, and share of the total."""
 
     run: int
     parts: list[tuple[str, str, float]]
@@ -20,7 +20,7 @@ class Time:
 
 
 def times(runs: Sequence[Run]) -> list[Time]:
-    """Of the runs that recorded it."""
+    """Times of the runs that recorded them."""
     found = [_time(number, run) for number, run in enumerate(runs)]
     return [time for time in found if time is not None]
 
@@ -41,14 +41,14 @@ def _time(number: int, run: Run) -> Time | None:
     if whole <= 0:
         return None
     parts = [(name, duration(value), value / whole) for name, value in seconds.items()]
-    # of a run that was interrupted it would include the time in between
+    # for an interrupted run it would include the pause
     once = run.finished and len(run.incarnations) == 1 and run.status.get("updated") is not None
     ended = duration(run.status["updated"] - run.incarnations[0].began) if once else ""
     return Time(number, parts, duration(whole), ended)
 
 
 def duration(seconds: float) -> str:
-    """For people: 0.4 s, 41 s, 3 min 20 s, 5 h 02 min."""
+    """A readable duration: 0.4 s, 41 s, 3 min 20 s, 5 h 02 min."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

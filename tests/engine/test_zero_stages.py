@@ -78,5 +78,5 @@ def test_every_shipped_configuration_learns_the_same_in_chunks_and_at_once(toy_w
     truth = found["zero0", "null"]
     for way, losses in found.items():
         assert len(losses["rtd"]) == 4 and losses["rtd"] == pytest.approx(truth["rtd"], rel=tolerance(2e-5, 0.1)), way
-        # without dropout both views are equal, so the gradient of InfoNCE is hardly more than rounding; Adam enlarges it
+        # without dropout both views are equal, so InfoNCE's gradient is hardly more than rounding, which Adam enlarges
         assert losses["contrastive"] == pytest.approx(truth["contrastive"], rel=0, abs=tolerance(1e-4, 0.01)), way
