@@ -1,4 +1,7 @@
-"""The words of the grammar: every concept with its expressions. No two concepts share an expression."""
+"""The words of the grammar: every concept with its expressions.
+
+Only three words express two concepts each: "play" (music, games), "road" and "wood" (a thing, a place).
+"""
 
 from __future__ import annotations
 
