@@ -1,7 +1,7 @@
 """Ctrl-C, and a terminal that is closed, as a person does it at a pseudo-terminal, with and without a launcher.
 
-One line, a whole checkpoint, and nothing is left, within ten seconds. What DeepSpeed's launcher prints itself is
-its own.
+One line, a whole checkpoint, and nothing is left, within ten seconds on a quiet machine and thirty on a busy one. What
+DeepSpeed's launcher prints itself is its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.support.terminal import Terminal
 pytestmark = pytest.mark.slow
 PYTHON, DEEPSPEED = "python", "deepspeed"
 INTERRUPTED = 130
-GONE = 10.0  # seconds
+GONE = 30.0  # seconds; docs/results/failures.md has those of a quiet machine
 
 
 class _Session:
