@@ -8,8 +8,10 @@ and 1e-6 of their norm. In bfloat16 they are rounded once, after a sum that is e
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -21,6 +23,7 @@ from torch import Tensor
 from diffcse_scale.distributed import PROCESS_GROUP, barrier, gather_rows, rank, world_size
 from diffcse_scale.objective.sharded_info_nce import sharded_info_nce
 from diffcse_scale.rendezvous import descriptors_needed, ranks_per_node
+from tests.support.launch import Ranks, metrics
 from tests.support.ranks import run_ranks
 from tests.support.tcp_bytes import sent_between_nodes, sent_by_connection
 
@@ -135,6 +138,24 @@ def test_so_it_does_on_more_nodes_and_on_larger_ones(tmp_path, per_node) -> None
 )
 def test_nodes_are_equal_blocks_or_there_is_one_level(hosts: str, per_node: int) -> None:
     assert ranks_per_node([host.encode() for host in hosts]) == per_node
+
+
+def losses(world: Path, run: Path, per_node: int | None) -> list[float]:
+    """Of four steps at ZeRO-3, with weights that are whole on a node too, in chunks."""
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 0, "zero_hpz_partition_size": 2}
+    file = run.with_suffix(".json")
+    file.write_text(json.dumps({"zero_optimization": zero}))
+    arguments = ("--deepspeed_config", str(file), "--recipe", str(world / "toy.yaml"), "--output", str(run))
+    keys = ("max_steps=4", "model.dropout=0", "batch.chunk=2", "batch.exchange=gather", "evaluation.data=null")
+    with Ranks(run.parent / f"said-{per_node}", *arguments, *keys, count=4, per_node=per_node) as started:
+        assert started.wait() == [0] * 4, started.output()
+    return [row["loss"] for row in metrics(run) if "loss" in row]
+
+
+@pytest.mark.slow
+def test_a_run_on_two_nodes_learns_what_it_learns_on_one(toy_world, tmp_path) -> None:
+    on_one, on_two = (losses(toy_world, tmp_path / f"run-{per_node}", per_node) for per_node in (None, 2))
+    assert len(on_one) == 4 and on_two == pytest.approx(on_one, rel=1e-4)  # Adam amplifies another order of sums
 
 
 def of_unequal_nodes() -> tuple[int, Tensor, bool]:
