@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -131,21 +131,45 @@ class Ranks:
     This class asks the process group on every call, so networks may be built before the group exists. Tests pass
     another implementation, whose ranks live in one process.
 
+    Args:
+        group: some of the ranks, in rank order; None for all.
+
     Example:
         >>> from diffcse_scale.distributed import PROCESS_GROUP, Ranks
         >>> isinstance(PROCESS_GROUP, Ranks), PROCESS_GROUP.world_size
         (True, 1)
     """
 
+    _per_node = 1
+    _levels: Levels | None = None
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self._group = group
+
     @property
     def rank(self) -> int:
         """This rank's number."""
-        return rank()
+        return dist.get_rank(self._group) if _active() else 0
 
     @property
     def world_size(self) -> int:
         """Number of ranks."""
-        return world_size()
+        return dist.get_world_size(self._group) if _active() else 1
+
+    def lie_on_nodes(self, per_node: int) -> None:
+        """Say that each node has `per_node` consecutive ranks; 1: the nodes differ, or there is only one."""
+        self._per_node, self._levels = per_node, None
+
+    @property
+    def levels(self) -> Levels | None:
+        """Groups for an exchange in two levels, or None. The first call makes them, so every rank must make it."""
+        if self._levels is None and (count := self._per_node) > 1:
+            number, ranks = self.rank % count, list(range(self.world_size))
+            # each rank makes only its own groups, in the same order, so none of them waits for all ranks
+            make = partial(dist.new_group, timeout=CONTROL_PATIENCE, use_local_synchronization=True)
+            within, across = ranks[self.rank - number :][:count], ranks[number::count]
+            self._levels = Levels(Ranks(make(within)), Ranks(make(across)))
+        return self._levels
 
     def all_gather(self, rows: Tensor) -> Tensor:
         """Concatenate every rank's `rows` (contiguous, same shape everywhere) in rank order, without a gradient."""
@@ -153,7 +177,7 @@ class Ranks:
         gathered = rows.new_empty(self.world_size * len(rows), *rows.shape[1:])
         # all_gather_into_tensor was the name until torch 2.12
         gather = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
-        getattr(dist, gather)(gathered, rows)
+        getattr(dist, gather)(gathered, rows, group=self._group)
         return gathered
 
     def all_to_all(self, rows: Tensor, shares: Sequence[int]) -> Tensor:
@@ -161,22 +185,29 @@ class Ranks:
         _exchanging()
         own = shares[self.rank]
         received = rows.new_empty(self.world_size, own, *rows.shape[1:])
-        dist.all_to_all_single(received.flatten(0, 1), rows, [own] * self.world_size, list(shares))
+        dist.all_to_all_single(received.flatten(0, 1), rows, [own] * self.world_size, list(shares), group=self._group)
         return received
 
     def all_reduce(self, total: Tensor) -> None:
         """Replace `total` by its sum over all ranks, in place."""
         _exchanging()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=self._group)
 
     def pass_on(self, block: Tensor, into: Tensor) -> Transfer:
         """Start sending `block` to the next rank and receiving the previous rank's block in `into`; touch neither."""
         _exchanging()
         following, previous = (self.rank + 1) % self.world_size, (self.rank - 1) % self.world_size
-        operations = [dist.P2POp(dist.isend, block, following), dist.P2POp(dist.irecv, into, previous)]
+        both = (dist.isend, block, following), (dist.irecv, into, previous)
         # an empty block is not sent: sender and receiver both know that it is empty
-        operations = [operation for operation in operations if operation.tensor.numel()]
+        operations = [dist.P2POp(way, rows, None, self._group, 0, peer) for way, rows, peer in both if rows.numel()]
         return Transfer(block, into, dist.batch_isend_irecv(operations) if operations else [])
+
+
+class Levels(NamedTuple):
+    """The ranks of this rank's node, and the ranks that have this rank's number on their node, in node order."""
+
+    within: Ranks
+    across: Ranks
 
 
 PROCESS_GROUP = Ranks()
@@ -188,18 +219,43 @@ class _GatherRows(torch.autograd.Function):
         ctx.shares, ctx.ranks = shares, ranks
         # a gather needs equal shapes, so shorter shares are padded with zeros
         largest = max(shares)
-        gathered = ranks.all_gather(F.pad(rows, (*(0, 0) * (rows.dim() - 1), 0, largest - len(rows))).contiguous())
+        gathered = F.pad(rows, (*(0, 0) * (rows.dim() - 1), 0, largest - len(rows))).contiguous()
+        if (levels := ranks.levels) is None:
+            gathered = ranks.all_gather(gathered)
+        else:
+            gathered = levels.within.all_gather(levels.across.all_gather(gathered))
+            gathered = _every(levels.across.world_size, gathered, [largest] * len(shares))
         if min(shares) == largest:
             return gathered
         return torch.cat([block[:share] for block, share in zip(gathered.split(largest), shares, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        # a reduce-scatter that adds at the receiver: gradients travel in their own dtype and are summed in at least
-        # float32, because a sum of W bfloat16 numbers loses precision. gloo's reduce-scatter sends twice as much
         (gradient,) = gradients
-        parts = ctx.ranks.all_to_all(gradient.contiguous(), ctx.shares)
-        return parts.sum(0, dtype=torch.promote_types(gradient.dtype, torch.float32)).to(gradient.dtype), None, None
+        total, shares, ranks = gradient, ctx.shares, ctx.ranks
+        if (levels := ranks.levels) is not None:
+            # first each rank adds up its node's gradients for the ranks of its own number on all nodes
+            count = levels.within.world_size
+            of_numbers = [sum(shares[number::count]) for number in range(count)]
+            total = _sum_of_own(_every(count, gradient, shares), of_numbers, levels.within)
+            shares, ranks = shares[levels.within.rank :: count], levels.across
+        return _sum_of_own(total, shares, ranks).to(gradient.dtype), None, None
+
+
+def _every(step: int, rows: Tensor, shares: Sequence[int]) -> Tensor:
+    """Put blocks of `rows` in another order: 0, step, 2 step ..., then 1, step + 1 ..., and so on."""
+    if min(shares) == max(shares):
+        return rows.unflatten(0, (len(shares) // step, step, shares[0])).transpose(0, 1).flatten(0, 2)
+    blocks = rows.split(list(shares))
+    return torch.cat([block for first in range(step) for block in blocks[first::step]])
+
+
+def _sum_of_own(rows: Tensor, shares: Sequence[int], ranks: Ranks) -> Tensor:
+    """This rank's part of the sum of `rows` over ranks, in at least float32: a sum of bfloat16 loses precision.
+
+    It is a reduce-scatter that adds at the receiver; rows travel in their own dtype. gloo's own sends twice as much.
+    """
+    return ranks.all_to_all(rows.contiguous(), shares).sum(0, dtype=torch.promote_types(rows.dtype, torch.float32))
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -239,52 +295,6 @@ def gather_rows(rows: Tensor, shares: Sequence[int] | None = None, ranks: Ranks 
     if ranks.world_size == 1:
         return rows
     return _GatherRows.apply(rows, shares or [len(rows)] * ranks.world_size, ranks)
-
-
-def ring(block: Tensor, shares: Sequence[int], ranks: Ranks = PROCESS_GROUP) -> Iterator[tuple[int, Tensor]]:
-    """Yield every rank's block with its owner, starting with this rank's own.
-
-    The next block travels during the loop's body. At most two received blocks are held. Their buffers are reused, so
-    a block is valid only until the next iteration.
-
-    Args:
-        block: [n, ...], the same shape on every rank except for `n`.
-        shares: every rank's `n`.
-    """
-    block = block.contiguous()
-    last = ranks.world_size - 1
-    buffers = [block.new_empty(max(shares), *block.shape[1:]) for _ in range(min(2, last))]
-    for step in range(last):
-        owner = (ranks.rank - step) % ranks.world_size
-        transfer = ranks.pass_on(block, buffers[step % 2][: shares[owner - 1]])
-        yield owner, block
-        block = transfer.wait()
-    yield (ranks.rank - last) % ranks.world_size, block
-
-
-class RingSum:
-    """A sum over ranks for every block of `ring`. The sum travels one step behind its block to the block's owner."""
-
-    def __init__(self, shares: Sequence[int], ranks: Ranks = PROCESS_GROUP) -> None:
-        self._shares, self._ranks = shares, ranks
-        self._owner = ranks.rank
-        self._transfer: Transfer | None = None
-
-    def add(self, part: Tensor) -> None:
-        """Add this rank's part for the current block, [n of its owner, ...], contiguous. `part` is overwritten."""
-        if self._transfer is not None:
-            part += self._transfer.wait()
-        self._owner = (self._owner - 1) % self._ranks.world_size
-        if self._ranks.world_size == 1:
-            self._transfer = Transfer(part, part, [])
-        else:
-            into = part.new_empty(self._shares[self._owner], *part.shape[1:])
-            self._transfer = self._ranks.pass_on(part, into)
-
-    def total(self) -> Tensor:
-        """The sum for this rank's own block, after every block has been around the ring."""
-        assert self._transfer is not None
-        return self._transfer.wait()
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import os
 import socket
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import psutil
@@ -70,7 +70,8 @@ def join(backend: str, seconds: float, device: torch.device | None = None) -> No
         )
     store.set(host_key(number), host_name())
     if store.add("arrivals", 1) == count:
-        store.set(ALL_HERE, "")
+        hosts = store.multi_get([host_key(other) for other in range(count)])
+        store.set(ALL_HERE, str(ranks_per_node(hosts)))
     try:
         _in_parts(seconds, dist.DistError, lambda part: store.wait([ALL_HERE], timedelta(seconds=part)))
     except dist.DistError:
@@ -78,6 +79,8 @@ def join(backend: str, seconds: float, device: torch.device | None = None) -> No
             f"Only some of the {count} ranks came within {seconds:.0f} seconds: missing is {_missing(store, count)}; "
             "check that their nodes started them, or ask for fewer."
         ) from None
+    per_node = int(store.get(ALL_HERE))
+    check_descriptors(number, count, per_node)
     group = dist.PrefixStore("group", store)
     bind_to_the_masters_network()
     os.environ.setdefault(BY_ONE_QUESTION, "1")
@@ -86,9 +89,11 @@ def join(backend: str, seconds: float, device: torch.device | None = None) -> No
     dist.init_process_group(
         backend, timeout=CONTROL_PATIENCE, store=group, rank=number, world_size=count, device_id=bound
     )
+    PROCESS_GROUP.lie_on_nodes(per_node)
     _store = store
 
 
+# all are here: its value is the number of ranks of each node, which the last rank to come has found for all of them
 ALL_HERE, MISSING = "all are here", "who is missing"
 # 1: gloo asks the store for the addresses of all ranks at once instead of one after another
 BY_ONE_QUESTION = "GLOO_ENABLE_STORE_V2_API"
@@ -97,6 +102,22 @@ BY_ONE_QUESTION = "GLOO_ENABLE_STORE_V2_API"
 def host_key(number: int) -> str:
     """The store's key for the host name of a rank."""
     return f"host of rank {number}"
+
+
+def ranks_per_node(hosts: Sequence[bytes]) -> int:
+    """The number of ranks of each node, from each rank's host in rank order.
+
+    Returns:
+        1 if there is only one node, or if nodes differ in their number of ranks or are not blocks of consecutive ranks.
+
+    Example:
+        >>> from diffcse_scale.rendezvous import ranks_per_node
+        >>> ranks_per_node([b"a", b"a", b"b", b"b"]), ranks_per_node([b"a", b"b", b"a", b"b"])
+        (2, 1)
+    """
+    nodes, count = list(dict.fromkeys(hosts)), hosts.count(hosts[0])
+    blocks = [node for node in nodes for _ in range(count)]
+    return count if len(nodes) > 1 and blocks == list(hosts) else 1
 
 
 def _missing(store: dist.Store, count: int) -> str:
@@ -140,20 +161,21 @@ LAZY = "TORCH_GLOO_LAZY_INIT"  # 1: gloo connects two ranks when they first comm
 OTHER_DESCRIPTORS = 64  # open files of a rank besides its connections, and some to spare
 
 
-def descriptors_needed(number: int, count: int) -> int:
+def descriptors_needed(number: int, count: int, per_node: int = 1) -> int:
     """Descriptors that a rank opens. Measured with 1 to 8 ranks and two gloo groups, ours and DeepSpeed's."""
     connections = 2 * ((count - 1).bit_length() * 2 + 5) if os.environ.get(LAZY) == "1" else 2 * count + 2
     of_the_store = 2 * count + 1 if number == 0 else 0
-    return connections + of_the_store + OTHER_DESCRIPTORS
+    of_two_levels = 0 if per_node == 1 else per_node + count // per_node + 6
+    return connections + of_the_store + of_two_levels + OTHER_DESCRIPTORS
 
 
-def check_descriptors(number: int, count: int) -> None:
+def check_descriptors(number: int, count: int, per_node: int = 1) -> None:
     """Check that this process may open all the connections that it needs, because gloo aborts otherwise.
 
     Raises:
         InputError: it may not, even after its soft limit was raised as far as possible.
     """
-    needed, allowed = descriptors_needed(number, count), allow_all_descriptors()
+    needed, allowed = descriptors_needed(number, count, per_node), allow_all_descriptors()
     if count > 1 and needed > allowed:
         raise InputError(
             f"Rank {number} of {count} on {host_name()} needs about {needed:,} open files, most of them connections to "
@@ -257,6 +279,7 @@ def leave(alone: bool = False) -> None:
     global _store
     if dist.is_initialized() and not (alone and dist.get_backend() == "nccl"):
         dist.destroy_process_group()
+        PROCESS_GROUP.lie_on_nodes(1)
         _store = None
 
 

@@ -110,10 +110,10 @@ def _all_objectives() -> dict[str, Gradients]:
     return {name: _objective_gradients(*case) for name, case in OBJECTIVES.items()}
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_gradients_in_float64_are_those_of_one_process(tmp_path, world_size):
+@pytest.mark.parametrize(("world_size", "per_node"), [(2, None), (4, None), (4, 2)])
+def test_gradients_in_float64_are_those_of_one_process(tmp_path, world_size, per_node):
     truth = _all_objectives()
-    for found in run_ranks(_all_objectives, world_size, tmp_path):
+    for found in run_ranks(_all_objectives, world_size, tmp_path, per_node=per_node):
         for name in OBJECTIVES:
             assert _largest_deviation(found[name], truth[name]) < 1e-9, name
 

@@ -4,6 +4,7 @@ There are two ways to bring keys and queries together, with the same results:
 
 - gather: every rank holds all keys, and `info_nce` computes loss and gradients in one pass. The gradients of a rank's
   keys are sent back to it from all other ranks and summed there. This sends least, and is fastest while the keys fit.
+  On several nodes with the same number of ranks, both go in two levels, so that less is sent between nodes.
 - ring: every rank holds its own keys and two more blocks. The blocks travel around the ring of ranks; each block is
   sent while the previous block is being computed. In backward they travel once more. Each block's gradient, a sum over
   ranks, follows it and ends at its owner. Memory does not grow with the number of ranks. The price is a fourth matrix
@@ -22,7 +23,8 @@ from diffcse_kernels.key_blocks import block_gradients, block_logsumexp
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from diffcse_scale.distributed import PROCESS_GROUP, Ranks, RingSum, all_sum, gather_rows, ring, row_counts
+from diffcse_scale.distributed import PROCESS_GROUP, Ranks, all_sum, gather_rows, row_counts
+from diffcse_scale.objective.ring import RingSum, ring
 
 __all__ = ["chosen", "sharded_info_nce"]
 

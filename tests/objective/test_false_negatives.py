@@ -1,7 +1,7 @@
 """Texts of a pair are no negatives of the pair, wherever else in the global batch they are: as a dense loss has it.
 
 The truth is float64, from the whole matrix of similarities and the texts themselves, on one process. Tolerance: 1e-10
-of the loss and of the gradient's norm, for 1, 2 and 4 gloo ranks.
+of the loss and of the gradient's norm, for 1, 2 and 4 gloo ranks, and for 2 nodes of 2.
 """
 
 from __future__ import annotations
@@ -95,19 +95,20 @@ def everything() -> list[dict[str, Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[list[dict[str, Tensor]]]]:
-    """For each world size, for each rank, what `everything` gives."""
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, list[list[dict[str, Tensor]]]]:
+    """For each world, for each rank, what `everything` gives."""
     folder: Path = tmp_path_factory.mktemp("ranks")
-    return {1: [everything()], **{size: run_ranks(everything, size, folder) for size in (2, 4)}}
+    on_nodes = run_ranks(everything, 4, folder, per_node=2)
+    return {1: [everything()], "nodes": on_nodes, **{size: run_ranks(everything, size, folder) for size in (2, 4)}}
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("world", [1, 2, 4, "nodes"])
 @pytest.mark.parametrize("case", TEXTS)
-def test_loss_and_gradient_are_those_of_the_dense_loss_without_the_pairs_own_texts(found, case, size):
+def test_loss_and_gradient_are_those_of_the_dense_loss_without_the_pairs_own_texts(found, case, world):
     truth, first = dense(texts_of(TEXTS[case])), 4 * list(TEXTS).index(case)
     for number, masked in enumerate((True, False, True, False), first):
-        loss = torch.stack([of_rank[number]["loss"] for of_rank in found[size]]).mean()
-        gradient = torch.cat([of_rank[number]["gradient"] for of_rank in found[size]])
+        loss = torch.stack([of_rank[number]["loss"] for of_rank in found[world]]).mean()
+        gradient = torch.cat([of_rank[number]["gradient"] for of_rank in found[world]])
         off = max(abs(float(loss / truth["loss"] - 1)), float((gradient - truth["gradient"]).norm()))
         limit = 1e-10 * float(truth["gradient"].norm().clamp(max=1))
         assert off < limit if masked else off > 1e-4  # unmasked: the planted texts matter

@@ -99,16 +99,23 @@ class Ranks:
     Args:
         folder: their output is kept there.
         count: how many.
+        per_node: how many lie on each node; None: this machine is the only node.
         variables: added to their environment.
     """
 
     def __init__(
-        self, folder: Path, *arguments: str, program: Path = ROOT / "train.py", count: int = 2, **variables: str
+        self,
+        folder: Path,
+        *arguments: str,
+        program: Path = ROOT / "train.py",
+        count: int = 2,
+        per_node: int | None = None,
+        **variables: str,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.outputs = [folder / f"output-{rank}.txt" for rank in range(count)]
         self.processes = []
-        for output, place in zip(self.outputs, places(count), strict=True):
+        for output, place in zip(self.outputs, places(count, per_node), strict=True):
             output.write_text("")
             self.processes.append(
                 Fork(

@@ -50,9 +50,23 @@ FAULTS = [
     Fault(
         "the gather's backward keeps only this rank's gradient",
         PACKAGE + "distributed.py",
-        "parts = ctx.ranks.all_to_all(gradient.contiguous(), ctx.shares)",
-        "parts = gradient.split(list(ctx.shares))[ctx.ranks.rank][None]",
+        "return _sum_of_own(total, shares, ranks).to(gradient.dtype), None, None",
+        "return gradient.split(list(ctx.shares))[ctx.ranks.rank], None, None",
         "tests/test_distributed.py -k float64",
+    ),
+    Fault(
+        "rows gathered in two levels stay in the order of numbers",
+        PACKAGE + "distributed.py",
+        "gathered = _every(levels.across.world_size, gathered, [largest] * len(shares))",
+        "gathered = gathered.contiguous()",
+        "tests/objective/test_two_levels.py -k rows",
+    ),
+    Fault(
+        "sums of gradients stay on their node",
+        PACKAGE + "distributed.py",
+        "shares, ranks = shares[levels.within.rank :: count], levels.across",
+        "return total.split(shares[levels.within.rank :: count])[levels.across.rank].to(gradient.dtype), None, None",
+        "tests/objective/test_two_levels.py -k rows",
     ),
     Fault(
         "gradients in the encoder's parameters are one rank's",
