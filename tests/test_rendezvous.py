@@ -124,6 +124,7 @@ for name in ("set", "get", "add", "check", "wait", "compare_set", "multi_get", "
 
 def _messages(folder: Path) -> tuple[int, float]:
     """What a rank sends to meet the others, and then in each period of its watchdog."""
+    barrier()  # else a rank may still connect to one that has left
     dist.destroy_process_group()  # of `run_ranks`
     connect, made = dist.TCPStore, []
     dist.TCPStore = lambda *given, **named: made.append(Counted(connect(*given, **named))) or made[0]

@@ -136,8 +136,8 @@ FAULTS = [
     Fault(
         "a superseded incarnation goes on writing",
         PACKAGE + "checkpoints/checkpoint.py",
-        "        if not self._owned():\n            return False",
-        "        if False:\n            return False",
+        "        if not self._owned():\n            return None",
+        "        if False:\n            return None",
         "tests/checkpoints/test_checkpoint.py -k superseded",
     ),
     Fault(
