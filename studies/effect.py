@@ -294,6 +294,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "report":
         return report()
+    if arguments.world == "scratch" and not {"DIFFCSE_MODELS", "DIFFCSE_DATA"} <= os.environ.keys():
+        parser.error("world scratch needs DIFFCSE_MODELS and DIFFCSE_DATA; set both to folders of real data")
     arguments.runs.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(arguments.workers) as pool:
         for stage in STAGES[arguments.world]:  # a stage may need the rows of the stage before
