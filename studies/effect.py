@@ -103,16 +103,15 @@ COMMON = _common()
 ALL = ("0", "own", "other")
 RATES = ("3e-5", "1e-4", "3e-4")  # learning rates for the pilot of world (ii), at lambda 0
 # one factor at a time around the centre; arm 0 is left out if a factor (lambda, masking, warm-up) cannot change it
-QUICK = [
+FACTORS = [
     Setting("centre", "embedded", arms=ALL),
     *(Setting(f"lambda {value}", "embedded", (f"objective.rtd_weight={value}",)) for value in (0.1, 0.3, 3, 10)),
     *(Setting(f"masking {value}", "embedded", (f"objective.masking_ratio={value}",)) for value in (0.15, 0.5, 0.7)),
     Setting("warm-up 100", "embedded", ("objective.discriminator_warmup=100",)),
     Setting("first token", "embedded", ("model.pooling=cls",), ALL),
     Setting("projection", "embedded", ("model.projection=batchnorm",), ALL),
+    *(Setting(f"epochs {value}", "embedded", (f"epochs={value}",), ALL) for value in (3, 10)),
 ]
-LONG = [Setting(f"epochs {value}", "embedded", (f"epochs={value}",), ALL) for value in (3, 10)]
-FACTORS = QUICK + LONG
 SCRATCH = Setting("2,000 steps", "scratch", arms=ALL)
 PILOT = [
     Run(Setting(f"pilot {rate}", "scratch", (f"optimizer.learning_rate={rate}", "max_steps=500")), "0", 0)
@@ -121,11 +120,10 @@ PILOT = [
 
 
 def embedded_runs() -> list[Run]:
-    """World (i): gate 0, then all factors, seed by seed; the settings of one epoch come first."""
+    """World (i): gate 0, then one setting after another with all seeds; the settings of several epochs come last."""
     centre = FACTORS[0]
     detached = Run(centre, "detached", SEEDS[0], ("objective.condition=detached",))
-    settings = [(seed, setting) for some in (QUICK, LONG) for seed in SEEDS for setting in some]
-    return [detached, *(Run(setting, arm, seed) for seed, setting in settings for arm in setting.arms)]
+    return [detached, *(Run(setting, arm, seed) for setting in FACTORS for seed in SEEDS for arm in setting.arms)]
 
 
 def best_rate(found: dict[str, dict[str, Any]]) -> str:
