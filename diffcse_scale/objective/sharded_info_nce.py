@@ -121,7 +121,7 @@ def sharded_info_nce(
     if shares[ranks.rank] != len(queries):
         raise ValueError(f"shares says that rank {ranks.rank} has {shares[ranks.rank]} rows, but it has {len(queries)}")
     if not any(shares):
-        raise ValueError("no rank has a row, and a mean over no rows is no loss")
+        raise ValueError("no rank has a row; the loss needs at least one")
     gathered = 0 if ranks.world_size == 1 else sum(shares) * (1 if hard_negatives is None else 2)
     gathers = chosen(strategy, gathered, keys.shape[1], keys.dtype) == "gather"
     contrast = _gathered if gathers else _around_the_ring

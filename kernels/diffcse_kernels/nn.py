@@ -367,7 +367,7 @@ class _Gathering:
         else:
             self.shares = row_counts(*(each.vectors for each in own), group=group)
         if not any(self.shares[0]):
-            raise ValueError("no process of the group has a query, and a mean over no rows is no loss")
+            raise ValueError("no process of the group has a query; the loss needs at least one")
 
     def everybodys(self, number: int) -> NegativeSet:
         """One of the sets, gathered from all processes; its offset counts from the first gathered row."""
