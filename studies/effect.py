@@ -84,22 +84,18 @@ class Run:
         ]
 
 
-def _common() -> dict[str, list[str]]:
-    models, data = os.environ.get("DIFFCSE_MODELS", "$DIFFCSE_MODELS"), os.environ.get("DIFFCSE_DATA", "$DIFFCSE_DATA")
-    return {
-        # the centre: quickstart at lambda 1
-        "embedded": ["optimizer.clip=0", "objective.rtd_weight=1", "checkpoint_every=1000000"],
-        "scratch": [
-            *("optimizer.clip=0", "objective.rtd_weight=1", "checkpoint_every=500"),
-            *(f"model.encoder={models}/wiki-scratch", f"model.generator={models}/wiki-scratch"),
-            *("model.pooling=mean", "model.projection=none", "data.limit=200000"),
-            *(f"data.files={data}/corpus/*.txt.gz", f"evaluation.data={data}/sts", "evaluation.max_length=64"),
-            *("batch.sentences=32", "data.max_length=16", "max_steps=2000", "evaluation.every=200"),
-        ],
-    }
-
-
-COMMON = _common()
+# as rows keep it; `train` puts folders in the place of variables
+COMMON = {
+    # the centre: quickstart at lambda 1
+    "embedded": ["optimizer.clip=0", "objective.rtd_weight=1", "checkpoint_every=1000000"],
+    "scratch": [
+        *("optimizer.clip=0", "objective.rtd_weight=1", "checkpoint_every=500"),
+        *("model.encoder=$DIFFCSE_MODELS/wiki-scratch", "model.generator=$DIFFCSE_MODELS/wiki-scratch"),
+        *("model.pooling=mean", "model.projection=none", "data.limit=200000"),
+        *("data.files=$DIFFCSE_DATA/corpus/*.txt.gz", "evaluation.data=$DIFFCSE_DATA/sts", "evaluation.max_length=64"),
+        *("batch.sentences=32", "data.max_length=16", "max_steps=2000", "evaluation.every=200"),
+    ],
+}
 ALL = ("0", "own", "other")
 RATES = ("3e-5", "1e-4", "3e-4")  # learning rates for the pilot of world (ii), at lambda 0
 # one factor at a time around the centre; arm 0 is left out if a factor (lambda, masking, warm-up) cannot change it
@@ -182,7 +178,8 @@ def make(run: Run, runs: Path) -> None:
 
 def train(folder: Path, recipe: str, overrides: list[str]) -> subprocess.CompletedProcess[bytes]:
     """Start or continue a run, in one process of one thread; its output is appended to a log beside its folder."""
-    command = [sys.executable, str(ROOT / "train.py"), "--deepspeed_config", "zero0", "--recipe", recipe, *overrides]
+    command = [sys.executable, str(ROOT / "train.py"), "--deepspeed_config", "zero0", "--recipe", recipe]
+    command += map(os.path.expandvars, overrides)
     command += ["--output", str(folder), "--auto-resume"]
     with (folder.parent / f"{folder.name}.log").open("a") as log:
         return subprocess.run(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -98,3 +98,8 @@ def test_every_sentence_of_the_readme_has_fewer_than_25_words():
     sentences = [*_sentences((ROOT / "README.md").read_text(encoding="utf-8"))]
     assert len(sentences) > 50
     assert [sentence for sentence in sentences if len(sentence.split()) >= 25] == []
+
+
+@pytest.mark.parametrize("rows", sorted((ROOT / "docs" / "results").glob("*.jsonl")), ids=lambda file: file.name)
+def test_rows_name_data_by_a_variable_and_not_by_a_path_of_one_machine(rows: Path):
+    assert re.findall(r'"[\w.]+=/[^"]*"', rows.read_text(encoding="utf-8")) == []
