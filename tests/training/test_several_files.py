@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from diffcse_scale.foundation.exit_codes import ExitCode
+from tests.support.failing_hook import FILE_BYTES, VARIABLE
 from tests.support.launch import Ranks
-from tests.support.small_files_hook import FILE_BYTES, VARIABLE
 
-HOOK = ("--hook", "tests.support.small_files_hook:SmallFiles")
+HOOK = ("--hook", "tests.support.failing_hook:FailsWithSmallFiles")
 SENTENCES = ["A man is playing a guitar.", "The cat sleeps."]
 
 
@@ -29,7 +29,7 @@ def weights(model: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", ["0 9", "1 9"])
+@pytest.mark.parametrize("killed", ["0 KILL 9", "1 KILL 9"])
 def test_a_killed_run_of_several_files_is_resumed_to_the_same_model(toy_world, tmp_path, killed):
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert trained(toy_world, whole) == [0, 0]
