@@ -108,7 +108,9 @@ FACTORS = [
     Setting("projection", "embedded", ("model.projection=batchnorm",), ALL),
     *(Setting(f"epochs {value}", "embedded", (f"epochs={value}",), ALL) for value in (3, 10)),
 ]
+DISCRIMINATOR_RATES = ("10", "30")  # objective.discriminator_rate, for gate 1 of world (ii) once more
 SCRATCH = Setting("2,000 steps", "scratch", arms=ALL)
+SCRATCH_STEPS = 2000  # in which RTD reaches the encoder; the warm-up comes before them
 PILOT = [
     Run(Setting(f"pilot {rate}", "scratch", (f"optimizer.learning_rate={rate}", "max_steps=500")), "0", 0)
     for rate in RATES
@@ -127,18 +129,41 @@ def best_rate(found: dict[str, dict[str, Any]]) -> str:
     return max(RATES, key=lambda rate: found[PILOT[RATES.index(rate)].name]["best"]["dev_spearman"])
 
 
+def scratch_gates(found: dict[str, dict[str, Any]]) -> list[Run]:
+    """Gate 1 of world (ii): at the pilot's learning rate, then with higher ones for the discriminator."""
+    return [frozen("scratch", best_rate(found), own) for own in ("1", *DISCRIMINATOR_RATES)]
+
+
+def best_gate(found: dict[str, dict[str, Any]]) -> str:
+    """The discriminator's rate whose z gain was sufficient first; if none was, the one with the largest gain."""
+
+    def merit(own: str) -> tuple[int, float]:
+        row = found[frozen("scratch", best_rate(found), own).name]
+        return -(first_gain(row) or 10**6), max(point[4] for point in row["curve"])
+
+    return max(DISCRIMINATOR_RATES, key=merit)
+
+
 def scratch_runs(found: dict[str, dict[str, Any]]) -> list[Run]:
-    """World (ii): all arms get the warm-up that gate 1 found and the learning rate that the pilot found."""
-    rate = best_rate(found)
-    steps = first_gain(found[frozen("scratch", rate).name])
-    added = (f"optimizer.learning_rate={rate}", f"objective.discriminator_warmup={steps or 0}")
+    """World (ii): all arms get the learning rates and the warm-up that the pilot and gate 1 found."""
+    rate, own = best_rate(found), best_gate(found)
+    warmup = first_gain(found[frozen("scratch", rate, own).name]) or 0
+    added = (
+        *(f"optimizer.learning_rate={rate}", f"objective.discriminator_rate={own}"),
+        *(f"objective.discriminator_warmup={warmup}", f"max_steps={SCRATCH_STEPS + warmup}"),
+    )
     return [Run(SCRATCH, arm, seed, added) for seed in SCRATCH_SEEDS for arm in SCRATCH.arms]
 
 
-def frozen(world: str, rate: str = "3e-4") -> Run:
-    """Gate 1: 2,000 steps of RTD alone without a gradient to the encoder, so only the discriminator learns."""
+def frozen(world: str, rate: str = "3e-4", own: str = "1") -> Run:
+    """Gate 1: 2,000 steps of RTD alone without a gradient to the encoder, so only the discriminator learns.
+
+    Its learning rate is `own` times `rate`.
+    """
     alone = ("objective.contrastive_weight=0", "objective.condition=detached", f"optimizer.learning_rate={rate}")
-    return Run(Setting("gate 1", world), "frozen encoder", SEEDS[0], ("epochs=10", "max_steps=2000", *alone))
+    higher = (f"objective.discriminator_rate={own}",) if own != "1" else ()
+    name = f"gate 1, discriminator rate {own}" if own != "1" else "gate 1"
+    return Run(Setting(name, world), "frozen encoder", SEEDS[0], ("epochs=10", "max_steps=2000", *alone, *higher))
 
 
 def first_gain(row: dict[str, Any]) -> int | None:
@@ -273,7 +298,7 @@ def _against(
 
 STAGES: dict[str, list[Callable[[dict[str, dict[str, Any]]], list[Run]]]] = {
     "embedded": [lambda _: [frozen("embedded")], lambda _: embedded_runs(), confirmation],
-    "scratch": [lambda _: PILOT, lambda found: [frozen("scratch", best_rate(found))], scratch_runs],
+    "scratch": [lambda _: PILOT, scratch_gates, scratch_runs],
 }
 
 
