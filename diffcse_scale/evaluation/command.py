@@ -43,7 +43,7 @@ def evaluate_models(
     json_file: str | Path | None = None,
     pooling: str | None = None,
     max_length: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = 128,
     devices: str | None = None,
     overwrite: bool = False,
 ) -> list[dict[str, Results]]:
