@@ -171,6 +171,12 @@ GIVEN: dict[str, Maker | str] = {
     "a CSV file of `sentence1`, `sentence2` and `score`, without `data.columns`": prepared(
         "data.files=graded.csv", files={"graded.csv": b"sentence1,sentence2,score\na,b,0\nc,d,5\n"}
     ),
+    "a JSON file of `query`, and of `pos` and `neg` in lists, without `data.columns`": prepared(
+        "data.files=flag.jsonl", files={"flag.jsonl": '{"query": "a", "pos": ["b"], "neg": ["c", "d"]}\n'}
+    ),
+    "a CSV file of `anchor`, `positive`, `negative_1` and `negative_2`, without `data.columns`": prepared(
+        "data.files=mined.csv", files={"mined.csv": b"anchor,positive,negative_1,negative_2\na,b,c,d\n"}
+    ),
     "`'data.files=[pairs.csv,more.txt]'`, pairs beside sentences": prepared(
         "data.files=[pairs.csv,more.txt]", files={"pairs.csv": b"anchor,positive\na,b\n", "more.txt": b"c\n"}
     ),

@@ -99,7 +99,7 @@ def test_the_start_says_which_column_is_what(tmp_path: Path, recipe: MakeRecipe)
 
 def test_the_only_text_column_is_found_whatever_its_name(tmp_path: Path, recipe: MakeRecipe) -> None:
     path = tmp_path / "a.csv"
-    path.write_text("label,review\n1,good\n0,bad\n")
+    path.write_text("positive,review\n1,good\n0,bad\n")
     assert sentences_of(recipe(path)) == ["good", "bad"]
 
 
@@ -197,6 +197,22 @@ REFUSALS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
         {"a.csv": b"sentence1,sentence2,score\na,b,0\nc,d,5\n"},
         {"files": "a.csv"},
         "a column 'score' beside sentence1 and sentence2, .*; if they are, set data.columns=sentence1,sentence2",
+    ),
+    "lists of positives beside queries": (
+        {"a.jsonl": b'{"query": "a", "pos": ["b"], "neg": ["c", "d"]}\n'},
+        {"files": "a.jsonl"},
+        "a column 'pos' beside query, which holds lists .* row for each text of a list, or set data.columns=query",
+    ),
+    "a list of negatives beside pairs": (
+        {"a.jsonl": b'{"anchor": "a", "positive": "b", "negatives": ["c", "d"]}\n'},
+        {"files": "a.jsonl"},
+        "a column 'negatives' beside anchor and positive, which holds lists .* set data.columns=anchor,positive to",
+    ),
+    "several negatives": (
+        {"a.csv": b"anchor,positive,negative_1,negative_2\na,b,c,d\n"},
+        {"files": "a.csv"},
+        "has negative_1, negative_2 beside anchor and positive, .* set data.columns=anchor,positive,negative_1 to use "
+        "one, or data.columns=anchor,positive to use none",
     ),
     "two that could be the anchor": (
         {"a.csv": b"anchor,query,positive\na,b,c\n"},
