@@ -251,6 +251,11 @@ def choose_columns(where: str, types: dict[str, str], wanted: list[str] | None, 
             raise InputError(f"Corpus {where} has no column {quoted(name)}; {there}.")
         if name not in (*strings, *nothing):
             raise InputError(f"Corpus {where}: column {quoted(name)} holds {types[name]}, not text; {there}.")
+    if twice := next((name for name in wanted if wanted.count(name) > 1), None):
+        raise InputError(
+            f"Corpus {where}: column {quoted(twice)} is asked for twice; give it once: the two views of a sentence are "
+            "made from one column."
+        )
     if wanted:
         return tuple(wanted)
     candidates = [name for name in USUAL_COLUMNS if name in strings] or strings

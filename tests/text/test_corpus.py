@@ -214,6 +214,11 @@ REFUSALS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
         "has negative_1, negative_2 beside anchor and positive, .* set data.columns=anchor,positive,negative_1 to use "
         "one, or data.columns=anchor,positive to use none",
     ),
+    "a column twice": (
+        {"a.csv": b"id,text\n1,a\n"},
+        {"files": "a.csv", "columns": "text,2"},
+        "column 'text' is asked for twice; give it once",
+    ),
     "two that could be the anchor": (
         {"a.csv": b"anchor,query,positive\na,b,c\n"},
         {"files": "a.csv"},
