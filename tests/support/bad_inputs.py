@@ -183,6 +183,9 @@ GIVEN: dict[str, Maker | str] = {
     "the same with `data.columns=text`": prepared(
         "data.files=sheet.csv", "data.columns=text", files={"sheet.csv": SHEET}
     ),
+    "a .tsv file that pandas wrote, whose text has quotation marks or line ends": prepared(
+        "data.files=pandas.tsv", files={"pandas.tsv": 'id\ttext\n1\t"He said ""yes""."\n2\t"two\nlines"\n'}
+    ),
     "`data.separator=;` and `data.files=sheet.txt`": prepared(
         "data.files=sheet.txt", "data.separator=;", files={"sheet.txt": SHEET}
     ),
