@@ -36,6 +36,11 @@ def surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return inside[0], len(mask) - 1 - inside[-1]
 
 
+def truncates_left(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether `tokenizer` keeps the end of a long text (`truncation_side` of its configuration), not the beginning."""
+    return getattr(tokenizer, "truncation_side", "right") == "left"  # other kinds of tokenizers lack the attribute
+
+
 def known_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids that stand for a token, in ascending order; there may be gaps."""
     return sorted(set(tokenizer.get_vocab().values()))

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from diffcse_scale.text.duplicates import row_hash
 from diffcse_scale.text.shortening import shortened
-from diffcse_scale.text.tokenizers import surroundings
+from diffcse_scale.text.tokenizers import surroundings, truncates_left
 
 BETWEEN_COLUMNS = -1  # no token has this id
 
@@ -23,7 +23,7 @@ def encode_rows(
     tokenizers: Sequence[PreTrainedTokenizerBase],
     max_length: int,
 ) -> pyarrow.Table:
-    """Tokenize a batch of rows. Long sentences are truncated before their final special tokens, which stay.
+    """Tokenize a batch of rows. Long sentences are truncated between their special tokens, at the tokenizer's side.
 
     Rows in which a tokenizer finds no token are left out.
 
@@ -43,18 +43,20 @@ def encode_rows(
     table: dict[str, Any] = {}
     kept = []
     for column, sentences in enumerate(zip(*rows, strict=True) if rows else [()] * len(readers)):
-        tail = surroundings(readers[column])[1]
         too_long = [len(ids) > max_length for ids in sentences]
-        kept.append(
-            [
-                ids[: max_length - tail] + ids[len(ids) - tail :] if cut else ids
-                for ids, cut in zip(sentences, too_long, strict=True)
-            ]
-        )
+        kept.append(_truncated(readers[column], sentences, max_length))
         table[f"ids_{column}"] = pyarrow.array(kept[column], type=pyarrow.list_(pyarrow.int32()))
         table[f"truncated_{column}"] = pyarrow.array(too_long, type=pyarrow.bool_())
     same = [_hash(row) for row in zip(*kept[: len(columns)], strict=True)]
     return pyarrow.table(table | {"hash": pyarrow.array(same, type=pyarrow.int64())})
+
+
+def _truncated(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[list[int]], max_length: int) -> list[list[int]]:
+    """Token ids as the tokenizer truncates them, which evaluation and users of the exported model leave to it."""
+    head, tail = surroundings(tokenizer)
+    if truncates_left(tokenizer):
+        return [ids[:head] + ids[head - max_length :] if len(ids) > max_length else ids for ids in sentences]
+    return [ids[: max_length - tail] + ids[len(ids) - tail :] if len(ids) > max_length else ids for ids in sentences]
 
 
 def _hash(row: Sequence[list[int]]) -> int:
