@@ -292,6 +292,7 @@ GIVEN: dict[str, Maker | str] = {
     "adapters alone, as an encoder to train": "model/test_starting_point.py",
     "fewer positions than a sentence may have tokens": "model_folder/test_lengths_and_layouts.py",
     "no tokenizer files": encoded("words", {"tokenizer.json": None, "tokenizer_config.json": None}),
+    "a tokenizer without a post-processor, and `model.pooling=cls`": "model/test_fits.py",
     "a module of its own in `modules.json`": "model_folder/test_load.py",
     "`auto_map` in `config.json` or `tokenizer_config.json`": "model_folder/test_load.py",
     "a link to another file of the machine (`export`)": "model_folder/test_copying.py",
