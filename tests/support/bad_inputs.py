@@ -291,6 +291,7 @@ GIVEN: dict[str, Maker | str] = {
     "Python objects in `pytorch_model.bin`": "model_folder/test_load.py",
     "adapters alone, as an encoder to train": "model/test_starting_point.py",
     "fewer positions than a sentence may have tokens": "model_folder/test_lengths_and_layouts.py",
+    "a vocabulary of SentencePiece (`spm.model`) and no `tokenizer.json`": "model_folder/test_damaged_files.py",
     "no tokenizer files": encoded("words", {"tokenizer.json": None, "tokenizer_config.json": None}),
     "a tokenizer without a post-processor, and `model.pooling=cls`": "model/test_fits.py",
     "a module of its own in `modules.json`": "model_folder/test_load.py",
