@@ -204,6 +204,12 @@ GIVEN: dict[str, Maker | str] = {
     "an lz4, zip, xz or 7z file that is called .txt": prepared(
         "data.files=packed.txt", files={"packed.txt": b"\x04\x22\x4d\x18" + bytes(range(200))}
     ),
+    "the address of a page about a file, which is HTML": prepared(
+        "data.files=corpus.txt", files={"corpus.txt": "<!DOCTYPE html>\n<html>\n"}
+    ),
+    "a file of a repository that was cloned without Git LFS": prepared(
+        "data.files=corpus.txt", files={"corpus.txt": "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n"}
+    ),
     "`data.files=corpus`, where corpus.txt is": prepared("data.files=corpus", files={"corpus.txt": "one\n"}),
     "`model.encoder=nobody/nothing`, without a network": trained("model.encoder=nobody/nothing"),
     "`data.files=nobody/nothing`, without a network": "text/test_names.py",
