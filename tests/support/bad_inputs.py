@@ -220,6 +220,10 @@ GIVEN: dict[str, Maker | str] = {
     "bytes that are not UTF-8, with `data.strict=true`": prepared(
         "data.files=broken.txt", "data.strict=true", files={"broken.txt": b"one\ntwo \xff\nthree\n"}
     ),
+    "text in Latin-1, GB18030 or another encoding": prepared(
+        "data.files=german.txt",
+        files={"german.txt": "Die Straße ist schön.\nDer Weg ist gut.\nEs könnte sein.\n".encode("cp1252")},
+    ),
     "`evaluation.data=pairs.tsv` with a word for a score": evaluated("pairs.tsv", PAIRS),
     "a transfer task whose first row is a header": "evaluation/test_transfer.py",
     "a decoder without dropout, `model.lora={rank: 16}`": "training/test_views.py",

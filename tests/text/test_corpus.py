@@ -120,6 +120,11 @@ def test_cleaning_counts_what_it_drops(tmp_path: Path, recipe: MakeRecipe) -> No
     assert report == CorpusReport(read=11, empty=2, undecodable=2, duplicate=2, unused=2, kept=3)
 
 
+def test_half_of_the_rows_may_be_undecodable(tmp_path: Path, recipe: MakeRecipe) -> None:
+    (tmp_path / "half.txt").write_bytes(b"one\ntw\xff\n")
+    assert sentences_of(recipe(tmp_path / "half.txt")) == ["one"]
+
+
 def test_what_was_dropped_is_reported_in_one_line(
     tmp_path: Path, recipe: MakeRecipe, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -182,6 +187,11 @@ REFUSALS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "empty file": ({"a.txt": b""}, {"files": "a.txt"}, r"a\.txt is empty"),
     "empty archive": ({"a.txt.gz": gzip.compress(b"")}, {"files": "a.txt.gz"}, r"a\.txt\.gz is empty"),
     "header only": ({"a.csv": b"id,text\n"}, {"files": "a.csv", "columns": ["text"]}, r"a\.csv is empty"),
+    "mostly in another encoding": (
+        {"a.txt": "Die Straße ist lang.\nDer Weg ist kurz.\nEs ist schön.\n".encode("cp1252")},
+        {"files": "a.txt"},
+        r"a\.txt: 66\.7% of its rows are not UTF-8; convert it, for example with `iconv -f WINDOWS-1252 -t UTF-8`",
+    ),
     "nothing usable": ({"a.txt": b"\n \n"}, {"files": "a.txt"}, "no usable sentence: 2 rows read, 0 kept"),
     "no text column": (
         {"a.csv": b"id,label\n1,2\n"},
