@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from diffcse_scale.text.duplicates import row_hash
 from diffcse_scale.text.shortening import shortened
-from diffcse_scale.text.tokenizers import surroundings, truncates_left
+from diffcse_scale.text.tokenizers import surroundings, truncates_left, unknown_told
 
 BETWEEN_COLUMNS = -1  # no token has this id
 
@@ -30,14 +30,13 @@ def encode_rows(
     Returns:
         `ids_K` (lists of int32) and `truncated_K` (bool) for each column of each tokenizer, and `hash` (int64), which
         is equal for rows with the same tokens of the first tokenizer.
+
+    Raises:
+        InputError: as `_whole_ids`.
     """
-    only_ids = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
     readers = [tokenizer for tokenizer in tokenizers for _ in columns]
     texts = [batch[column] for _ in tokenizers for column in columns]
-    encoded = [
-        reader(shortened(reader, text, max_length), **only_ids)["input_ids"]
-        for reader, text in zip(readers, texts, strict=True)
-    ]
+    encoded = [_whole_ids(reader, text, max_length) for reader, text in zip(readers, texts, strict=True)]
     specials = [reader.num_special_tokens_to_add() for reader in readers]
     rows = [row for row in zip(*encoded, strict=True) if all(map(gt, map(len, row), specials))]
     table: dict[str, Any] = {}
@@ -49,6 +48,18 @@ def encode_rows(
         table[f"truncated_{column}"] = pyarrow.array(too_long, type=pyarrow.bool_())
     same = [_hash(row) for row in zip(*kept[: len(columns)], strict=True)]
     return pyarrow.table(table | {"hash": pyarrow.array(same, type=pyarrow.int64())})
+
+
+def _whole_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """Token ids of texts, special ones included, up to some point beyond `max_length`.
+
+    Raises:
+        InputError: as `unknown_told`.
+    """
+    only_ids = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+    with unknown_told(tokenizer):
+        ids: list[list[int]] = tokenizer(shortened(tokenizer, texts, max_length), **only_ids)["input_ids"]
+    return ids
 
 
 def _truncated(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[list[int]], max_length: int) -> list[list[int]]:
