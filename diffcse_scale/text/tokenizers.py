@@ -59,6 +59,16 @@ def surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return inside[0], len(mask) - 1 - inside[-1]
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of special tokens, in ascending order: those that have a name, and those that are put around a text.
+
+    A post-processor may put [CLS] and [SEP] there though the tokenizer was not told that they are cls and sep tokens.
+    """
+    head, tail = surroundings(tokenizer)
+    ids = tokenizer("a")["input_ids"]
+    return sorted({*tokenizer.all_special_ids, *ids[:head], *ids[len(ids) - tail :]})
+
+
 def truncates_left(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether `tokenizer` keeps the end of a long text (`truncation_side` of its configuration), not the beginning."""
     return getattr(tokenizer, "truncation_side", "right") == "left"  # other kinds of tokenizers lack the attribute
