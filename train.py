@@ -30,6 +30,7 @@ from diffcse_scale.foundation.environment import code_version
 from diffcse_scale.model.backbone import load_tokenizers
 from diffcse_scale.model.build import build_model
 from diffcse_scale.model.compiled import compile_networks
+from diffcse_scale.model.fits import check_first_token
 from diffcse_scale.model.generator import load_generator
 from diffcse_scale.runs.directory import RunDirectory
 from diffcse_scale.supervision.ending import run_to_its_end
@@ -77,6 +78,7 @@ def main(arguments: Namespace) -> None:
                 compile_networks(model, generator)
             engine = initialize(model, recipe, config)
             if not run.begun:
+                check_first_token(tokenizers.encoder, recipe.model.pooling, recipe.model.encoder)
                 check_views_differ(engine, recipe, tokenizers.encoder)
             tokens = tokenize(recipe.data, tokenizers.streams, seed=recipe.seed, main=is_main())
             contents = fingerprints(recipe, tokens, development)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -46,6 +47,8 @@ def damage_told(what: str, folder: Path | None = None, advice: str = "") -> Iter
             raise InputError(
                 f"DeepSpeed's configuration cannot be used to load {what}: {_in_words(error)}; change it."
             ) from error
+        if package := _not_installed(error):
+            raise InputError(f"{what} cannot be read: {package}.") from error
         why = (folder and _damaged_file(folder)) or _in_words(error)
         advice = advice or ("give an undamaged copy of it" if folder else "")
         raise InputError(f"{what} cannot be read: {'; '.join(filter(None, (why, advice)))}.") from error
@@ -57,6 +60,16 @@ def _raised_by(error: Exception, package: str) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).split(".")[0] == package
+
+
+def _not_installed(error: Exception) -> str | None:
+    """What to install, if a package is missing; None if the error has another cause.
+
+    Without sentencepiece, transformers tries to read its files with tiktoken, and asks for that.
+    """
+    if getattr(error.__context__, "name", None) == "tiktoken" and find_spec("sentencepiece") is None:
+        return "its vocabulary is a SentencePiece file; pip install sentencepiece"
+    return _in_words(error) if isinstance(error, ImportError) else None
 
 
 def _damaged_file(folder: Path) -> str | None:

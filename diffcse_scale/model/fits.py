@@ -1,4 +1,4 @@
-"""Check that a network can read its tokenizer's output: its ids, and the number of tokens in a sentence."""
+"""Check that a network can read its tokenizer's output: its ids, its first token, and the length of a sentence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffcse_scale.foundation.errors import InputError
-from diffcse_scale.text.tokenizers import known_ids
+from diffcse_scale.model.pooling import POOLINGS
+from diffcse_scale.text.tokenizers import known_ids, surroundings
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,22 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     if not tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens):
         files = ", ".join(sorted(set(tokenizer.vocab_files_names.values())))
         raise InputError(f"Tokenizer of {name} has no vocabulary; add the model's own tokenizer files ({files}).")
+
+
+def check_first_token(tokenizer: PreTrainedTokenizerBase, pooling: str, name: str) -> None:
+    """Refuse a tokenizer that puts nothing before a sentence if the sentence embedding is the first token's vector.
+
+    A tokenizer without a post-processor is like this. The embedding would be that of the sentence's first word.
+
+    Raises:
+        InputError: the first token is a part of the sentence.
+    """
+    if POOLINGS[pooling].token == "first" and surroundings(tokenizer)[0] == 0:
+        raise InputError(
+            f"Tokenizer of {name} puts no token before a sentence, so with model.pooling {pooling} its embedding would "
+            "be the vector of its first word; add a post-processor that puts one there ([CLS]), or set "
+            "model.pooling=mean."
+        )
 
 
 def check_same_vocabulary(

@@ -23,7 +23,7 @@ from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import Chunk
 from diffcse_scale.text.corruption import MAX_POSITIONS
 from diffcse_scale.text.sizes import repeating_size
-from diffcse_scale.text.tokenizers import Tokenizers, known_ids
+from diffcse_scale.text.tokenizers import Tokenizers, known_ids, special_ids
 
 
 class Generator:
@@ -175,8 +175,8 @@ def load_generator(recipe: Recipe, tokenizers: Tokenizers, device: torch.device)
     if (recipe.model.generator_precision or default) == "bfloat16":
         cast_parameters(model, torch.bfloat16)
     seed = derive_seed(recipe.seed, "sampling")
-    special_ids, known = tokenizer.all_special_ids, known_ids(tokenizer)
+    special, known = special_ids(tokenizer), known_ids(tokenizer)
     model = model.to(device)
     if device.type != "meta":
         _check_finite(model, known, name)
-    return Generator(model, recipe.objective.fidelity, special_ids, seed, known)
+    return Generator(model, recipe.objective.fidelity, special, seed, known)

@@ -20,7 +20,7 @@ from diffcse_scale.recipe import Recipe
 from diffcse_scale.runs.read import Run
 from diffcse_scale.text.batches import collate
 from diffcse_scale.text.shortening import truncated_ids
-from diffcse_scale.text.tokenizers import Tokenizers
+from diffcse_scale.text.tokenizers import Tokenizers, special_ids
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def judge(
 def _tokens(
     tokenizer: PreTrainedTokenizerBase, originals: list[int], edited: list[int], probabilities: list[float]
 ) -> list[Token]:
-    special = set(tokenizer.all_special_ids)
+    special = set(special_ids(tokenizer))
     return [
         Token(_text(tokenizer, now), None if now == before else _text(tokenizer, before), probability)
         for before, now, probability in zip(originals, edited, probabilities, strict=True)

@@ -27,7 +27,15 @@ BEGINNINGS = {
     "Arrow": re.compile(rb"ARROW1\x00"),
     "PDF": re.compile(rb"%PDF-\d"),
     "UTF-16": re.compile(rb"(\xff\xfe|\xfe\xff)"),
+    # text that stands in the place of a file
+    "an HTML page": re.compile(rb"(?i)(\xef\xbb\xbf)?\s*(<!doctype html|<html[\s>])"),
+    "a Git LFS pointer": re.compile(rb"version https://git-lfs\.github\.com/spec/"),
 }
+ADVICE = {
+    "an HTML page": "give the file or address of the text itself, and not of a page about it",
+    "a Git LFS pointer": "fetch the file with `git lfs pull`",
+}
+OTHERWISE = "give the file the ending that fits its content"
 
 
 def seems_to_be(first_bytes: bytes) -> str | None:
@@ -58,7 +66,7 @@ def check_content(name: str, named: Format) -> None:
         found = found or ("text or damaged" if first else "empty")
         raise InputError(
             f"Corpus file {origin(name)} is named like {expected or 'text'} and seems to be {found}; "
-            "give the file the ending that fits its content."
+            f"{ADVICE.get(found, OTHERWISE)}."
         )
     if compression and is_text:
         found = seems_to_be(_first_bytes(name, lambda: open_bytes(name)))

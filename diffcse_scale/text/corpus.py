@@ -21,11 +21,14 @@ from diffcse_scale.text.formats import LINE, Parse
 from diffcse_scale.text.prepared import prepared
 from diffcse_scale.text.sources import Source, find_sources
 from diffcse_scale.text.undecodable import undecodable
+from diffcse_scale.text.unknown import percent
 
 log = logging.getLogger(__name__)
 
 # part of every cached name; increase it when cleaning changes
 CLEANING = 3
+# A corpus with a larger share of rows that are not UTF-8 is refused: what is left would not be what it is about.
+MOST_UNDECODABLE = 0.5
 FIRST, LONGEST_SHOWN = 3, 80  # rows that are shown, and characters of each
 
 
@@ -83,8 +86,8 @@ def load_corpus(data: DataRecipe, *, seed: int = 0) -> datasets.Dataset:
         are left out.
 
     Raises:
-        InputError: missing or malformed file, no text column, or no sentence left; with `data.strict` the first
-            empty or undecodable row, with its file and line.
+        InputError: missing or malformed file, no text column, no sentence left, or more than MOST_UNDECODABLE of the
+            rows undecodable; with `data.strict` the first empty or undecodable row, with its file and line.
     """
     corpus, report = read_corpus(data, seed=seed)
     log.log(report.level, "Corpus %s: %s.", ", ".join(data.files), report)
@@ -112,6 +115,11 @@ def read_corpus(data: DataRecipe, *, seed: int = 0) -> tuple[datasets.Dataset, C
     flaws, keep = _column(rows, "flaw"), first_occurrences(_column(rows, "hash"))
     keep &= flaws == Flaw.NONE
     empty, undecodable = (int((flaws == flaw).sum()) for flaw in (Flaw.EMPTY, Flaw.UNDECODABLE))
+    if undecodable > MOST_UNDECODABLE * len(rows):
+        raise InputError(
+            f"Corpus {', '.join(data.files)}: {percent(undecodable / len(rows))} of its rows are not UTF-8; convert "
+            "it, for example with `iconv -f WINDOWS-1252 -t UTF-8`."
+        )
     distinct = np.flatnonzero(keep)
     kept = distinct[: data.limit]
     report = CorpusReport(

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from diffcse_scale.foundation.errors import InputError, quoted
-from diffcse_scale.text.tokenizers import known_ids
+from diffcse_scale.text.tokenizers import known_ids, special_ids
 
 # shares of the selected tokens; the rest stay unchanged (BERT; official program's collator)
 MASKED = 0.8
@@ -57,7 +57,7 @@ class Corruption:
                 f"The tokenizer {quoted(tokenizer.name_or_path)} has no mask token, so no generator can edit its "
                 "sentences; choose a masked language model, or set objective.rtd_weight=0."
             )
-        specials = tuple(sorted(set(tokenizer.all_special_ids)))
+        specials = tuple(special_ids(tokenizer))
         return cls(masking_ratio, tokenizer.mask_token_id, known_ids(tokenizer)[-1] + 1, specials, seed)
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor, row_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,9 @@ HUB = "hub"
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.+-]+){0,2}")
 EMBEDDED_SENTENCES = 20_000
 GRADES = ("label", "labels", "score", "scores", "similarity")  # columns that grade pairs as similar or not
+# names of columns that hold several texts in a list, and of negatives that several columns hold
+TEXTS_OF_PAIRS = re.compile(r"(hard_)?(pos|neg|positive|negative)s?(_\w+)?")
+NUMBERED_NEGATIVE = re.compile(r"(hard_)?(neg|negative)s?_?\d+")
 
 
 @dataclass(frozen=True)
@@ -248,23 +251,51 @@ def choose_columns(where: str, types: dict[str, str], wanted: list[str] | None, 
             raise InputError(f"Corpus {where} has no column {quoted(name)}; {there}.")
         if name not in (*strings, *nothing):
             raise InputError(f"Corpus {where}: column {quoted(name)} holds {types[name]}, not text; {there}.")
+    if twice := next((name for name in wanted if wanted.count(name) > 1), None):
+        raise InputError(
+            f"Corpus {where}: column {quoted(twice)} is asked for twice; give it once: the two views of a sentence are "
+            "made from one column."
+        )
     if wanted:
         return tuple(wanted)
     candidates = [name for name in USUAL_COLUMNS if name in strings] or strings
-    if len(candidates) == 1:
-        return tuple(candidates)
-    if pair := () if one or candidates != strings else _usual_pair(strings):
-        grades = [name for name in types if name.lower() in GRADES]
-        if not grades:
-            return pair
-        raise InputError(
-            f"Corpus {where} has a column {quoted(grades[0])} beside {' and '.join(pair)}, which suggests that not all "
-            f"pairs are similar; if they are, set data.columns={','.join(pair)}."
-        )
+    pair = () if one or candidates != strings else _usual_pair(strings)
+    if chosen := tuple(candidates) if len(candidates) == 1 else pair:
+        if not one and chosen[0] not in USUAL_COLUMNS:
+            _check_beside(where, types, chosen)
+        return chosen
     both = candidates[:2] == list(USUAL_COLUMNS)
     what = "a column called text and one called sentence" if both else f"{len(strings)} columns of text"
     unclear = what if both else f"{what} and none called text or sentence"
     raise InputError(f"Corpus {where} has {unclear}; {there}.")
+
+
+def _check_beside(where: str, types: dict[str, str], chosen: tuple[str, ...]) -> None:
+    """Refuse columns that nobody named if those beside them belong to the same rows, or say that pairs are unlike.
+
+    Raises:
+        InputError: grades of pairs, lists of positives or negatives (as FlagEmbedding's), or further negatives.
+    """
+    these, columns = " and ".join(chosen), ",".join(chosen)
+    grades = [name for name in types if name.lower() in GRADES]
+    if grades and len(chosen) > 1:
+        raise InputError(
+            f"Corpus {where} has a column {quoted(grades[0])} beside {these}, which suggests that not all pairs are "
+            f"similar; if they are, set data.columns={columns}."
+        )
+    for name, kind in types.items():
+        if "list" in kind.lower() and TEXTS_OF_PAIRS.fullmatch(name.lower()):
+            raise InputError(
+                f"Corpus {where} has a column {quoted(name)} beside {these}, which holds lists and not text; write a "
+                f"row for each text of a list, or set data.columns={columns} to leave it out."
+            )
+    further = [name for name in types if name not in chosen and NUMBERED_NEGATIVE.fullmatch(name.lower())]
+    if further:
+        pair = ",".join(chosen[:2])
+        raise InputError(
+            f"Corpus {where} has {', '.join(further)} beside {these}, but a row has at most one hard negative; set "
+            f"data.columns={pair},{further[0]} to use one, or data.columns={pair} to use none."
+        )
 
 
 def _in_place(name: str, names: list[str]) -> str:

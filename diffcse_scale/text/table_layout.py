@@ -78,7 +78,13 @@ def layout_of(name: str, usual: str, asked: Layout) -> Layout:
         InputError: the rows leave a doubt; names the recipe key that settles it.
     """
     separator = asked.separator or _separator(name, usual, asked)
-    first, *rest = _first_rows(name, separator, usual) or [[]]
+    rows = _first_rows(name, separator, usual) or [[]]
+    if separator == usual == "\t" and _quoted_as_csv(name, rows):
+        raise InputError(
+            f"Corpus file {origin(name)}: its fields are quoted as in CSV, but in a .tsv file quotation marks are "
+            "text; give it the ending .csv (tabs may stay)."
+        )
+    first, *rest = rows
     header = asked.header
     if header is None:
         named = not first or _names_columns(first, asked)
@@ -134,6 +140,34 @@ def _first_rows(name: str, separator: str, usual: str) -> list[list[str]] | None
             return [row for row in islice(csv.reader(lines, **dialect(separator, usual)), SAMPLE + 1) if row]
         except csv.Error:
             return None
+
+
+def _quoted_as_csv(name: str, rows: list[list[str]]) -> bool:
+    """Whether a .tsv file is quoted like a .csv file, as pandas does where text has quotation marks or line ends.
+
+    A sentence may be in quotation marks of its own. So all titles must be, or marks inside must be doubled, or rows
+    must have equally many fields only if quoted line ends belong to the text.
+
+    Args:
+        rows: the first rows, read without quoting.
+    """
+    if len(rows[0]) > 1 and all(map(_in_quotes, rows[0])):
+        return True
+    inside = (field[1:-1] for row in rows for field in row if _in_quotes(field))
+    if any('""' in text and '"' not in text.replace('""', "") for text in inside):
+        return True
+    if len({len(row) for row in rows}) == 1:
+        return False
+    with open_text(name) as lines:
+        try:
+            quoted = csv.reader(islice(lines, 10 * SAMPLE), **dialect("\t", ","))
+            return _is_table([row for row in islice(quoted, SAMPLE + 1) if row])
+        except csv.Error:
+            return False
+
+
+def _in_quotes(field: str) -> bool:
+    return len(field) > 1 and field[0] == field[-1] == '"'
 
 
 def _shown(first: Sequence[str], separator: str) -> str:

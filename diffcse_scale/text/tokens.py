@@ -28,6 +28,7 @@ from diffcse_scale.text.corpus import CorpusReport, corpus_fingerprint, first_ro
 from diffcse_scale.text.digests import digest
 from diffcse_scale.text.duplicates import first_occurrences
 from diffcse_scale.text.prepared import CONTENTS, prepared
+from diffcse_scale.text.tokenizers import truncates_left
 from diffcse_scale.text.tokenizing import encode_rows
 from diffcse_scale.text.unknown import percent, unknown_id
 
@@ -361,9 +362,13 @@ def _mapped(path: Path) -> NDArray[Any]:
 
 
 def _identity(tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Everything that tokenization depends on: a fast tokenizer's description without the state of its last call."""
+    """Everything that tokenization depends on: a fast tokenizer's description without the state of its last call.
+
+    The usual side of truncation is not in it, as in earlier versions, which knew no other.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return [repr(tokenizer), sorted(tokenizer.get_vocab().items())]
     description = json.loads(backend.to_str())
-    return {key: value for key, value in description.items() if key not in ("truncation", "padding")}
+    rest = {key: value for key, value in description.items() if key not in ("truncation", "padding")}
+    return rest | ({"truncation_side": "left"} if truncates_left(tokenizer) else {})

@@ -16,7 +16,7 @@ from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import Chunk, collate
 from diffcse_scale.text.shortening import truncated_ids
-from diffcse_scale.text.tokenizers import Tokenizers
+from diffcse_scale.text.tokenizers import Tokenizers, special_ids
 
 SENTENCES = 64  # per pass
 BINS, LARGEST_LOGIT = 4096, 16.0  # bins of logits for the ranking: differences below 0.008 count as ties
@@ -76,7 +76,7 @@ def measure_detection(
     mine = _own_sentences(sentences)
     streams = [truncated_ids(tokenizer, mine, recipe.data.max_length) for tokenizer in tokenizers.streams]
     pieces = torch.arange(len(mine)).tensor_split(-(-len(mine) // SENTENCES))  # each has at least two sentences
-    special = torch.tensor(sorted(set(tokenizers.discriminator.all_special_ids)), device=device)
+    special = torch.tensor(special_ids(tokenizers.discriminator), device=device)
     was_training, sums = model.training, _Sums(device)
     model.eval()
     with torch.random.fork_rng([device] if torch.device(device).type == "cuda" else []):

@@ -17,7 +17,7 @@ from diffcse_scale.model.networks import DiffCSENetworks
 from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.batches import Chunk, make_chunk
 from diffcse_scale.text.sources import find_sources
-from diffcse_scale.text.tokenizers import known_ids
+from diffcse_scale.text.tokenizers import known_ids, special_ids
 
 PROBES, PROBE_LENGTH = 4, 16
 # relative difference that may be rounding. Without dropout the views were equal in every model family of the tests,
@@ -53,7 +53,7 @@ def check_views_differ(engine: Any, recipe: Recipe, tokenizer: PreTrainedTokeniz
 
 def _probe(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Chunk:
     """Rows of tokens from across the vocabulary: whether views differ does not depend on a sentence's meaning."""
-    ordinary = np.setdiff1d(known_ids(tokenizer), tokenizer.all_special_ids)
+    ordinary = np.setdiff1d(known_ids(tokenizer), special_ids(tokenizer))
     length = min(PROBE_LENGTH, recipe.data.max_length)
     row = ordinary[np.linspace(0, len(ordinary) - 1, length).astype(np.int64)]
     rows = np.arange(2 * PROBES).reshape(PROBES, 2)

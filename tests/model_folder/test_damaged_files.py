@@ -8,6 +8,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,27 @@ def test_a_json_file_that_is_none(good: Path, tmp_path: Path, name: str, text: s
     with pytest.raises(InputError, match=str(tmp_path)) as raised:
         LOADERS[loader](str(folder))
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 600
+
+
+@pytest.mark.skipif(find_spec("fugashi") is not None, reason="fugashi is installed")
+def test_a_package_that_is_not_installed_is_no_damage(good: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(good, tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\na\n")
+    settings = {"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"cannot be read: You need to install fugashi to use MecabTokenizer\.$"):
+        load_tokenizer(str(folder))
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
+def test_a_vocabulary_of_sentencepiece_names_its_package(good: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(good, tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    (folder / "spm.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>\x15\0\0\0\0\x18\x02")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "DebertaV2Tokenizer"}')
+    with pytest.raises(InputError, match=r"its vocabulary is a SentencePiece file; pip install sentencepiece\.$"):
+        load_tokenizer(str(folder))
 
 
 def test_what_deepspeed_refuses_while_a_model_is_read_is_no_damage_of_the_model() -> None:

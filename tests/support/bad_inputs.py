@@ -171,11 +171,20 @@ GIVEN: dict[str, Maker | str] = {
     "a CSV file of `sentence1`, `sentence2` and `score`, without `data.columns`": prepared(
         "data.files=graded.csv", files={"graded.csv": b"sentence1,sentence2,score\na,b,0\nc,d,5\n"}
     ),
+    "a JSON file of `query`, and of `pos` and `neg` in lists, without `data.columns`": prepared(
+        "data.files=flag.jsonl", files={"flag.jsonl": '{"query": "a", "pos": ["b"], "neg": ["c", "d"]}\n'}
+    ),
+    "a CSV file of `anchor`, `positive`, `negative_1` and `negative_2`, without `data.columns`": prepared(
+        "data.files=mined.csv", files={"mined.csv": b"anchor,positive,negative_1,negative_2\na,b,c,d\n"}
+    ),
     "`'data.files=[pairs.csv,more.txt]'`, pairs beside sentences": prepared(
         "data.files=[pairs.csv,more.txt]", files={"pairs.csv": b"anchor,positive\na,b\n", "more.txt": b"c\n"}
     ),
     "the same with `data.columns=text`": prepared(
         "data.files=sheet.csv", "data.columns=text", files={"sheet.csv": SHEET}
+    ),
+    "a .tsv file that pandas wrote, whose text has quotation marks or line ends": prepared(
+        "data.files=pandas.tsv", files={"pandas.tsv": 'id\ttext\n1\t"He said ""yes""."\n2\t"two\nlines"\n'}
     ),
     "`data.separator=;` and `data.files=sheet.txt`": prepared(
         "data.files=sheet.txt", "data.separator=;", files={"sheet.txt": SHEET}
@@ -195,6 +204,12 @@ GIVEN: dict[str, Maker | str] = {
     "an lz4, zip, xz or 7z file that is called .txt": prepared(
         "data.files=packed.txt", files={"packed.txt": b"\x04\x22\x4d\x18" + bytes(range(200))}
     ),
+    "the address of a page about a file, which is HTML": prepared(
+        "data.files=corpus.txt", files={"corpus.txt": "<!DOCTYPE html>\n<html>\n"}
+    ),
+    "a file of a repository that was cloned without Git LFS": prepared(
+        "data.files=corpus.txt", files={"corpus.txt": "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n"}
+    ),
     "`data.files=corpus`, where corpus.txt is": prepared("data.files=corpus", files={"corpus.txt": "one\n"}),
     "`model.encoder=nobody/nothing`, without a network": trained("model.encoder=nobody/nothing"),
     "`data.files=nobody/nothing`, without a network": "text/test_names.py",
@@ -204,6 +219,10 @@ GIVEN: dict[str, Maker | str] = {
     "a name of more than 255 bytes, there too": prepared(f"data.files={'x' * 300}.txt"),
     "bytes that are not UTF-8, with `data.strict=true`": prepared(
         "data.files=broken.txt", "data.strict=true", files={"broken.txt": b"one\ntwo \xff\nthree\n"}
+    ),
+    "text in Latin-1, GB18030 or another encoding": prepared(
+        "data.files=german.txt",
+        files={"german.txt": "Die Straße ist schön.\nDer Weg ist gut.\nEs könnte sein.\n".encode("cp1252")},
     ),
     "`evaluation.data=pairs.tsv` with a word for a score": evaluated("pairs.tsv", PAIRS),
     "a transfer task whose first row is a header": "evaluation/test_transfer.py",
@@ -282,7 +301,10 @@ GIVEN: dict[str, Maker | str] = {
     "Python objects in `pytorch_model.bin`": "model_folder/test_load.py",
     "adapters alone, as an encoder to train": "model/test_starting_point.py",
     "fewer positions than a sentence may have tokens": "model_folder/test_lengths_and_layouts.py",
+    "a vocabulary of SentencePiece (`spm.model`) and no `tokenizer.json`": "model_folder/test_damaged_files.py",
     "no tokenizer files": encoded("words", {"tokenizer.json": None, "tokenizer_config.json": None}),
+    "a tokenizer without a post-processor, and `model.pooling=cls`": "model/test_fits.py",
+    "a vocabulary without its unknown token": "text/test_what_tokens_lose.py",
     "a module of its own in `modules.json`": "model_folder/test_load.py",
     "`auto_map` in `config.json` or `tokenizer_config.json`": "model_folder/test_load.py",
     "a link to another file of the machine (`export`)": "model_folder/test_copying.py",

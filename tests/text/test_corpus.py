@@ -99,7 +99,7 @@ def test_the_start_says_which_column_is_what(tmp_path: Path, recipe: MakeRecipe)
 
 def test_the_only_text_column_is_found_whatever_its_name(tmp_path: Path, recipe: MakeRecipe) -> None:
     path = tmp_path / "a.csv"
-    path.write_text("label,review\n1,good\n0,bad\n")
+    path.write_text("positive,review\n1,good\n0,bad\n")
     assert sentences_of(recipe(path)) == ["good", "bad"]
 
 
@@ -118,6 +118,11 @@ def test_cleaning_counts_what_it_drops(tmp_path: Path, recipe: MakeRecipe) -> No
     corpus, report = read_corpus(recipe(path, limit=3))
     assert corpus["text_0"][:] == ["one", "two", "replaced \ufffd"]
     assert report == CorpusReport(read=11, empty=2, undecodable=2, duplicate=2, unused=2, kept=3)
+
+
+def test_half_of_the_rows_may_be_undecodable(tmp_path: Path, recipe: MakeRecipe) -> None:
+    (tmp_path / "half.txt").write_bytes(b"one\ntw\xff\n")
+    assert sentences_of(recipe(tmp_path / "half.txt")) == ["one"]
 
 
 def test_what_was_dropped_is_reported_in_one_line(
@@ -182,6 +187,11 @@ REFUSALS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
     "empty file": ({"a.txt": b""}, {"files": "a.txt"}, r"a\.txt is empty"),
     "empty archive": ({"a.txt.gz": gzip.compress(b"")}, {"files": "a.txt.gz"}, r"a\.txt\.gz is empty"),
     "header only": ({"a.csv": b"id,text\n"}, {"files": "a.csv", "columns": ["text"]}, r"a\.csv is empty"),
+    "mostly in another encoding": (
+        {"a.txt": "Die Straße ist lang.\nDer Weg ist kurz.\nEs ist schön.\n".encode("cp1252")},
+        {"files": "a.txt"},
+        r"a\.txt: 66\.7% of its rows are not UTF-8; convert it, for example with `iconv -f WINDOWS-1252 -t UTF-8`",
+    ),
     "nothing usable": ({"a.txt": b"\n \n"}, {"files": "a.txt"}, "no usable sentence: 2 rows read, 0 kept"),
     "no text column": (
         {"a.csv": b"id,label\n1,2\n"},
@@ -197,6 +207,27 @@ REFUSALS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
         {"a.csv": b"sentence1,sentence2,score\na,b,0\nc,d,5\n"},
         {"files": "a.csv"},
         "a column 'score' beside sentence1 and sentence2, .*; if they are, set data.columns=sentence1,sentence2",
+    ),
+    "lists of positives beside queries": (
+        {"a.jsonl": b'{"query": "a", "pos": ["b"], "neg": ["c", "d"]}\n'},
+        {"files": "a.jsonl"},
+        "a column 'pos' beside query, which holds lists .* row for each text of a list, or set data.columns=query",
+    ),
+    "a list of negatives beside pairs": (
+        {"a.jsonl": b'{"anchor": "a", "positive": "b", "negatives": ["c", "d"]}\n'},
+        {"files": "a.jsonl"},
+        "a column 'negatives' beside anchor and positive, which holds lists .* set data.columns=anchor,positive to",
+    ),
+    "several negatives": (
+        {"a.csv": b"anchor,positive,negative_1,negative_2\na,b,c,d\n"},
+        {"files": "a.csv"},
+        "has negative_1, negative_2 beside anchor and positive, .* set data.columns=anchor,positive,negative_1 to use "
+        "one, or data.columns=anchor,positive to use none",
+    ),
+    "a column twice": (
+        {"a.csv": b"id,text\n1,a\n"},
+        {"files": "a.csv", "columns": "text,2"},
+        "column 'text' is asked for twice; give it once",
     ),
     "two that could be the anchor": (
         {"a.csv": b"anchor,query,positive\na,b,c\n"},

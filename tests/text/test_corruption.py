@@ -95,6 +95,12 @@ def test_it_is_made_for_the_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Non
     assert corruption == Corruption(0.3, 4, 205, (0, 1, 2, 3, 4), 1)
 
 
+def test_what_stands_around_every_sentence_is_special_without_a_name_too(tokenizer: PreTrainedTokenizerFast) -> None:
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
+    unnamed = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **names)
+    assert Corruption.of(unnamed, 0.3, seed=1) == Corruption.of(tokenizer, 0.3, seed=1)
+
+
 def test_a_tokenizer_without_a_mask_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     decoder = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(InputError, match="no mask token"):

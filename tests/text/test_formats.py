@@ -32,6 +32,8 @@ CONTENTS = {
     "NumPy": b"\x93NUMPY\x01\x00v\x00",
     "SQLite": b"SQLite format 3\x00\x10",
     "UTF-16": "one\n".encode("utf-16"),
+    "an HTML page": b"\n<!DOCTYPE html>\n<html><head><title>corpus.txt</title>\n",
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
     "binary data": b"\x01\x00\x02\x00" * 9,
 }
 COMPRESSED = {"a.gz": "gzip", "a.txt.xz": "xz", "a.jsonl.zst": "zstd", "a.csv.bz2": "bzip2"}
@@ -67,7 +69,20 @@ def test_what_is_compressed_is_looked_at_too(tmp_path: Path, recipe: MakeRecipe)
         load_corpus(recipe(path))
 
 
-@pytest.mark.parametrize("text", ["PAR1 is a receptor.", "BZh9 is a beginning.", "PK and 7z"])
+ADVICE = {"an HTML page": "of the text itself", "a Git LFS pointer": "`git lfs pull`", "UTF-16": "the ending that fits"}
+
+
+@pytest.mark.parametrize("seems", ADVICE)
+def test_what_stands_in_the_place_of_a_file_is_not_trained_on(tmp_path: Path, recipe: MakeRecipe, seems: str) -> None:
+    (tmp_path / "a.txt").write_text("one\n")
+    (tmp_path / "b.txt").write_bytes(CONTENTS[seems])
+    with pytest.raises(InputError, match=rf"b\.txt .* seems to be {seems}; .*{ADVICE[seems]}"):
+        load_corpus(recipe(tmp_path / "*.txt"))
+
+
+@pytest.mark.parametrize(
+    "text", ["PAR1 is a receptor.", "BZh9 is a beginning.", "PK and 7z", "<htmlx> is no tag.", "version https://x"]
+)
 def test_a_sentence_may_begin_like_a_format(text: str) -> None:
     assert seems_to_be(text.encode()) is None
 

@@ -122,6 +122,29 @@ def test_what_the_rows_leave_in_doubt_is_asked_for(tmp_path: Path, recipe: MakeR
         sentences_of(recipe(tmp_path / name, **options))
 
 
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize("texts", [["one", "two\nlines"], ["one", 'He said "yes".'], TEXTS])
+def test_a_tsv_file_that_is_quoted_like_csv_is_not_read_with_its_quotation_marks(
+    tmp_path: Path, recipe: MakeRecipe, texts: list[str], header: bool
+) -> None:
+    path = tmp_path / "sheet.tsv"
+    options = {"header": header, "columns": 2}
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+        path.write_text(written("\t", header, texts, quoting=quoting))
+        with pytest.raises(InputError, match=r"sheet\.tsv: its fields are quoted as in CSV, .* the ending \.csv"):
+            sentences_of(recipe(path, **options))
+        as_csv = path.rename(tmp_path / f"{quoting}.csv")
+        assert sentences_of(recipe(as_csv, **options)) == texts
+
+
+def test_a_sentence_of_a_tsv_file_may_have_quotation_marks(tmp_path: Path, recipe: MakeRecipe) -> None:
+    texts = ['"All of it."', '"I am here.', 'You too."', '"Yes," he said.', 'an "" empty one', '""', '"']
+    (tmp_path / "sheet.tsv").write_text("id\ttext\n" + "".join(f"{n}\t{text}\n" for n, text in enumerate(texts)))
+    assert sentences_of(recipe(tmp_path / "sheet.tsv")) == texts
+    (tmp_path / "short.tsv").write_text('text\tid\n"I am here.\nYou too."\t2\n"\nNo.\t4\n')
+    assert sentences_of(recipe(tmp_path / "short.tsv")) == ['"I am here.', 'You too."', '"', "No."]
+
+
 def test_a_layout_for_what_is_no_table_is_told_with_the_names(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n")
     with pytest.raises(InputError, match=r"data\.header applies to"):

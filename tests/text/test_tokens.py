@@ -52,6 +52,18 @@ def test_tokens_are_what_the_tokenizer_truncates_to(
     assert tokens.lengths().tolist() == [len(row) for row in rows(tokens)]
 
 
+@pytest.mark.parametrize("max_length", [3, 9])
+def test_a_tokenizer_that_keeps_the_end_of_a_text_keeps_it_in_training(
+    path: Path, recipe: MakeRecipe, max_length: int
+) -> None:
+    right, left = make_tokenizer(WORDS), make_tokenizer(WORDS)
+    left.truncation_side = "left"
+    begun, ended = (tokenize(recipe(path, max_length=max_length), [tokenizer]) for tokenizer in (right, left))
+    expected = left(path.read_text().split("\n"), truncation=True, max_length=max_length)["input_ids"]
+    assert rows(ended) == [ids for index, ids in enumerate(expected) if ids not in expected[:index]]
+    assert rows(ended) != rows(begun)
+
+
 @pytest.mark.parametrize("columns", [1, 3])
 def test_the_longest_view_of_each_row_is_known(
     corpora: dict[int, TokenizedCorpus], tmp_path: Path, columns: int

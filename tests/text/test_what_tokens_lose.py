@@ -62,6 +62,21 @@ def test_a_column_that_is_unknown_is_named_however_well_known_the_other_is(
         tokenize(recipe(path, columns=["a", "b"]), [tokenizer])
 
 
+@pytest.mark.parametrize("words", [["w1"], ["w1", "a"]])
+def test_a_vocabulary_without_its_unknown_token_is_told_where_it_is_needed(
+    tmp_path: Path, recipe: MakeRecipe, words: list[str]
+) -> None:
+    backend = Tokenizer(
+        models.WordPiece({"[PAD]": 0, **{word: 1 + n for n, word in enumerate(words)}}, unk_token="[UNK]")
+    )
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", name_or_path="mine")
+    with pytest.raises(
+        InputError, match=r"mine cannot read a word .* \(WordPiece error: Missing \[UNK\].*unknown token"
+    ):
+        tokenize(recipe(corpus(tmp_path, "w1", "other")), [tokenizer])
+
+
 def test_a_byte_level_tokenizer_knows_every_text(tmp_path: Path, recipe: MakeRecipe) -> None:
     """Its "unknown" token is the one that ends a text, as in GPT-2."""
     alphabet = {token: index for index, token in enumerate(pre_tokenizers.ByteLevel.alphabet())}
