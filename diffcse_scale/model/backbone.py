@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
@@ -88,7 +89,8 @@ def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The configuration of a model that reads only tokens.
 
     Raises:
-        InputError: it cannot be loaded, needs code of its own, or belongs to another kind of model.
+        InputError: it cannot be loaded, needs code of its own, belongs to another kind of model, or makes an encoder
+            a decoder.
     """
     with reading(f"Model {name}", name):
         if not trust_remote_code:
@@ -100,6 +102,12 @@ def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
             f"Model {name} ({config.model_type}) is {kind}, which has no single network from tokens to token vectors; "
             "choose an encoder such as BERT or a decoder-only model such as Qwen3."
         )
+    if getattr(config, "is_decoder", False) and type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        raise InputError(
+            f"Model {name} is an encoder ({config.model_type}) with is_decoder in config.json, so its tokens see no "
+            "later ones; set is_decoder to false there."
+        )
+    config.return_dict = True  # outputs are read by name
     return config
 
 

@@ -32,6 +32,7 @@ BEGINNINGS = {
     "a Git LFS pointer": re.compile(rb"version https://git-lfs\.github\.com/spec/"),
 }
 ADVICE = {
+    "UTF-16": "convert it to UTF-8, for example with `iconv -f UTF-16 -t UTF-8`",
     "an HTML page": "give the file or address of the text itself, and not of a page about it",
     "a Git LFS pointer": "fetch the file with `git lfs pull`",
 }

@@ -52,7 +52,8 @@ def _elements(name: str) -> Iterator[str]:
             if text.startswith("]", place):
                 if (text[place + 1 :] + file.read(CHUNK)).strip():
                     raise InputError(
-                        f"Corpus file {origin(name)}: something follows its JSON array; leave only the array."
+                        f"Corpus file {origin(name)}: something follows its JSON array; write one array of objects, "
+                        "or one object per line."
                     )
                 return
             end, reason = _end_of_value(decoder, text, place)

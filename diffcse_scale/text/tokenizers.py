@@ -52,10 +52,19 @@ def unknown_told(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
 
 
 def surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """How many special tokens `tokenizer` puts before a text, and how many after it."""
+    """How many special tokens `tokenizer` puts before a text, and how many after it.
+
+    Raises:
+        InputError: as `unknown_told`, or it finds no token in a text.
+    """
     with unknown_told(tokenizer):
         mask = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
     inside = [place for place, special in enumerate(mask) if not special]
+    if not inside:
+        raise InputError(
+            f"Tokenizer of {tokenizer.name_or_path} finds no token in 'a' and has none for what it does not know; give "
+            "it an unknown token."
+        )
     return inside[0], len(mask) - 1 - inside[-1]
 
 

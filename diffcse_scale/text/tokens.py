@@ -30,7 +30,7 @@ from diffcse_scale.text.duplicates import first_occurrences
 from diffcse_scale.text.prepared import CONTENTS, prepared
 from diffcse_scale.text.tokenizers import truncates_left
 from diffcse_scale.text.tokenizing import encode_rows
-from diffcse_scale.text.unknown import percent, unknown_id
+from diffcse_scale.text.unknown import SAMPLE, leaves_out, percent, share_left_out, unknown_id
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ def _write(folder: Path, name: str, data: DataRecipe, tokenizers: Sequence[PreTr
     if not len(encoded):
         raise InputError(f"Corpus {', '.join(data.files)}: the tokenizer finds no token in any sentence.")
     columns = range(len(corpus.column_names) * len(tokenizers))
-    unknown = _unknown(encoded, data, tokenizers)
+    unknown = _unknown(encoded, corpus, data, tokenizers)
     distinct = first_occurrences(encoded.data.column("hash").to_numpy())
     truncated = 0
     for column in columns:
@@ -268,26 +268,38 @@ def _write(folder: Path, name: str, data: DataRecipe, tokenizers: Sequence[PreTr
         path.unlink()
 
 
-def _unknown(encoded: datasets.Dataset, data: DataRecipe, tokenizers: Sequence[PreTrainedTokenizerBase]) -> list[float]:
-    """The share of unknown tokens for each tokenizer.
+def _unknown(
+    encoded: datasets.Dataset,
+    corpus: datasets.Dataset,
+    data: DataRecipe,
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+) -> list[float]:
+    """The share of unknown tokens for each tokenizer; of one that leaves out characters, their share in a sample.
 
     Raises:
         InputError: a share is too large.
     """
     shares = []
-    columns = sum(name.startswith("ids_") for name in encoded.column_names) // len(tokenizers)
+    names = corpus.column_names
+    sample = corpus[:: -(-len(corpus) // SAMPLE)]
     for stream, tokenizer in enumerate(tokenizers):
-        counts = [_unknown_in(encoded.data.column(f"ids_{stream * columns + c}"), tokenizer) for c in range(columns)]
-        for column, (found, tokens) in enumerate(counts):
-            if found > MOST_UNKNOWN * tokens:
-                where = f" in {data.columns[column]}" if data.columns is not None and columns > 1 else ""
+        of_columns = []
+        for column, name in enumerate(names):
+            if leaves_out(tokenizer):
+                found, of_all, what = share_left_out(tokenizer, sample[name]), 1, "characters"
+            else:
+                ids = encoded.data.column(f"ids_{stream * len(names) + column}")
+                found, of_all, what = *_unknown_in(ids, tokenizer), "tokens"
+            of_columns.append((found, of_all))
+            if found > MOST_UNKNOWN * of_all:
+                where = f" in {data.columns[column]}" if data.columns is not None and len(names) > 1 else ""
+                token = f" ({tokenizer.unk_token})" if what == "tokens" else ", which leaves them out"
                 raise InputError(
-                    f"Corpus {', '.join(data.files)}: {percent(found / tokens)} of its tokens{where} are unknown to "
-                    f"the tokenizer of {tokenizer.name_or_path} ({tokenizer.unk_token}); choose a model whose "
-                    "vocabulary fits this text."
+                    f"Corpus {', '.join(data.files)}: {percent(found / of_all)} of its {what}{where} are unknown to "
+                    f"the tokenizer of {tokenizer.name_or_path}{token}; choose a model whose vocabulary fits this text."
                 )
-        found, tokens = map(sum, zip(*counts, strict=True))
-        shares.append(found / tokens)
+        found, of_all = map(sum, zip(*of_columns, strict=True))
+        shares.append(found / of_all)
     return shares
 
 

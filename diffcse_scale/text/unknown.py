@@ -1,4 +1,4 @@
-"""Counts unknown tokens, and formats their share."""
+"""Counts what a tokenizer does not know, and formats its share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # the import takes seconds
     from transformers import PreTrainedTokenizerBase
 
 SAMPLE = 10_000  # texts, enough to estimate a share to 1%
+RARE = "\U00012000"  # a cuneiform sign, which hardly a vocabulary has
 
 
 def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -24,19 +25,50 @@ def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None if tokenizer.unk_token_id in other else tokenizer.unk_token_id
 
 
+def leaves_out(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer leaves out what is not in its vocabulary. BPE does if it has neither bytes nor an unknown
+    token."""
+    if unknown_id(tokenizer) is not None or not getattr(tokenizer, "is_fast", False):
+        return False
+    return not tokenizer(RARE, add_special_tokens=False)["input_ids"]
+
+
+def share_left_out(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
+    """The share of characters in texts that are in no token, without spaces. If there are many texts, a sample is used.
+
+    Args:
+        tokenizer: one that `leaves_out` characters.
+    """
+    some = _sample(texts)
+    found = left_out = 0
+    places = tokenizer(some, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    for text, spans in zip(some, places, strict=True):
+        inside = {place for start, end in spans for place in range(start, end)}
+        characters = [place for place, character in enumerate(text) if not character.isspace()]
+        found += len(characters)
+        left_out += sum(place not in inside for place in characters)
+    return left_out / max(1, found)
+
+
 def share_unknown(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int | None) -> float:
     """The share of unknown tokens in texts, without special tokens. If there are many texts, a sample is used.
+
+    For a tokenizer that leaves out what it does not know, it is the share of characters that it leaves out.
 
     Args:
         max_length: tokens read per text, special ones included; None for no limit.
     """
     token = unknown_id(tokenizer)
     if token is None or not texts:
-        return 0.0
-    some = texts[:: -(-len(texts) // SAMPLE) or 1]
+        return share_left_out(tokenizer, texts) if leaves_out(tokenizer) else 0.0
+    some = _sample(texts)
     limit = {} if max_length is None else {"truncation": True, "max_length": max_length}
     rows = tokenizer(shortened(tokenizer, some, max_length), add_special_tokens=False, **limit)["input_ids"]
     return sum(ids.count(token) for ids in rows) / max(1, sum(map(len, rows)))
+
+
+def _sample(texts: Sequence[str]) -> list[str]:
+    return list(texts[:: -(-len(texts) // SAMPLE) or 1])
 
 
 def percent(share: float) -> str:

@@ -46,6 +46,28 @@ def test_a_model_that_is_no_encoder_is_refused(tmp_path):
         load_backbone(str(tmp_path))
 
 
+def test_an_encoder_that_its_configuration_makes_a_decoder_is_refused(tmp_path):
+    """Its first token would see no other, so every sentence would have one embedding."""
+    tiny_backbone("bert").save_pretrained(tmp_path)
+    config = load_config(str(tmp_path))
+    config.is_decoder = True
+    config.save_pretrained(tmp_path)
+    for load in (load_backbone, load_masked_lm):
+        with pytest.raises(InputError, match=r"\(bert\) with is_decoder in config\.json, .*; set is_decoder to false"):
+            load(str(tmp_path))
+
+
+def test_outputs_have_names_whatever_the_configuration_says(tmp_path):
+    tiny_masked_lm("bert").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    config = load_config(str(tmp_path))
+    config.return_dict = False
+    config.save_pretrained(tmp_path)
+    batch = load_tokenizer(str(tmp_path))(["a"], return_tensors="pt")
+    assert load_backbone(str(tmp_path))(**batch).last_hidden_state.shape[0] == 1
+    assert load_masked_lm(str(tmp_path))(**batch).logits.shape[0] == 1
+
+
 def test_weights_that_are_not_in_the_file_are_not_made_up(tmp_path):
     tiny_backbone("bert").save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"no trained weights for cls\.predictions\.bias .*BertForMaskedLM needs"):

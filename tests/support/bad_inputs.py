@@ -305,6 +305,8 @@ GIVEN: dict[str, Maker | str] = {
     "no tokenizer files": encoded("words", {"tokenizer.json": None, "tokenizer_config.json": None}),
     "a tokenizer without a post-processor, and `model.pooling=cls`": "model/test_fits.py",
     "a vocabulary without its unknown token": "text/test_what_tokens_lose.py",
+    "BPE without an unknown token, and text of another script": "text/test_what_tokens_lose.py",
+    'a BERT with `"is_decoder": true` in `config.json`': "model/test_backbone.py",
     "a module of its own in `modules.json`": "model_folder/test_load.py",
     "`auto_map` in `config.json` or `tokenizer_config.json`": "model_folder/test_load.py",
     "a link to another file of the machine (`export`)": "model_folder/test_copying.py",

@@ -69,7 +69,12 @@ def test_what_is_compressed_is_looked_at_too(tmp_path: Path, recipe: MakeRecipe)
         load_corpus(recipe(path))
 
 
-ADVICE = {"an HTML page": "of the text itself", "a Git LFS pointer": "`git lfs pull`", "UTF-16": "the ending that fits"}
+ADVICE = {
+    "an HTML page": "of the text itself",
+    "a Git LFS pointer": "`git lfs pull`",
+    "UTF-16": "iconv",
+    "zip": "the ending that fits",
+}
 
 
 @pytest.mark.parametrize("seems", ADVICE)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.tokens import tokenize
-from diffcse_scale.text.unknown import percent, unknown_id
+from diffcse_scale.text.unknown import percent, share_unknown, unknown_id
 from tests.support.text_material import WORDS, make_tokenizer, rows
 
 MakeRecipe = Callable[..., DataRecipe]
@@ -75,6 +75,23 @@ def test_a_vocabulary_without_its_unknown_token_is_told_where_it_is_needed(
         InputError, match=r"mine cannot read a word .* \(WordPiece error: Missing \[UNK\].*unknown token"
     ):
         tokenize(recipe(corpus(tmp_path, "w1", "other")), [tokenizer])
+
+
+def test_characters_that_a_tokenizer_leaves_out_are_counted_too(tmp_path: Path, recipe: MakeRecipe) -> None:
+    """As BPE does that was trained without an unknown token. Spaces do not count."""
+    backend = Tokenizer(models.BPE({"[PAD]": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")]))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", name_or_path="mine")
+    lines = ["ab ba xay", "ab b"]
+    assert share_unknown(tokenizer, lines, None) == 2 / 10
+    assert tokenize(recipe(corpus(tmp_path, *lines)), [tokenizer]).unknown == [2 / 10]
+    with pytest.raises(InputError, match="75% of its characters are unknown to the tokenizer of mine, which leaves"):
+        tokenize(recipe(corpus(tmp_path, "axyz", "xyzb")), [tokenizer])
+    only_b = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE({"[PAD]": 0, "b": 1}, [])), pad_token="[PAD]"
+    )
+    with pytest.raises(InputError, match="finds no token in 'a'"):
+        tokenize(recipe(corpus(tmp_path, "b", "bb")), [only_b])
 
 
 def test_a_byte_level_tokenizer_knows_every_text(tmp_path: Path, recipe: MakeRecipe) -> None:
