@@ -269,6 +269,7 @@ GIVEN: dict[str, Maker | str] = {
     '`fit(["a", None], ...)`': raised(lambda: DiffCSE("quickstart").fit(["a", None], "run")),  # type: ignore[list-item]
     '`DiffCSE("quickstart", "data.files=a.txt")`': raised(lambda: DiffCSE("quickstart", "data.files=a.txt")),
     '`output=""`': raised(lambda: DiffCSE("quickstart").fit(["a", "b"], "")),
+    "other sentences, and `output` is a finished run": "test_api.py",
     "no weights for a part of the network": "model_folder/test_load.py",
     "weights of a layer that its configuration does not have": "model_folder/test_load.py",
     "weights of another shape": "model_folder/test_load.py",
