@@ -202,6 +202,7 @@ GIVEN: dict[str, Maker | str] = {
     "`data/**/*.txt` with a link that leads back": _link_that_goes_back,
     "`data.files=~nosuchuser/a.txt`, and wherever a path is taken": prepared("data.files=~nosuchuser/a.txt"),
     "a name of more than 255 bytes, there too": prepared(f"data.files={'x' * 300}.txt"),
+    "`--output` with a name in Latin-1, and wherever else a path is taken": "foundation/test_paths.py",
     "bytes that are not UTF-8, with `data.strict=true`": prepared(
         "data.files=broken.txt", "data.strict=true", files={"broken.txt": b"one\ntwo \xff\nthree\n"}
     ),
