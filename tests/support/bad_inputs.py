@@ -288,6 +288,9 @@ GIVEN: dict[str, Maker | str] = {
     "a module of its own in `modules.json`": "model_folder/test_load.py",
     "`auto_map` in `config.json` or `tokenizer_config.json`": "model_folder/test_load.py",
     "a link to another file of the machine (`export`)": "model_folder/test_copying.py",
+    "`truncate_dim` in `config_sentence_transformers.json` (`export --normalize`, `--whiten`)": (
+        "export/test_command.py"
+    ),
     "`encode --keep-columns id`, a text file": "encoding/test_kept_columns.py",
     "`encode --keep-columns id`, and the file has `ids`": "encoding/test_kept_columns.py",
     "`encode --precision float16`, a model beyond its range": "encoding/test_finite.py",
