@@ -71,19 +71,6 @@ def test_pooling_length_and_prompt_are_what_the_options_say(
     np.testing.assert_allclose(np.asarray(load(cls.output)), plain.encode(sentences), atol=1e-6)
 
 
-def test_a_model_that_keeps_the_first_numbers_of_its_vectors_is_stored_so(
-    options: Options, text_file: Path, model_dir: Path, sentences: list[str], tmp_path: Path
-) -> None:
-    short = tmp_path / "short"
-    shutil.copytree(model_dir, short)
-    file = short / "config_sentence_transformers.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "truncate_dim": 5}))
-    encode(options(text_file, model=str(short)), progress=False)
-    found = np.asarray(load(tmp_path / "out"))
-    assert found.shape == (103, 5)
-    np.testing.assert_allclose(found, SentenceTransformer(str(short)).encode(sentences), atol=1e-6)
-
-
 def test_batches_stay_within_their_tokens_and_identical_sentences_are_computed_once(
     model: SentenceTransformer, sentences: list[str]
 ) -> None:
