@@ -299,6 +299,7 @@ GIVEN: dict[str, Maker | str] = {
     "`search`, another byte in a shard": "encoding/test_damage.py",
     "`encode`, the same": "encoding/test_damage.py",
     "`search`, a cut `_manifest.json`": "encoding/test_damage.py",
+    "`search`, and the model has moved": "encoding/test_search.py",
     '`search ... ""`; bytes that are no text': "encoding/test_damage.py",
     "`optimizer.learning_rate=1e30`, a short run": "training/test_nonfinite.py",
     "`evaluate`, embeddings with NaN": "evaluation/test_sts.py",
