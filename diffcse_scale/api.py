@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from diffcse_scale.foundation.errors import InputError, brief, quoted
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.foundation.paths import given_path
-from diffcse_scale.foundation.run_files import CHECKPOINTS
+from diffcse_scale.foundation.run_files import CHECKPOINTS, RECIPE, RESULT
 from diffcse_scale.foundation.strict_json import to_json
 
 if TYPE_CHECKING:
@@ -111,12 +111,28 @@ class DiffCSE:
         if development is not None:
             pairs = _as_pairs(development)
             texts[-1] = f"evaluation.data={self._kept(pairs, '.tsv')}"
+        self._refuse_another(given_path(output), texts)
         arguments = ["--recipe", self.recipe, "--output", str(given_path(output).absolute()), "--auto-resume"]
         arguments += [] if processes is None else ["--processes", str(processes)]
         arguments += [] if deepspeed_config is None else ["--deepspeed_config", str(deepspeed_config)]
         arguments += [word for name in self.hooks for word in ("--hook", name)]
         _train([*arguments, *texts, *self.overrides])
         return load_model(output)[0]
+
+    def _refuse_another(self, run: Path, texts: Sequence[str]) -> None:
+        """Raise InputError if a finished run was trained on other text. `train.py` compares only unfinished ones."""
+        from diffcse_scale.recipe_file import load_recipe, load_recorded
+
+        if not (run / RESULT).is_file():
+            return
+        now, before = load_recipe(self.recipe, [*texts, *self.overrides]), load_recorded(run / RECIPE)
+        for given, given_before, called in (
+            (now.data.files, before.data.files, "another corpus"),
+            ([now.evaluation.data or ""], [before.evaluation.data or ""], "other development pairs"),
+        ):
+            # what `fit` is given is a file named after its content, in a cache that may have moved
+            if [Path(name).name for name in given] != [Path(name).name for name in given_before]:
+                raise InputError(f"{run} has finished training with {called}; give another output.")
 
     def _kept(self, rows: Iterable[Mapping[str, object]], suffix: str = ".jsonl") -> Path:
         """Write the rows to a file named after its content, so that a repeated call gives the same recipe."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,29 @@ def test_a_wrong_list_is_refused_before_anything_starts(
     with pytest.raises(InputError, match=words):
         DiffCSE("quickstart").fit(sentences, tmp_path / "run")
     assert not arguments
+
+
+@pytest.mark.parametrize(
+    ("sentences", "development", "refused"),
+    [
+        (["a", "b"], [(1, "a", "b"), (2, "c", "d")], None),
+        (["a", "c"], [(1, "a", "b"), (2, "c", "d")], "has finished training with another corpus; give another output"),
+        (["a", "b"], [(3, "a", "b"), (2, "c", "d")], "with other development pairs"),
+        (["a", "b"], None, "with other development pairs"),
+    ],
+)
+def test_the_model_of_a_finished_run_is_not_that_of_other_text(
+    sentences: Any, development: Any, refused: str | None, arguments: list[list[str]], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    DiffCSE("quickstart").fit(["a", "b"], run, [(1, "a", "b"), (2, "c", "d")])
+    recipe = load_recipe("quickstart", [f"{name}={value}" for name, value in data_of(arguments[0]).items()])
+    run.mkdir()
+    (run / "recipe.yaml").write_text(json.dumps(recipe.model_dump(mode="json")))  # JSON is YAML
+    (run / "result.json").write_text("{}")
+    with nullcontext() if refused is None else pytest.raises(InputError, match=refused):
+        DiffCSE("quickstart").fit(sentences, run, development)
+    assert len(arguments) == (2 if refused is None else 1)
 
 
 def test_a_wrong_field_is_told_at_once():

@@ -120,3 +120,9 @@ def test_a_shell_completes_commands_options_and_shipped_names(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("COMP_CWORD", str(len(typed.split())))
     assert diffcse_scale().stdout.split() == found
+
+
+@pytest.mark.parametrize("module", ["diffcse_scale", "train"])
+def test_streams_that_were_closed_from_the_start_are_no_error(module: str) -> None:
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-m", module, "--help"]
+    assert subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode == 0

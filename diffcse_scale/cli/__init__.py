@@ -12,7 +12,7 @@ import typer
 
 from diffcse_scale.cli import machine_commands, model_commands, recipe_commands, run_commands
 from diffcse_scale.foundation.command_ending import run_command
-from diffcse_scale.foundation.output import quiet_deepspeed
+from diffcse_scale.foundation.output import open_closed_streams, quiet_deepspeed
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -33,5 +33,6 @@ for family in (run_commands, recipe_commands, model_commands, machine_commands):
 
 def main() -> None:
     """Entry point. A user's mistake ends with one sentence and exit code 2."""
+    open_closed_streams()
     quiet_deepspeed()
     sys.exit(run_command(app))

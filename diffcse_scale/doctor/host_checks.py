@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from diffcse_scale.doctor.machine import GIB, Machine, Volume
 from diffcse_scale.doctor.verdict import Row, Verdict
+from diffcse_scale.foundation.environment import threads_asked_for
 
 OK, SLOWER, BROKEN = Verdict.OK, Verdict.SLOWER, Verdict.BROKEN
 # a rank has three threads: one trains, one makes batches, one writes checkpoints
@@ -32,9 +33,9 @@ def cores(machine: Machine) -> Row:
     """Check the cores that this process may use; under SLURM these are the task's cores."""
     # under srun every rank is a separate task with its own cores
     ranks = 1 if "SLURM_STEP_ID" in machine.environ else max(1, len(machine.devices))
-    threads = machine.environ.get("OMP_NUM_THREADS")
+    threads = threads_asked_for(machine.environ)
     found = f"{machine.cores} for {ranks} {'rank' if ranks == 1 else 'ranks'}"
-    if threads and int(threads) > machine.cores:
+    if threads > machine.cores:
         advice = f"set OMP_NUM_THREADS to {max(1, machine.cores // ranks)} at most: threads wait for each other"
         return Row("cores", f"{found}, OMP_NUM_THREADS={threads}", SLOWER, advice)
     if machine.cores < CORES_A_RANK * ranks:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +20,20 @@ from diffcse_scale.encoding.stored import ranges_of
 from diffcse_scale.encoding.window_encoder import choose_batch_tokens, choose_precision
 from diffcse_scale.encoding.work import Job, choose_devices, run, threads_of
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.foundation.model_files import ABOUT_FILE, read_settings
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.model_folder.layout import model_folder
 from diffcse_scale.text.cache import chosen_folder
 from diffcse_scale.text.digests import model_digest
 from diffcse_scale.text.unknown import percent
 
+log = logging.getLogger(__name__)
+
+DOCUMENT_PROMPTS = (
+    "document",
+    "passage",
+    "corpus",
+)  # `encode_document` of sentence-transformers adds the first of them
 STORAGE = ("window", "format", "dtype", "keep_text", "keep_columns")
 COMPUTATION = ("max_length", "prompt_name")
 
@@ -93,11 +103,22 @@ def encode(options: EncodeOptions, progress: bool = True) -> str:
     with begun(output, facts, options.overwrite, [folder, *rows.names]) as manifest:
         if not manifest.pending:
             return f"Nothing to do: {_summary(manifest)}"
+        if options.prompt_name is None:
+            _tell_of_prompt(folder)
         pending = [(number, manifest.rows_of(number), manifest.file(number)) for number in manifest.pending]
         job = replace(job, pending=pending)
         _encode_pending(manifest, job, devices, progress)
         manifest.tidy()
         return _summary(manifest)
+
+
+def _tell_of_prompt(folder: Path) -> None:
+    """Log that the model has a prompt for documents, which `SentenceTransformer.encode` and `encode` do not add."""
+    about = read_settings(folder / ABOUT_FILE)
+    prompts = about.get("prompts")
+    name = next((name for name in DOCUMENT_PROMPTS if isinstance(prompts, dict) and prompts.get(name)), None)
+    if name is not None and name != about.get("default_prompt_name"):
+        log.warning("%s has a prompt for documents, which is not added; --prompt-name %s adds it.", folder, name)
 
 
 def _summary(manifest: Manifest) -> str:

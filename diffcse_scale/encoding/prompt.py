@@ -81,6 +81,8 @@ def _same_model(embeddings: Embeddings, model: str | None) -> SentenceTransforme
     quiet_transformers()
     facts = embeddings.facts
     path = model or facts[WHERE]
+    if model is None and not Path(path).is_dir():
+        raise InputError(f"{path}, the model that these embeddings were made with, is gone; give it with --model.")
     if model_digest(str(model_folder(path)), chosen_folder()) != facts["model"]:
         raise InputError(f"{path} is not the model that these embeddings were made with; give that model with --model.")
     network, _ = load_model(path, facts["pooling"])

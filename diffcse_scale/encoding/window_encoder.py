@@ -159,6 +159,8 @@ class WindowEncoder:
     def encode(self, window: Window, progress: Callable[[int, int], object] = lambda rows, tokens: None) -> Floats:
         """Embeddings of all rows of the window, float32 [rows, dimension]; 0 for a sentence without tokens.
 
+        A model with `truncate_dim` gives the first numbers of its modules' output.
+
         Args:
             progress: called with the numbers of rows and tokens of every batch.
         """
@@ -171,7 +173,7 @@ class WindowEncoder:
             }
             with self._computation():
                 embeddings = self._model(features)["sentence_embedding"]
-            found[batch.places.to(self._device, non_blocking=True)] = embeddings.float()
+            found[batch.places.to(self._device, non_blocking=True)] = embeddings[:, :dimension].float()
             progress(batch.rows, batch.tokens)
         rows: Floats = found.cpu().numpy()[window.places]
         return rows

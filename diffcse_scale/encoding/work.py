@@ -24,6 +24,7 @@ from diffcse_scale.encoding.stored import store
 from diffcse_scale.encoding.window_encoder import Window, WindowEncoder
 from diffcse_scale.evaluation.sentence_encoder import parse_devices
 from diffcse_scale.foundation.devices import device_error, left_idle
+from diffcse_scale.foundation.environment import threads_asked_for
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.finite import check_rows
 from diffcse_scale.model_folder.load import load_model, quiet_transformers
@@ -108,7 +109,7 @@ def choose_devices(wanted: str, windows: int) -> list[str]:
 
 def threads_of(devices: list[str]) -> int:
     """Threads per process: OMP_NUM_THREADS, or the cores divided among the devices."""
-    return int(os.environ.get("OMP_NUM_THREADS", "0")) or max(1, _cores() // len(devices))
+    return threads_asked_for() or max(1, _cores() // len(devices))
 
 
 def run(job: Job, devices: list[str], report: Report) -> None:

@@ -10,7 +10,7 @@ import torch
 from diffcse_scale.distributed import broadcast_object, gather_objects
 from diffcse_scale.engine.host_adamw import HostAdamW, is_faster
 from diffcse_scale.engine.launch import device
-from diffcse_scale.foundation.environment import host_name
+from diffcse_scale.foundation.environment import host_name, threads_asked_for
 from diffcse_scale.foundation.errors import InputError, quoted
 
 DEEPSPEEDS = "zero_force_ds_cpu_optimizer"  # a key of the DeepSpeed configuration
@@ -66,5 +66,5 @@ def share_cores(config: dict[str, Any]) -> None:
 
 def _threads_asked_for() -> int:
     """OMP_NUM_THREADS as set by the user; 0 if the user has not set it."""
-    asked = int(os.environ.get("OMP_NUM_THREADS", "0"))
+    asked = threads_asked_for()
     return 0 if asked == 1 and "TORCHELASTIC_RUN_ID" in os.environ else asked

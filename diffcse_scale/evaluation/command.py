@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from diffcse_scale.evaluation.recorded import COMMAND, as_text, check_recordable, record
+from diffcse_scale.evaluation.recorded import COMMAND, as_text, check_recordable, may_record, record
 from diffcse_scale.evaluation.results import as_json, comparison_as_json, model_titles, print_table
 from diffcse_scale.evaluation.scores import Results
 from diffcse_scale.evaluation.sentence_encoder import (
@@ -78,9 +78,9 @@ def evaluate_models(
     check_pooling(pooling)
     loaded = load_suites(suites, data)
     used = parse_devices(devices)
-    runs = {model: run_of(model) for model in models} if pooling is None else {}
+    runs = _recording(models) if pooling is None and not all(suite.part for suite in loaded) else {}
     for suite in loaded:
-        for kept in filter(None, runs.values()):
+        for kept in runs.values():
             check_recordable(kept, suite.name, suite.data, overwrite)
 
     for model in models[1:]:  # fail on an unusable model before the first one is measured
@@ -120,6 +120,13 @@ def evaluate_models(
     if unwritten is not None:
         raise unwritten
     return results
+
+
+def _recording(models: Sequence[str | Path]) -> dict[str | Path, Path]:
+    """The run of each model that is in one, if results may be stored there."""
+    runs = {model: run for model in models if (run := run_of(model)) is not None}
+    allowed = {run: may_record(run) for run in runs.values()}
+    return {model: run for model, run in runs.items() if allowed[run]}
 
 
 def _measure(

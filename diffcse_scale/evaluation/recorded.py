@@ -8,6 +8,7 @@ An evaluation therefore replaces only an earlier one on the same data.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -24,7 +25,18 @@ from diffcse_scale.foundation.ownership import WRITTEN_BY, Known, check_file, js
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.text.cache import fingerprint
 
+log = logging.getLogger(__name__)
+
 COMMAND = "diffcse-scale evaluate"
+
+
+def may_record(run: Path) -> bool:
+    """Whether this user may store results in a run. Log it if not: somebody else's run can be measured all the same."""
+    kept = run / run_files.EVALUATIONS
+    allowed = os.access(kept if kept.exists() else run, os.W_OK)
+    if not allowed:
+        log.warning("Results are not kept in %s, because you may not write there; --json keeps them in a file.", run)
+    return allowed
 
 
 def check_recordable(run: Path, suite: str, data: str, overwrite: bool = False) -> None:

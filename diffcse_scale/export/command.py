@@ -19,7 +19,7 @@ from diffcse_scale.export.servers import serving_notes
 from diffcse_scale.export.whitening import append_whitening, learn_whitening
 from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError, one_line
-from diffcse_scale.foundation.model_files import MODULES_FILE
+from diffcse_scale.foundation.model_files import ABOUT_FILE, MODULES_FILE, read_settings
 from diffcse_scale.foundation.ownership import Place, refuse_run_folder, replaced
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.recorded_recipe import check_recipe
@@ -171,6 +171,12 @@ def _check(
     place = check_output(output, COMMAND, options.overwrite, [folder], copied)
     if options.projection and (run is None or recipe is None):
         raise InputError(f"--with-projection needs the run that trained the model; {folder} is not in one.")
+    width = read_settings(folder / ABOUT_FILE).get("truncate_dim")
+    if width is not None and (options.normalize or options.projection or options.whiten):
+        raise InputError(
+            f"The model in {folder} keeps the first {width} numbers of a vector (truncate_dim in {ABOUT_FILE}) after "
+            "all of its modules, and --normalize, --whiten and --with-projection add modules; export it without them."
+        )
     if options.onnx or options.int8:
         check_onnx_installed()
     if options.private and not options.repo:

@@ -7,6 +7,7 @@ import importlib
 import os
 import platform
 import socket
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,3 +89,13 @@ def native_bfloat16(device: torch.device) -> bool:
 def host_name() -> str:
     """This machine's name, or SLURM's node name if set, because several SLURM nodes may be one machine."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def threads_asked_for(environ: Mapping[str, str] = os.environ) -> int:
+    """Number of threads in OMP_NUM_THREADS; 0 if it has none.
+
+    Like OpenMP, this takes the first of several numbers (`4,2`) and ignores other values. An empty value comes from
+    `OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK` outside of a job.
+    """
+    first = environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isascii() and first.isdigit() else 0

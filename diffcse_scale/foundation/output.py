@@ -30,6 +30,23 @@ class _Outliving(io.FileIO):
         return len(memoryview(data).cast("B"))
 
 
+def open_closed_streams() -> None:
+    """Connect a standard stream that the parent process closed (`>&-`, some schedulers) to /dev/null.
+
+    Otherwise `sys.stdout` is None, and the next file that is opened receives what libraries and workers print.
+    """
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(
+                os.open(os.devnull, os.O_RDWR), True
+            )  # takes the smallest free number, which is this one
+        if getattr(sys, name) is None:
+            stream = open(descriptor, mode, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
 def fitting(line: str) -> str:
     """On a terminal, wrap a line between words; in a file or pipe, leave it whole."""
     if not sys.stdout.isatty():

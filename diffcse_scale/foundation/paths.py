@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from diffcse_scale.foundation.errors import InputError, brief
+from diffcse_scale.foundation.errors import InputError, brief, quoted
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095  # bytes: limits of Linux and its file systems
 
@@ -31,7 +31,10 @@ def given_path(path: str | Path) -> Path:
         ) from None
     if "\0" in text:
         raise InputError(f"{shown} contains a NUL, which no path may contain; give another name.")
+    # half of a surrogate pair stands for a byte that is not UTF-8; libraries in Rust cannot open such files
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise InputError(f"{quoted(text)} is not UTF-8; rename it, or give another name.")
     for name, most in (*((part, LONGEST_NAME) for part in place.parts), (str(place), LONGEST_PATH)):
-        if (size := len(name.encode(errors="surrogateescape"))) > most:
+        if (size := len(name.encode())) > most:
             raise InputError(f"{shown} is too long: {size:,} bytes where {most:,} are allowed; give a shorter name.")
     return place

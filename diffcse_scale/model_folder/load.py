@@ -193,7 +193,7 @@ def _open(folder: Path, name: str, pooling: str | None, device: str | None) -> t
 
 
 def _with_pooling(folder: Path, name: str, pooling: str, device: str | None) -> SentenceTransformer:
-    """The network of a folder with another pooling and its prompts. Modules after its own pooling are left out."""
+    """The network, prompts and width of a folder, with another pooling. Modules after its own pooling are left out."""
     transformer = Transformer.load(str(network_folder(folder)), local_files_only=True)
     config = transformer.auto_model.config
     modules = [transformer, Pooling(config.hidden_size, POOLINGS[pooling].mode)]
@@ -205,5 +205,5 @@ def _with_pooling(folder: Path, name: str, pooling: str, device: str | None) -> 
     if kinds:
         log.warning("%s: the modules %s are left out, because another pooling was chosen.", name, ", ".join(kinds))
     about = read_settings(folder / ABOUT_FILE)
-    prompts = {"prompts": about.get("prompts"), "default_prompt_name": about.get("default_prompt_name")}
-    return SentenceTransformer(modules=modules, device=device, **prompts)
+    kept = {name: about.get(name) for name in ("prompts", "default_prompt_name", "truncate_dim")}
+    return SentenceTransformer(modules=modules, device=device, **kept)

@@ -7,7 +7,7 @@ import sys
 
 from diffcse_scale.foundation import signals
 from diffcse_scale.foundation.launched import speaks
-from diffcse_scale.foundation.output import outlive_readers, quiet_deepspeed
+from diffcse_scale.foundation.output import open_closed_streams, outlive_readers, quiet_deepspeed
 from diffcse_scale.supervision import launchers  # noqa: F401  launchers may die while Python still imports libraries
 
 INTERRUPTED = signals.exit_code_after(signal.SIGINT)
@@ -32,6 +32,7 @@ def begin(name: str) -> None:
     """
     if name != "__main__":
         return
+    open_closed_streams()
     quiet_deepspeed()
     outlive_readers()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:

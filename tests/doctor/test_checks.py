@@ -90,7 +90,7 @@ def test_a_machine_without_gpus_is_slower_and_otherwise_well() -> None:
         (device_checks.deepspeed, {"accelerator": "cpu"}, BROKEN, "DS_ACCELERATOR=cuda"),
         (device_checks.deepspeed, {"deepspeed_error": "OSError: libcudart"}, BROKEN, "libcudart"),
         (host_checks.cores, {"cores": 8}, SLOWER, "--cpus-per-task"),
-        (host_checks.cores, {"cores": 4, "environ": {"OMP_NUM_THREADS": "64"}}, SLOWER, "OMP_NUM_THREADS to 1 at most"),
+        (host_checks.cores, {"cores": 4, "environ": {"OMP_NUM_THREADS": "64,2"}}, SLOWER, "THREADS to 1 at most"),
         (host_checks.memory, {"memory": 2 * GIB}, SLOWER, "--mem"),
         (host_checks.shared_memory, {"shared_memory": replace(DISK, free=GIB // 16)}, BROKEN, "--ipc=host"),
         (host_checks.shared_memory, {**CPU, "shared_memory": replace(DISK, free=GIB // 16)}, SLOWER, "--shm-size"),

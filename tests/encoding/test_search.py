@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -153,14 +154,26 @@ def test_queries_are_read_from_a_pipe_line_by_line(
 def test_a_search_with_another_model_is_refused(
     options: Options, text_file: Path, model_dir: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     encode(options(text_file), progress=False)
     other = tmp_path / "other"
     shutil.copytree(model_dir, other)
     (other / "tokenizer_config.json").write_text("{}")
     with pytest.raises(InputError, match="is not the model that these embeddings were made with"):
         answer(options(text_file).output, ["a dog"], model=str(other))
+
+
+def test_a_model_that_has_moved_is_asked_for(
+    options: Options, text_file: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(model_dir, here)
+    encode(options(text_file, model=str(here)), progress=False)
+    there = here.rename(tmp_path / "there")
+    with pytest.raises(
+        InputError, match="here, the model that these embeddings were made with, is gone; give it with --"
+    ):
+        answer(options(text_file).output, ["a dog"])
+    answer(options(text_file).output, ["a dog"], model=str(there))
 
 
 def test_a_folder_without_embeddings_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import re
 import shutil
 from itertools import pairwise
@@ -189,6 +190,18 @@ def test_what_cannot_be_kept_is_shown_and_then_told(
     ):
         measure(run, data)
     assert "STS-B test" in capsys.readouterr().out
+
+
+def test_the_run_of_somebody_else_is_measured_and_nothing_is_kept_there(
+    model_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, own = as_run(model_dir, tmp_path / "run"), as_run(model_dir, tmp_path / "own")
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != run and access(path, mode))
+    found = evaluate_models([run, own], data, json_file=tmp_path / "results.json")
+    assert not (run / "evaluation").exists() and len(evaluations(own)) == 1
+    assert [record.getMessage().partition(",")[0] for record in caplog.records] == [f"Results are not kept in {run}"]
+    assert found[0]["sts"].scores and (tmp_path / "results.json").is_file()
 
 
 @pytest.mark.parametrize("options", [{"suites": ["sts:STS-B dev"]}, {"pooling": "cls"}, {"max_length": 5}])

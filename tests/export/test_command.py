@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,6 +109,19 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(run, tmp_path, monkeypatch
     assert isinstance(result.exception, InputError)
     assert re.search(message, str(result.exception))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("added", [{"normalize": True}, {"whiten": ("corpus.txt",)}])
+def test_no_module_is_added_before_vectors_are_cut(run: Path, tmp_path: Path, added: dict[str, Any]) -> None:
+    """`truncate_dim` acts after all modules, so vectors would neither have length 1 nor be whitened."""
+    file = run / "model" / "config_sentence_transformers.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "truncate_dim": 5}))
+    with pytest.raises(
+        InputError, match=r"keeps the first 5 numbers of a vector \(truncate_dim in config_sent.*\) after"
+    ):
+        export_model(run, tmp_path / "out", ExportOptions(**added))
+    export_model(run, tmp_path / "out", ExportOptions())
+    assert SentenceTransformer(str(tmp_path / "out")).encode("a dog").shape == (5,)
 
 
 def test_an_export_that_fails_half_way_leaves_the_earlier_one(run: Path, tmp_path: Path, monkeypatch) -> None:

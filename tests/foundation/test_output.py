@@ -58,3 +58,28 @@ def test_a_disk_that_is_full_is_not_taken_for_a_reader_that_has_gone(tmp_path: P
             check=False,
         )
     assert done.returncode != 0 and "No space left on device" in done.stderr
+
+
+STREAMS = """
+import os, subprocess, sys
+from pathlib import Path
+from diffcse_scale.foundation.output import open_closed_streams
+
+open_closed_streams()
+with open(sys.argv[1], "w") as done:
+    assert sys.stdin.read() == "" and not sys.stdin.isatty() and not sys.stdout.isatty()
+    print("words")
+    print("words", file=sys.stderr, flush=True)
+    subprocess.run(["sh", "-c", "cat; echo a worker's; echo a worker's >&2"], check=True)
+    done.write("all was done")
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_was_closed_from_the_start_is_silent_and_no_file_takes_its_place(
+    tmp_path: Path, closed: str
+) -> None:
+    """The streams are closed by the shell that starts the program, as some schedulers do."""
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", STREAMS, str(tmp_path / "done")]
+    done = subprocess.run(command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert (done.returncode, (tmp_path / "done").read_text()) == (0, "all was done")

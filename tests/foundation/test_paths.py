@@ -41,7 +41,8 @@ REFUSED = {
     "é" * 150: "is too long: 30. bytes where 255 are allowed",
     "deep/" * 1000 + "x": "is too long: 5,00. bytes where 4,095 are allowed",
 }
-NUL = "n\0l"  # which a recipe holds in no field
+# a recipe holds these in no field
+NO_TEXT = {"n\0l": r"n(\\x00| )l.* contains a NUL", "b\udce9b\udce9": r"'b\\udce9b\\udce9.*' is not UTF-8; rename it"}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -52,12 +53,13 @@ def test_what_no_file_can_be_called_is_refused_wherever_a_path_is_taken(place: s
     assert len(str(refusal.value)) < 250
 
 
+@pytest.mark.parametrize("name", NO_TEXT)
 @pytest.mark.parametrize(
     "place", [place for place in TAKES_A_PATH if not place.endswith(("data.files", "data.cache_dir"))]
 )
-def test_no_path_has_a_nul(place: str) -> None:
-    with pytest.raises(InputError, match=r"n(\\x00| )l.* contains a NUL"):
-        TAKES_A_PATH[place](NUL)
+def test_a_path_is_text_without_nul(place: str, name: str) -> None:
+    with pytest.raises(InputError, match=NO_TEXT[name]):
+        TAKES_A_PATH[place](name)
 
 
 def test_the_home_of_a_user_takes_the_place_of_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,13 @@ def test_under_another_pooling_modules_are_left_out_aloud_and_prompts_stay(
     assert f"{whole}: the modules Dense are left out" in caplog.text
     plain, _ = load_model(tmp_path / "plain", "mean")
     np.testing.assert_allclose(model.encode("a dog"), plain.encode("the cat a dog"), rtol=0, atol=1e-6)
+
+
+def test_under_another_pooling_vectors_keep_the_width_of_the_folder(whole: Path) -> None:
+    file = whole / "config_sentence_transformers.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "truncate_dim": 5}))
+    model, _ = load_model(whole, "mean")
+    assert model.encode("a dog").shape == (5,) == (model.get_embedding_dimension(),)
 
 
 def test_an_old_layout_gives_the_same_vectors(whole: Path) -> None:

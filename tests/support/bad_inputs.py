@@ -217,6 +217,7 @@ GIVEN: dict[str, Maker | str] = {
     "`data/**/*.txt` with a link that leads back": _link_that_goes_back,
     "`data.files=~nosuchuser/a.txt`, and wherever a path is taken": prepared("data.files=~nosuchuser/a.txt"),
     "a name of more than 255 bytes, there too": prepared(f"data.files={'x' * 300}.txt"),
+    "`--output` with a name in Latin-1, and wherever else a path is taken": "foundation/test_paths.py",
     "bytes that are not UTF-8, with `data.strict=true`": prepared(
         "data.files=broken.txt", "data.strict=true", files={"broken.txt": b"one\ntwo \xff\nthree\n"}
     ),
@@ -288,6 +289,7 @@ GIVEN: dict[str, Maker | str] = {
     '`fit(["a", None], ...)`': raised(lambda: DiffCSE("quickstart").fit(["a", None], "run")),  # type: ignore[list-item]
     '`DiffCSE("quickstart", "data.files=a.txt")`': raised(lambda: DiffCSE("quickstart", "data.files=a.txt")),
     '`output=""`': raised(lambda: DiffCSE("quickstart").fit(["a", "b"], "")),
+    "other sentences, and `output` is a finished run": "test_api.py",
     "no weights for a part of the network": "model_folder/test_load.py",
     "weights of a layer that its configuration does not have": "model_folder/test_load.py",
     "weights of another shape": "model_folder/test_load.py",
@@ -310,6 +312,9 @@ GIVEN: dict[str, Maker | str] = {
     "a module of its own in `modules.json`": "model_folder/test_load.py",
     "`auto_map` in `config.json` or `tokenizer_config.json`": "model_folder/test_load.py",
     "a link to another file of the machine (`export`)": "model_folder/test_copying.py",
+    "`truncate_dim` in `config_sentence_transformers.json` (`export --normalize`, `--whiten`)": (
+        "export/test_command.py"
+    ),
     "`encode --keep-columns id`, a text file": "encoding/test_kept_columns.py",
     "`encode --keep-columns id`, and the file has `ids`": "encoding/test_kept_columns.py",
     "`encode --precision float16`, a model beyond its range": "encoding/test_finite.py",
@@ -318,6 +323,7 @@ GIVEN: dict[str, Maker | str] = {
     "`search`, another byte in a shard": "encoding/test_damage.py",
     "`encode`, the same": "encoding/test_damage.py",
     "`search`, a cut `_manifest.json`": "encoding/test_damage.py",
+    "`search`, and the model has moved": "encoding/test_search.py",
     '`search ... ""`; bytes that are no text': "encoding/test_damage.py",
     "`optimizer.learning_rate=1e30`, a short run": "training/test_nonfinite.py",
     "`evaluate`, embeddings with NaN": "evaluation/test_sts.py",
