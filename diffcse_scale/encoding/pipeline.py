@@ -29,11 +29,7 @@ from diffcse_scale.text.unknown import percent
 
 log = logging.getLogger(__name__)
 
-DOCUMENT_PROMPTS = (
-    "document",
-    "passage",
-    "corpus",
-)  # `encode_document` of sentence-transformers adds the first of them
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # `encode_document` of sentence-transformers adds the first
 STORAGE = ("window", "format", "dtype", "keep_text", "keep_columns")
 COMPUTATION = ("max_length", "prompt_name")
 

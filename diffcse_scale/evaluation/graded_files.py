@@ -54,7 +54,7 @@ def graded_rows(file: Path) -> list[tuple[Any, Any, Any, str]]:
         names, rows, first = list(map(str, rows[0])), rows[1:], 2
     if not rows:
         raise InputError(f"{file} is empty; expected are lines of {', '.join(FORM)}.")
-    places = _by_name(names) if names else None
+    places = _by_name(file, names) if names else None
     if places is None:
         width = len(names or rows[0])
         if width != len(FORM):
@@ -165,9 +165,18 @@ def _is_header(row: Sequence[str]) -> bool:
     return any(name in SCORES for name in names) and not any(isinstance(number_or_text(name), float) for name in names)
 
 
-def _by_name(names: Sequence[str]) -> tuple[int, int, int] | None:
-    """The column numbers of score, first and second sentence; None if the names do not tell."""
+def _by_name(file: Path, names: Sequence[str]) -> tuple[int, int, int] | None:
+    """The column numbers of score, first and second sentence; None if the names do not tell.
+
+    Raises:
+        InputError: the names are those of natural language inference, whose labels do not grade similarity.
+    """
     lower = [name.strip().lower() for name in names]
+    if {"premise", "hypothesis"} < set(lower) and set(lower) & {"label", "labels"}:
+        raise InputError(
+            f"{file} has {', '.join(names)}: labels of premise and hypothesis are classes (0 is entailment), not "
+            "scores; give a column called score that is high for similar sentences, and no label."
+        )
     found = [[place for place, name in enumerate(lower) if name in usual] for usual in (SCORES, *SIDES)]
     if len(found[0]) == 1 and len(names) == len(FORM) and not all(found[1:]):
         found[1:] = [[place] for place in range(len(FORM)) if place != found[0][0]]

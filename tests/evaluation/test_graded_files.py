@@ -86,6 +86,12 @@ def test_of_many_columns_those_are_taken_that_are_called_so(tmp_path: Path) -> N
         ("a.csv", b"a,b,x\nc,d,4\n", r"a\.csv, row 1: the score 'x' is not a finite number"),
         ("a.csv", b"1,a,b,c\n", "4 columns and no header; give three columns, .* or call them score, sentence1"),
         ("a.csv", b"id,score,text,other\n1,2,a,b\n", "the columns id, score, text, other; give three columns"),
+        (
+            "a.csv",
+            b"premise,hypothesis,label\na,b,0\n",
+            "labels of premise and .* are classes .* called score",
+        ),
+        ("a.jsonl", b'{"id": 1, "premise": "a", "hypothesis": "b", "label": 2}\n', "0 is entailment"),
         ("a.csv", b'1,"a,b\n', "a quotation mark is not closed"),
         ("a.csv", b"1,a,\xff\n", r"a\.csv, row 1 is not UTF-8"),
         ("a.csv", b"", r"a\.csv is empty"),

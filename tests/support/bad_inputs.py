@@ -226,6 +226,9 @@ GIVEN: dict[str, Maker | str] = {
         files={"german.txt": "Die Straße ist schön.\nDer Weg ist gut.\nEs könnte sein.\n".encode("cp1252")},
     ),
     "`evaluation.data=pairs.tsv` with a word for a score": evaluated("pairs.tsv", PAIRS),
+    "`evaluation.data=nli.csv` with premise, hypothesis and label": evaluated(
+        "nli.csv", "premise,hypothesis,label\na,b,0\nc,d,2\n"
+    ),
     "a transfer task whose first row is a header": "evaluation/test_transfer.py",
     "a decoder without dropout, `model.lora={rank: 16}`": "training/test_views.py",
     "`model.generator=...` with another vocabulary": "training/test_two_tokenizers.py",
