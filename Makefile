@@ -26,11 +26,13 @@ TRITON := triton==3.6.0
 quickstart: install
 	$(BIN)/deepspeed train.py --deepspeed_config ds_configs/zero2.json
 
-# Two workers, and each test file runs on one of them: most tests use one core, and jobs of the local SLURM mostly wait.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+# For two cores. Each test file runs on one worker. Default tests wait often, so there is time for a third worker; the
+# others start up to four ranks.
+BY_FILE := --dist loadfile --no-loadscope-reorder
+PARALLEL := -n 2 $(BY_FILE)
 
 test: install
-	$(BIN)/pytest $(PARALLEL) -m 'not slow and not slurm and not realdata and not gpu'
+	$(BIN)/pytest -n 3 $(BY_FILE) -m 'not slow and not slurm and not realdata and not gpu'
 
 test-all: test test-slow
 
