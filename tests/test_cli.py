@@ -122,7 +122,13 @@ def test_a_shell_completes_commands_options_and_shipped_names(
     assert diffcse_scale().stdout.split() == found
 
 
-@pytest.mark.parametrize("module", ["diffcse_scale", "train"])
-def test_streams_that_were_closed_from_the_start_are_no_error(module: str) -> None:
-    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-m", module, "--help"]
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "diffcse_scale --help",
+        pytest.param("train --dry-run --deepspeed_config zero0 --recipe quickstart", marks=pytest.mark.slow),
+    ],
+)
+def test_streams_that_were_closed_from_the_start_are_no_error(arguments: str) -> None:
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-m", *arguments.split()]
     assert subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode == 0
