@@ -70,6 +70,8 @@ def main(arguments: Namespace) -> None:
             interconnect = check_interconnect(device())
             # tokenizing the corpus may take long, so everything that can fail is loaded first
             tokenizers = load_tokenizers(recipe.model)
+            if not run.begun:
+                check_first_token(tokenizers.encoder, recipe.model.pooling, recipe.model.encoder)
             development = DevelopmentSet.of(recipe, tokenizers)
             with partitioned_loading(config, recipe):
                 model = build_model(recipe, tokenizers, device())
@@ -78,7 +80,6 @@ def main(arguments: Namespace) -> None:
                 compile_networks(model, generator)
             engine = initialize(model, recipe, config)
             if not run.begun:
-                check_first_token(tokenizers.encoder, recipe.model.pooling, recipe.model.encoder)
                 check_views_differ(engine, recipe, tokenizers.encoder)
             tokens = tokenize(recipe.data, tokenizers.streams, seed=recipe.seed, main=is_main())
             contents = fingerprints(recipe, tokens, development)

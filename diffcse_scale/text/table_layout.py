@@ -133,11 +133,12 @@ def _separator(name: str, usual: str, asked: Layout) -> str:
     )
 
 
-def _first_rows(name: str, separator: str, usual: str) -> list[list[str]] | None:
+def _first_rows(name: str, separator: str, usual: str, most_lines: int | None = None) -> list[list[str]] | None:
     """The first rows that are not empty; None if with this separator a quotation mark is in the wrong place."""
     with open_text(name) as lines:
         try:
-            return [row for row in islice(csv.reader(lines, **dialect(separator, usual)), SAMPLE + 1) if row]
+            rows = csv.reader(islice(lines, most_lines), **dialect(separator, usual))
+            return [row for row in islice(rows, SAMPLE + 1) if row]
         except csv.Error:
             return None
 
@@ -158,12 +159,7 @@ def _quoted_as_csv(name: str, rows: list[list[str]]) -> bool:
         return True
     if len({len(row) for row in rows}) == 1:
         return False
-    with open_text(name) as lines:
-        try:
-            quoted = csv.reader(islice(lines, 10 * SAMPLE), **dialect("\t", ","))
-            return _is_table([row for row in islice(quoted, SAMPLE + 1) if row])
-        except csv.Error:
-            return False
+    return _is_table(_first_rows(name, "\t", ",", most_lines=10 * SAMPLE))
 
 
 def _in_quotes(field: str) -> bool:

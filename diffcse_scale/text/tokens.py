@@ -30,7 +30,7 @@ from diffcse_scale.text.duplicates import first_occurrences
 from diffcse_scale.text.prepared import CONTENTS, prepared
 from diffcse_scale.text.tokenizers import truncates_left
 from diffcse_scale.text.tokenizing import encode_rows
-from diffcse_scale.text.unknown import SAMPLE, leaves_out, percent, share_left_out, unknown_id
+from diffcse_scale.text.unknown import leaves_out, left_out, percent, unknown_id
 
 log = logging.getLogger(__name__)
 
@@ -281,24 +281,22 @@ def _unknown(
     """
     shares = []
     names = corpus.column_names
-    sample = corpus[:: -(-len(corpus) // SAMPLE)]
     for stream, tokenizer in enumerate(tokenizers):
-        of_columns = []
-        for column, name in enumerate(names):
-            if leaves_out(tokenizer):
-                found, of_all, what = share_left_out(tokenizer, sample[name]), 1, "characters"
-            else:
-                ids = encoded.data.column(f"ids_{stream * len(names) + column}")
-                found, of_all, what = *_unknown_in(ids, tokenizer), "tokens"
-            of_columns.append((found, of_all))
+        if leaves_out(tokenizer):
+            what, token = "characters", ", which leaves them out"
+            counts = [left_out(tokenizer, corpus[name]) for name in names]
+        else:
+            what, token = "tokens", f" ({tokenizer.unk_token})"
+            ids = [encoded.data.column(f"ids_{stream * len(names) + column}") for column in range(len(names))]
+            counts = [_unknown_in(rows, tokenizer) for rows in ids]
+        for column, (found, of_all) in enumerate(counts):
             if found > MOST_UNKNOWN * of_all:
                 where = f" in {data.columns[column]}" if data.columns is not None and len(names) > 1 else ""
-                token = f" ({tokenizer.unk_token})" if what == "tokens" else ", which leaves them out"
                 raise InputError(
                     f"Corpus {', '.join(data.files)}: {percent(found / of_all)} of its {what}{where} are unknown to "
                     f"the tokenizer of {tokenizer.name_or_path}{token}; choose a model whose vocabulary fits this text."
                 )
-        found, of_all = map(sum, zip(*of_columns, strict=True))
+        found, of_all = map(sum, zip(*counts, strict=True))
         shares.append(found / of_all)
     return shares
 

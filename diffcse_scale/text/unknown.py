@@ -26,28 +26,32 @@ def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def leaves_out(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer leaves out what is not in its vocabulary. BPE does if it has neither bytes nor an unknown
-    token."""
+    """Whether a tokenizer leaves out what is not in its vocabulary.
+
+    BPE does if it has neither bytes nor an unknown token.
+    """
     if unknown_id(tokenizer) is not None or not getattr(tokenizer, "is_fast", False):
         return False
     return not tokenizer(RARE, add_special_tokens=False)["input_ids"]
 
 
-def share_left_out(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
-    """The share of characters in texts that are in no token, without spaces. If there are many texts, a sample is used.
+def left_out(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[int, int]:
+    """In texts, the number of characters that are in no token, and of all characters, both without spaces.
+
+    If there are many texts, a sample is used.
 
     Args:
         tokenizer: one that `leaves_out` characters.
     """
     some = _sample(texts)
-    found = left_out = 0
+    found = characters = 0
     places = tokenizer(some, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     for text, spans in zip(some, places, strict=True):
         inside = {place for start, end in spans for place in range(start, end)}
-        characters = [place for place, character in enumerate(text) if not character.isspace()]
-        found += len(characters)
-        left_out += sum(place not in inside for place in characters)
-    return left_out / max(1, found)
+        written = [place for place, character in enumerate(text) if not character.isspace()]
+        found += sum(place not in inside for place in written)
+        characters += len(written)
+    return found, characters
 
 
 def share_unknown(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int | None) -> float:
@@ -58,9 +62,12 @@ def share_unknown(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_
     Args:
         max_length: tokens read per text, special ones included; None for no limit.
     """
+    if leaves_out(tokenizer):
+        found, characters = left_out(tokenizer, texts)
+        return found / max(1, characters)
     token = unknown_id(tokenizer)
     if token is None or not texts:
-        return share_left_out(tokenizer, texts) if leaves_out(tokenizer) else 0.0
+        return 0.0
     some = _sample(texts)
     limit = {} if max_length is None else {"truncation": True, "max_length": max_length}
     rows = tokenizer(shortened(tokenizer, some, max_length), add_special_tokens=False, **limit)["input_ids"]
