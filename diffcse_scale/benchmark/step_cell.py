@@ -40,6 +40,7 @@ from diffcse_scale.model.weights import cast_parameters, without_pooler
 from diffcse_scale.rendezvous import free_port, leave
 from diffcse_scale.runs.metrics import memory_gb, peak_memory_gb
 from diffcse_scale.text.batches import Batch
+from diffcse_scale.text.tokenizers import special_ids
 from diffcse_scale.training.step import TrainingStep
 
 COMMAND = "diffcse-scale benchmark"
@@ -220,8 +221,8 @@ def build(cell: Cell, device: torch.device) -> Networks:
             allow_packing(network)
         if cell.generator_precision == "bf16":
             cast_parameters(network, torch.bfloat16)
-        special_ids = tokenizers_of(cell).discriminator.all_special_ids
-        generator = Generator(network.to(device), recipe.objective.fidelity, special_ids, seed=0)
+        special = special_ids(tokenizers_of(cell).discriminator)
+        generator = Generator(network.to(device), recipe.objective.fidelity, special, seed=0)
     return Networks(model.to(device), generator)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from diffcse_scale.encoding import EncodeOptions, encode, load
+from tests.support.files import set_about
 
 Options = Callable[..., EncodeOptions]
 
@@ -40,9 +40,8 @@ def test_a_prompt_for_documents_that_is_not_added_is_told(
 ) -> None:
     prompted = tmp_path / "prompted"
     shutil.copytree(model_dir, prompted)
-    file = prompted / "config_sentence_transformers.json"
     prompts = {"query": "", **about.get("prompts", {})}
-    file.write_text(json.dumps({**json.loads(file.read_text()), **about, "prompts": prompts}))
+    set_about(prompted, **{**about, "prompts": prompts})
     encode(options(text_file, model=str(prompted), prompt_name=chosen), progress=False)
     said = [record.getMessage() for record in caplog.records if record.name.startswith("diffcse_scale")]
     assert said == ([f"{prompted} has a prompt for documents, which is not added; {told}."] if told else [])
@@ -53,8 +52,7 @@ def test_a_model_that_keeps_the_first_numbers_of_its_vectors_is_stored_so(
 ) -> None:
     short = tmp_path / "short"
     shutil.copytree(model_dir, short)
-    file = short / "config_sentence_transformers.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "truncate_dim": 5}))
+    set_about(short, truncate_dim=5)
     encode(options(text_file, model=str(short)), progress=False)
     found = np.asarray(load(tmp_path / "out"))
     assert found.shape == (103, 5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import pickle
 import shutil
@@ -22,7 +21,7 @@ from diffcse_scale.encoding.folder_manifest import begun, read_manifest
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.locks import locked
 from tests.support.devices import tolerance
-from tests.support.files import contents
+from tests.support.files import contents, set_about
 from tests.support.small_disk import enlarge, small_disk
 
 Options = Callable[..., EncodeOptions]
@@ -56,8 +55,7 @@ def test_pooling_length_and_prompt_are_what_the_options_say(
 ) -> None:
     prompted = tmp_path / "prompted"
     shutil.copytree(model_dir, prompted)
-    file = prompted / "config_sentence_transformers.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "prompts": {"dog": "dog dog "}}))
+    set_about(prompted, prompts={"dog": "dog dog "})
     encode(options(text_file, model=str(prompted), prompt_name="dog", max_length=9), progress=False)
     model = SentenceTransformer(str(prompted))
     model.max_seq_length = 9

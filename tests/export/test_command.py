@@ -18,6 +18,7 @@ from diffcse_scale.cli import app
 from diffcse_scale.export.command import ExportOptions, export_model
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model_folder.save import append_module
+from tests.support.files import set_about
 from tests.support.hand_made_run import SENTENCES
 from tests.support.tiny_models import tiny_bert
 
@@ -114,8 +115,7 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(run, tmp_path, monkeypatch
 @pytest.mark.parametrize("added", [{"normalize": True}, {"whiten": ("corpus.txt",)}])
 def test_no_module_is_added_before_vectors_are_cut(run: Path, tmp_path: Path, added: dict[str, Any]) -> None:
     """`truncate_dim` acts after all modules, so vectors would neither have length 1 nor be whitened."""
-    file = run / "model" / "config_sentence_transformers.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "truncate_dim": 5}))
+    set_about(run / "model", truncate_dim=5)
     with pytest.raises(
         InputError, match=r"keeps the first 5 numbers of a vector \(truncate_dim in config_sent.*\) after"
     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from diffcse_scale.export import export_sentence_transformer
 from diffcse_scale.export.command import ExportOptions, export_model
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model_folder.load import load_model, truncate_at
+from tests.support.files import set_about
 from tests.support.old_layout import to_old_layout
 from tests.support.tiny_models import SENTENCE, WORDS, tiny_backbone, tiny_bert, tiny_tokenizer
 
@@ -145,8 +145,7 @@ def test_under_another_pooling_modules_are_left_out_aloud_and_prompts_stay(
 
 
 def test_under_another_pooling_vectors_keep_the_width_of_the_folder(whole: Path) -> None:
-    file = whole / "config_sentence_transformers.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "truncate_dim": 5}))
+    set_about(whole, truncate_dim=5)
     model, _ = load_model(whole, "mean")
     assert model.encode("a dog").shape == (5,) == (model.get_embedding_dimension(),)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
@@ -19,6 +21,12 @@ def contents(folder: str | Path) -> dict[str, bytes]:
     """All files below a folder by their names there."""
     files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
+
+
+def set_about(model: Path, **settings: Any) -> None:
+    """Change settings in the file that sentence-transformers keeps about a model folder."""
+    file = model / "config_sentence_transformers.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
 
 
 def yaml_bomb(levels: int) -> str:
