@@ -24,7 +24,7 @@ ARGUMENTS = parse_arguments(__doc__) if __name__ == "__main__" else None
 
 from diffcse_scale.distributed import is_main, rank, world_size
 from diffcse_scale.engine.configuration import complete_config, precision
-from diffcse_scale.engine.engine import initialize, partitioned_loading
+from diffcse_scale.engine.engine import initialize, loading_device, partitioned_loading
 from diffcse_scale.engine.launch import device, start_process_group
 from diffcse_scale.foundation.environment import code_version
 from diffcse_scale.model.backbone import load_tokenizers
@@ -74,7 +74,7 @@ def main(arguments: Namespace) -> None:
                 check_first_token(tokenizers.encoder, recipe.model.pooling, recipe.model.encoder)
             development = DevelopmentSet.of(recipe, tokenizers)
             with partitioned_loading(config, recipe):
-                model = build_model(recipe, tokenizers, device())
+                model = build_model(recipe, tokenizers, loading_device(config, recipe, device()))
             generator = load_generator(recipe, tokenizers, device())
             if recipe.model.compile:
                 compile_networks(model, generator)

@@ -50,6 +50,22 @@ def partitioned_loading(config: dict[str, Any], recipe: Recipe) -> Iterator[None
         del handle
 
 
+def loading_device(config: dict[str, Any], recipe: Recipe, device: torch.device) -> torch.device:
+    """Where networks are loaded: on this rank's device, or on the CPU if the engine changes them before it moves them.
+
+    On the device, a file in bfloat16 becomes float32 there, and not once for every rank in the memory of the node.
+    ZeRO-3 loads on the CPU and keeps parts. An engine in float16 or bfloat16 casts first: in float32 the device could
+    lack room for what it can train.
+
+    Args:
+        config: a completed configuration.
+    """
+    casts = any(config.get(section, {}).get("enabled") for section in ("fp16", "bf16"))
+    partitions = config.get("zero_optimization", {}).get("stage") == 3
+    is_quantized = recipe.model.lora is not None and recipe.model.lora.base == "nf4"  # only on a device
+    return device if is_quantized or not (casts or partitions) else torch.device("cpu")
+
+
 def initialize(model: nn.Module, recipe: Recipe, config: dict[str, Any]) -> Any:
     """Create the DeepSpeed engine around `model`; `config` is a completed configuration.
 

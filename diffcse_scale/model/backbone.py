@@ -33,6 +33,8 @@ from diffcse_scale.model.weights import check_finite, weights_checked, without_p
 from diffcse_scale.recipe import EMBEDDED, ModelRecipe
 from diffcse_scale.text.tokenizers import Tokenizers
 
+CPU = torch.device("cpu")
+
 
 def resolve(name: str) -> str:
     """A folder or Hub name that `from_pretrained` understands; 'embedded' is the backbone in this package.
@@ -111,9 +113,13 @@ def load_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     return config
 
 
-def _from_pretrained(factory: Any, name: str, trust_remote_code: bool, **options: object) -> PreTrainedModel:
+def _from_pretrained(
+    factory: Any, name: str, trust_remote_code: bool, device: torch.device, **options: object
+) -> PreTrainedModel:
     """`factory.from_pretrained`, in float32 unless `options` say otherwise, because DeepSpeed sets the precision."""
     options = {"dtype": torch.float32, **options}
+    if device != CPU:  # under ZeRO-3 transformers refuses any device map
+        options["device_map"] = {"": device}
     if "config" not in options:
         options["config"] = load_config(name, trust_remote_code)
     if _weightless.get():
@@ -142,17 +148,19 @@ def refuse_own_code(settings: Mapping[str, Any], file: str, name: str) -> None:
         )
 
 
-def load_backbone(name: str, trust_remote_code: bool = False, **options: object) -> PreTrainedModel:
-    """A transformers encoder in float32, without the pooler of BERT-like models, which is never used here.
+def load_backbone(
+    name: str, trust_remote_code: bool = False, device: torch.device = CPU, **options: object
+) -> PreTrainedModel:
+    """A transformers encoder in float32 on `device`, without the pooler of BERT-like models, which is never used here.
 
     options: for `from_pretrained`, such as another `config` or `dtype`.
     """
-    return without_pooler(_from_pretrained(AutoModel, name, trust_remote_code, **options))
+    return without_pooler(_from_pretrained(AutoModel, name, trust_remote_code, device, **options))
 
 
-def load_masked_lm(name: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A transformers masked language model in float32."""
-    return _from_pretrained(AutoModelForMaskedLM, name, trust_remote_code)
+def load_masked_lm(name: str, trust_remote_code: bool = False, device: torch.device = CPU) -> PreTrainedModel:
+    """A transformers masked language model in float32 on `device`."""
+    return _from_pretrained(AutoModelForMaskedLM, name, trust_remote_code, device)
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

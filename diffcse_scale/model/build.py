@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.randomness import seed_initial_numbers
 from diffcse_scale.model.attention import attend_both_ways, check_attention, choose_attention_kernels
-from diffcse_scale.model.backbone import checkpoint_activations, load_backbone, load_config
+from diffcse_scale.model.backbone import CPU, checkpoint_activations, load_backbone, load_config
 from diffcse_scale.model.dropout import set_dropout
 from diffcse_scale.model.fits import check_fits
 from diffcse_scale.model.lora import add_adapters, loading_options
@@ -20,11 +20,11 @@ from diffcse_scale.recipe import Recipe
 from diffcse_scale.text.tokenizers import Tokenizers
 
 
-def build_model(recipe: Recipe, tokenizers: Tokenizers, device: torch.device | str = "cpu") -> DiffCSENetworks:
+def build_model(recipe: Recipe, tokenizers: Tokenizers, device: torch.device = CPU) -> DiffCSENetworks:
     """The recipe's networks, with pretrained weights; new parts are initialized from the recipe's seed and their name.
 
     Args:
-        device: where a 4-bit encoder is loaded; all other networks are loaded on the CPU.
+        device: where pretrained weights are loaded; new parts are made on the CPU.
 
     Raises:
         InputError: weights cannot be loaded or do not fit, a backbone cannot read the vocabulary or the sentences, or
@@ -35,10 +35,10 @@ def build_model(recipe: Recipe, tokenizers: Tokenizers, device: torch.device | s
     check_attention(load_config(settings.encoder, settings.trust_remote_code), recipe)
     discriminator = None
     if recipe.objective.rtd_weight > 0:
-        discriminator = _discriminator(recipe)
+        discriminator = _discriminator(recipe, device)
         name = settings.discriminator or settings.encoder
         check_fits(discriminator, tokenizers.discriminator, name, lengths)
-    backbone = _encoder(recipe, **loading_options(settings.lora, device))
+    backbone = _encoder(recipe, device, **loading_options(settings.lora, device))
     lengths["evaluation.max_length"] = recipe.evaluation.max_length
     check_fits(backbone, tokenizers.encoder, settings.encoder, lengths)
     tell_what_is_left_out(recipe)
@@ -59,7 +59,7 @@ def build_model(recipe: Recipe, tokenizers: Tokenizers, device: torch.device | s
     return model
 
 
-def _discriminator(recipe: Recipe) -> PreTrainedModel:
+def _discriminator(recipe: Recipe, device: torch.device) -> PreTrainedModel:
     """The discriminator's backbone: another network, or the encoder's network loaded again, whole and in float32.
 
     A copy of the loaded modules would be empty under ZeRO-3, which leaves each rank only its part of the weights. It
@@ -67,20 +67,20 @@ def _discriminator(recipe: Recipe) -> PreTrainedModel:
     """
     settings = recipe.model
     if settings.discriminator is None:
-        return _encoder(recipe)
-    backbone = load_backbone(settings.discriminator, settings.trust_remote_code)
+        return _encoder(recipe, device)
+    backbone = load_backbone(settings.discriminator, settings.trust_remote_code, device)
     allow_packing(backbone)
     if settings.gradient_checkpointing:
         checkpoint_activations(backbone)
     return backbone
 
 
-def _encoder(recipe: Recipe, **options: object) -> PreTrainedModel:
+def _encoder(recipe: Recipe, device: torch.device, **options: object) -> PreTrainedModel:
     settings = recipe.model
     config = load_config(settings.encoder, settings.trust_remote_code)
     if settings.dropout is not None:
         set_dropout(config, settings.dropout)
-    backbone = load_backbone(settings.encoder, settings.trust_remote_code, config=config, **options)
+    backbone = load_backbone(settings.encoder, settings.trust_remote_code, device, config=config, **options)
     if settings.attention == "bidirectional":
         attend_both_ways(backbone)
     allow_packing(backbone)

@@ -168,7 +168,7 @@ def load_generator(recipe: Recipe, tokenizers: Tokenizers, device: torch.device)
     judge = f"encoder {recipe.model.encoder}" if discriminator is None else f"discriminator {discriminator}"
     tokenizer = tokenizers.discriminator
     check_same_vocabulary(tokenizer, load_tokenizer(name, trusted), (judge, name))
-    model = load_masked_lm(name, trusted)
+    model = load_masked_lm(name, trusted, device)
     check_fits(model, tokenizer, name, {"data.max_length": recipe.data.max_length})
     allow_packing(model)
     default = "bfloat16" if native_bfloat16(device) else "float32"
@@ -176,7 +176,6 @@ def load_generator(recipe: Recipe, tokenizers: Tokenizers, device: torch.device)
         cast_parameters(model, torch.bfloat16)
     seed = derive_seed(recipe.seed, "sampling")
     special, known = special_ids(tokenizer), known_ids(tokenizer)
-    model = model.to(device)
     if device.type != "meta":
         _check_finite(model, known, name)
     return Generator(model, recipe.objective.fidelity, special, seed, known)

@@ -15,7 +15,7 @@ from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.recipe import LoraRecipe
 
 
-def loading_options(lora: LoraRecipe | None, device: torch.device | str) -> dict[str, Any]:
+def loading_options(lora: LoraRecipe | None, device: torch.device) -> dict[str, Any]:
     """Options for `from_pretrained`, so that a base is never held in more than its own precision.
 
     Raises:

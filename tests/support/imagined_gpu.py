@@ -45,6 +45,12 @@ class ImaginedStream(torch.Stream):
         return object()
 
 
+def _swap_what_differs(first: Tensor, second: Tensor, swap: Any = torch.utils.swap_tensors) -> None:
+    """`Module.to` swaps also those tensors that are already where they should be, which imagined ones do not bear."""
+    if (first.device, first.dtype) != (second.device, second.dtype):
+        swap(first, second)
+
+
 # what the product and its libraries ask before they compute
 ANSWERS = {
     "torch.cuda.get_device_properties": lambda *_: HOPPER,
@@ -53,6 +59,7 @@ ANSWERS = {
     "torch.cuda.Stream": ImaginedStream,
     "torch.cuda.current_stream": ImaginedStream,
     "torch.cuda.stream": nullcontext,
+    "torch.utils.swap_tensors": _swap_what_differs,
     # it spares tensors without numbers the looks that it takes at those of a device
     "transformers.utils.import_utils.is_fake_tensor": lambda _: False,
 }
