@@ -374,11 +374,17 @@ def _mapped(path: Path) -> NDArray[Any]:
 def _identity(tokenizer: PreTrainedTokenizerBase) -> Any:
     """Everything that tokenization depends on: a fast tokenizer's description without the state of its last call.
 
+    A tokenizer in Python has settings that its representation does not show, such as `do_lower_case`, and may read
+    files besides its vocabulary.
+
     The usual side of truncation is not in it, as in earlier versions, which knew no other.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return [repr(tokenizer), sorted(tokenizer.get_vocab().items())]
+        settings = sorted((key, repr(value)) for key, value in tokenizer.init_kwargs.items())
+        named = (getattr(tokenizer, name, None) for name in tokenizer.vocab_files_names)
+        digests = [sha256_of(Path(file)) for file in named if file and Path(file).is_file()]
+        return [repr(tokenizer), sorted(tokenizer.get_vocab().items()), settings, digests]
     description = json.loads(backend.to_str())
     rest = {key: value for key, value in description.items() if key not in ("truncation", "padding")}
     return rest | ({"truncation_side": "left"} if truncates_left(tokenizer) else {})

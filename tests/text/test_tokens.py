@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tokenizers import normalizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertJapaneseTokenizer, PreTrainedTokenizerFast
 
 import diffcse_scale.text.tokens
 from diffcse_scale.foundation.errors import InputError
@@ -159,6 +159,24 @@ def test_the_cache_is_renewed_when_anything_changes(
     assert len(list((tmp_path / "cache").glob("tokens-*[!k]"))) == 2
     # the fingerprint is of the tokens alone
     assert (second.fingerprint != first.fingerprint) == (rows(second) != rows(first)) == (change != "strict")
+
+
+def test_the_settings_of_a_tokenizer_in_python_belong_to_it(
+    path: Path, recipe: MakeRecipe, tmp_path: Path, forbid_work: Callable[[], None]
+) -> None:
+    """Neither its vocabulary nor its representation says that it spells words in small letters."""
+    path.write_text("W1 w2\nw3 W4\n")
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    for lower in (True, False):
+        BertJapaneseTokenizer(
+            str(vocabulary), do_lower_case=lower, word_tokenizer_type="basic", subword_tokenizer_type="wordpiece"
+        ).save_pretrained(tmp_path / "model")
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+        tokens = tokenize(recipe(path), [tokenizer])
+        assert rows(tokens) == tokenizer(path.read_text().splitlines())["input_ids"]
+    forbid_work()
+    assert rows(tokenize(recipe(path), [AutoTokenizer.from_pretrained(tmp_path / "model")])) == rows(tokens)
 
 
 def test_an_interrupted_start_is_begun_again(
