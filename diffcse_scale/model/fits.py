@@ -75,8 +75,14 @@ def check_fits(
         lengths: lengths of sentences in tokens, by the name of the field or option that sets them.
 
     Raises:
-        InputError: something is too small; the error names it.
+        InputError: something is too small, or positions are counted from a padding id that is not there; the error
+            names it.
     """
+    if any(getattr(module, "padding_idx", 0) is None for module in network.modules() if _counts_positions(module)):
+        raise InputError(
+            f"Model {name} counts positions from its padding id, and its config.json has none; set pad_token_id there "
+            f"(its tokenizer pads with {tokenizer.pad_token_id})."
+        )
     rows = getattr(network.get_input_embeddings(), "num_embeddings", None)
     last = known_ids(tokenizer)[-1]
     if rows is not None and last >= rows:
@@ -114,6 +120,11 @@ def _position_tables(network: nn.Module) -> Iterator[int]:
     for name, buffer in network.named_buffers():  # sinusoidal tables
         if name.rpartition(".")[2] == "embed_positions":
             yield len(buffer)
+
+
+def _counts_positions(module: nn.Module) -> bool:
+    """Whether `module` is the embedding of a RoBERTa-like family, which numbers tokens from the padding id on."""
+    return hasattr(module, "position_embeddings") and hasattr(module, "create_position_ids_from_inputs_embeds")
 
 
 def _is_of_positions(name: str) -> bool:
