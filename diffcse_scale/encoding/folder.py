@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from diffcse_scale.encoding.shard_files import Floats, Matrix, damaged, read_col
 from diffcse_scale.encoding.stored import restore
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.paths import given_path
+
+log = logging.getLogger(__name__)
 
 
 class Embeddings:
@@ -31,6 +34,7 @@ class Embeddings:
         self.facts: dict[str, Any] = manifest.facts
         self.dimension: int = manifest.shards[0]["dimension"]
         self.dtype: str = manifest.facts["dtype"]
+        self._warned = False
 
     def __len__(self) -> int:
         return int(self.facts["rows"])
@@ -65,7 +69,10 @@ class Embeddings:
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
     def texts(self, rows: list[int]) -> list[str] | None:
-        """The sentences of some rows, from the shards or from the input; None if the input has changed or is gone."""
+        """The sentences of some rows, from the shards or from the input.
+
+        None if the input has changed, is gone, or cannot be read; a warning says why, once.
+        """
         kept = self._columns(rows, ["text"])
         return self._texts_of_input(rows) if kept is None else [row["text"] for row in kept]
 
@@ -87,13 +94,19 @@ class Embeddings:
         return [found[row] for row in rows]
 
     def _texts_of_input(self, rows: list[int]) -> list[str] | None:
+        why = f"The input has changed since {self._manifest.folder} was made."
         try:
             source = open_rows(self.facts["files"], self.facts["column"], *map(self.facts.get, ("separator", "header")))
-        except InputError:
-            return None
-        if not source.are(self.facts["input"]):
-            return None
-        return [source.read(row, row + 1)[0][0] for row in rows]
+            if source.are(self.facts["input"]):
+                return [source.read(row, row + 1)[0][0] for row in rows]
+        except InputError as error:
+            why = str(error)
+        if not self._warned:
+            log.warning(
+                "%s So rows are shown without their sentences; `encode --format parquet --keep-text` stores them.", why
+            )
+        self._warned = True
+        return None
 
 
 def load(folder: str | Path) -> Embeddings:

@@ -137,6 +137,37 @@ def test_answers_show_cosine_row_and_sentence(
     assert best.split(maxsplit=2) == ["1.0000", "50", sentences[50]]
 
 
+@pytest.mark.parametrize("fault", ["changed", "gone", "cache"])
+def test_without_its_sentences_a_search_says_once_why(
+    options: Options,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
+) -> None:
+    chosen = options(text_file)
+    encode(chosen, progress=False)
+    why = {
+        "changed": f"has changed since {chosen.output}",
+        "gone": f"{text_file}: no such file",
+        "cache": "cannot be written",
+    }
+    if fault == "changed":
+        text_file.write_text(text_file.read_text().upper())
+    elif fault == "gone":
+        text_file.unlink()
+    else:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("DIFFCSE_CACHE", str(tmp_path / "file"))
+    answer(chosen.output, ["a dog", "the cat"], top=2)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [len(row) for row in rows] == [2, 2, 2, 0, 2, 2, 2]  # each query, its two rows without text
+    (told,) = [record.message for record in caplog.records if "without their sentences" in record.message]
+    assert why[fault] in told and "--keep-text" in told
+
+
 def test_queries_are_read_from_a_pipe_line_by_line(
     options: Options,
     text_file: Path,
