@@ -109,6 +109,7 @@ FACTORS = [
     *(Setting(f"epochs {value}", "embedded", (f"epochs={value}",), ALL) for value in (3, 10)),
 ]
 DISCRIMINATOR_RATES = ("10", "30")  # objective.discriminator_rate, for gate 1 of world (ii) once more
+JOINT_RATES = ("10", "3")  # the same for the third plan, the preferred one first
 # poolings and projections for the third plan of world (ii), at lambda 0; the better one is the setting of its arms
 POOLED = [
     Setting("first token", "scratch", ("model.pooling=cls",), ALL),
@@ -147,26 +148,43 @@ def scratch_gates(found: dict[str, dict[str, Any]]) -> list[Run]:
     return [frozen("scratch", best_rate(found), own) for own in ("1", *DISCRIMINATOR_RATES)]
 
 
-def best_gate(found: dict[str, dict[str, Any]]) -> str:
-    """The discriminator's rate whose z gain was sufficient first; if none was, the one with the largest gain."""
+def best_pooling(found: dict[str, dict[str, Any]]) -> Setting:
+    """Pooling and projection for the arms: the better pilot's on STS-B dev."""
+    scores = [found[pilot.name]["best"]["dev_spearman"] for pilot in POOLED_PILOT]
+    return POOLED[int(np.argmax(scores))]
 
-    def merit(own: str) -> tuple[int, float]:
-        row = found[frozen("scratch", best_rate(found), own).name]
-        return -(first_gain(row) or 10**6), max(point[4] for point in row["curve"])
 
-    return max(DISCRIMINATOR_RATES, key=merit)
+def joint_pilots(found: dict[str, dict[str, Any]]) -> list[Run]:
+    """Does the discriminator keep its use of z while InfoNCE trains the encoder? No schedule lowers the rate here."""
+    pooled = best_pooling(found)
+    steps = ("optimizer.schedule=constant", "max_steps=1000", "objective.discriminator_warmup=1000")
+    rate = f"optimizer.learning_rate={best_rate(found)}"
+    runs = []
+    for own in JOINT_RATES:
+        overrides = (*pooled.overrides, rate, f"objective.discriminator_rate={own}")
+        runs.append(
+            Run(Setting(f"pilot with InfoNCE, discriminator rate {own}", "scratch", overrides), "own", 0, steps)
+        )
+    return runs
+
+
+def lasting_gain(row: dict[str, Any]) -> int | None:
+    """Step of the evaluation from which on the discriminator used z to the end; None if it did not at the end."""
+    below = [step for step, *_, gain in row["curve"] if gain < CLAIMED_GAIN]
+    return next((step for step, *_ in row["curve"] if step > max(below, default=-1)), None)
 
 
 def scratch_runs(found: dict[str, dict[str, Any]]) -> list[Run]:
-    """World (ii): all arms get the learning rates, the warm-up and the pooling that the pilots and gate 1 found."""
-    rate, own = best_rate(found), best_gate(found)
-    warmup = first_gain(found[frozen("scratch", rate, own).name]) or 0
+    """World (ii): all arms get the pooling, the learning rates and the warm-up that the pilots found."""
+    rows = {own: found[run.name] for own, run in zip(JOINT_RATES, joint_pilots(found), strict=True)}
+    used = [own for own in JOINT_RATES if lasting_gain(rows[own]) is not None]
+    own = used[0] if used else max(JOINT_RATES, key=lambda own: rows[own]["curve"][-1][-1])
+    warmup = lasting_gain(rows[own]) or 0
     added = (
-        *(f"optimizer.learning_rate={rate}", f"objective.discriminator_rate={own}"),
+        *(f"optimizer.learning_rate={best_rate(found)}", f"objective.discriminator_rate={own}"),
         *(f"objective.discriminator_warmup={warmup}", f"max_steps={SCRATCH_STEPS + warmup}"),
     )
-    scores = [found[pilot.name]["best"]["dev_spearman"] for pilot in POOLED_PILOT]
-    setting = POOLED[int(np.argmax(scores))]
+    setting = best_pooling(found)
     return [Run(setting, arm, seed, added) for seed in SCRATCH_SEEDS for arm in setting.arms]
 
 
@@ -313,7 +331,7 @@ def _against(
 
 STAGES: dict[str, list[Callable[[dict[str, dict[str, Any]]], list[Run]]]] = {
     "embedded": [lambda _: [frozen("embedded")], lambda _: embedded_runs(), confirmation],
-    "scratch": [lambda _: [*PILOT, *POOLED_PILOT], scratch_gates, scratch_runs],
+    "scratch": [lambda _: [*PILOT, *POOLED_PILOT], scratch_gates, joint_pilots, scratch_runs],
 }
 
 
