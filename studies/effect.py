@@ -109,6 +109,7 @@ FACTORS = [
     *(Setting(f"epochs {value}", "embedded", (f"epochs={value}",), ALL) for value in (3, 10)),
 ]
 DISCRIMINATOR_RATES = ("10", "30")  # objective.discriminator_rate, for gate 1 of world (ii) once more
+SLOWER = 3  # by which the arms' encoder learns more slowly than in the pilots; their discriminator does not
 JOINT_RATES = ("10", "3")  # the same for the third plan, the preferred one first
 # poolings and projections for the third plan of world (ii), at lambda 0; the better one is the setting of its arms
 POOLED = [
@@ -181,7 +182,8 @@ def scratch_runs(found: dict[str, dict[str, Any]]) -> list[Run]:
     own = used[0] if used else max(JOINT_RATES, key=lambda own: rows[own]["curve"][-1][-1])
     warmup = lasting_gain(rows[own]) or 0
     added = (
-        *(f"optimizer.learning_rate={best_rate(found)}", f"objective.discriminator_rate={own}"),
+        f"optimizer.learning_rate={float(best_rate(found)) / SLOWER:g}",
+        f"objective.discriminator_rate={int(own) * SLOWER}",
         *(f"objective.discriminator_warmup={warmup}", f"max_steps={SCRATCH_STEPS + warmup}"),
     )
     setting = best_pooling(found)
