@@ -42,6 +42,7 @@ MOST_UNKNOWN = 0.5
 ROWS_AT_ONCE = 2**20  # block size when something is computed for all rows
 # a share of unknown tokens that is worth a warning
 DOUBTFUL = 0.01
+LOADED_HOW = {"is_local", "local_files_only"}  # a tokenizer remembers these; they depend on whether the Hub was offline
 
 
 class TokenizedCorpus:
@@ -381,7 +382,7 @@ def _identity(tokenizer: PreTrainedTokenizerBase) -> Any:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        settings = sorted((key, repr(value)) for key, value in tokenizer.init_kwargs.items())
+        settings = sorted((key, repr(tokenizer.init_kwargs[key])) for key in tokenizer.init_kwargs.keys() - LOADED_HOW)
         named = (getattr(tokenizer, name, None) for name in tokenizer.vocab_files_names)
         digests = [sha256_of(Path(file)) for file in named if file and Path(file).is_file()]
         return [repr(tokenizer), sorted(tokenizer.get_vocab().items()), settings, digests]

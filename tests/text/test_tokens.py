@@ -162,7 +162,11 @@ def test_the_cache_is_renewed_when_anything_changes(
 
 
 def test_the_settings_of_a_tokenizer_in_python_belong_to_it(
-    path: Path, recipe: MakeRecipe, tmp_path: Path, forbid_work: Callable[[], None]
+    path: Path,
+    recipe: MakeRecipe,
+    tmp_path: Path,
+    forbid_work: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Neither its vocabulary nor its representation says that it spells words in small letters."""
     path.write_text("W1 w2\nw3 W4\n")
@@ -176,7 +180,11 @@ def test_the_settings_of_a_tokenizer_in_python_belong_to_it(
         tokens = tokenize(recipe(path), [tokenizer])
         assert rows(tokens) == tokenizer(path.read_text().splitlines())["input_ids"]
     forbid_work()
-    assert rows(tokenize(recipe(path), [AutoTokenizer.from_pretrained(tmp_path / "model")])) == rows(tokens)
+    for offline in (True, False):  # text may be prepared with a network, and read where there is none
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        again = AutoTokenizer.from_pretrained(tmp_path / "model")
+        assert again.init_kwargs["local_files_only"] == offline
+        assert rows(tokenize(recipe(path), [again])) == rows(tokens)
 
 
 def test_an_interrupted_start_is_begun_again(
