@@ -109,8 +109,8 @@ FACTORS = [
     *(Setting(f"epochs {value}", "embedded", (f"epochs={value}",), ALL) for value in (3, 10)),
 ]
 DISCRIMINATOR_RATES = ("10", "30")  # objective.discriminator_rate, for gate 1 of world (ii) once more
-SLOWER = 3  # by which the arms' encoder learns more slowly than in the pilots; their discriminator does not
-JOINT_RATES = ("10", "3")  # the same for the third plan, the preferred one first
+JOINT_RATES = ("10", "3")  # the same for the pilots of the third plan, the preferred one first
+SLOWER = 3  # by which the arms' encoder learns more slowly than in these pilots; their discriminator does not
 # poolings and projections for the third plan of world (ii), at lambda 0; the better one is the setting of its arms
 POOLED = [
     Setting("first token", "scratch", ("model.pooling=cls",), ALL),

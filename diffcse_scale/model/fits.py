@@ -78,7 +78,7 @@ def check_fits(
         InputError: something is too small, or positions are counted from a padding id that is not there; the error
             names it.
     """
-    if any(getattr(module, "padding_idx", 0) is None for module in network.modules() if _counts_positions(module)):
+    if any(map(_lacks_padding_id, network.modules())):
         raise InputError(
             f"Model {name} counts positions from its padding id, and its config.json has none; set pad_token_id there "
             f"(its tokenizer pads with {tokenizer.pad_token_id})."
@@ -122,9 +122,10 @@ def _position_tables(network: nn.Module) -> Iterator[int]:
             yield len(buffer)
 
 
-def _counts_positions(module: nn.Module) -> bool:
-    """Whether `module` is the embedding of a RoBERTa-like family, which numbers tokens from the padding id on."""
-    return hasattr(module, "position_embeddings") and hasattr(module, "create_position_ids_from_inputs_embeds")
+def _lacks_padding_id(module: nn.Module) -> bool:
+    """Whether `module` is a RoBERTa-like embedding, which numbers tokens from the padding id on, and has no such id."""
+    counts = hasattr(module, "position_embeddings") and hasattr(module, "create_position_ids_from_inputs_embeds")
+    return counts and getattr(module, "padding_idx", 0) is None
 
 
 def _is_of_positions(name: str) -> bool:
