@@ -185,3 +185,19 @@ def test_the_users_network_stays_and_one_node_needs_none(networks):
 def test_an_interface_is_found_without_sending_anything():
     assert interface_to("127.0.0.1") == interface_to("127.0.1.1") == "lo"
     assert interface_to("no such host.invalid") is None
+
+
+def _rate_where_so_many_should_be(count: int) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rendezvous, "world_size", lambda: count)
+        try:
+            return ",".join(rendezvous.all_reduce_rate(torch.device("cpu"), mebibytes=1))
+        except InputError as error:
+            return str(error)
+
+
+def test_a_sum_that_is_not_that_of_all_ranks_names_the_node(tmp_path):
+    assert run_ranks(_rate_where_so_many_should_be, 2, tmp_path, 2) == ["latency_ms,gigabytes_per_second"] * 2
+    for number, words in enumerate(run_ranks(_rate_where_so_many_should_be, 2, tmp_path, 3)):
+        assert words.startswith(f"An all-reduce over 3 ranks gave a wrong sum on rank {number} ("), words
+        assert "exclude that node, or check its network" in words

@@ -19,7 +19,7 @@ from datasets.exceptions import DatasetsError
 
 from diffcse_scale.evaluation.graded_files import graded_rows
 from diffcse_scale.foundation.errors import InputError, one_line, quoted
-from diffcse_scale.foundation.paths import given_path
+from diffcse_scale.foundation.paths import given_path, refuse_stream
 from diffcse_scale.text.cache import cache_folder
 from diffcse_scale.text.hub_dataset import load_split
 from diffcse_scale.text.remote import copy_folder, is_remote
@@ -126,6 +126,7 @@ def load_sts(source: str | Path, names: Sequence[str] | None = None) -> list[Tas
     path = copy_folder(str(source), cache_folder()) if is_remote(source) else given_path(source)
     if path.is_file():
         return [TaskPairs(path.stem, "own", read_pairs(path))]
+    refuse_stream(path, f"Evaluation data {path}")
     if not path.is_dir():
         raise InputError(f"Evaluation data {path}: no such file or folder; give one, or 'hub' to download.")
     found = []

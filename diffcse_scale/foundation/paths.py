@@ -38,3 +38,17 @@ def given_path(path: str | Path) -> Path:
         if (size := len(name.encode())) > most:
             raise InputError(f"{shown} is too long: {size:,} bytes where {most:,} are allowed; give a shorter name.")
     return place
+
+
+def refuse_stream(place: Path, called: str) -> None:
+    """Refuse a pipe or device: it can be read only once, and an input is read again by other ranks and on resume.
+
+    Args:
+        place: a path that `given_path` returned; it may be absent.
+        called: start of the error message, such as "Corpus /dev/stdin".
+
+    Raises:
+        InputError: something is there that is neither a file nor a folder.
+    """
+    if place.exists() and not place.is_file() and not place.is_dir():
+        raise InputError(f"{called} is a pipe or device, which can be read only once; write its text to a file first.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffcse_scale.foundation.errors import InputError
-from diffcse_scale.foundation.paths import given_path
+from diffcse_scale.foundation.paths import given_path, refuse_stream
 
 LARGEST = 16 * 2**20  # bytes; files written by hand are smaller
 
@@ -23,7 +23,8 @@ def read_text(path: str | Path, called: str, otherwise: str) -> str:
     """
     try:
         file = given_path(path)
-        if not file.is_file():  # also refuses a folder, and a pipe without a writer
+        refuse_stream(file, called)
+        if not file.is_file():  # also refuses a folder
             raise InputError(f"{called} cannot be read: no such file; {otherwise}.")
         if file.stat().st_size > LARGEST:
             raise InputError(f"{called} is larger than {LARGEST >> 20} MiB, which is too large here.")

@@ -45,11 +45,18 @@ def model_folder(path: str | Path) -> Path:
         raise InputError(f"Model folder {path} does not exist; models are not downloaded here.")
     if (folder / run_files.RECIPE).is_file():
         if not (folder / run_files.MODEL / MODULES_FILE).is_file():
-            raise InputError(f"The run in {path} has no model yet; `diffcse-scale status {path}` shows how far it is.")
+            raise InputError(_without_model(path, folder))
         return folder / run_files.MODEL
     if not (folder / MODULES_FILE).is_file() and not (folder / "config.json").is_file():
         raise InputError(f"{path} holds no model: neither {MODULES_FILE} nor config.json is there.")
     return folder
+
+
+def _without_model(path: str | Path, run: Path) -> str:
+    """Words for a run whose `model` folder is absent or incomplete."""
+    if (run / run_files.RESULT).is_file():
+        return f"The run in {path} has finished, but {run / run_files.MODEL} holds no model; restore it."
+    return f"The run in {path} has no model yet; `diffcse-scale status {path}` shows how far it is."
 
 
 def check_models(recipe: Recipe) -> None:

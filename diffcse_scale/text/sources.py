@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 
 from diffcse_scale.foundation.errors import InputError, nearest, one_line, quoted
-from diffcse_scale.foundation.paths import given_path
+from diffcse_scale.foundation.paths import given_path, refuse_stream
 from diffcse_scale.recipe import EMBEDDED, DataRecipe
 from diffcse_scale.text import hub_dataset, remote
 from diffcse_scale.text.arrow_files import open_arrow, write_arrow
@@ -335,6 +335,7 @@ def _files(entry: str, data: DataRecipe) -> list[str]:
         if not files:
             raise InputError(f"Corpus {entry}: no file matches.")
         return files
+    refuse_stream(path, f"Corpus {entry}")
     if path.is_symlink():
         raise InputError(f"Corpus {entry} is a link that leads to no file; fix it.")
     if not HUB_NAME.fullmatch(entry) or path.suffix.lower() in (*ENDINGS, *COMPRESSIONS):

@@ -147,6 +147,13 @@ def test_what_cannot_be_measured_is_said_first(changes, message):
         check([replace(TINY, **changes)])
 
 
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"generator_precision": "bf16"}], ids=str)
+def test_products_that_the_device_lacks_are_not_measured(changes, monkeypatch):
+    monkeypatch.setattr("diffcse_scale.benchmark.cells.has_bfloat16", lambda: False)
+    with pytest.raises(InputError, match="no bfloat16 products; leave out --precision and --generator-precision bf16"):
+        check([replace(TINY, **changes)])
+
+
 def test_unknown_words_and_two_traces_are_refused(tmp_path):
     with pytest.raises(InputError, match="Precision 'fp8' is not known"):
         grid(["diffcse-scale"], ["bert-small"], [4], [8], ["fp8"], [0])

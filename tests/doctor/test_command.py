@@ -91,3 +91,11 @@ def test_ranks_inside_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="already one of several"):
         command.examine(command.DoctorOptions(ranks=2))
+
+
+def test_ranks_without_a_device_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setattr(command.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command.torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="--ranks 2: every rank needs a device, but there are 1"):
+        command.examine(command.DoctorOptions(ranks=2))

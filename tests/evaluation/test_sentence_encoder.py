@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,12 @@ def test_a_sentence_is_encoded_once_whoever_asks() -> None:
     np.testing.assert_array_equal(encode(["ccc", "b"]), [[3], [1]])
     np.testing.assert_array_equal(encode(["b", "aa"]), [[1], [2]])
     assert asked == [["aa", "b"], ["ccc"]]
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 4), (2, 1, 4)], ids=str)
+def test_an_encoder_gives_a_row_for_each_sentence(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"encode gave an array of shape {re.escape(str(shape))} for 2 sentences"):
+        Once(lambda sentences: np.zeros(shape))(["a", "b", "a"])
 
 
 def test_devices_are_named_with_commas_between_and_must_be_there() -> None:

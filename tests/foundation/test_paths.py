@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,21 @@ def test_what_no_file_can_be_called_is_refused_wherever_a_path_is_taken(place: s
 def test_a_path_is_text_without_nul(place: str, name: str) -> None:
     with pytest.raises(InputError, match=NO_TEXT[name]):
         TAKES_A_PATH[place](name)
+
+
+# the places of TAKES_A_PATH that are read, and not searched or written
+READ = ("data.files", "evaluation.data", "a recipe", "a DeepSpeed configuration")
+
+
+@pytest.mark.parametrize("place", READ)
+@pytest.mark.parametrize("linked", [False, True], ids=["named", "linked"])
+def test_a_pipe_is_refused_wherever_a_file_is_read(place: str, linked: bool, tmp_path: Path) -> None:
+    """A shell gives `<(command)` as a link to a pipe without a name; nothing may wait for its other end."""
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "link.yaml").symlink_to(tmp_path / "pipe.yaml")
+    name = str(tmp_path / ("link" if linked else "pipe"))
+    with pytest.raises(InputError, match=r"\.yaml'? is a pipe or device, which can be read only once; write its"):
+        TAKES_A_PATH[place](name if place == "a recipe" else f"{name}.yaml")
 
 
 def test_the_home_of_a_user_takes_the_place_of_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

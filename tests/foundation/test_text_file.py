@@ -27,7 +27,7 @@ def test_what_is_no_text_file_is_told(tmp_path: Path) -> None:
         "latin1": "mine is not UTF-8 at byte 10",
         "long": "mine is larger than 16 MiB",
         "": "mine cannot be read: no such file; look",
-        "pipe": "mine cannot be read: no such file; look",
+        "pipe": "mine is a pipe or device, which can be read only once; write its text to a file first",
         "loop": "mine cannot be read: no such file; look",
         "x" * 300: "is too long: 300 bytes where 255 are allowed",
         "a\0b": "contains a NUL",

@@ -213,6 +213,12 @@ def test_a_time_limit_ends_the_training(options):
     assert pretrain_generator(options(steps=100_000, seconds=0.5))["steps"] < 2000
 
 
+def test_a_time_limit_is_for_one_process(options, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="seconds limits a single process only; give steps to train with several"):
+        pretrain_generator(options(seconds=1))
+
+
 def test_rare_characters_do_not_fill_the_vocabulary(options, tmp_path):
     with (tmp_path / "corpus.txt").open("a") as corpus:
         corpus.write("\n\u2603 \u4e2d \u03a9")

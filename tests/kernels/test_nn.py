@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from diffcse_kernels import NegativeSet
 from diffcse_kernels.gather import place
-from diffcse_kernels.nn import InfoNCE
+from diffcse_kernels.nn import InfoNCE, MatryoshkaInfoNCE
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -83,3 +84,9 @@ def test_what_is_no_group_is_refused_before_any_exchange(group: Any):
 def test_a_wrong_reduction_is_refused_whatever_the_group():
     with pytest.raises(ValueError, match="reduction must be 'mean', 'sum' or 'none', not 'average'"):
         InfoNCE(reduction="average", group="world")  # type: ignore[arg-type]
+
+
+def test_further_negatives_are_refused_where_the_loss_has_no_place_for_them():
+    further = NegativeSet(rows(3, 4))
+    with pytest.raises(ValueError, match="matryoshka_info_nce takes keys and hard_negatives, and no further negatives"):
+        MatryoshkaInfoNCE([2, 5])(rows(3, 1), rows(3, 2), negatives=[further])

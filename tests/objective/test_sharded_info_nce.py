@@ -381,6 +381,7 @@ ROWS = torch.zeros(4, 3)
         ),
         ({"strategy": "tree"}, "strategy must be 'auto', 'gather' or 'ring', not 'tree'"),
         ({"queries": ROWS[:0], "keys": ROWS[:0]}, "no rank has a row"),
+        ({"shares": [3]}, "shares says that rank 0 has 3 rows, but it has 4"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -97,6 +97,13 @@ def deepspeed(text: str) -> Maker:
     return make
 
 
+def configured(devices: int, *overrides: str) -> Maker:
+    """The quickstart recipe with these changes, on so many devices."""
+    return raised(
+        lambda: complete_config(load_deepspeed_config(None), load_recipe("quickstart", overrides), devices, "it")
+    )
+
+
 def evaluated(name: str, rows: str) -> Maker:
     """A file of graded pairs, with the embedded model."""
     model = str(Path(__file__).parents[2] / "diffcse_scale" / "embedded" / "backbone")
@@ -215,6 +222,7 @@ GIVEN: dict[str, Maker | str] = {
     "`data.files=nobody/nothing`, without a network": "text/test_names.py",
     "a link among the files of a glob that leads nowhere": _link_to_nowhere,
     "`data/**/*.txt` with a link that leads back": _link_that_goes_back,
+    "`data.files=<(zcat a.txt.gz)`, and wherever a file is read": "foundation/test_paths.py",
     "`data.files=~nosuchuser/a.txt`, and wherever a path is taken": prepared("data.files=~nosuchuser/a.txt"),
     "a name of more than 255 bytes, there too": prepared(f"data.files={'x' * 300}.txt"),
     "`--output` with a name in Latin-1, and wherever else a path is taken": "foundation/test_paths.py",
@@ -258,6 +266,13 @@ GIVEN: dict[str, Maker | str] = {
     "`--output other`, a folder of something else": "runs/test_directory.py",
     "`name=64`": recipe("name=64"),
     "`name=a/b`": recipe("name=a/b"),
+    "`batch.sentences.x=3`": recipe("batch.sentences.x=3"),
+    "`objective.hard_negative_weight=1` and `data.columns=[a,b]`": recipe(
+        "objective.hard_negative_weight=1", "data.columns=[a,b]"
+    ),
+    "`objective.condition=other` and `batch.sentences=3` on 2 devices": configured(
+        2, "objective.condition=other", "batch.sentences=3"
+    ),
     "`optimizer.learning_rate=inf`": recipe("optimizer.learning_rate=inf"),
     "`optimizer.betas=[1,2]`": recipe("optimizer.betas=[1,2]"),
     "`seed=` and 30 nines": recipe("seed=" + "9" * 30),
@@ -265,6 +280,7 @@ GIVEN: dict[str, Maker | str] = {
     "a recipe in Latin-1": typed("recipe", "mine.yaml", files={"mine.yaml": "name: café".encode("latin-1")}),
     '`--output ""`': typed("encode", "--model", "m", "--input", "a.txt", "--output", ""),
     "`plan --nodes x`": typed("plan", "--nodes", "x"),
+    "`plan --assume efficiency=1`": typed("plan", "--assume", "efficiency=1"),
     "`--hang-timeout 0`": trained("--hang-timeout", "0"),
     "`--track wandbb`": trained("--track", "wandbb"),
     "`--track mlflow`, which is not installed": "training/test_tracking.py",
