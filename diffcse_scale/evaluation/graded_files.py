@@ -17,7 +17,7 @@ from diffcse_scale.text import json_objects
 from diffcse_scale.text.contents import FIRST_BYTES, seems_to_be
 from diffcse_scale.text.formats import COMPRESSIONS, ENDINGS
 from diffcse_scale.text.sources import GRADES
-from diffcse_scale.text.table_layout import USUAL_PAIRS, dialect, number_or_text, open_text
+from diffcse_scale.text.table_layout import USUAL_PAIRS, number_or_text, open_text, rows_of, said_separator
 from diffcse_scale.text.undecodable import undecodable
 
 FORM = ("score", "sentence", "sentence")
@@ -136,8 +136,12 @@ def _objects(file: Path) -> Table:
 
 
 def _delimited(file: Path, usual: str) -> Table:
-    """Split at the first separator that gives all rows the same number of fields, at least three; else at `usual`."""
-    for separator in (usual, *SEPARATORS.values()):
+    """Split at the first separator that gives all rows the same number of fields, at least three; else at `usual`.
+
+    A first line `sep=;`, for Excel, names the separator.
+    """
+    usual_first = (usual, *SEPARATORS.values())
+    for separator in usual_first if (said := said_separator(str(file))) is None else (said,):
         rows = _separated(file, separator, usual)
         if rows and len(rows[0]) >= len(FORM) and len({len(row) for row in rows}) == 1:
             break
@@ -155,7 +159,7 @@ def _separated(file: Path, separator: str, usual: str) -> list[list[str]] | None
     """The rows that are not empty; None if a quotation mark is in the wrong place for this separator."""
     with open_text(str(file)) as lines:
         try:
-            return [row for row in csv.reader(lines, **dialect(separator, usual)) if row]
+            return [row for row in rows_of(lines, separator, usual) if row]
         except csv.Error:
             return None
 

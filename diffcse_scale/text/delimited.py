@@ -9,7 +9,7 @@ from itertools import chain, islice
 
 from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.text.remote import origin
-from diffcse_scale.text.table_layout import SAMPLE, Layout, dialect, layout_of, number_or_text, open_text
+from diffcse_scale.text.table_layout import SAMPLE, Layout, layout_of, number_or_text, open_text, rows_of
 
 csv.field_size_limit(sys.maxsize)
 
@@ -28,7 +28,7 @@ def records(name: str, usual: str, asked: Layout) -> Iterator[list[str]]:
     layout = layout_of(name, usual, asked)
     assert layout.separator is not None
     with open_text(name) as lines:
-        reader = csv.reader(lines, **dialect(layout.separator, usual))
+        reader = rows_of(lines, layout.separator, usual)
         try:
             first = next(filter(None, reader), [])
             header = first if layout.header else [str(number) for number, _ in enumerate(first, start=1)]
@@ -61,7 +61,7 @@ def line_number(name: str, usual: str, asked: Layout, row: int) -> int:
     layout = layout_of(name, usual, asked)
     assert layout.separator is not None
     with open_text(name) as lines:
-        reader = csv.reader(lines, **dialect(layout.separator, usual))
+        reader = rows_of(lines, layout.separator, usual)
         next(filter(None, reader))  # the header, or the first row
         for _ in range(row + bool(layout.header)):
             next(reader)

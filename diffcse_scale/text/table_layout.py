@@ -9,16 +9,19 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
 
 from diffcse_scale.foundation.errors import InputError, either
 from diffcse_scale.recipe import SEPARATORS
 from diffcse_scale.text.compressed import open_bytes
 from diffcse_scale.text.remote import origin
 from diffcse_scale.text.undecodable import ERRORS
+
+if TYPE_CHECKING:
+    from _csv import Reader as CSVReader
 
 USUAL_COLUMNS = ("text", "sentence")
 # usual column names of pairs, and of triples with a hard negative
@@ -30,6 +33,7 @@ USUAL_PAIRS = (
 SAMPLE = 1_000  # rows of each file that are examined
 LONGEST_SHOWN = 80  # characters of a row in a message
 TITLE = re.compile(r"\w[\w .:()/-]{0,63}")
+SAYS_SEPARATOR = re.compile(r'"?sep=([^\w"])"?\s*')  # a first line for Excel, which does not show it
 NO_TITLE = {"na", "n/a", "nan", "none", "null", "missing", "unknown"}  # these stand for a missing number
 
 
@@ -59,7 +63,16 @@ def open_text(name: str, newline: str | None = "") -> Any:
     return io.TextIOWrapper(open_bytes(name), encoding="utf-8-sig", errors=ERRORS, newline=newline)
 
 
-def dialect(separator: str, usual: str) -> dict[str, Any]:
+def rows_of(lines: Iterator[str], separator: str, usual: str) -> CSVReader:
+    """A csv reader of the lines of a file, after the line `sep=;` that is for Excel, if the file begins with it."""
+    first = next(lines, "")
+    rows = csv.reader(chain([first], lines), **_dialect(separator, usual))
+    if SAYS_SEPARATOR.fullmatch(first):
+        next(rows)  # and not only a line, so that the reader's line numbers are those of the file
+    return rows
+
+
+def _dialect(separator: str, usual: str) -> dict[str, Any]:
     """The csv module's options for fields between `separator`, in a file whose ending suggests `usual`."""
     # text/tab-separated-values (IANA) has no quoting, so a sentence there may begin with a quotation mark
     if separator == usual == "\t":
@@ -77,7 +90,7 @@ def layout_of(name: str, usual: str, asked: Layout) -> Layout:
     Raises:
         InputError: the rows leave a doubt; names the recipe key that settles it.
     """
-    separator = asked.separator or _separator(name, usual, asked)
+    separator = asked.separator or said_separator(name) or _separator(name, usual, asked)
     rows = _first_rows(name, separator, usual) or [[]]
     if separator == usual == "\t" and _quoted_as_csv(name, rows):
         raise InputError(
@@ -100,6 +113,13 @@ def layout_of(name: str, usual: str, asked: Layout) -> Layout:
                 "name its columns in data.columns, or set data.header=false (as options: --column, --no-header)."
             )
     return replace(asked, separator=separator, header=header)
+
+
+def said_separator(name: str) -> str | None:
+    """The separator that the first line of a file names for Excel, as `sep=;`; None if there is no such line."""
+    with open_text(name) as lines:
+        found = SAYS_SEPARATOR.fullmatch(next(lines, ""))
+    return found and found[1]
 
 
 def number_or_text(field: str) -> str | float | None:
@@ -137,7 +157,7 @@ def _first_rows(name: str, separator: str, usual: str, most_lines: int | None = 
     """The first rows that are not empty; None if with this separator a quotation mark is in the wrong place."""
     with open_text(name) as lines:
         try:
-            rows = csv.reader(islice(lines, most_lines), **dialect(separator, usual))
+            rows = rows_of(islice(lines, most_lines), separator, usual)
             return [row for row in islice(rows, SAMPLE + 1) if row]
         except csv.Error:
             return None

@@ -70,6 +70,14 @@ def test_a_file_of_pairs_is_read_in_every_format(tmp_path: Path, name: str, head
     assert task.pairs == PAIRS
 
 
+def test_the_first_line_for_excel_names_the_separator_and_is_no_row(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sep=;\n1,5;a, b;c\n")  # with commas there would be three columns as well
+    with pytest.raises(InputError, match=r"a\.csv, row 1: the score '1,5' is not a finite number"):
+        load_sts(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("sep=;\n1.5;a, b, c;d\n0;e, f, g;h\n")
+    assert load_sts(tmp_path / "a.csv")[0].pairs == [(1.5, "a, b, c", "d"), (0.0, "e, f, g", "h")]
+
+
 def test_of_many_columns_those_are_taken_that_are_called_so(tmp_path: Path) -> None:
     rows: list[Row] = [["id", "Sentence2", "genre", "Label", "Sentence1"], [1, "b", "news", 3.5, "a"]]
     for name in ("own.csv", "own.jsonl", "own.parquet"):

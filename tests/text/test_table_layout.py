@@ -66,6 +66,12 @@ def test_strict_names_the_line_whatever_the_layout(tmp_path: Path, recipe: MakeR
     path.write_text("0;eins\n1;\n2;drei\n")
     with pytest.raises(InputError, match=r"sheet\.csv, line 2: empty"):
         sentences_of(recipe(path, header=False, columns=[2], strict=True))
+    path.write_text("sep=;\n0;eins\n1;\n2;drei\n")
+    with pytest.raises(InputError, match=r"sheet\.csv, line 3: empty"):
+        sentences_of(recipe(path, header=False, columns=[2], strict=True))
+    path.write_text("sep=;\n0;eins\n1;zwei;2\n")
+    with pytest.raises(InputError, match=r"sheet\.csv, line 3: 3 fields under a header of 2"):
+        sentences_of(recipe(path, header=False, columns=[2], separator=";"))
 
 
 DECIDED = {
@@ -76,6 +82,15 @@ DECIDED = {
     "one column": ("text\nno comma\na; b\n", {}, ["no comma", "a; b"]),
     "short rows": ("text,id\none\ntwo,2\n", {}, ["one", "two"]),
     "semicolons within the text": ("id,text\n1,a; b\n2,c; d\n", {}, ["a; b", "c; d"]),
+    "Excel's line": ("sep=;\r\nid;text\r\n1;yes, sir\r\n2;no, sir\r\n", {}, ["yes, sir", "no, sir"]),
+    "Excel's line, quoted": ('\ufeff"sep=|"\nid|text\n1|a; b\n2|c; d\n', {}, ["a; b", "c; d"]),
+    "Excel's line over what would be asked": (
+        "sep=;\n0;yes, sir\n1;no, sir\n",
+        {"header": False, "columns": 2},
+        ["yes, sir", "no, sir"],
+    ),
+    "Excel's line and another separator": ("sep=,\ntext;id\na,b;1\nc;2\n", {"separator": ";"}, ["a,b", "c"]),
+    "a column called sep": ("sep,text\n1,one\n2,two\n", {}, ["one", "two"]),
     "another character": ("text~id\none~1\ntwo~2\n", {"separator": "~"}, ["one", "two"]),
 }
 
@@ -83,7 +98,7 @@ DECIDED = {
 @pytest.mark.parametrize("case", DECIDED)
 def test_what_the_rows_leave_no_doubt_of_is_taken(tmp_path: Path, recipe: MakeRecipe, case: str) -> None:
     content, options, texts = DECIDED[case]
-    (tmp_path / "sheet.csv").write_text(content)
+    (tmp_path / "sheet.csv").write_text(content, newline="")
     assert sentences_of(recipe(tmp_path / "sheet.csv", **options)) == texts
 
 
