@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diffcse_scale.encoding.folder_manifest import EARLIER, MANIFEST, Manifest, manifest_file, read_manifest
-from diffcse_scale.encoding.rows import open_rows
+from diffcse_scale.encoding.rows import Rows, open_rows
 from diffcse_scale.encoding.shard_files import Floats, Matrix, damaged, read_columns, read_shard
 from diffcse_scale.encoding.stored import restore
 from diffcse_scale.foundation.errors import InputError
@@ -34,7 +35,6 @@ class Embeddings:
         self.facts: dict[str, Any] = manifest.facts
         self.dimension: int = manifest.shards[0]["dimension"]
         self.dtype: str = manifest.facts["dtype"]
-        self._warned = False
 
     def __len__(self) -> int:
         return int(self.facts["rows"])
@@ -74,7 +74,9 @@ class Embeddings:
         None if the input has changed, is gone, or cannot be read; a warning says why, once.
         """
         kept = self._columns(rows, ["text"])
-        return self._texts_of_input(rows) if kept is None else [row["text"] for row in kept]
+        if kept is not None:
+            return [row["text"] for row in kept]
+        return None if self._input is None else [self._input.read(row, row + 1)[0][0] for row in rows]
 
     def kept(self, rows: list[int]) -> list[dict[str, Any]]:
         """The columns that `encode --keep-columns` has stored, by name, for some rows."""
@@ -93,19 +95,19 @@ class Embeddings:
             found |= zip(here, table.take([row % window for row in here]).to_pylist(), strict=True)
         return [found[row] for row in rows]
 
-    def _texts_of_input(self, rows: list[int]) -> list[str] | None:
+    @cached_property
+    def _input(self) -> Rows | None:
+        """The input, opened at the first use; None if it is not what was encoded, and a warning says why."""
         why = f"The input has changed since {self._manifest.folder} was made."
         try:
             source = open_rows(self.facts["files"], self.facts["column"], *map(self.facts.get, ("separator", "header")))
             if source.are(self.facts["input"]):
-                return [source.read(row, row + 1)[0][0] for row in rows]
+                return source
         except InputError as error:
             why = str(error)
-        if not self._warned:
-            log.warning(
-                "%s So rows are shown without their sentences; `encode --format parquet --keep-text` stores them.", why
-            )
-        self._warned = True
+        log.warning(
+            "%s So rows are shown without their sentences; `encode --format parquet --keep-text` stores them.", why
+        )
         return None
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from diffcse_scale.encoding import EncodeOptions, encode, load, search
+from diffcse_scale.encoding import EncodeOptions, encode, folder, load, search
 from diffcse_scale.encoding.prompt import answer
+from diffcse_scale.encoding.rows import open_rows
 from diffcse_scale.foundation.errors import InputError
 
 Options = Callable[..., EncodeOptions]
@@ -166,6 +167,21 @@ def test_without_its_sentences_a_search_says_once_why(
     assert [len(row) for row in rows] == [2, 2, 2, 0, 2, 2, 2]  # each query, its two rows without text
     (told,) = [record.message for record in caplog.records if "without their sentences" in record.message]
     assert why[fault] in told and "--keep-text" in told
+
+
+def test_the_input_is_opened_once_for_all_queries(
+    options: Options, text_file: Path, sentences: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening hashes its files, which takes long if they are large. A later change of a file shows nothing wrong."""
+    encode(options(text_file), progress=False)
+    opened: list[object] = []
+    monkeypatch.setattr(folder, "open_rows", lambda *given: opened.append(given) or open_rows(*given))
+    embeddings = load(options(text_file).output)
+    assert not opened, "whoever asks for no sentence needs no input"
+    assert embeddings.texts([3, 99]) == [sentences[3], sentences[99]]
+    text_file.write_text("other\n")
+    assert embeddings.texts([5]) == [sentences[5]]
+    assert len(opened) == 1
 
 
 def test_queries_are_read_from_a_pipe_line_by_line(
