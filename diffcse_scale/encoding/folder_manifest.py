@@ -65,7 +65,8 @@ class Manifest:
     Attributes:
         facts: the content of `_manifest.json`.
         journal: `_shards.jsonl`.
-        shards: facts of the finished shards, by number: rows, dimension, flaws, tokens, unknown, bytes, sha256.
+        shards: facts of the finished shards, by number: rows, dimension, flaws, counts of tokens and characters, bytes,
+            sha256.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:

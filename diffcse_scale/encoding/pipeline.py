@@ -17,7 +17,7 @@ from diffcse_scale.encoding.folder_manifest import FORMAT, WHERE, Manifest, begu
 from diffcse_scale.encoding.rows import open_rows
 from diffcse_scale.encoding.shard_files import Floats
 from diffcse_scale.encoding.stored import ranges_of
-from diffcse_scale.encoding.window_encoder import choose_batch_tokens, choose_precision
+from diffcse_scale.encoding.window_encoder import COUNTS, choose_batch_tokens, choose_precision
 from diffcse_scale.encoding.work import Job, choose_devices, run, threads_of
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.model_files import ABOUT_FILE, read_settings
@@ -125,8 +125,12 @@ def _summary(manifest: Manifest) -> str:
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(flaws.items()))
     remark = f"; encoded as they are, although {kinds}" if flaws else ""
     # shards of earlier versions lack these counts
-    tokens, unknown = (sum(shard.get(name, 0) for shard in manifest.shards.values()) for name in ("tokens", "unknown"))
-    lost = f"; {percent(unknown / tokens)} of the tokens unknown to the model" if unknown else ""
+    all_of = {name: sum(shard.get(name, 0) for shard in manifest.shards.values()) for name in COUNTS}
+    lost = ""
+    if all_of["unknown"]:
+        lost = f"; {percent(all_of['unknown'] / all_of['tokens'])} of the tokens unknown to the model"
+    elif all_of["left_out"]:
+        lost = f"; {percent(all_of['left_out'] / all_of['characters'])} of the characters left out by the tokenizer"
     return f"{manifest.folder}: {manifest.facts['rows']:,} rows in {manifest.count:,} shards{remark}{lost}."
 
 

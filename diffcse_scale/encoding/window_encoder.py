@@ -25,7 +25,7 @@ from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.model.weights import cast_parameters
 from diffcse_scale.model_folder.load import truncate_at
 from diffcse_scale.text.shortening import shortened
-from diffcse_scale.text.unknown import unknown_id
+from diffcse_scale.text.unknown import leaves_out, left_out, unknown_id
 
 UNPADDED = {"text": {"padding": False}, "common": {"return_tensors": None}}
 BATCH_TOKENS = {"cpu": 1024}  # a batch whose activations stay in the caches
@@ -49,6 +49,9 @@ class Batch:
     tokens: int
 
 
+COUNTS = ("tokens", "unknown", "characters", "left_out")
+
+
 @dataclass(frozen=True)
 class Window:
     """Tokenized sentences.
@@ -59,6 +62,8 @@ class Window:
         batches: longest sentences first; a sentence without tokens is in no batch.
         tokens: number of tokens in all rows, including special tokens.
         unknown: number of unknown tokens among them.
+        characters: number of characters in all rows, or in a sample; 0 for a tokenizer that leaves out none.
+        left_out: number of characters among them that are in no token.
     """
 
     distinct: int
@@ -66,6 +71,12 @@ class Window:
     batches: list[Batch]
     tokens: int
     unknown: int
+    characters: int
+    left_out: int
+
+    def counts(self) -> dict[str, int]:
+        """What is known of the text, for the record of a shard."""
+        return {name: getattr(self, name) for name in COUNTS}
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
@@ -126,6 +137,7 @@ class WindowEncoder:
         self._autocast = device.type == "cpu" and dtype != torch.float32
         cast_parameters(model, torch.float32 if self._autocast else dtype)
         self._model = model.to(device).eval()
+        self._leaves_out = leaves_out(model.tokenizer)
         self._device, self._dtype, self._batch_tokens = device, dtype, batch_tokens
 
     def prepare(self, sentences: list[str]) -> Window:
@@ -151,9 +163,9 @@ class WindowEncoder:
                     int(lengths[chosen].sum()),
                 )
             )
-        return Window(
-            len(order), places, batches, int(repeats @ lengths), self._unknown(features["input_ids"], repeats)
-        )
+        unknown = self._unknown(features["input_ids"], repeats)
+        lost, characters = self._left_out([texts[place] for place in places])
+        return Window(len(order), places, batches, int(repeats @ lengths), unknown, characters, lost)
 
     @torch.inference_mode()
     def encode(self, window: Window, progress: Callable[[int, int], object] = lambda rows, tokens: None) -> Floats:
@@ -181,6 +193,9 @@ class WindowEncoder:
     def _unknown(self, rows: list[list[int]], repeats: NDArray[np.int64]) -> int:
         token = unknown_id(self._model.tokenizer)
         return 0 if token is None else int(repeats @ [ids.count(token) for ids in rows])
+
+    def _left_out(self, texts: list[str]) -> tuple[int, int]:
+        return left_out(self._model.tokenizer, texts) if self._leaves_out else (0, 0)
 
     def _computation(self) -> AbstractContextManager[Any]:
         return torch.autocast("cpu", self._dtype) if self._autocast else nullcontext()

@@ -228,7 +228,7 @@ def _work(job: Job, device: str, threads: int, take: Callable[[], int | None], r
                 embeddings = encoder.encode(window, progress)
             except torch.OutOfMemoryError:
                 raise InputError(f"{device} has too little memory; lower --batch-tokens and start over.") from None
-            about = {"flaws": flaws, "tokens": window.tokens, "unknown": window.unknown}
+            about = {"flaws": flaws, **window.counts()}
             writer.submit(_write, job, index, embeddings, texts, about)
 
 

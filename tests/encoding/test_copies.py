@@ -9,9 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from diffcse_scale.encoding import EncodeOptions, encode, load
+from diffcse_scale.export import export_sentence_transformer
 from diffcse_scale.foundation.errors import InputError
+from tests.support.tiny_models import tiny_bert
 
 Options = Callable[..., EncodeOptions]
 
@@ -72,6 +76,20 @@ def test_the_share_of_unknown_tokens_is_told(options: Options, tmp_path: Path) -
     file = tmp_path / "half.txt"
     file.write_text("老 the\n" * 40)
     assert encode(options(file), progress=False).endswith("25% of the tokens unknown to the model.")
+
+
+def test_the_share_of_characters_that_a_tokenizer_leaves_out_is_told(options: Options, tmp_path: Path) -> None:
+    """BPE without bytes and without an unknown token. Spaces do not count."""
+    backend = Tokenizer(models.BPE({"[PAD]": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")]))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]")
+    export_sentence_transformer(tiny_bert(), tokenizer, "mean", 20, tmp_path / "bpe")
+    file = tmp_path / "half.txt"
+    file.write_text("ab xy\n" * 40 + "ab a ba\nabx\n")
+    chosen = options(file, model=str(tmp_path / "bpe"))
+    assert encode(chosen, progress=False).endswith("; 48.2% of the characters left out by the tokenizer.")  # 81 / 168
+    file.write_text("ab\n")
+    assert "left out" not in encode(options(file, model=chosen.model, output=str(tmp_path / "all")), progress=False)
 
 
 def test_a_text_of_megabytes_is_encoded_as_its_beginning(options: Options, tmp_path: Path) -> None:
