@@ -33,7 +33,7 @@ USUAL_PAIRS = (
 SAMPLE = 1_000  # rows of each file that are examined
 LONGEST_SHOWN = 80  # characters of a row in a message
 TITLE = re.compile(r"\w[\w .:()/-]{0,63}")
-SAYS_SEPARATOR = re.compile(r'"?sep=([^\w"])"?\s*')  # a first line for Excel, which does not show it
+SAYS_SEPARATOR = re.compile(r'("?)sep=([^\w"\r\n])\1\s*')  # a first line for Excel, which does not show it
 NO_TITLE = {"na", "n/a", "nan", "none", "null", "missing", "unknown"}  # these stand for a missing number
 
 
@@ -119,7 +119,7 @@ def said_separator(name: str) -> str | None:
     """The separator that the first line of a file names for Excel, as `sep=;`; None if there is no such line."""
     with open_text(name) as lines:
         found = SAYS_SEPARATOR.fullmatch(next(lines, ""))
-    return found and found[1]
+    return found and found[2]
 
 
 def number_or_text(field: str) -> str | float | None:

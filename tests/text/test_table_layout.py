@@ -90,6 +90,7 @@ DECIDED = {
         ["yes, sir", "no, sir"],
     ),
     "Excel's line and another separator": ("sep=,\ntext;id\na,b;1\nc;2\n", {"separator": ";"}, ["a,b", "c"]),
+    "a line for Excel that names nothing": ("sep=\ntext\n", {"header": False, "columns": 1}, ["sep=", "text"]),
     "a column called sep": ("sep,text\n1,one\n2,two\n", {}, ["one", "two"]),
     "another character": ("text~id\none~1\ntwo~2\n", {"separator": "~"}, ["one", "two"]),
 }
