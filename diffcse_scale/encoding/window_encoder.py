@@ -164,7 +164,7 @@ class WindowEncoder:
                 )
             )
         unknown = self._unknown(features["input_ids"], repeats)
-        lost, characters = self._left_out([texts[place] for place in places])
+        lost, characters = self._left_out(texts, places)
         return Window(len(order), places, batches, int(repeats @ lengths), unknown, characters, lost)
 
     @torch.inference_mode()
@@ -194,8 +194,10 @@ class WindowEncoder:
         token = unknown_id(self._model.tokenizer)
         return 0 if token is None else int(repeats @ [ids.count(token) for ids in rows])
 
-    def _left_out(self, texts: list[str]) -> tuple[int, int]:
-        return left_out(self._model.tokenizer, texts) if self._leaves_out else (0, 0)
+    def _left_out(self, texts: list[str], places: NDArray[np.int64]) -> tuple[int, int]:
+        if not self._leaves_out:
+            return 0, 0
+        return left_out(self._model.tokenizer, [texts[place] for place in places])
 
     def _computation(self) -> AbstractContextManager[Any]:
         return torch.autocast("cpu", self._dtype) if self._autocast else nullcontext()

@@ -140,13 +140,13 @@ def _delimited(file: Path, usual: str) -> Table:
 
     A first line `sep=;`, for Excel, names the separator.
     """
-    usual_first = (usual, *SEPARATORS.values())
-    for separator in usual_first if (said := said_separator(str(file))) is None else (said,):
+    said = said_separator(str(file))
+    for separator in (said,) if said else (usual, *SEPARATORS.values()):
         rows = _separated(file, separator, usual)
         if rows and len(rows[0]) >= len(FORM) and len({len(row) for row in rows}) == 1:
             break
     else:
-        rows = _separated(file, usual, usual)
+        rows = _separated(file, said or usual, usual)
         if rows is None:
             raise InputError(f"{file}: a quotation mark is not closed or is in the wrong place; fix the quoting.")
     for number, row in enumerate(rows, start=1):

@@ -89,6 +89,7 @@ def test_of_many_columns_those_are_taken_that_are_called_so(tmp_path: Path) -> N
     ("name", "content", "said"),
     [
         ("a.csv", b"1,a,b\n2,c\n", r"a\.csv, row 2 has 2 fields, not score, sentence, sentence"),
+        ("a.csv", b"sep=;\n1;a, or b;c\n2;d\n", r"a\.csv, row 2 has 2 fields, not score, sentence, sentence"),
         ("a.csv", b"1,a,b\n0.9,Hello, world,Bye\n", r"a\.csv, row 2 has 4 fields, not score, sentence, sentence"),
         ("a.csv", b"score,text1,text2\n0.9,Hello, world,Bye\n", r"a\.csv, row 2 has 4 fields, not score, text1, text2"),
         ("a.csv", b"a,b,x\nc,d,4\n", r"a\.csv, row 1: the score 'x' is not a finite number"),
