@@ -42,6 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "docs" / "results" / "encoding.jsonl"
 BATCH_SIZES = (8, 16, 32, 64, 128)
 SWEEP = 256  # sentences for comparing the batch sizes of SentenceTransformer.encode
+ORIGIN = {"wiki-mini": " (made from a supervised sentence encoder)"}
 SHARDS = 2  # that `encode` finishes between two pauses
 Row = dict[str, Any]
 
@@ -223,7 +224,7 @@ def page(rows: list[Row]) -> str:
     packages = about["packages"]
     return PAGE.format(
         sentences=whole["sentences"],
-        model=whole["model"],
+        model=f"`{whole['model']}`{ORIGIN.get(whole['model'], '')}",
         precision=whole["precision"],
         blocks=len(blocks),
         block=blocks[0]["reference_sentences"],
@@ -264,14 +265,17 @@ PAGE = """\
 **Question.** How fast is `diffcse-scale encode` compared with `SentenceTransformer.encode`? Does its memory grow, and
 do kills change its output?
 
+<!-- only parsed: trains or measures for a long time -->
+
     export DIFFCSE_DATA=...
     python -m studies.encoding measure --model MODEL
     python -m studies.encoding report
 
-The input is the first {sentences:,} sentences of `$DIFFCSE_DATA/corpus`; the model is `{model}` in {precision}. One run
-of `encode` was paused after every second shard. During each pause `SentenceTransformer.encode` (batches of 32, its
-default, and as many threads as cores) encoded {block:,} of the same sentences in another process. So other work on the
-machine affected both. `encoding.jsonl` has the rows.
+The input is the first {sentences:,} sentences of `$DIFFCSE_DATA/corpus`.
+The model is {model} in {precision}.
+One run of `encode` was paused after every second shard. During each pause `SentenceTransformer.encode` (batches of 32,
+its default, and as many threads as cores) encoded {block:,} of the same sentences in another process. So other work on
+the machine affected both. `encoding.jsonl` has the rows.
 
 | | sentences/s |
 |---|---|

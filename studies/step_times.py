@@ -206,6 +206,8 @@ This page compares the time of a step with the official program's arithmetic in 
 its own process. The machine is shared: steps of one row differ by up to a fifth, and *matmul* shows how much of the
 machine a row's process had.
 
+<!-- only parsed: trains or measures for a long time -->
+
     python -m studies.step_times measure
     python -m studies.step_times curves
     python -m studies.step_times report
@@ -310,7 +312,7 @@ def growth_table(rows: list[Row]) -> list[str]:
     """Table of the resident memory after some of the steps."""
     after = (20, 50, 100, 200, 300, 400, 500)
     lines = ["| GB after step | " + " | ".join(map(str, after)) + " | 500 / 20 |", "|---|" + "---|" * (len(after) + 1)]
-    for row in series_of(rows, "growth"):
+    for row in of_group(rows, "growth"):
         memory = [row["all_memory_gb"][step - 1] for step in after]
         cells = [f"ZeRO-{row['zero_stage']}, {'packed' if row['packed'] else 'padded'}"]
         cells += [f"{value:.2f}" for value in memory] + [f"{memory[-1] / memory[0]:.2f}"]
