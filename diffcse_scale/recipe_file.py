@@ -94,7 +94,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not equals or not all((*sections, field)):
         raise InputError(f"Override {quoted(override)} must have the form section.field=value.")
     try:
-        value = text if text.startswith("*") else load_yaml(text)  # "*" starts a glob here, not a YAML alias
+        # "*" starts a glob here, not a YAML alias; "-" is standard input, not a list with an empty entry
+        value = text if text.startswith("*") or text == "-" else load_yaml(text)
     except DuplicateKey as error:
         raise InputError(f"Override {quoted(override)}: {error}.") from None
     except yaml.YAMLError as error:

@@ -44,11 +44,12 @@ def refuse_stream(place: Path, called: str) -> None:
     """Refuse a pipe or device: it can be read only once, and an input is read again by other ranks and on resume.
 
     Args:
-        place: a path that `given_path` returned; it may be absent.
+        place: a path that `given_path` returned; it may be absent. "-" without a file of this name is standard input.
         called: start of the error message, such as "Corpus /dev/stdin".
 
     Raises:
         InputError: something is there that is neither a file nor a folder.
     """
-    if place.exists() and not place.is_file() and not place.is_dir():
+    stream = not place.is_file() and not place.is_dir() if place.exists() else str(place) == "-"
+    if stream:
         raise InputError(f"{called} is a pipe or device, which can be read only once; write its text to a file first.")

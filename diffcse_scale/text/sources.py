@@ -331,6 +331,8 @@ def _files(entry: str, data: DataRecipe) -> list[str]:
         nowhere = next((name for name in matches if not Path(name).exists()), None)
         if nowhere:
             raise InputError(f"Corpus {entry}: {nowhere} is a link that leads to no file; fix or remove it.")
+        for name in matches:
+            refuse_stream(Path(name), f"Corpus {entry}: {name}")
         files = [name for name in matches if Path(name).is_file()]
         if not files:
             raise InputError(f"Corpus {entry}: no file matches.")

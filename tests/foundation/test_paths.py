@@ -78,6 +78,28 @@ def test_a_pipe_is_refused_wherever_a_file_is_read(place: str, linked: bool, tmp
         TAKES_A_PATH[place](name if place == "a recipe" else f"{name}.yaml")
 
 
+def test_a_pipe_among_the_files_of_a_glob_is_refused(tmp_path: Path) -> None:
+    """Passed over, its sentences would be missing without a word; folders that match hold no text of their own."""
+    (tmp_path / "a.txt").write_text("a sentence\n")
+    (tmp_path / "folder.txt").mkdir()
+    place = TAKES_A_PATH["a glob of data.files"]
+    place(f"{tmp_path}/")
+    os.mkfifo(tmp_path / "b.txt")
+    with pytest.raises(InputError, match=r"\*\.txt: .*/b\.txt is a pipe or device, which can be read only once"):
+        place(f"{tmp_path}/")
+
+
+def test_a_dash_is_standard_input_unless_it_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("quickstart", ["data.files=-", "evaluation.data=-"])
+    with pytest.raises(InputError, match=r"^Corpus - is a pipe or device, which can be read only once; write its"):
+        check_names(recipe.data)
+    with pytest.raises(InputError, match=r"^Evaluation data - is a pipe or device, which can be read only once"):
+        load_sts(str(recipe.evaluation.data))
+    (tmp_path / "-").write_text("a sentence\n")
+    check_names(recipe.data)
+
+
 def test_the_home_of_a_user_takes_the_place_of_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
