@@ -1,6 +1,8 @@
-"""Earlier claims about replaced-token detection, measured again: the effect of lambda, and RTD's share of the gradient.
+"""Earlier claims about replaced-token detection, measured again: the effect of lambda, RTD's share of the gradient, and
+whether the discriminator uses z.
 
-    python -m studies.effect_claims run share      # $DIFFCSE_MODELS/wiki-mini on $DIFFCSE_DATA, for 52 steps
+    python -m studies.effect_claims run share      # $DIFFCSE_MODELS/wiki-mini on $DIFFCSE_DATA, for 104 steps
+    python -m studies.effect_claims run z          # the same, `sampled` and `official`, for 156 steps
     python -m studies.effect_claims run dose       # the embedded example at growing lambda, seed 1
     python -m studies.effect_claims report
 
@@ -38,7 +40,8 @@ WINNERS = {"lambda0": ("1e-4", "0", "0.30"), "sampled": ("1e-4", "0.05", "0.15")
 EVERY = "objective.parameter_share_every"
 STOPPED = 143  # the exit code of a run that was asked to stop
 EVALUATED = (100, 150, 200, 312)  # steps
-SHOWN = (0, 10, 17, 20, 34, 50, 51, 100, 200, 300)  # steps that were done before the step shown
+SHOWN = (0, 10, 17, 20, 34, 50, 51, 68, 85, 100, 102, 200, 300)  # steps that were done before the step shown
+WINDOWS = ((0, 9), (10, 29), (30, 51), (52, 77), (78, 103))  # steps that were done before the steps of a window
 LOGGED = ("gradient_share", "gradient_cosine", "parameter_share", "parameter_cosine")
 FOUND = ("dev_spearman", "dev_rtd_auroc", "dev_rtd_skill", "dev_rtd_z_gain")
 
@@ -47,9 +50,18 @@ def runs(kind: str) -> dict[str, list[str]]:
     """For each run's name, the recipe and the overrides."""
     if kind == "share":
         # with this schedule the learning rate does not depend on the number of steps
-        short = ["log_every=1", f"{EVERY}=17", "max_steps=52", "optimizer.schedule=constant", "evaluation.data=null"]
+        short = ["log_every=1", f"{EVERY}=17", "max_steps=104", "optimizer.schedule=constant", "evaluation.data=null"]
         return {
             "share/wiki-mini lambda 0.05/seed42": ["bert_base_sts", *of_wiki_mini("sampled", WIKI_MINI, 42), *short]
+        }
+    if kind == "z":
+        return {
+            f"z/wiki-mini {objective}/seed42": [
+                "bert_base_sts",
+                *of_wiki_mini(objective, WIKI_MINI, 42),
+                "max_steps=156",
+            ]
+            for objective in ("sampled", "official")
         }
     return {f"dose/clip {clip}, lambda {dose}/seed1": _dose(clip, dose) for clip, dose in DOSES}
 
@@ -124,6 +136,15 @@ def report() -> None:
         for step, in_z, _, share, cosine in row["gradients"]:
             if share is not None and step - 1 in SHOWN:
                 print(f"| {name} | {step - 1} | {in_z:.2%} | {share:.2%} | {cosine:+.3f} |")
+    print("\n| run | steps | share in z: median | least | most |\n|---|---|---|---|---|")
+    for name, row in ((name, row) for name, row in rows.items() if name.startswith("share/")):
+        for first, last in WINDOWS:
+            shares = [in_z for step, in_z, *_ in row["gradients"] if first < step <= last + 1]
+            print(f"| {name} | {first} to {last} | {np.median(shares):.2%} | {min(shares):.2%} | {max(shares):.2%} |")
+    print("\n| run | step | AUROC | z gain, nats per word |\n|---|---|---|---|")
+    for name, row in ((name, row) for name, row in rows.items() if name.startswith("z/")):
+        for step, _, auroc, _, gain in row["evaluations"]:
+            print(f"| {name} | {step} | {auroc:.4f} | {gain:+.5f} |")
     print("\n| run | steps with the measurement | seconds of such a step by those of its neighbours |\n|---|---|---|")
     for name, row in rows.items():
         ratios = costs(row)
@@ -169,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run")
-    run.add_argument("kind", choices=("dose", "share"))
+    run.add_argument("kind", choices=("dose", "share", "z"))
     run.add_argument("--runs", type=Path, default=Path("runs/effect_claims"))
     commands.add_parser("report")
     arguments = parser.parse_args()
