@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from diffcse_scale.encoding.encode_options import EncodeOptions
 from diffcse_scale.encoding.folder_manifest import FORMAT, WHERE, Manifest, begun, read_manifest
-from diffcse_scale.encoding.rows import open_rows
+from diffcse_scale.encoding.rows import check_rows_are_usable, open_rows
 from diffcse_scale.encoding.shard_files import Floats
 from diffcse_scale.encoding.stored import ranges_of
 from diffcse_scale.encoding.window_encoder import COUNTS, choose_batch_tokens, choose_precision
@@ -65,6 +65,7 @@ def encode(options: EncodeOptions, progress: bool = True) -> str:
     rows = open_rows(options.input, options.column, options.separator, options.header, options.keep_columns)
     if not len(rows):
         raise InputError(f"{', '.join(options.input)}: there is no row to encode.")
+    check_rows_are_usable(rows)
     devices = choose_devices(options.devices, -(-len(rows) // options.window))
     computation = _computation(options, torch.device(devices[0]))
     facts = {

@@ -11,15 +11,22 @@ from typing import Any
 
 import datasets
 
+from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import DataRecipe
 from diffcse_scale.text.cache import cache_folder, workers
-from diffcse_scale.text.corpus import Flaw, corpus_fingerprint
+from diffcse_scale.text.corpus import MOST_UNDECODABLE, Flaw, corpus_fingerprint
 from diffcse_scale.text.formats import LINE, Parse
 from diffcse_scale.text.kept_columns import KeptColumns, open_kept
 from diffcse_scale.text.remote import origin
 from diffcse_scale.text.sources import find_sources
 from diffcse_scale.text.undecodable import ERRORS, shown, undecodable
+
+FIRST = 1_000  # rows
+ADVICE = {
+    "malformed": "write one JSON object with text per line, or one array of such objects",
+    "undecodable": "convert them to UTF-8, for example with `iconv -f WINDOWS-1252 -t UTF-8`",
+}  # for the flaws of rows that cannot be encoded as they are
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,20 @@ class Rows:
                 flaws.update([flaw.name.lower()] if flaw else ())
             start = end
         return texts, flaws
+
+
+def check_rows_are_usable(rows: Rows) -> None:
+    """Look at the first rows, before a model is loaded.
+
+    Raises:
+        InputError: more than MOST_UNDECODABLE of them are not UTF-8 or malformed, so that `read` would lose them.
+    """
+    texts, flaws = rows.read(0, min(len(rows), FIRST))
+    for flaw, advice in ADVICE.items():
+        if (count := flaws[flaw]) > MOST_UNDECODABLE * len(texts):
+            raise InputError(
+                f"{', '.join(rows.names[:3])}: {count:,} of the first {len(texts):,} rows are {flaw}; {advice}."
+            )
 
 
 def open_rows(

@@ -32,7 +32,12 @@ Search = Callable[[Floats, int], tuple[Floats, NDArray[np.int64]]]
 
 
 def unit(vectors: Floats) -> Floats:
-    """Rows normalized to length 1. A zero row stays zero."""
+    """Rows normalized to length 1. A zero row stays zero.
+
+    First each row is scaled by a power of two, which is exact, so that no square overflows or vanishes.
+    """
+    _, exponents = np.frexp(np.abs(vectors).max(axis=1, keepdims=True))
+    vectors = np.ldexp(vectors, -exponents)
     scaled: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), SMALLEST_NORM)
     return scaled
 

@@ -17,8 +17,14 @@ from diffcse_scale.text import json_objects
 from diffcse_scale.text.contents import FIRST_BYTES, seems_to_be
 from diffcse_scale.text.formats import COMPRESSIONS, ENDINGS
 from diffcse_scale.text.sources import GRADES
-from diffcse_scale.text.table_layout import USUAL_PAIRS, number_or_text, open_text, rows_of, said_separator
-from diffcse_scale.text.undecodable import undecodable
+from diffcse_scale.text.table_layout import (
+    USUAL_PAIRS,
+    number_or_text,
+    open_text,
+    quoted_as_csv,
+    rows_of,
+    said_separator,
+)
 
 FORM = ("score", "sentence", "sentence")
 ADVICE = "give three columns, of a score and two sentences, or call them score, sentence1 and sentence2"
@@ -110,7 +116,7 @@ def _table(file: Path) -> Table:
     kind = ENDINGS.get(path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix)
     name = kind.name if kind else "text"
     if name in ("text", "tsv") and path.suffix not in COMPRESSIONS:
-        return Table(read_lines(file, FORM))
+        return Table(_unquoted(file, read_lines(file, FORM)))
     try:
         if name == "parquet":
             table = pyarrow.parquet.read_table(file)
@@ -120,6 +126,16 @@ def _table(file: Path) -> Table:
         raise
     except Exception as error:  # from several libraries
         raise InputError(f"{file} cannot be read as {name}: {one_line(error).rstrip('.')}.") from None
+
+
+def _unquoted(file: Path, rows: list[list[str]]) -> list[list[str]]:
+    """The rows, which were read without quoting; InputError if they are quoted."""
+    if rows and quoted_as_csv(str(file), rows):
+        raise InputError(
+            f"{file}: its fields are quoted as in CSV, but between tabs quotation marks are text; give it the ending "
+            ".csv (tabs may stay)."
+        )
+    return rows
 
 
 def _objects(file: Path) -> Table:
@@ -149,10 +165,7 @@ def _delimited(file: Path, usual: str) -> Table:
         rows = _separated(file, said or usual, usual)
         if rows is None:
             raise InputError(f"{file}: a quotation mark is not closed or is in the wrong place; fix the quoting.")
-    for number, row in enumerate(rows, start=1):
-        if any(map(undecodable, row)):
-            raise InputError(f"{file}, row {number} is not UTF-8; convert the file.")
-    return Table(rows, unit="row")
+    return Table(_unquoted(file, rows) if separator == usual == "\t" else rows, unit="row")
 
 
 def _separated(file: Path, separator: str, usual: str) -> list[list[str]] | None:

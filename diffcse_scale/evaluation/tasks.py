@@ -23,6 +23,7 @@ from diffcse_scale.foundation.paths import given_path, refuse_stream
 from diffcse_scale.text.cache import cache_folder
 from diffcse_scale.text.hub_dataset import load_split
 from diffcse_scale.text.remote import copy_folder, is_remote
+from diffcse_scale.text.undecodable import undecodable
 
 GradedPair = tuple[float, str, str]
 """Human similarity score, first sentence, second sentence."""
@@ -214,4 +215,6 @@ def _pair(score: Any, first: Any, second: Any, where: str) -> GradedPair:
         raise InputError(f"{where}: the score {quoted(score)} is not a finite number.")
     if not all(isinstance(sentence, str) and sentence.strip() for sentence in (first, second)):
         raise InputError(f"{where}: a sentence is empty or not text.")
+    if undecodable(first) or undecodable(second):
+        raise InputError(f"{where} is not UTF-8, or holds a NUL or half of a surrogate pair; convert the file.")
     return number, first, second

@@ -11,6 +11,7 @@ from typing import Any
 from diffcse_scale.foundation.errors import InputError, one_line
 from diffcse_scale.text.compressed import open_bytes
 from diffcse_scale.text.formats import COMPRESSIONS, FORMATS, Format
+from diffcse_scale.text.json_objects import object_of
 from diffcse_scale.text.remote import origin
 
 FIRST_BYTES = 4096
@@ -26,12 +27,16 @@ BEGINNINGS = {
     "SQLite": re.compile(rb"SQLite format 3\x00"),
     "Arrow": re.compile(rb"ARROW1\x00"),
     "PDF": re.compile(rb"%PDF-\d"),
+    "UTF-32": re.compile(rb"(\xff\xfe\x00\x00|\x00\x00\xfe\xff)"),
     "UTF-16": re.compile(rb"(\xff\xfe|\xfe\xff)"),
     # text that stands in the place of a file
     "an HTML page": re.compile(rb"(?i)(\xef\xbb\xbf)?\s*(<!doctype html|<html[\s>])"),
     "a Git LFS pointer": re.compile(rb"version https://git-lfs\.github\.com/spec/"),
 }
+JSON_LINES = "lines of JSON"
 ADVICE = {
+    JSON_LINES: "give it the ending .jsonl",
+    "UTF-32": "convert it to UTF-8, for example with `iconv -f UTF-32 -t UTF-8`",
     "UTF-16": "convert it to UTF-8, for example with `iconv -f UTF-16 -t UTF-8`",
     "an HTML page": "give the file or address of the text itself, and not of a page about it",
     "a Git LFS pointer": "fetch the file with `git lfs pull`",
@@ -62,7 +67,7 @@ def check_content(name: str, named: Format) -> None:
     first = _first_bytes(name, lambda: io.FileIO(name))
     if not first and expected is None:
         return
-    found = seems_to_be(first)
+    found = seems_to_be(first) or _holds_objects(first, named)
     if found != expected:
         found = found or ("text or damaged" if first else "empty")
         raise InputError(
@@ -70,9 +75,17 @@ def check_content(name: str, named: Format) -> None:
             f"{ADVICE.get(found, OTHERWISE)}."
         )
     if compression and is_text:
-        found = seems_to_be(_first_bytes(name, lambda: open_bytes(name)))
+        inside = _first_bytes(name, lambda: open_bytes(name))
+        found = seems_to_be(inside) or _holds_objects(inside, named)
         if found:
             raise InputError(f"Corpus file {origin(name)} is named like compressed text and seems to hold {found}.")
+
+
+def _holds_objects(first: bytes, named: Format) -> str | None:
+    """`JSON_LINES` if a file that is named like lines of text begins with two JSON objects, each on a line."""
+    lines = [line for line in first.split(b"\n")[:-1] if line.strip()][:2] if named.name == "text" else []
+    is_json = len(lines) == 2 and all(object_of(line.decode("utf-8-sig", "replace")) for line in lines)
+    return JSON_LINES if is_json else None
 
 
 def _first_bytes(name: str, opened: Callable[[], Any]) -> bytes:

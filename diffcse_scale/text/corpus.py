@@ -232,18 +232,9 @@ def _strip(values: Sequence[str | None]) -> tuple[list[str], Flaw]:
     """The texts of a row without surrounding white space, and its flaw; with a flaw the texts are empty."""
     texts = [(value or "").strip() for value in values]
     flaw = Flaw.NONE if all(texts) else Flaw.EMPTY
-    if any(undecodable(text) or not _encodable(text) for text in texts):
+    if any(map(undecodable, texts)):
         flaw = Flaw.UNDECODABLE
     return ([""] * len(texts) if flaw else texts), flaw
-
-
-def _encodable(text: str) -> bool:
-    """False if the text has lone surrogates (half characters), which JSON can escape."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _column(rows: datasets.Dataset, name: str) -> np.ndarray:

@@ -22,8 +22,8 @@ def records(name: str, usual: str, asked: Layout) -> Iterator[list[str]]:
         asked: the known part of the layout; the rest is detected from the file.
 
     Raises:
-        InputError: an ambiguous layout, two columns with the same name, a row with more fields than there are columns,
-            or a quotation mark that is not closed; names file and line.
+        InputError: an ambiguous layout, two columns with the same name, a second header, a row with more fields than
+            there are columns, or a quotation mark that is not closed; names file and line.
     """
     layout = layout_of(name, usual, asked)
     assert layout.separator is not None
@@ -37,6 +37,11 @@ def records(name: str, usual: str, asked: Layout) -> Iterator[list[str]]:
                 raise InputError(f"Corpus file {origin(name)} has two columns called {quoted(twice[0])}; rename one.")
             yield header
             for fields in reader if layout.header else chain([first] if first else [], reader):
+                if layout.header and fields == header and len(header) > 1:
+                    raise InputError(
+                        f"Corpus file {origin(name)}, line {reader.line_num}: the header is there again, as in files "
+                        "that were put together; remove this line."
+                    )
                 if len(fields) > len(header):
                     raise InputError(
                         f"Corpus file {origin(name)}, line {reader.line_num}: {len(fields)} fields under a header of "

@@ -220,6 +220,11 @@ class JsonObjects(TextFormat):
                 f"Corpus file {origin(name)} is not valid json: no JSON object in {self.place(name, 0)}, nor in those "
                 "after it; write one object per line, or one array of objects."
             )
+        if len(first) == 1 and (name_of_list := json_objects.rows_inside(found[0])):
+            raise InputError(
+                f"Corpus file {origin(name)} is one JSON object, whose {quoted(name_of_list)} holds the rows; write "
+                "them as one array, or one object per line."
+            )
         yield from found
 
     def rows(self, name: str, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:

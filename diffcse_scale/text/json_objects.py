@@ -9,7 +9,7 @@ from typing import Any
 
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.text.remote import origin
-from diffcse_scale.text.table_layout import open_text
+from diffcse_scale.text.table_layout import USUAL_COLUMNS, open_text
 
 CHUNK = 2**20  # characters of an array that are read at once
 NOT_THE_END = 16  # characters: for an error at least so far from the end of the text read, more text would not help
@@ -88,6 +88,17 @@ def _end_of_value(decoder: json.JSONDecoder, text: str, place: int) -> tuple[int
     except json.JSONDecodeError as error:
         cut = error.pos > len(text) - NOT_THE_END or error.msg.startswith("Unterminated string")
         return None, "" if cut else error.msg[0].lower() + error.msg[1:]
+
+
+def rows_inside(record: dict[str, Any]) -> str | None:
+    """The key of a list with several objects in an object without a text of its own, such as SQuAD's `data`.
+
+    None if there is no such list, or if a usual column of text says that the object is itself a row.
+    """
+    if any(isinstance(record.get(name), str) for name in USUAL_COLUMNS):
+        return None
+    lists = ((key, value) for key, value in record.items() if isinstance(value, list) and len(value) > 1)
+    return next((key for key, value in lists if all(isinstance(one, dict) for one in value)), None)
 
 
 def object_of(line: str) -> dict[str, Any] | None:

@@ -92,10 +92,15 @@ def layout_of(name: str, usual: str, asked: Layout) -> Layout:
     """
     separator = asked.separator or said_separator(name) or _separator(name, usual, asked)
     rows = _first_rows(name, separator, usual) or [[]]
-    if separator == usual == "\t" and _quoted_as_csv(name, rows):
+    if separator == usual == "\t" and quoted_as_csv(name, rows):
         raise InputError(
             f"Corpus file {origin(name)}: its fields are quoted as in CSV, but in a .tsv file quotation marks are "
             "text; give it the ending .csv (tabs may stay)."
+        )
+    if blank := _quoted_after_blank(rows):
+        raise InputError(
+            f"Corpus file {origin(name)}: in its column {blank} a blank stands before each quotation mark, so that the "
+            "marks would be text; remove these blanks."
         )
     first, *rest = rows
     header = asked.header
@@ -163,7 +168,7 @@ def _first_rows(name: str, separator: str, usual: str, most_lines: int | None = 
             return None
 
 
-def _quoted_as_csv(name: str, rows: list[list[str]]) -> bool:
+def quoted_as_csv(name: str, rows: list[list[str]]) -> bool:
     """Whether a .tsv file is quoted like a .csv file, as pandas does where text has quotation marks or line ends.
 
     A sentence may be in quotation marks of its own. So all titles must be, or marks inside must be doubled, or rows
@@ -180,6 +185,15 @@ def _quoted_as_csv(name: str, rows: list[list[str]]) -> bool:
     if len({len(row) for row in rows}) == 1:
         return False
     return _is_table(_first_rows(name, "\t", ",", most_lines=10 * SAMPLE))
+
+
+def _quoted_after_blank(rows: list[list[str]]) -> int | None:
+    """The number (from 1) of a column whose fields, except a title, are all quoted after a blank, as in `1, "a b"`."""
+    below = [row for row in rows[1:] if row]
+    for column in range(min(map(len, below), default=0)):
+        if all(field[:1] == " " and _in_quotes(field.strip()) for field in (row[column] for row in below)):
+            return column + 1
+    return None
 
 
 def _in_quotes(field: str) -> bool:

@@ -16,8 +16,14 @@ codecs.register_error(ERRORS, lambda error: (MARK, error.end))  # type: ignore[a
 
 
 def undecodable(text: str) -> bool:
-    """Whether a text has a `MARK`, or a NUL, which is a sign of UTF-16."""
-    return MARK in text or "\0" in text
+    """Whether a text has a `MARK`, a NUL, a sign of UTF-16, or half of a surrogate pair, as JSON can escape."""
+    if MARK in text or "\0" in text:
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def shown(text: str) -> str:

@@ -334,6 +334,27 @@ def test_what_a_process_raises_is_raised_as_it_was(error: Exception, kind: type[
         raise pickle.loads(pickle.dumps(work._portable(error)))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "a.jsonl",
+            b'{"text": "one"}\n{"text": "two"},\n{"text": 3}\n]\n',
+            "3 of the first 4 rows are malformed; write",
+        ),
+        ("a.txt", b"stra\xdfe\nd\xfcnn\nein Hund\n", "2 of the first 3 rows are undecodable; convert them to UTF-8"),
+    ],
+)
+def test_rows_that_are_mostly_lost_are_refused_before_the_model_is_loaded(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, said: str
+) -> None:
+    monkeypatch.setattr(work.Job, "open_encoder", lambda *_: pytest.fail("a model was loaded"))
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name}: {said}"):
+        encode(options(tmp_path / name, column=None), progress=False)
+    assert not Path(options(tmp_path / name).output).exists()
+
+
 def test_empty_and_undecodable_rows_keep_their_place_and_are_counted(
     options: Options, tmp_path: Path, model: SentenceTransformer
 ) -> None:

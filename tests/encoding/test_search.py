@@ -51,6 +51,17 @@ def test_exact_search_is_brute_force(
     assert sorted(rows[0]) == list(range(103))
 
 
+@pytest.mark.parametrize("size", [1e-44, 1e-30, 1e20, 3e38])
+def test_cosines_do_not_depend_on_the_size_of_vectors(size: float) -> None:
+    """The norm of 1e20 overflows in float32, and the square of 1e-30 vanishes."""
+    vectors = np.random.default_rng(0).uniform(-1, 1, (5, 8)).astype(np.float32)
+    sized = (vectors * size).astype(np.float32)
+    truth = sized.astype(np.float64)
+    truth /= np.linalg.norm(truth, axis=1, keepdims=True)
+    np.testing.assert_allclose(search.unit(sized), truth, rtol=1e-6)
+    assert not search.unit(np.zeros((1, 8), np.float32)).any()
+
+
 def test_of_equal_cosines_the_first_row_comes_first(options: Options, text_file: Path, sentences: list[str]) -> None:
     # on some processors a sentence's last bits depend on its place in the batch; float16 drops them
     encode(options(text_file, dtype="float16"), progress=False)

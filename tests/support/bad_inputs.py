@@ -193,6 +193,12 @@ GIVEN: dict[str, Maker | str] = {
     "a .tsv file that pandas wrote, whose text has quotation marks or line ends": prepared(
         "data.files=pandas.tsv", files={"pandas.tsv": 'id\ttext\n1\t"He said ""yes""."\n2\t"two\nlines"\n'}
     ),
+    "a CSV file with a blank before each quotation mark": prepared(
+        "data.files=blanks.csv", files={"blanks.csv": 'id, text\n1, "A dog runs."\n2, "It rains."\n'}
+    ),
+    "two CSV files that were put together with their headers": prepared(
+        "data.files=both.csv", files={"both.csv": "id,text\n1,A dog runs.\nid,text\n1,It rains.\n"}
+    ),
     "`data.separator=;` and `data.files=sheet.txt`": prepared(
         "data.files=sheet.txt", "data.separator=;", files={"sheet.txt": SHEET}
     ),
@@ -202,6 +208,12 @@ GIVEN: dict[str, Maker | str] = {
     ),
     "a JSON array that is cut off": prepared(
         "data.files=cut.json", files={"cut.json": '[{"text": "one"}, {"text": "tw'}
+    ),
+    "JSON whose rows are in a list beside other text, as SQuAD's": prepared(
+        "data.files=squad.json", files={"squad.json": '{"version": "1", "data": [{"text": "one"}, {"text": "two"}]}'}
+    ),
+    "JSON lines that are called .txt": prepared(
+        "data.files=lines.txt", files={"lines.txt": '{"text": "one"}\n{"text": "two"}\n'}
     ),
     "JSON nested 100,000 deep in a line": prepared("data.files=deep.jsonl", files={"deep.jsonl": DEEP}),
     "a Parquet file without rows": prepared(
@@ -234,6 +246,13 @@ GIVEN: dict[str, Maker | str] = {
         files={"german.txt": "Die Straße ist schön.\nDer Weg ist gut.\nEs könnte sein.\n".encode("cp1252")},
     ),
     "`evaluation.data=pairs.tsv` with a word for a score": evaluated("pairs.tsv", PAIRS),
+    "pairs in JSON or Parquet with bytes that are not UTF-8": evaluated(
+        "pairs.jsonl",
+        '{"score": 1, "sentence1": "a", "sentence2": "b"}\n{"score": 2, "sentence1": "c \\ud83d", "sentence2": "d"}\n',
+    ),
+    "pairs in a .tsv file that pandas wrote, whose text has quotation marks": evaluated(
+        "pairs.tsv", '1\t"He said ""yes""."\tHe agreed.\n0\tIt rains.\tA cat sleeps.\n'
+    ),
     "`evaluation.data=nli.csv` with premise, hypothesis and label": evaluated(
         "nli.csv", "premise,hypothesis,label\na,b,0\nc,d,2\n"
     ),

@@ -290,6 +290,21 @@ REFUSALS: dict[str, tuple[dict[str, bytes], dict[str, Any], str]] = {
         {"files": ["a.tsv", "b.tsv"]},
         r"b\.tsv, line 2: 3 fields under a header of 2; take the tab out",
     ),
+    "the header again, after a line end in quotation marks": (
+        {"a.csv": b'id,text\n1,"one\ntwo"\nid,text\n2,three\n'},
+        {"files": "a.csv"},
+        r"a\.csv, line 4: the header is there again, .* remove this line",
+    ),
+    "quotation marks after blanks": (
+        {"a.csv": b'id, text\n1, "a b"\n\n2, "c"\n'},
+        {"files": "a.csv"},
+        "in its column 2 a blank stands before each quotation mark",
+    ),
+    "rows in a list beside other text": (
+        {"a.json": b'{"type": "FeatureCollection", "features": [{"text": "one"}, {"text": "two"}]}'},
+        {"files": "a.json"},
+        r"a\.json is one JSON object, whose 'features' holds the rows; write",
+    ),
     "quotation mark not closed": ({"a.csv": b'text\n"one\ntwo\n'}, {"files": "a.csv"}, r"a\.csv, line 3: .*quoting"),
     "two columns of one name": ({"a.csv": b"text,text\na,b\n"}, {"files": "a.csv"}, "two columns called 'text'"),
     "ids beside another column, in a later row": (

@@ -32,6 +32,7 @@ CONTENTS = {
     "NumPy": b"\x93NUMPY\x01\x00v\x00",
     "SQLite": b"SQLite format 3\x00\x10",
     "UTF-16": "one\n".encode("utf-16"),
+    "UTF-32": "one\n".encode("utf-32"),
     "an HTML page": b"\n<!DOCTYPE html>\n<html><head><title>corpus.txt</title>\n",
     "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
     "binary data": b"\x01\x00\x02\x00" * 9,
@@ -72,7 +73,8 @@ def test_what_is_compressed_is_looked_at_too(tmp_path: Path, recipe: MakeRecipe)
 ADVICE = {
     "an HTML page": "of the text itself",
     "a Git LFS pointer": "`git lfs pull`",
-    "UTF-16": "iconv",
+    "UTF-16": "iconv -f UTF-16",
+    "UTF-32": "iconv -f UTF-32",
     "zip": "the ending that fits",
 }
 
@@ -83,6 +85,21 @@ def test_what_stands_in_the_place_of_a_file_is_not_trained_on(tmp_path: Path, re
     (tmp_path / "b.txt").write_bytes(CONTENTS[seems])
     with pytest.raises(InputError, match=rf"b\.txt .* seems to be {seems}; .*{ADVICE[seems]}"):
         load_corpus(recipe(tmp_path / "*.txt"))
+
+
+def test_lines_of_json_are_no_sentences(tmp_path: Path, recipe: MakeRecipe) -> None:
+    objects = b'\n{"text": "a dog"}\n{"text": "a cat"}\n'
+    for name, content in (
+        ("a.txt", b"\xef\xbb\xbf" + objects.lstrip()),
+        ("a", objects),
+        ("a.txt.gz", gzip.compress(objects)),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name} is named like .*text and seems to (be|hold) lines of JSON"):
+            load_corpus(recipe(tmp_path / name))
+    sentences = ['{"a": 1} is JSON.', '{"a": 1}', "{}", "[1, 2]"]
+    (tmp_path / "b.txt").write_text("\n".join(sentences) + "\n")
+    assert sentences_of(recipe(tmp_path / "b.txt")) == sentences
 
 
 @pytest.mark.parametrize(

@@ -183,3 +183,17 @@ def test_a_layout_that_is_asked_for_is_read_anew(tmp_path: Path, recipe: MakeRec
 def test_a_separator_is_one_character(value: object) -> None:
     with pytest.raises(ValidationError, match="give comma, semicolon, tab, pipe, or one other character"):
         DataRecipe.model_validate({"files": "a.csv", "separator": value})
+
+
+def test_what_looks_like_a_second_header_or_a_blank_before_quotation_marks_may_be_text(
+    tmp_path: Path, recipe: MakeRecipe
+) -> None:
+    (tmp_path / "a.csv").write_text('text\none\ntext\n"two, three"\n')  # a column of words may hold its own name
+    assert sentences_of(recipe(tmp_path / "a.csv")) == ["one", "text", "two, three"]
+    (tmp_path / "b.csv").write_text('id,text\n1, "Yes."\n2,No.\n')
+    assert sentences_of(recipe(tmp_path / "b.csv")) == ['"Yes."', "No."]
+
+
+def test_an_object_with_text_of_its_own_is_a_row_whatever_lists_it_has(tmp_path: Path, recipe: MakeRecipe) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "A dog.", "entities": [{"at": 2}, {"at": 3}]}\n')
+    assert sentences_of(recipe(tmp_path / "a.jsonl")) == ["A dog."]
