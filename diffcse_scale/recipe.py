@@ -236,6 +236,8 @@ class ObjectiveRecipe(Section):
                 raise ValueError(
                     f"{name} needs both terms in z: weights above 0, and a condition that is not 'detached'"
                 )
+        if self.rtd_weight > 0 and self.masking_ratio == 0:
+            raise ValueError("masking_ratio is 0, so that RTD has nothing to find; raise it, or set rtd_weight to 0")
         return self
 
     @property

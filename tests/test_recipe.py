@@ -143,6 +143,7 @@ def test_overrides_are_read_as_yaml():
         (["objective.masking_ratio=1.5"], ["objective.masking_ratio", "1.5"]),
         (["model.pooling=max"], ["model.pooling", "'cls'", "'first_last_mean'"]),
         (["objective.rtd_weight=0", "objective.contrastive_weight=0"], ["both 0"]),
+        (["objective.masking_ratio=0"], ["masking_ratio is 0", "rtd_weight to 0"]),
         (["model.generator=null"], ["model.generator is missing"]),
         (["objective.fidelity=official", "batch.length_groups=2"], ["length_groups must be 1"]),
         (["batch.chunk=8", "batch.length_groups=2"], ["length_groups must be 1 with batch.chunk"]),

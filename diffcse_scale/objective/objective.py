@@ -70,6 +70,7 @@ class Objective:
 
     Attributes:
         weights: the weights of the terms, by `Term.name`.
+        used: the weights of the step that was last begun.
         gradients: the gradients in z, of the terms on the batch and of the terms on chunks.
     """
 
@@ -82,6 +83,7 @@ class Objective:
     ) -> None:
         terms = [term(recipe, exchange, ranks, sentences) for term in TERMS if term.is_computed(recipe)]
         self.weights = {term.name: term.weight(recipe) for term in terms}
+        self.used = dict(self.weights)
         self.gradients = GradientsInZ()
         self._condition, self._warmup, self._share = recipe.condition, recipe.discriminator_warmup, recipe.rtd_share
         self._is_detached = recipe.condition == "detached"
@@ -94,6 +96,7 @@ class Objective:
     def begin(self, step: int) -> None:
         """Announce that step `step` of the run, counted from 0, comes next; the discriminator may still warm up."""
         self._is_detached = self._condition == "detached" or step < self._warmup
+        self.used = dict(self.weights)
 
     def after_backward(self, step: int) -> dict[str, Tensor]:
         """Take the sums of `gradients` for step `step`; every `FOLLOW_EVERY` steps adjust lambda. Call on all ranks."""

@@ -62,8 +62,19 @@ class ReplacedTokens(ChunkTerm):
 
     @classmethod
     def words(cls, recipe: ObjectiveRecipe) -> str:
-        """Weight, title and fidelity, which decides how sentences are edited and over which tokens the mean is."""
-        return f"{super().words(recipe)} ({recipe.fidelity})"
+        """Weight, title and fidelity, which decides how sentences are edited and over which tokens the mean is.
+
+        Then whatever differs from DiffCSE.
+        """
+        differs = {
+            "another sentence's z": recipe.condition == "other",
+            "z without its gradient": recipe.condition == "detached",
+            f"z without its gradient for {recipe.discriminator_warmup} steps": recipe.discriminator_warmup > 0,
+            f"discriminator's rate x {recipe.discriminator_rate:g}": recipe.discriminator_rate != 1,
+            f"weight adjusted to a share of {recipe.rtd_share}": recipe.rtd_share is not None,
+        }
+        details = [recipe.fidelity, *(words for words, is_so in differs.items() if is_so)]
+        return f"{super().words(recipe)} ({', '.join(details)})"
 
     def prepare(self, networks: DiffCSENetworks, chunks: list[Chunk]) -> Tensor:
         """The number of tokens on all ranks that the mean is over; chunks and ranks hold different numbers."""

@@ -55,7 +55,7 @@ from diffcse_scale.runs.failures import first_of_all, in_words
 from diffcse_scale.runs.incarnation import Incarnation, Ownership, incarnations
 from diffcse_scale.runs.metrics_file import MetricsFile
 from diffcse_scale.runs.records import Record
-from diffcse_scale.runs.status import StatusFile
+from diffcse_scale.runs.status import ENDED, StatusFile
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,8 @@ class RunDirectory:
         self.is_trial = False  # whether nothing may be written: a dry run, or a replay except for its findings
         self.ownership: Ownership | None = None  # None for a replay; on the main rank it holds the lock
         self._signs: SignsOfLife | None = None
+        self._before: dict[str, Any] = {}  # the status that a run to resume had; on the main rank
+        self._is_refused = False  # whether the run turned out to be another one, and is as it was
 
     @property
     def hang(self) -> Path | None:
@@ -189,9 +191,11 @@ class RunDirectory:
             self.status.update(now=True, state=code.state, message=str(error), exit_code=code)
 
     def failed(self, message: str, exit_code: ExitCode) -> None:
-        """Write to `status.json` that the run has failed. Any rank may, because the main rank may be what failed."""
-        if self.is_trial:
+        """Write `status.json`; any rank may, as the main rank may be what failed. A refused run keeps what it had."""
+        if self.is_trial or (self._is_refused and not is_main()):
             return
+        if self._is_refused and self._before.get("state") in ENDED:
+            return self.status.update(now=True, **self._before)
         status = self.status if is_main() else StatusFile.found(self.path / STATUS, self.owned)
         status.update(now=True, state=exit_code.state, message=message.splitlines()[0], exit_code=exit_code)
 
@@ -211,7 +215,7 @@ class RunDirectory:
             return
         self.check_owned()
         if self.begun:
-            begun = read_object(record, Record)
+            begun, self._is_refused = read_object(record, Record), True
             _check_earlier(self.path, begun, facts)
             for name in (*CONTENTS, "precision"):
                 if name in begun and begun[name] != facts[name]:
@@ -220,6 +224,7 @@ class RunDirectory:
                         f"{self.path} cannot be resumed: its {name.replace('_', ' ')} was {begun.get(name)}, now it is "
                         f"{facts[name]}{earlier}; restore it or give another --output."
                     )
+            self._is_refused = False
             written = {**begun, "resumed": [*begun.get("resumed", []), written]}
         if is_main():
             text = None
@@ -293,9 +298,10 @@ def _claim(folder: Path, recipe: Recipe, start: Start) -> RunDirectory:
     run.metrics = MetricsFile(run.metrics.path, run.ownership.lasts)
     if run.stop_file.exists() and run.stop_file.stat().st_mtime < psutil.Process().create_time():
         run.stop_file.unlink()  # it was meant for an earlier process
-    restarts = len(history) if begun else 0
-    facts = {"job": now.job, "restarts": restarts, "step": now.step, "incarnation": now.token}
-    run.status = StatusFile(folder / STATUS, run.ownership.lasts, state="preparing", **facts)
+    run._before = StatusFile.found(folder / STATUS).facts
+    kept = {name: value for name, value in run._before.items() if name in ("steps", "last_checkpoint")}
+    facts = {"job": now.job, "restarts": len(history) if begun else 0, "step": now.step, "incarnation": now.token}
+    run.status = StatusFile(folder / STATUS, run.ownership.lasts, state="preparing", **kept, **facts)
     run.status.update(now=True)
     return run
 

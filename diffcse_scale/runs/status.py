@@ -40,6 +40,11 @@ class StatusFile:
         self._fresh: Path | None = None  # the temporary file; None for the usual name
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What is known of the run."""
+        return dict(self._facts)
+
+    @property
     def failure(self) -> tuple[str, int] | None:
         """Message and exit code of a run that has failed; else None."""
         facts = self._facts

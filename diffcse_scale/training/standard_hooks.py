@@ -62,7 +62,7 @@ class Logging(Hook):
         norm = float(trainer.gradient_norm)
         row = {**trainer.window.read(), "gradient_norm": norm, "learning_rate": trainer.learning_rate}
         if trainer.recipe.objective.rtd_share is not None:
-            row["rtd_weight"] = trainer.training_step.objective.weights["rtd"]
+            row["rtd_weight"] = trainer.training_step.objective.used["rtd"]
         trainer.record(row)
         slow = self._slowness.warning(row)
         if is_main():

@@ -105,6 +105,10 @@ def test_lambda_follows_the_share_that_was_asked_for() -> None:
     assert shares[-1] == pytest.approx(0.05, rel=0.01)
     objective.follow(None)
     assert objective.weights["rtd"] * 3.0 == pytest.approx(0.05, rel=0.01)
+    before = objective.weights["rtd"]
+    objective.begin(20)
+    objective.follow(0.01)
+    assert objective.used["rtd"] == before < objective.weights["rtd"]  # a log line has the lambda of its step
     fixed = Objective(ObjectiveRecipe(rtd_weight=0.001))
     fixed.follow(0.5)
     assert fixed.weights["rtd"] == 0.001

@@ -109,6 +109,21 @@ class Spread(BatchTerm):
 """
 
 
+def test_words_tell_what_is_not_diffcse():
+    """A start table that reads like DiffCSE would hide that no gradient of RTD reaches the encoder."""
+    arms = {
+        "sampled, another sentence's z": {"condition": "other"},
+        "official, z without its gradient": {"condition": "detached", "fidelity": "official"},
+        "sampled, z without its gradient for 9 steps, discriminator's rate x 3": {
+            "discriminator_warmup": 9,
+            "discriminator_rate": 3,
+        },
+        "sampled, weight adjusted to a share of 0.05": {"rtd_share": 0.05},
+    }
+    for words, settings in arms.items():
+        assert in_words(ObjectiveRecipe(rtd_weight=0.5, **settings)) == f"1 x InfoNCE + 0.5 x RTD ({words})"
+
+
 def test_a_term_is_one_file(tmp_path, monkeypatch):
     (tmp_path / "spread.py").write_text(NEW_TERM)
     monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])

@@ -10,6 +10,8 @@ import time
 import pytest
 
 from diffcse_scale.foundation.errors import InputError
+from diffcse_scale.recipe_file import load_recipe
+from diffcse_scale.runs.directory import CONTENTS, RunDirectory
 from diffcse_scale.runs.status import StatusFile, read_status, status_line
 from tests.support.small_disk import small_disk
 
@@ -116,3 +118,26 @@ def test_a_failure_is_told_with_its_message():
 def test_the_file_is_json_for_programs(tmp_path):
     StatusFile(tmp_path / "status.json", steps=12).update(now=True, step=3, last_checkpoint=None)
     assert json.loads((tmp_path / "status.json").read_text())["last_checkpoint"] is None
+
+
+@pytest.mark.parametrize("state", ["finished", "stopped", "training"])
+def test_the_status_of_a_run_that_cannot_be_resumed_stays(tmp_path, state):
+    """It is another start that failed, and not the run; of a run that was killed the status says what is left of it."""
+    folder, recipe = tmp_path / "run", load_recipe("quickstart")
+    facts = dict.fromkeys((*CONTENTS, "precision"), "the same")
+    run = RunDirectory.open(str(folder), recipe, "new")
+    run.describe(recipe, **facts)
+    run.status.update(now=True, state=state, step=12, steps=14, last_checkpoint="step-00000010", message="so far")
+    before = json.loads((folder / "status.json").read_text())
+    del run
+    with (
+        pytest.raises(InputError, match="cannot be resumed: its data fingerprint was"),
+        RunDirectory.open(str(folder), recipe, "resume") as run,
+    ):
+        run.describe(recipe, **{**facts, "data_fingerprint": "another"})
+    after = json.loads((folder / "status.json").read_text())
+    if state == "training":
+        assert (after["state"], after["steps"], after["last_checkpoint"]) == ("failed", 14, "step-00000010")
+        assert "cannot be resumed" in after["message"]
+    else:
+        assert {**after, "updated": 0} == {**before, "updated": 0}

@@ -123,9 +123,11 @@ def test_lambda_that_follows_a_share_goes_on_where_it_was(toy_world, tmp_path):
     rows = [row for row in metrics(run) if "loss" in row]
     assert all((row["gradient_share"] is None) == (row["step"] <= 2) for row in rows)
     weights = [row["rtd_weight"] for row in rows]  # lambda follows every tenth step
-    assert (
-        len(set(weights[:9])) == len(set(weights[9:])) == 1 and weights[8] != weights[9]
-    )  # it follows every tenth step
+    assert len(set(weights[:10])) == len(set(weights[10:])) == 1 and weights[9] != weights[10]
+    # the loss of a row is that of its lambda
+    assert [row["loss"] for row in rows] == pytest.approx(
+        [row["contrastive"] + row["rtd_weight"] * row["rtd"] for row in rows], rel=1e-5
+    )
     shutil.copytree(run, resumed)
     (resumed / "result.json").unlink()
     shutil.rmtree(resumed / "model")
