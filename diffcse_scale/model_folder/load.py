@@ -20,6 +20,7 @@ from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.model_files import (
     ABOUT_FILE,
     MODULES_FILE,
+    TRANSFORMER_FILE,
     network_folder,
     read_json,
     read_modules,
@@ -73,7 +74,8 @@ def load_model(
         The model, and the name of its pooling: one of `POOLINGS`, followed by "pooling", or "its own pooling".
 
     Raises:
-        InputError: the folder does not exist or holds no model, the model cannot be read, or the pooling is unknown.
+        InputError: the folder does not exist or holds no model, the model cannot be read or reads no text, its length
+            leaves no room for words, its vectors keep no number, or the pooling is unknown or missing.
 
     Example:
         >>> from diffcse_scale.embedded import backbone_path
@@ -87,6 +89,7 @@ def load_model(
     choose_attention_kernels()
     with damage_told(f"The model in {path}", folder):
         _check_files(folder, str(path))
+        _check_width(folder, str(path))
         with weights_checked():
             model, pooling = _open(folder, str(path), pooling, device)
     check_finite(model, str(path))
@@ -95,7 +98,7 @@ def load_model(
         check_fits(transformer.auto_model, transformer.tokenizer, str(path), {})
         _limit_to_positions(transformer, str(path))
     with damage_told(f"The model in {path}", folder):
-        _check_modules(model)
+        _check_modules(model, str(path))
     return model, pooling
 
 
@@ -131,19 +134,39 @@ def _text_transformers(model: SentenceTransformer) -> Iterator[Transformer]:
             yield module
 
 
-def _check_modules(model: SentenceTransformer) -> None:
+def _check_modules(model: SentenceTransformer, name: str) -> None:
     """Check that the modules fit together: encode a word and compare its width with the folder's files."""
-    if isinstance(model[0], Transformer) and model.tokenizer is not None:
-        found, said = len(model.encode("a", show_progress_bar=False)), model.get_embedding_dimension()
+    if getattr(model[0], "tokenizer", None) is None:
+        raise InputError(
+            f"Model {name} begins with {type(model[0]).__name__}, which reads no text; give a model whose first module "
+            f"({MODULES_FILE}) reads text."
+        )
+    if isinstance(model[0], Transformer):
+        try:
+            found, said = len(model.encode("a", show_progress_bar=False)), model.get_embedding_dimension()
+        except KeyError as error:
+            if error.args != ("sentence_embedding",):
+                raise
+            raise InputError(
+                f"Model {name} has no pooling where its modules need one ({MODULES_FILE}); choose one with --pooling, "
+                "which encode and evaluate have, or add it there."
+            ) from error
         if found != said:
             raise ValueError(f"its modules give {found} numbers, but its files say {said}")
 
 
 def _limit_to_positions(transformer: Transformer, name: str) -> None:
     """Limit the length to usable positions: by default sentence-transformers counts the whole table, RoBERTa's 514."""
-    own, limit = transformer.max_seq_length or UNLIMITED, positions(transformer.auto_model)
-    if not isinstance(own, int | float) or not own >= 1:
-        raise InputError(f"Model {name} says that it reads {own!r:.80} tokens; write the right number into its files.")
+    own, limit = transformer.max_seq_length, positions(transformer.auto_model)
+    if own is None:
+        own = UNLIMITED
+    special = transformer.tokenizer.num_special_tokens_to_add()
+    if not isinstance(own, int | float) or not own > special:
+        raise InputError(
+            f"Model {name} says that it reads {own!r:.80} tokens, which is no number above its {special} special "
+            f"tokens; write the right one into {TRANSFORMER_FILE} (max_seq_length) or, if it is not there, into "
+            "tokenizer_config.json (model_max_length)."
+        )
     if limit is None and own >= UNLIMITED:
         limit = trained_length(transformer.auto_model)
     if limit is not None and own > limit:
@@ -171,6 +194,16 @@ def _check_files(folder: Path, name: str) -> None:
                     f"Model {name} asks for the loading option {other[0]} ({file.name}), which is not allowed; "
                     f"allowed are {', '.join(sorted(LOADING_OPTIONS))}."
                 )
+
+
+def _check_width(folder: Path, name: str) -> None:
+    """Refuse a number of dimensions to keep (`truncate_dim`) of which no vector has any."""
+    width = read_settings(folder / ABOUT_FILE).get("truncate_dim")
+    if width is not None and (type(width) is not int or width < 1):
+        raise InputError(
+            f"Model {name} keeps the first {width!r:.80} numbers of a vector (truncate_dim in {ABOUT_FILE}); write a "
+            "whole number there, at least 1."
+        )
 
 
 def _check_types(types: Iterable[str], file: Path, name: str) -> None:

@@ -19,6 +19,7 @@ from diffcse_scale.export import export_sentence_transformer
 from diffcse_scale.export.command import ExportOptions, export_model
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.model_folder.load import load_model, truncate_at
+from diffcse_scale.model_folder.save import set_max_length
 from tests.support.files import set_about
 from tests.support.old_layout import to_old_layout
 from tests.support.tiny_models import SENTENCE, WORDS, tiny_backbone, tiny_bert, tiny_tokenizer
@@ -46,6 +47,19 @@ def test_a_length_of_the_folder_that_is_beyond_its_positions_is_not_believed(tmp
     model, _ = load_model(tmp_path / "model")
     assert model.max_seq_length == 39
     assert np.isfinite(model.encode(LONG)).all()
+
+
+@pytest.mark.parametrize("length", [-4, 0, 1, 2])
+@pytest.mark.parametrize("pooling", [None, "mean"])
+def test_a_length_of_the_folder_that_leaves_no_room_for_words_is_refused(
+    tmp_path: Path, length: int, pooling: str | None
+) -> None:
+    export_sentence_transformer(tiny_bert(), tiny_tokenizer(), "mean", 3, tmp_path / "model")
+    load_model(tmp_path / "model", pooling)
+    set_max_length(tmp_path / "model", length)
+    words = f"reads {length} tokens, which is no number above its 2 special tokens; .* into sentence_bert_config"
+    with pytest.raises(InputError, match=words):
+        load_model(tmp_path / "model", pooling)
 
 
 def test_relative_positions_have_no_end(tmp_path: Path) -> None:
@@ -148,6 +162,15 @@ def test_under_another_pooling_vectors_keep_the_width_of_the_folder(whole: Path)
     set_about(whole, truncate_dim=5)
     model, _ = load_model(whole, "mean")
     assert model.encode("a dog").shape == (5,) == (model.get_embedding_dimension(),)
+
+
+@pytest.mark.parametrize("width", [0, -1, 5.0, "5", True])
+@pytest.mark.parametrize("pooling", [None, "mean"])
+def test_a_width_of_the_folder_that_no_vector_has_is_refused(whole: Path, width: object, pooling: str | None) -> None:
+    set_about(whole, truncate_dim=width)
+    words = rf"the first {width!r} numbers of a vector \(truncate_dim in config_sentence_transformers\.json\); write"
+    with pytest.raises(InputError, match=words):
+        load_model(whole, pooling)
 
 
 def test_an_old_layout_gives_the_same_vectors(whole: Path) -> None:

@@ -94,16 +94,31 @@ COMMANDS: dict[str, Callable[[Path, Path, Path], object]] = {
 }
 
 
+UNUSABLE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no weights": (lambda folder: change_weights(folder, DAMAGES["missing"][0]), "has no trained weights for"),
+    "pooling first": (
+        lambda folder: change_json(folder / "modules.json", lambda modules: modules.reverse()),
+        "begins with Pooling, which reads no text; give a model whose",
+    ),
+    "no pooling": (
+        lambda folder: change_json(folder / "modules.json", lambda modules: modules.pop()),
+        "has no pooling where its modules need one .* choose one with --pooling",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", UNUSABLE)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_refuses_before_there_is_a_result(
-    folder: Path, tmp_path: Path, monkeypatch: Any, command: str
+    folder: Path, tmp_path: Path, monkeypatch: Any, command: str, fault: str
 ) -> None:
     monkeypatch.setenv("DIFFCSE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "pairs.tsv").write_text("1\ta dog\ta cat\n2\tthe cat\ta horse\n")
     (tmp_path / "text.txt").write_text("a dog\n")
-    change_weights(folder, DAMAGES["missing"][0])
+    change, message = UNUSABLE[fault]
+    change(folder)
     text = tmp_path / ("pairs.tsv" if command == "evaluate" else "text.txt")
-    with pytest.raises(InputError, match="has no trained weights for"):
+    with pytest.raises(InputError, match=message):
         COMMANDS[command](folder, text, tmp_path / "out")
     assert not list(tmp_path.glob("out/embeddings*"))
 
@@ -245,6 +260,12 @@ def test_the_weights_of_further_modules_count_too(folder: Path, change: Change, 
     change_weights(folder / "2_Dense", change)
     with pytest.raises(InputError, match=message):
         load_model(folder)
+
+
+def test_a_pooling_that_is_asked_for_takes_the_place_of_one_that_is_missing(folder: Path) -> None:
+    expected = load_model(folder)[0].encode(SENTENCES)
+    change_json(folder / "modules.json", lambda modules: modules.pop())
+    np.testing.assert_array_equal(load_model(folder, "mean")[0].encode(SENTENCES), expected)
 
 
 TRAP = "from pathlib import Path\nPath(__file__).with_name('sprung').touch()\n\n\nclass Own:\n    pass\n"

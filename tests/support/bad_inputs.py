@@ -137,6 +137,7 @@ def _parquet(columns: dict[str, list[Any]], kind: pyarrow.DataType) -> bytes:
 SHEET = "".join(f"{number};Der Kunde {number} wartet.\n" for number in range(3))
 TABLE = "id,question,answer\n" + "".join(f"{n},what is {n}?,it is {n}\n" for n in range(9))
 DEEP = '{"text": "fine"}\n{"text": ' + "[" * 100_000 + "\n"
+LENGTH_2 = json.dumps({"max_seq_length": 2})
 POOLING_OF_WIDTH_7 = json.dumps({"embedding_dimension": 7, "pooling_mode": "mean"})
 CHINESE = "老师在河边看书。\n学生在公园唱歌。\n"
 PAIRS = "2.0\tone\ttwo\nx\tthree\tfour\n"
@@ -338,6 +339,10 @@ GIVEN: dict[str, Maker | str] = {
     "a `modules.json` of something else": encoded("other", {"modules.json": "3"}),
     "no `1_Pooling/config.json`, or settings of the wrong kind": encoded("wrong", {"1_Pooling/config.json": "{}"}),
     "modules that do not go together": encoded("width", {"1_Pooling/config.json": POOLING_OF_WIDTH_7}),
+    "a pooling before the network in `modules.json`": "model_folder/test_load.py",
+    "no pooling in `modules.json`": "model_folder/test_load.py",
+    "a length of its own that leaves no room for words": encoded("none", {"sentence_bert_config.json": LENGTH_2}),
+    '`"truncate_dim": 0`': encoded("none", {"config_sentence_transformers.json": '{"truncate_dim": 0}'}),
     "Python objects in `pytorch_model.bin`": "model_folder/test_load.py",
     "adapters alone, as an encoder to train": "model/test_starting_point.py",
     "fewer positions than a sentence may have tokens": "model_folder/test_lengths_and_layouts.py",
