@@ -20,7 +20,7 @@ from diffcse_scale.foundation.errors import InputError, quoted
 from diffcse_scale.foundation.finite import check_rows
 from diffcse_scale.foundation.output import fitting
 from diffcse_scale.foundation.paths import given_path
-from diffcse_scale.model_folder.layout import model_folder
+from diffcse_scale.model_folder.layout import model_folder, tell_of_similarity
 from diffcse_scale.model_folder.load import load_model, quiet_transformers, truncate_at
 from diffcse_scale.text.cache import chosen_folder
 from diffcse_scale.text.digests import model_digest
@@ -86,6 +86,7 @@ def _same_model(embeddings: Embeddings, model: str | None) -> SentenceTransforme
     if model_digest(str(model_folder(path)), chosen_folder()) != facts["model"]:
         raise InputError(f"{path} is not the model that these embeddings were made with; give that model with --model.")
     network, _ = load_model(path, facts["pooling"])
+    tell_of_similarity(path)
     truncate_at(network, facts["max_length"])
     return network.float()
 

@@ -22,12 +22,12 @@ from diffcse_scale.evaluation.sentence_encoder import (
     on_devices,
     parse_devices,
 )
-from diffcse_scale.evaluation.suites import LoadedSuite, Subject, load_suites
+from diffcse_scale.evaluation.suites import SUITES, LoadedSuite, Subject, load_suites
 from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.ownership import WRITTEN_BY, check_file, json_of, write_file
 from diffcse_scale.foundation.paths import given_path, seen_from_here
 from diffcse_scale.foundation.working import Working
-from diffcse_scale.model_folder.layout import check_pooling, model_folder, run_of
+from diffcse_scale.model_folder.layout import check_pooling, model_folder, run_of, tell_of_similarity
 from diffcse_scale.text.unknown import percent, share_unknown
 
 if TYPE_CHECKING:
@@ -139,6 +139,8 @@ def _measure(
 ) -> tuple[dict[str, Any], int | None, dict[str, Results]]:
     """Facts about the model for the reports, the model's own length, and its results by suite name."""
     model, pooling, own_length = _load(folder, pooling, max_length, loading_device(devices))
+    if any(SUITES[suite.name].scale_free for suite in suites):
+        tell_of_similarity(folder)
     about = {"model": str(folder), "pooling": pooling, "max_length": model.max_seq_length}
     with on_devices(model, devices, batch_size) as arguments:
         with _shown(model, f"evaluating {folder}", encode_with(model, **arguments)) as shown:

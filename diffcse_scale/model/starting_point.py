@@ -70,6 +70,8 @@ def _left_out(recipe: Recipe) -> Iterator[str]:
         yield f"its prompts {', '.join(sorted(prompts))}" + (f" (by default {default})" if default else "")
     if (measure := about.get("similarity_fn_name")) not in (None, "cosine"):
         yield f"its similarity {measure} (the trained one is cosine)"
+    if (width := about.get("truncate_dim")) is not None:
+        yield f"its cut to the first {width} numbers of a vector (truncate_dim)"
     transformer = _settings(name, TRANSFORMER_FILE)
     if transformer.get("do_lower_case"):
         yield "its lower-casing (do_lower_case; the tokenizer's own, if it has one, stays)"

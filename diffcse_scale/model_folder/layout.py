@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import get_args
@@ -17,10 +18,13 @@ from diffcse_scale.foundation.model_files import (
     TRANSFORMER_FILE,
     existing_folder,
     read_modules,
+    read_settings,
 )
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.run_files import CURVES
 from diffcse_scale.recipe import EMBEDDED, Pooling, Recipe
+
+log = logging.getLogger(__name__)
 
 NUMBERED = "model-*-of-*.safetensors"  # the weight files, if there are several
 FILES = (
@@ -83,6 +87,17 @@ def is_model_file(name: str) -> bool:
 def module_names(folder: Path) -> list[str]:
     """The classes of an exported folder's modules, in order: Transformer, Pooling, ..."""
     return [module["type"].rpartition(".")[2] for module in read_modules(folder)]
+
+
+def tell_of_similarity(path: str | Path) -> None:
+    """Warn if a model's own similarity is not the cosine. Callers compare its vectors by cosine.
+
+    Raises:
+        InputError: the folder does not exist or holds no model, or its settings cannot be read.
+    """
+    measure = read_settings(model_folder(path) / ABOUT_FILE).get("similarity_fn_name")
+    if measure not in (None, "cosine"):
+        log.warning("%s: its own similarity is %s (similarity_fn_name), but cosines are computed here.", path, measure)
 
 
 def check_pooling(name: str | None) -> None:

@@ -16,6 +16,7 @@ from diffcse_scale.encoding import EncodeOptions, encode, folder, load, search
 from diffcse_scale.encoding.prompt import answer
 from diffcse_scale.encoding.rows import open_rows
 from diffcse_scale.foundation.errors import InputError
+from tests.support.files import set_about
 
 Options = Callable[..., EncodeOptions]
 QUERIES = ["a fast dog", "the horse sleeps over green grass", "cat"]
@@ -232,6 +233,17 @@ def test_a_model_that_has_moved_is_asked_for(
     ):
         answer(options(text_file).output, ["a dog"])
     answer(options(text_file).output, ["a dog"], model=str(there))
+
+
+def test_another_similarity_of_the_model_is_told_by_search_alone(
+    options: Options, text_file: Path, model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = shutil.copytree(model_dir, tmp_path / "other")
+    set_about(other, similarity_fn_name="dot")
+    encode(options(text_file, model=str(other)), progress=False)
+    assert "its own similarity" not in caplog.text
+    answer(options(text_file).output, ["a dog", "the cat"])
+    assert caplog.text.count(f"{other}: its own similarity is dot (similarity_fn_name), but cosines are") == 1
 
 
 def test_a_folder_without_embeddings_is_refused(tmp_path: Path) -> None:

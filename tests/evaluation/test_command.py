@@ -29,6 +29,7 @@ from diffcse_scale.foundation.errors import InputError
 from diffcse_scale.foundation.working import Working
 from diffcse_scale.model_folder.load import load_model
 from tests.support.file_events import FileEvents, fail
+from tests.support.files import set_about
 from tests.support.tiny_models import WORDS, tiny_bert, tiny_tokenizer
 
 PAIRS = "4\ta dog runs\ta cat runs\n1\ta dog runs\ta horse sleeps\n3\tdog eats\tdog sleeps\n2\tcat\thorse runs\n"
@@ -242,6 +243,17 @@ def test_a_plain_transformers_folder_is_measured_with_cls_and_says_so(
 
     assert "names no pooling (a plain transformers folder): cls is used" in caplog.text
     assert results == measure(model_dir, data, pooling="cls")
+
+
+@pytest.mark.parametrize(("measure_of_model", "told"), [("cosine", 0), ("dot", 1)])
+def test_another_similarity_of_the_model_is_told_once(
+    model_dir: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, measure_of_model: str, told: int
+) -> None:
+    other = shutil.copytree(model_dir, tmp_path / "other")
+    set_about(other, similarity_fn_name=measure_of_model)
+    evaluate_models([model_dir, other], data)
+    assert caplog.text.count(f"{other}: its own similarity is {measure_of_model}") == told
+    assert caplog.text.count("but cosines are computed here") == told
 
 
 def test_a_model_folder_that_does_not_exist_is_not_looked_for_on_the_hub(data: Path) -> None:

@@ -47,7 +47,7 @@ def test_everything_beside_the_network_is_told(backbone: Path, caplog: pytest.Lo
     prompts = {"query": "query: ", "passage": "passage: "}
     folder = written(
         backbone, Pooling(24, "mean"), Dense(24, 8), Normalize(), length=12,
-        prompts=prompts, default_prompt_name="query", similarity_fn_name="dot",
+        prompts=prompts, default_prompt_name="query", similarity_fn_name="dot", truncate_dim=5,
     )  # fmt: skip
     settings = folder / "sentence_bert_config.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "do_lower_case": True}))
@@ -57,6 +57,7 @@ def test_everything_beside_the_network_is_told(backbone: Path, caplog: pytest.Lo
         "its module Normalize",
         "its prompts passage, query (by default query)",
         "its similarity dot (the trained one is cosine)",
+        "its cut to the first 5 numbers of a vector (truncate_dim)",
         "its lower-casing (do_lower_case; the tokenizer's own, if it has one, stays)",
         "its length of 12 tokens (evaluation.max_length is 16)",
     ]
