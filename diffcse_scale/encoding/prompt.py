@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from io import TextIOWrapper
@@ -24,7 +25,11 @@ from diffcse_scale.model_folder.layout import model_folder, tell_of_similarity
 from diffcse_scale.model_folder.load import load_model, quiet_transformers, truncate_at
 from diffcse_scale.text.cache import chosen_folder
 from diffcse_scale.text.digests import model_digest
+from diffcse_scale.text.unknown import percent, share_unknown
 
+log = logging.getLogger(__name__)
+
+MOSTLY = 0.5  # share of a query's tokens; queries that are mostly unknown are nearly one to the model
 ABOUT_COSINES = "(Compare cosines only with each other: many models give high ones to unrelated sentences too.)"
 
 
@@ -60,6 +65,8 @@ def answer(
             print()
         if queries or not sys.stdin.isatty():
             print(query)
+        if (share := share_unknown(network.tokenizer, [query], network.max_seq_length)) >= MOSTLY:
+            log.warning("Query %d: %s of its tokens are unknown to the model.", number, percent(share))
         vectors: Floats = network.encode_query([query], prompt_name=prompt_name, show_progress_bar=False)
         check_rows(vectors, "of the queries", "the model has no embedding for it: ask in other words", number)
         cosines, rows = search(vectors.astype(np.float32), top)

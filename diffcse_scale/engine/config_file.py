@@ -48,6 +48,7 @@ SECTIONS: dict[str, dict[str, type]] = {
     "timers": {"throughput": dict},
     "torch_autocast": {"enabled": bool, "dtype": str, "lower_precision_safe_modules": list},
 }  # fmt: skip
+HALF = ("bf16", "fp16")  # sections of numbers in 16 bits
 RECIPE_KEYS = {
     "optimizer": "optimizer",
     "scheduler": "optimizer.schedule",
@@ -98,6 +99,9 @@ def load_deepspeed_config(path: str | Path | None) -> dict[str, Any]:
     _check(config, KEYS, called)
     for section, keys in SECTIONS.items():
         _check(config.get(section, {}), keys, called, f"{section}.")
+    for section in HALF:  # DeepSpeed takes "false" for false, and what asks whether it is enabled for true
+        enabled = {key: value for key, value in config.get(section, {}).items() if key == "enabled"}
+        _check(enabled, {"enabled": bool}, called, f"{section}.")
     if config.get("zero_optimization", {}).get("stage") == "auto":
         raise InputError(f"{called}: zero_optimization.stage is 'auto'; set it to 0, 1, 2 or 3.")
     return config

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 FOLDER = "digests"  # in the cache
 MODEL_FILES = {".json", ".safetensors", ".bin", ".txt", ".model"}
+VOCABULARIES = {"vocab.txt", "merges.txt"}  # the files in .txt that loading reads
+OTHER_FORMS = {"onnx", "openvino"}  # folders of the same weights for other programs
+RESULTS = re.compile(r"(.*_results|trainer_state|training_args|optimizer|scheduler)\.\w+")  # written beside a model
 SETTLED = 2.0  # seconds after which another write changes a file's time, on every file system
 LARGE = 1 << 30  # bytes
 DIGEST = re.compile("[0-9a-f]{64}")
@@ -81,12 +84,22 @@ def _keep(found: str, kept: Path) -> None:
 
 
 def model_digest(name: str, cache: Path) -> str:
-    """The digest of a model folder's weights, configuration and tokenizer; for a model on the Hub, its name."""
+    """The digest of a model folder's weights, configuration and tokenizer; for a model on the Hub, its name.
+
+    Files beside them do not count: notes, results, the Hub's own folder `.cache`, and the weights in other forms.
+    """
     folder = existing_folder(name)
     if folder is None:
         return name
-    files = sorted(path for path in folder.rglob("*") if path.suffix in MODEL_FILES and path.is_file())
+    files = sorted(path for path in folder.rglob("*") if _is_of_model(path.relative_to(folder)) and path.is_file())
     return combined((file.relative_to(folder).as_posix(), digest(file, cache)) for file in files)
+
+
+def _is_of_model(path: Path) -> bool:
+    """Whether a file of a model folder can change what is loaded, by its path in the folder."""
+    if path.suffix not in MODEL_FILES or any(part.startswith(".") or part in OTHER_FORMS for part in path.parts):
+        return False
+    return not RESULTS.fullmatch(path.name) and (path.suffix != ".txt" or path.name in VOCABULARIES)
 
 
 def combined(parts: Iterable[tuple[str, str]]) -> str:

@@ -141,6 +141,13 @@ def test_queries_that_are_none_are_one_sentence(folder: Path, queries: list[str]
         answer(folder, queries)
 
 
+def test_a_query_of_unknown_words_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The model sees the same in all of them, so that the answer means nothing."""
+    answer(folder, ["a dog", "老师在河边看书", "a dog sleeps 書"])
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["Query 1: 100% of its tokens are unknown to the model."]
+
+
 def test_bytes_from_a_pipe_that_are_no_text_end_the_search_after_the_queries_before(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

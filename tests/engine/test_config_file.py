@@ -59,6 +59,8 @@ def test_what_the_parser_still_reads_but_we_do_not_is_told(file: Path) -> None:
         ({"wall_clock_breakdown": "yes"}, "wall_clock_breakdown must be true or false, not 'yes'"),
         ({"communication_data_type": 16}, "communication_data_type must be text, not 16"),
         ({"flops_profiler": {"profile_step": "x"}}, "flops_profiler.profile_step must be a whole number, not 'x'"),
+        ({"bf16": {"enabled": "false"}}, "bf16.enabled must be true or false, not 'false'"),
+        ({"fp16": {"enabled": "off", "loss_scale": 0}}, "fp16.enabled must be true or false, not 'off'"),
         ({"torch_autocast": {"dtyp": "bf16"}}, "unknown key torch_autocast.dtyp (did you mean dtype?)"),
         ({"timers": {"throughputs": {}}}, "unknown key timers.throughputs (did you mean throughput?)"),
         ({"optimizer": {"type": "AdamW"}}, "optimizer belongs in the recipe (optimizer); remove it"),

@@ -79,3 +79,26 @@ def test_a_model_is_its_files_and_one_on_the_hub_its_name(tmp_path: Path) -> Non
     (tmp_path / "two" / "inner" / "config.json").write_text("[]")
     assert model_digest(str(tmp_path / "two"), tmp_path) != first
     assert model_digest("owner/name", tmp_path) == "owner/name"
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        *("notes.txt", "eval_results.txt", "all_results.json", "trainer_state.json", "training_args.bin"),
+        *("openvino/openvino_model.bin", "onnx/config.json", ".cache/huggingface/upload/config.json"),
+    ],
+)
+def test_a_file_beside_a_model_does_not_make_it_another(tmp_path: Path, added: str) -> None:
+    """People and programs leave such files; a run could not be resumed and embeddings not be searched any more."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    before = model_digest(str(model), tmp_path)
+    (model / added).parent.mkdir(parents=True, exist_ok=True)
+    (model / added).write_text("added")
+    assert model_digest(str(model), tmp_path) == before
+    for name in ("vocab.txt", "merges.txt", "tokenizer.model", "pytorch_model.bin", "1_Pooling/config.json"):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text("added")
+        before, earlier = model_digest(str(model), tmp_path), before
+        assert before != earlier
