@@ -64,9 +64,7 @@ class DiffCSE:
             words = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
             if words == [given] or not all(isinstance(word, str) for word in words):
                 raise InputError(f'{name} is {quoted(given)}; DiffCSE("quickstart", "seed=1", hooks=["mine:Tell"]).')
-        for override in overrides:
-            if override.partition("=")[0] in ("data.files", "data.columns"):
-                raise InputError(f"{brief(override)} contradicts the corpus that `fit` is given; remove it.")
+        _refuse_overrides(overrides, ("data", "data.files", "data.columns"), "the corpus")
         recipe = os.fspath(recipe)
         self._texts = cache_folder(load_recipe(recipe, overrides).data) / "from_python"
         self.recipe, self.overrides, self.hooks = recipe, overrides, hooks
@@ -94,7 +92,8 @@ class DiffCSE:
                 shipped zero2.json.
 
         Raises:
-            InputError: `train.py` would refuse the arguments, or `output` holds another run.
+            InputError: `train.py` would refuse the arguments, an override contradicts `development`, or `output` holds
+                another run.
             RuntimeError: training ended before its last step.
         """
         from diffcse_scale.model_folder.load import load_model
@@ -104,6 +103,8 @@ class DiffCSE:
         for name, path in (("output", output), ("deepspeed_config", deepspeed_config or "zero2.json")):
             if not isinstance(path, str | os.PathLike) or not os.fspath(path):
                 raise InputError(f"{name} is {quoted(path)}; give a path.")
+        if development is not None:
+            _refuse_overrides(self.overrides, ("evaluation", "evaluation.data"), "the development pairs")
         rows = _as_rows(sentences)
         first = next(rows)
         corpus = self._kept(chain([first], rows))
@@ -153,6 +154,13 @@ class DiffCSE:
                 if not (file.is_file() and filecmp.cmp(fresh, file, shallow=False)):
                     publish(fresh, file)
         return file
+
+
+def _refuse_overrides(overrides: Sequence[str], fields: Sequence[str], called: str) -> None:
+    """Raise InputError if an override sets one of the fields that hold what `fit` is given."""
+    for override in overrides:
+        if override.partition("=")[0] in fields:
+            raise InputError(f"{brief(override)} contradicts {called} that `fit` is given; remove it.")
 
 
 def _as_rows(sentences: Iterable[str | Sequence[str]]) -> Iterator[dict[str, str]]:
@@ -240,5 +248,6 @@ def _train(arguments: list[str]) -> None:
     if said:
         raise InputError(said[-1])
     checkpoints = Path(arguments[arguments.index("--output") + 1]) / CHECKPOINTS
-    more = "; the same call continues from its last checkpoint" if any(checkpoints.glob("*")) else ""
+    kept = [folder for folder in checkpoints.glob("step-*") if not folder.suffix]  # an incomplete one is .partial-...
+    more = "; the same call continues from its last checkpoint" if kept else ""
     raise RuntimeError(f"Training ended with exit code {process.returncode}; its output says why{more}.")

@@ -193,18 +193,29 @@ def test_a_column_of_a_table_is_a_corpus(arguments: list[list[str]], tmp_path: P
     assert arguments[0] == arguments[1] == arguments[2]
 
 
-@pytest.mark.parametrize("override", ["data.files=mine.txt", "data.columns=[text]"])
+@pytest.mark.parametrize("override", ["data.files=mine.txt", "data.columns=[text]", "data={files: [mine.txt]}"])
 def test_a_corpus_beside_the_one_that_is_given_is_refused(override: str):
     with pytest.raises(InputError, match="contradicts the corpus that `fit` is given"):
         DiffCSE("quickstart", override)
 
 
+@pytest.mark.parametrize("override", ["evaluation.data=embedded", "evaluation.data=null", "evaluation={every: 1}"])
+def test_development_pairs_beside_those_that_are_given_are_refused(
+    override: str, arguments: list[list[str]], tmp_path: Path
+):
+    with pytest.raises(InputError, match="contradicts the development pairs that `fit` is given; remove it"):
+        DiffCSE("quickstart", override).fit(["a", "b"], tmp_path / "run", [(1, "a", "b"), (2, "c", "d")])
+    assert arguments == []
+
+
 def test_that_a_call_goes_on_is_said_only_where_there_is_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The program that trains is one that fails: what is said of its end is `_train`'s."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
+    (tmp_path / "checkpoints" / "step-00000010.partial-1f2e3d4c").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "latest").write_text("none")
     with pytest.raises(RuntimeError, match=r"exit code 1; its output says why\.$"):
         api._train(["--output", str(tmp_path)])
-    (tmp_path / "checkpoints" / "step-10").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-00000010").mkdir()
     with pytest.raises(RuntimeError, match="the same call continues from its last checkpoint"):
         api._train(["--output", str(tmp_path)])
 

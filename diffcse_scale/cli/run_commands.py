@@ -70,7 +70,8 @@ def replay(
     from diffcse_scale.runs.replay import newest_dump, replay_arguments
     from diffcse_scale.training.launcher import launch
 
-    launch(processes or len(newest_dump(run)["ranks"]), replay_arguments(run))
+    ranks = newest_dump(run)["ranks"]
+    launch(processes or len(ranks), replay_arguments(run))
 
 
 @commands.command()

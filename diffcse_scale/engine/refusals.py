@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError, Dtyp
 from deepspeed.runtime.config_utils import DeepSpeedConfigModel
 from pydantic import ValidationError
 
-from diffcse_scale.foundation.errors import InputError, brief, first_line, nearest, quoted
+from diffcse_scale.foundation.errors import InputError, brief, either, first_line, nearest, quoted
 
 # what DeepSpeed's engine raises when it refuses a configuration
 REFUSALS = (
@@ -93,6 +94,8 @@ def _problem(problem: Any, model: str, section: str) -> str:
         known = next(_names(kind) for kind in DeepSpeedConfigModel.__subclasses__() if kind.__name__ == model)
         return f"unknown key {'.'.join(path)}{nearest(path[-1], known)}"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "enum":  # DeepSpeed's has two names for stage 3
+        message = f"input should be {either(list(dict.fromkeys(re.split(', | or ', problem['ctx']['expected']))))}"
     return f"{'.'.join(path)}: {message[:1].lower()}{message[1:]} (given: {quoted(problem.get('input'))})"
 
 

@@ -19,6 +19,7 @@ from diffcse_scale.foundation import run_files
 from diffcse_scale.foundation.errors import InputError, nearest, quoted
 from diffcse_scale.foundation.objects import read_object, read_yaml_object
 from diffcse_scale.foundation.ownership import WRITTEN_BY, check_file, json_of, write_file
+from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.recorded_recipe import check_recipe
 from diffcse_scale.foundation.strict_json import to_json
 from diffcse_scale.recipe import completed, flatten
@@ -63,11 +64,15 @@ def summarize(runs: Sequence[Path]) -> Summary:
     """Group finished runs by their recipes without the seed.
 
     Args:
-        runs: folders of runs; those without a `result.json` are left out.
+        runs: folders of runs, each counted once; those without a `result.json` are left out.
 
     Raises:
         InputError: no run has finished, or a run's file is damaged.
     """
+    places: dict[Path, Path] = {}
+    for run in runs:
+        places.setdefault(given_path(run).resolve(), run)
+    runs = list(places.values())
     finished = [run for run in runs if (run / run_files.RESULT).is_file() and (run / run_files.RECIPE).is_file()]
     if not finished:
         folders = ", ".join(map(str, runs)) or "no folder"

@@ -32,11 +32,23 @@ class RunEnded(Exception):
     """A run that was stopped or stopped itself: one sentence, printed without a traceback, and an exit code.
 
     Every rank raises it.
+
+    Args:
+        message: what the user is told.
+        exit_code: an `ExitCode`, or its number.
+
+    Raises:
+        ValueError: no `ExitCode` has this number.
+
+    Example:
+        >>> from diffcse_scale.training import RunEnded
+        >>> RunEnded("A hundred steps are enough.", 74).exit_code.name
+        'STOPPED'
     """
 
-    def __init__(self, message: str, exit_code: ExitCode) -> None:
+    def __init__(self, message: str, exit_code: ExitCode | int) -> None:
         super().__init__(message, exit_code)  # both, so that the error can be pickled and sent to other ranks
-        self.message, self.exit_code = message, exit_code
+        self.message, self.exit_code = message, ExitCode(exit_code)  # type: ignore[call-arg]
 
     def __str__(self) -> str:
         return self.message

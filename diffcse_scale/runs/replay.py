@@ -18,8 +18,10 @@ def newest_dump(run: Path) -> dict[str, Any]:
     """The newest file that a run has written on stopping at numbers that are not finite.
 
     Raises:
-        InputError: there is no such file.
+        InputError: there is no run, or no such file.
     """
+    if not (run / run_files.RECIPE).is_file():
+        raise InputError(f"{run} holds no run: {run_files.RECIPE} is not there; give the folder that training wrote.")
     files = sorted((run / run_files.NONFINITE).glob("step-*.json"))
     if not files:
         raise InputError(f"{run} has nothing to replay: it did not stop because of NaN or infinity.")

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from diffcse_scale.foundation.errors import InputError, quoted
+from diffcse_scale.foundation.errors import InputError, nearest, quoted
 
 if TYPE_CHECKING:
     from diffcse_scale.training.trainer import Trainer
@@ -77,12 +77,16 @@ class Hook:
         """
 
 
+MOMENTS = [name for name in vars(Hook) if not name.startswith("_")]
+PREFIXES = tuple({name.partition("_")[0] + "_" for name in MOMENTS})
+
+
 def load_hooks(names: Iterable[str]) -> list[Hook]:
     """Create a hook of each class, named as `package.module:Class`. Modules of the working directory are found too.
 
     Raises:
-        InputError: the module cannot be imported, it has no class of that name, the class is not a hook, or it cannot
-            be created without arguments.
+        InputError: the module cannot be imported, it has no class of that name, the class is not a hook, a method is
+            named like those of `Hook` but is none of them, or the class cannot be created without arguments.
     """
     return [_load(name) for name in names]
 
@@ -101,6 +105,10 @@ def _load(name: str) -> Hook:
     if not (isinstance(found, type) and issubclass(found, Hook)):
         what = f"has no {attribute}" if found is None else f"has a {attribute} that is no subclass of Hook"
         raise InputError(f"Hook {name} cannot be used: {module} {what} (from diffcse_scale.training import Hook).")
+    for method in dir(found):
+        if method.startswith(PREFIXES) and method not in MOMENTS and callable(getattr(found, method)):
+            why = f"{method}{nearest(method, MOMENTS)}, which training does not call; it calls {', '.join(MOMENTS)}"
+            raise InputError(f"Hook {name} has a method {why}; rename it.")
     try:
         return found()
     except Exception as error:

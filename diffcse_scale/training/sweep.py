@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
 from diffcse_scale.evaluation.summary import print_summary_of
-from diffcse_scale.foundation.errors import InputError, quoted
+from diffcse_scale.foundation.errors import InputError, brief, quoted
 from diffcse_scale.foundation.exit_codes import ExitCode
 from diffcse_scale.foundation.paths import given_path
 from diffcse_scale.foundation.run_files import RESULT
@@ -20,6 +20,13 @@ from diffcse_scale.foundation.signals import exit_code_after, listening
 from diffcse_scale.training.train_arguments import parse_arguments
 
 BETWEEN = "--"  # separates fields with their values from train.py's arguments
+# train.py's options that make no sense in a sweep
+REFUSED = {
+    "--push-to-hub": "is for one run: every run of a sweep would replace the one before.",
+    "--dry-run": "is for one run, and a sweep trains; give it to `diffcse-scale train`.",
+    "--replay": "is for one run, and a sweep trains; use `diffcse-scale replay RUN`.",
+    "--resume": "is for one run; leave it out, because a sweep with the --output of an earlier one continues its runs.",
+}
 
 
 def sweep(words: Sequence[str], processes: int | None) -> int:
@@ -36,22 +43,23 @@ def sweep(words: Sequence[str], processes: int | None) -> int:
         0, the exit code of the run that was stopped, or the exit code of the first run that failed.
 
     Raises:
-        InputError: words that cannot be read, --push-to-hub, or two combinations with the same folder.
+        InputError: words that cannot be read, an option for one run only, or two combinations with the same folder or
+            the same recipe.
         SystemExit: train.py would refuse a combination; it prints why.
     """
     axes, arguments, output = _parted(words)
-    if any(word.partition("=")[0] == "--push-to-hub" for word in arguments):
-        raise InputError("--push-to-hub is for one run: every run of a sweep would replace the one before.")
+    for option in (word.partition("=")[0] for word in arguments):
+        if option in REFUSED:
+            raise InputError(f"{option} {REFUSED[option]}")
     runs: dict[Path, list[str]] = {}
     for values in combinations(axes):
         run = Path(output) / ",".join(values).replace("/", "_")
         if run in runs:
-            same = " and ".join(quoted(",".join(of_run)) for of_run in (runs[run], values))
+            same = _both(runs[run], values)
             raise InputError(f"{same} would be one run folder, {run}; give values that differ, also with _ for each /.")
         runs[run] = values
     commands = {run: [*arguments, *values, "--auto-resume", "--output", str(run)] for run, values in runs.items()}
-    for command in commands.values():
-        parse_arguments(None, command)
+    _check(runs, commands)
     failed = {}
     for number, (run, command) in enumerate(commands.items(), 1):
         print(f"Run {number} of {len(commands)}: {run}", flush=True)
@@ -79,11 +87,30 @@ def combinations(axes: Sequence[str]) -> list[list[str]]:
     return [list(reversed(values)) for values in itertools.product(*reversed(chosen))]
 
 
+def _check(runs: Mapping[Path, list[str]], commands: Mapping[Path, list[str]]) -> None:
+    """Let train.py's parser read all commands.
+
+    Raises:
+        InputError: two combinations are the same recipe, which would count twice in the summary.
+        SystemExit: train.py would refuse a combination; it prints why.
+    """
+    recipes: dict[str, list[str]] = {}
+    for run, command in commands.items():
+        recipe = parse_arguments(None, command).recipe.model_dump_json(exclude={"name"})
+        if recipe in recipes:
+            raise InputError(f"{_both(recipes[recipe], runs[run])} are the same recipe; give values that differ.")
+        recipes[recipe] = runs[run]
+
+
+def _both(first: Sequence[str], second: Sequence[str]) -> str:
+    return f"{quoted(','.join(first))} and {quoted(','.join(second))}"
+
+
 def _parted(words: Sequence[str]) -> tuple[list[str], list[str], str]:
     """Split into fields with their values, train.py's arguments without --output, and the output folder.
 
     Raises:
-        InputError: there is no `--`, no field, or a word before `--` that is not a field.
+        InputError: there is no `--`, no field, a word before `--` that is not a field, or a field given twice.
     """
     if BETWEEN not in words:
         raise InputError("-- is missing before train.py's arguments: `diffcse-scale sweep seed=1,2 -- --recipe NAME`.")
@@ -92,6 +119,9 @@ def _parted(words: Sequence[str]) -> tuple[list[str], list[str], str]:
     if not axes or (odd := [word for word in axes if not all(word.partition("="))]):
         given = quoted(odd[0]) if axes else "Nothing"
         raise InputError(f"{given} is not field=value,value; give some before the --, such as seed=42,43.")
+    names = [axis.partition("=")[0] for axis in axes]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{brief(twice[0])} is given twice; give all its values at once, as field=value,value.")
     output, arguments = f"runs/sweep-{time.strftime('%Y%m%d-%H%M%S')}", []
     while rest:
         word = rest.pop(0)

@@ -24,7 +24,7 @@ FP16 = {"enabled": True}
             {"zero_optimization": {"stage": 2, "reduce_bucket_sise": 1}},
             "unknown key zero_optimization.reduce_bucket_sise (did you mean reduce_bucket_size?)",
         ),
-        ({"zero_optimization": {"stage": 7}}, "zero_optimization.stage: input should be 0, 1, 2"),
+        ({"zero_optimization": {"stage": 7}}, "zero_optimization.stage: input should be 0, 1, 2 or 3 (given: 7)"),
         ({"zero_optimization": {"offload_optimizer": "cpu"}}, "zero_optimization.offload_optimizer: input should be"),
         (
             {"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}},

@@ -41,6 +41,13 @@ def test_runs_are_grouped_by_what_differs_beside_the_seed(runs: list[Path]) -> N
     assert "rtd_accuracy" not in first.results
 
 
+def test_a_run_that_is_given_twice_counts_once(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs[0].parent)
+    Path("link").symlink_to("a")
+    (group,) = summarize([Path("a"), Path("b/../a"), runs[0], Path("link")]).groups
+    assert (group.runs, group.results["best.dev_spearman"]) == ([Path("a")], [70.0])
+
+
 def test_what_an_earlier_version_did_without_a_field_is_no_difference(runs: list[Path]) -> None:
     recipe = yaml.safe_load((runs[0] / "recipe.yaml").read_text())
     recipe["objective"] |= {"false_negatives": "keep", "loss_precision": "float32"}

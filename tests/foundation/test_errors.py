@@ -28,6 +28,7 @@ def test_exit_codes_are_distinct_and_none_is_a_signals():
     ("error", "code"),
     [
         (RunEnded("hung", ExitCode.HUNG), ExitCode.HUNG),
+        (RunEnded("a user's hook", 74), ExitCode.STOPPED),
         (InputError("a mistake"), ExitCode.MISTAKE),
         (OSError(28, "No space left on device"), ExitCode.MISTAKE),
         (RuntimeError("safetensors: No space left on device (os error 28)"), ExitCode.MISTAKE),
@@ -37,6 +38,11 @@ def test_exit_codes_are_distinct_and_none_is_a_signals():
 )
 def test_every_end_has_its_code(error, code):
     assert exit_code_of(error) is code
+
+
+def test_a_run_cannot_end_with_a_number_that_is_no_exit_code():
+    with pytest.raises(ValueError, match="3 is not a valid ExitCode"):
+        RunEnded("a user's hook", 3)
 
 
 def test_every_exit_code_is_in_the_table_that_users_read():

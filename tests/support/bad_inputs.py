@@ -306,6 +306,7 @@ GIVEN: dict[str, Maker | str] = {
     "`--track mlflow`, which is not installed": "training/test_tracking.py",
     "`--push-to-hub bob/mine`, which is somebody else's": "training/test_publishing.py",
     "`sweep seed=1,2 -- --push-to-hub me/mine`": typed("sweep", "seed=1,2", "--", "--push-to-hub", "me/mine"),
+    "`sweep seed=1,01 -- ...`": "training/test_sweep.py",
     "`--outp runs/x`, an option cut short": trained("--outp", "runs/x"),
     "`RANK=x` in the environment": "foundation/test_launched.py",
     "no such file, as `--deepspeed_config zero4`": typed("plan", "--deepspeed_config", "zero4"),
@@ -327,6 +328,7 @@ GIVEN: dict[str, Maker | str] = {
     ),
     '`fit(["a", None], ...)`': raised(lambda: DiffCSE("quickstart").fit(["a", None], "run")),  # type: ignore[list-item]
     '`DiffCSE("quickstart", "data.files=a.txt")`': raised(lambda: DiffCSE("quickstart", "data.files=a.txt")),
+    '`"evaluation.data=embedded"` beside `development=`': "test_api.py",
     '`output=""`': raised(lambda: DiffCSE("quickstart").fit(["a", "b"], "")),
     "other sentences, and `output` is a finished run": "test_api.py",
     "no weights for a part of the network": "model_folder/test_load.py",

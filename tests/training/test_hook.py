@@ -43,6 +43,13 @@ class Wants(Hook):
         pass
 
 
+class Misspelt(Hook):
+    on_screen = True  # no method
+
+    def on_strat(self, trainer):
+        pass
+
+
 class NoHook:
     pass
 """
@@ -66,6 +73,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("users_hooks:Dairy", "has no Dairy"),
         ("users_hooks:NoHook", "has a NoHook that is no subclass of Hook"),
         ("users_hooks:MODULE", "has no MODULE"),
+        (
+            "users_hooks:Misspelt",
+            "has a method on_strat (did you mean on_start?), which training does not call",
+        ),
         ("users_hooks:Wants", "cannot be created without arguments"),
     ],
 )

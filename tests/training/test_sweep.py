@@ -28,6 +28,13 @@ def test_combinations_are_those_of_slurm_in_its_order() -> None:
         (["--", "--recipe", "quickstart"], "Nothing is not field=value,value"),
         (["seed", "--"], "'seed' is not field=value,value"),
         (["data.files=a/b,a_b", "--"], "'data.files=a/b' and 'data.files=a_b' would be one run folder, runs/sweep-"),
+        (["seed=1,2", "seed=3", "--"], "seed is given twice; give all its values at once"),
+        (["seed=1,01", "--"], "'seed=1' and 'seed=01' are the same recipe; give values that differ"),
+        (["objective.rtd_weight=0,0.0", "--"], "'objective.rtd_weight=0' and 'objective.rtd_weight=0.0' are the same"),
+        (["name=a,b", "--"], "'name=a' and 'name=b' are the same recipe"),
+        (["seed=1,2", "--", "--dry-run"], "--dry-run is for one run, and a sweep trains"),
+        (["seed=1,2", "--", "--resume"], "--resume is for one run; leave it out"),
+        (["seed=1,2", "--", "--replay"], "--replay is for one run, and a sweep trains"),
     ],
     ids=str,
 )
