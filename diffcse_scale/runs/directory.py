@@ -323,7 +323,7 @@ def _check_checkpoints(folder: Path) -> None:
 def _occupied(folder: Path) -> bool:
     """Whether `folder` is in use. The traces of a start that failed because of a mistake do not count."""
     if not folder.is_dir():
-        return folder.exists()
+        return folder.exists() and not folder.is_dir()  # again, because another start may have made it just now
     names = [entry.name for entry in folder.iterdir()]
     # every start first writes its line into incarnations.jsonl, also one that is just beginning; without that line a
     # run.json belongs to another program

@@ -255,6 +255,24 @@ def _race(me: str, folder: Path, rounds: int) -> None:
             run.metrics.write({"step": 0, "host": me})
 
 
+def test_a_folder_that_another_start_makes_at_this_moment_is_not_taken_for_something_else(tmp_path, monkeypatch):
+    """Between two looks at the folder it appears: first it is no folder, and then it exists."""
+    is_dir = Path.is_dir
+
+    def look(path: Path) -> bool:
+        there = is_dir(path)
+        if path == tmp_path / "run":
+            os.makedirs(path, exist_ok=True)
+        return there
+
+    monkeypatch.setattr(Path, "is_dir", look)
+    assert opened(tmp_path).path == tmp_path / "run"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run").touch()
+    with pytest.raises(InputError, match="other/run exists and is not a run of this program"):
+        opened(tmp_path / "other")
+
+
 HOSTS = ("first", "second", "third")
 
 
