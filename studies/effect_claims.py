@@ -137,12 +137,12 @@ def report() -> None:
             if share is not None and step - 1 in SHOWN:
                 print(f"| {name} | {step - 1} | {in_z:.2%} | {share:.2%} | {cosine:+.3f} |")
     print("\n| run | steps | share in z: median | least | most |\n|---|---|---|---|---|")
-    for name, row in ((name, row) for name, row in rows.items() if name.startswith("share/")):
+    for name, row in _of("share", rows):
         for first, last in WINDOWS:
             shares = [in_z for step, in_z, *_ in row["gradients"] if first < step <= last + 1]
             print(f"| {name} | {first} to {last} | {np.median(shares):.2%} | {min(shares):.2%} | {max(shares):.2%} |")
     print("\n| run | step | AUROC | z gain, nats per word |\n|---|---|---|---|")
-    for name, row in ((name, row) for name, row in rows.items() if name.startswith("z/")):
+    for name, row in _of("z", rows):
         for step, _, auroc, _, gain in row["evaluations"]:
             print(f"| {name} | {step} | {auroc:.4f} | {gain:+.5f} |")
     print("\n| run | steps with the measurement | seconds of such a step by those of its neighbours |\n|---|---|---|")
@@ -160,6 +160,10 @@ def report() -> None:
         for pair, both in deviations(measure).items():
             cells = [cell for deviation in both for cell in (f"{deviation:.2f}", str(seeds_needed(deviation)))]
             print(f"| {pair}, {title} | {' | '.join(cells)} |")
+
+
+def _of(kind: str, rows: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [(name, row) for name, row in rows.items() if name.startswith(f"{kind}/")]
 
 
 def costs(row: dict[str, Any]) -> list[float]:

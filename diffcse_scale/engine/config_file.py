@@ -99,7 +99,7 @@ def load_deepspeed_config(path: str | Path | None) -> dict[str, Any]:
     _check(config, KEYS, called)
     for section, keys in SECTIONS.items():
         _check(config.get(section, {}), keys, called, f"{section}.")
-    for section in HALF:  # DeepSpeed takes "false" for false, and what asks whether it is enabled for true
+    for section in HALF:  # DeepSpeed reads the text "false" as false, but Python as true
         enabled = {key: value for key, value in config.get(section, {}).items() if key == "enabled"}
         _check(enabled, {"enabled": bool}, called, f"{section}.")
     if config.get("zero_optimization", {}).get("stage") == "auto":

@@ -57,6 +57,12 @@ def read_settings(file: Path) -> dict[str, Any]:
     return content
 
 
+def other_similarity(about: dict[str, Any]) -> str | None:
+    """The similarity that a model's settings (`ABOUT_FILE`) name, unless it is the cosine or there is none."""
+    named = about.get("similarity_fn_name")
+    return None if named in (None, "cosine") else str(named)
+
+
 def read_modules(folder: Path) -> list[dict[str, str]]:
     """The modules of a sentence-transformers folder in order, with `type` and `path`; empty without the file.
 

@@ -50,6 +50,6 @@ def refuse_stream(place: Path, called: str) -> None:
     Raises:
         InputError: something is there that is neither a file nor a folder.
     """
-    stream = not place.is_file() and not place.is_dir() if place.exists() else str(place) == "-"
-    if stream:
+    is_stream = not (place.is_file() or place.is_dir()) if place.exists() else str(place) == "-"
+    if is_stream:
         raise InputError(f"{called} is a pipe or device, which can be read only once; write its text to a file first.")

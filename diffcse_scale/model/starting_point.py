@@ -19,6 +19,7 @@ from diffcse_scale.foundation.model_files import (
     TRANSFORMER_FILE,
     existing_folder,
     network_folder,
+    other_similarity,
     read_modules,
     read_settings,
 )
@@ -68,7 +69,7 @@ def _left_out(recipe: Recipe) -> Iterator[str]:
     if prompts := {key: text for key, text in (about.get("prompts") or {}).items() if text}:
         default = about.get("default_prompt_name")
         yield f"its prompts {', '.join(sorted(prompts))}" + (f" (by default {default})" if default else "")
-    if (measure := about.get("similarity_fn_name")) not in (None, "cosine"):
+    if measure := other_similarity(about):
         yield f"its similarity {measure} (the trained one is cosine)"
     if (width := about.get("truncate_dim")) is not None:
         yield f"its cut to the first {width} numbers of a vector (truncate_dim)"

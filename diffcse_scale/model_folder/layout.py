@@ -17,6 +17,7 @@ from diffcse_scale.foundation.model_files import (
     MODULES_FILE,
     TRANSFORMER_FILE,
     existing_folder,
+    other_similarity,
     read_modules,
     read_settings,
 )
@@ -95,8 +96,7 @@ def tell_of_similarity(path: str | Path) -> None:
     Raises:
         InputError: the folder does not exist or holds no model, or its settings cannot be read.
     """
-    measure = read_settings(model_folder(path) / ABOUT_FILE).get("similarity_fn_name")
-    if measure not in (None, "cosine"):
+    if measure := other_similarity(read_settings(model_folder(path) / ABOUT_FILE)):
         log.warning("%s: its own similarity is %s (similarity_fn_name), but cosines are computed here.", path, measure)
 
 

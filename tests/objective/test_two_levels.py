@@ -155,7 +155,8 @@ def losses(world: Path, run: Path, per_node: int | None) -> list[float]:
 @pytest.mark.slow
 def test_a_run_on_two_nodes_learns_what_it_learns_on_one(toy_world, tmp_path) -> None:
     on_one, on_two = (losses(toy_world, tmp_path / f"run-{per_node}", per_node) for per_node in (None, 2))
-    assert len(on_one) == 4 and on_two == pytest.approx(on_one, rel=1e-3)  # Adam amplifies another order of sums
+    assert len(on_one) == 4 and on_two[:3] == pytest.approx(on_one[:3], rel=1e-4)
+    assert on_two == pytest.approx(on_one, rel=1e-3)  # Adam amplifies another order of sums
 
 
 def of_unequal_nodes() -> tuple[int, Tensor, bool]:
